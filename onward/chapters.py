@@ -1,0 +1,158 @@
+"""The worker of a chapter plan: blocks take turns, each on rows passed through those below it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from onward.blocks import Block, StepReport
+from onward.networks import CHUNK_ROWS, Network
+from onward.plan import ChapterPlan, Product, Segment, Thing
+from onward.readouts import SoftmaxHead, read_activities
+from onward.views import Negatives, View
+from onward.workers import Arithmetic, Clock, Rows, Worker
+
+
+class ChapterWorker(Worker):
+    """Trains a block for a chapter.
+
+    The activities of the rows at one block are kept, and passed on when a higher block of the
+    same chapter needs them: a rank that trains all blocks passes rows through each only once.
+    """
+
+    plan: ChapterPlan
+
+    def __init__(
+        self,
+        plan: ChapterPlan,
+        network: Network,
+        shards: Mapping[int, Rows],
+        arithmetic: Arithmetic,
+    ) -> None:
+        super().__init__(plan, network, shards, arithmetic)
+        self.chapter = -1
+        # By inputs: how many blocks the views have passed, and the views.
+        self.passed: dict[Segment, tuple[int, dict[str, Tensor]]] = {}
+        self.read: dict[Segment, tuple[Tensor, ...]] = {}
+
+    def train(self, time: int, block: int) -> None:
+        clock = Clock()
+        self._begin_chapter(time)
+        self._begin_moments(time, block)
+        shard = self.plan.shard(time)
+        labels = self.shards[shard].y
+        step = self.make_step(block)
+        total: StepReport | None = None
+        for segment in self.plan.segments(time):
+            order = self._order(segment, shard)
+            rows, positions = order.unique(return_inverse=True)
+            views = self._views(time, segment, block, rows, select(labels, rows))
+            batches = positions.split(self.plan.batch_size)
+            for batch, chosen in enumerate(batches, start=segment.first):
+                seen = {name: view.rows(chosen) for name, view in views.items()}
+                _, told = self.learn(step, block, seen, segment.epoch, batch, shard)
+                total = told if total is None else total.add(told)
+        assert total is not None
+        self.values[Product(Thing.MOMENTS, time, block)] = self._moments(block)
+        self.report(Product(Thing.REPORT, time, block), total, clock.read())
+
+    def score(self, time: int) -> None:
+        head, x = self.network.head, self.shards[self.plan.shard(time)].x
+        if head is None:
+            hints = self.network.scores(x).network
+        elif time == self.chapter and len(self.read) == 1 and not self._inputs_change:
+            # Passed through the blocks already, for the head to learn from.
+            (read,) = self.read.values()
+            chunks = zip(*(part.split(CHUNK_ROWS) for part in read), strict=True)
+            hints = torch.cat([head.scores(head.infer(chunk)) for chunk in chunks])
+        else:
+            hints = self.network.scores(x, SoftmaxHead()).network
+        self.values[Product(Thing.HINTS, time, 0)] = [hints.float()]
+
+    def hint_rows(self, time: int) -> int:
+        return self.plan.rows[self.plan.shard(time)]
+
+    def _begin_chapter(self, chapter: int) -> None:
+        if chapter != self.chapter:
+            self.chapter = chapter
+            self.passed.clear()
+            self.read.clear()
+
+    def _begin_moments(self, chapter: int, block: int) -> None:
+        """Give a block the moments that its chapter starts with."""
+        learner, age = self.blocks[block], self.plan.moments_age
+        learner.forget()
+        if age is not None and chapter >= age:
+            tensors = iter(self.values[Product(Thing.MOMENTS, chapter - age, block)])
+            learner.moments = {
+                name: {part: next(tensors) for part in sorted(learner.moments[name])}
+                for name in sorted(learner.moments)
+            }
+
+    @property
+    def _inputs_change(self) -> bool:
+        """Whether the segments of a chapter see different rows, or other shifts of them."""
+        return bool(self.arithmetic.shift) or self.plan.chapters > self.plan.epochs
+
+    def _order(self, segment: Segment, shard: int) -> Tensor:
+        """Return the rows of a segment, in the order in which they are learned from."""
+        size = self.plan.batch_size
+        return self.order(segment.epoch, shard)[segment.first * size : segment.last * size]
+
+    def _views(
+        self, chapter: int, segment: Segment, block: int, rows: Tensor, labels: Tensor
+    ) -> dict[str, View]:
+        """Return the views of some rows as a block sees them."""
+        key = segment if self._inputs_change else segment._replace(epoch=0)
+        if self.blocks[block].reads is not None:
+            if key not in self.read:
+                self.read[key] = self._read(chapter, segment, rows)
+            return {"input": View(self.read[key], labels)}
+        done, views = self.passed.pop(key, (0, {}))
+        if not views:
+            views = self._first_views(chapter, segment, rows, labels)
+        for below in self.blocks[done:block]:
+            views = {name: passed(below, x) for name, x in views.items()}
+        self.passed[key] = (block, views)
+        return {name: View(x, labels) for name, x in views.items()}
+
+    def _first_views(
+        self, chapter: int, segment: Segment, rows: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the views of some rows as the first block sees them."""
+        shard, sampler = self.plan.shard(chapter), self.network.sampler
+        negatives = None
+        if sampler.negatives is not None:
+            age = self.plan.hint_age
+            hints = self.values.get(Product(Thing.HINTS, chapter - age, 0)) if age else None
+            time = 0 if sampler.negatives is Negatives.FIXED else chapter
+            all_labels = self.shards[shard].y
+            negatives = self.negative_labels(all_labels, hints[0] if hints else None, time, shard)
+            negatives = select(negatives, rows)
+        views = sampler.views(select(self.inputs(segment.epoch, shard), rows), labels, negatives)
+        return {name: view.x for name, view in views.items() if isinstance(view.x, Tensor)}
+
+    def _read(self, chapter: int, segment: Segment, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the activities that the head reads."""
+        head, line = self.network.head, self.network.line
+        assert head is not None
+        x = select(self.inputs(segment.epoch, self.plan.shard(chapter)), rows)
+        chunks = self.network.sampler.neutral(x).split(CHUNK_ROWS)
+        parts = [read_activities(line, head, chunk) for chunk in chunks]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def select(x: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows with these ascending numbers, without a copy where they are all rows."""
+    return x if len(rows) == len(x) else x[rows]
+
+
+def passed(block: Block, x: Tensor) -> Tensor:
+    """Pass rows through a block in chunks, without training it."""
+    chunks = x.split(CHUNK_ROWS)
+    first = block.infer(chunks[0])
+    activities = first.new_empty(len(x), *first.shape[1:])
+    activities[: len(first)] = first
+    for number, chunk in enumerate(chunks[1:], start=1):
+        activities[number * CHUNK_ROWS :][: len(chunk)] = block.infer(chunk)
+    return activities

@@ -1,0 +1,334 @@
+"""A run as frozen dataclasses, and as TOML.
+
+Each setting has one home: a field here, with its meaning and unit. What a recipe, a run file, a
+flag or `--set section.name=value` changes is a field of a `RunConfig`.
+"""
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin
+
+import tomli_w
+
+from onward.errors import FileError, SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned from."""
+
+    name: str = "digits"
+    """A known data set, or a path to an .npz file."""
+
+    dir: str | None = None
+    """Folder that holds data sets. None: the environment variable ONWARD_DATA, then a cache."""
+
+    validation: float | int = 0.1
+    """Training rows kept apart for validation: a share below 1, or a number of rows; 0 for none."""
+
+    test: float = 0.2
+    """Share of the rows kept apart for the test where the data bring no test rows."""
+
+    split_seed: int = 0
+    """Decides which rows are validation and test rows."""
+
+    shift: int = 0
+    """Largest random shift of training images, in pixels, drawn anew for each row and epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What is trained: blocks of one dense layer, and how classes are read off them."""
+
+    widths: tuple[int, ...] = (500, 500, 500, 500)
+    """Units of each block; the input width comes from the data."""
+
+    objective: Literal["cross-entropy", "threshold"] = "cross-entropy"
+    """Local objective of each block."""
+
+    one_block: bool = False
+    """All layers in one block, which is backpropagation."""
+
+    readout: Literal["heads", "goodness", "softmax"] = "heads"
+    """How classes are read off: the blocks' own heads, a goodness sweep over all labels, or one
+    softmax head on the neutral label."""
+
+    heads: Literal["all", "last"] = "all"
+    """Which heads vote, for the readout `heads`."""
+
+    skip_first: bool = True
+    """Whether goodness and softmax readouts leave the first block out (if there are others)."""
+
+    negatives: Literal["fixed", "random", "adaptive", "hard"] | None = None
+    """How the wrong label of a negative is chosen; None for objectives without negatives."""
+
+    label_strength: float = 1.0
+    """Input value of an embedded label."""
+
+    threshold: float = 1.0
+    """Mean square of the activities at which a row is a coin toss between positive and negative."""
+
+    slope: float | None = None
+    """Steepness of the threshold, per mean square. None: the number of units, as Hinton."""
+
+    peer: float = 0.0
+    """Strength of peer normalisation; 0 turns it off."""
+
+    dropout: float = 0.0
+    """Share of each block's inputs that is dropped in training."""
+
+    gain: float = 1.0
+    """Standard deviation of the first weights, times the square root of the number of inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How the weights follow their gradients."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    """Update rule; both have decoupled weight decay, and sgd averages the gradient."""
+
+    lr: float = 1e-3
+    """Learning rate of the blocks."""
+
+    weight_decay: float = 0.0
+    """Decay of the blocks' weights a step, times the learning rate."""
+
+    head_lr: float = 1e-3
+    """Learning rate of a softmax head that reads several blocks."""
+
+    head_weight_decay: float = 0.0
+    """Decay of that head's weights a step, times its learning rate."""
+
+    momentum: float = 0.9
+    """Decay of the mean gradient, for sgd."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, in what steps, and with which arithmetic."""
+
+    epochs: int = 10
+    """Passes of each block over its training rows."""
+
+    batch_size: int = 100
+    """Rows of a mini-batch."""
+
+    seed: int = 0
+    """Decides the first weights, the order of rows, negatives, shifts and dropout."""
+
+    schedule: Literal["constant", "warmup", "cooldown"] = "constant"
+    """Learning rate over time. warmup: up for 5 %, flat to 30 %, then down to 0 in a line.
+    cooldown: flat for half of the epochs, then down in a line, as Hinton."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the processor has
+    instructions for it; the choice is written into the run folder."""
+
+    gradients: Literal["closed-form", "autograd"] = "closed-form"
+    """How derivatives are found where both ways are known; equal up to rounding."""
+
+    threads: int = 1
+    """Threads of each rank. Rounding depends on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What is computed, and from what: this decides the weights."""
+
+    kind: Literal["chapters", "stream"] = "chapters"
+    """Blocks take turns of a chapter, or all learn from every mini-batch."""
+
+    chapters: int | None = None
+    """Turns of each block (S); with stream, how often is reported. None: one an epoch."""
+
+    hint_age: int | Literal["never"] | None = None
+    """Age of the class scores that draw adaptive and hard negatives: in chapters, or in
+    mini-batches with stream. None: the number of blocks in a chapter plan, 0 with stream, the
+    number of shards where there are several."""
+
+    optimizer_state: str = "travel"
+    """Moments at the start of a chapter: travel (those of the chapter before), restart (none),
+    or aged:N (those of N chapters ago)."""
+
+    shards: int = 1
+    """Parts of the training rows; chapter c learns from part c modulo this number."""
+
+    shard_by: Literal["iid", "class"] = "iid"
+    """How rows are dealt to shards: at random, or so that each has few classes."""
+
+    validate_every: int | None = None
+    """Chapters between validations. None: after the last only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementConfig:
+    """Where tasks run: this decides time and traffic, never the weights."""
+
+    name: Literal["sequential", "single-layer", "all-layers", "federated", "stream"] | None = None
+    """None: sequential on one rank, else all-layers, federated (several shards) or stream."""
+
+    nodes: int = 1
+    """Processes to start on this machine; under torchrun their number is that of torchrun."""
+
+    iface: str | None = None
+    """Network interface between machines. None: loopback on one machine, else gloo's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, complete."""
+
+    recipe: str = "one-pass"
+    """The recipe the settings started from; for the record."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is learned from."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """What is trained."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How weights follow their gradients."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How long, and with which arithmetic."""
+
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What is computed."""
+
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """Where it is computed."""
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Self:
+        """Return a copy with some settings changed.
+
+        Args:
+            settings: Values by full name, such as `{"training.epochs": 5}`. Strings are read as
+                the type of the setting, so that they may come from a command line.
+
+        Raises:
+            SettingError: A name is unknown, or a value has the wrong type.
+        """
+        config = self
+        for name, value in settings.items():
+            known = setting_names()
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {nearest[0]}?" if nearest else ""
+                raise SettingError(f"Unknown setting {name}.{hint}")
+            section, _, key = name.rpartition(".")
+            owner = getattr(config, section) if section else config
+            changed = replace(owner, **{key: _read(name, value, _types(type(owner))[key])})
+            config = replace(config, **{section: changed}) if section else changed
+        return config
+
+    def to_toml(self) -> str:
+        """Return the run as TOML; settings that are None are left out."""
+        return tomli_w.dumps(_without_none(asdict(self)))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a TOML run file into settings by full name.
+
+    Raises:
+        FileError: The file cannot be read.
+        SettingError: It is no TOML.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise FileError(f"The run file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"The run file {path} is not valid TOML: {error}.") from error
+    settings: dict[str, Any] = {}
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            settings |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            settings[name] = value
+    return settings
+
+
+def setting_names() -> list[str]:
+    """Return the full names of all settings."""
+    names = []
+    for section in fields(RunConfig):
+        inner = _types(RunConfig)[section.name]
+        if is_dataclass(inner):
+            names += [f"{section.name}.{setting.name}" for setting in fields(inner)]
+        else:
+            names.append(section.name)
+    return names
+
+
+def _types(owner: type) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
+
+
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if value is not None
+    }
+
+
+def _read(name: str, value: Any, kind: Any) -> Any:
+    """Return a value as the type of its setting, or say why it is none."""
+    if get_origin(kind) in (types.UnionType, typing.Union):
+        options = get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        for option in sorted(options, key=lambda option: option is not int):
+            if option is not type(None):
+                try:
+                    return _read(name, value, option)
+                except SettingError:
+                    continue
+    elif get_origin(kind) is Literal:
+        choices = get_args(kind)
+        if value in choices:
+            return value
+        wanted = ", ".join(str(choice) for choice in choices)
+        raise SettingError(f"{name} must be one of {wanted}; got {value!r}.")
+    elif get_origin(kind) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, list | tuple):
+            return tuple(_read(name, part, get_args(kind)[0]) for part in parts)
+    elif isinstance(value, str) and kind is not str:
+        parsed = _parse(value, kind)
+        if parsed is not None:
+            return parsed
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    try:
+        return kind(text)
+    except ValueError:
+        return None
+
+
+def _say(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if kind in names:
+        return names[kind]
+    if get_origin(kind) is tuple:
+        return "whole numbers with commas between them"
+    options = [option for option in get_args(kind) if option is not type(None)]
+    return " or ".join(
+        "one of " + ", ".join(map(str, get_args(o))) if get_origin(o) is Literal else _say(o)
+        for o in options
+    )

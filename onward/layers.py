@@ -1,0 +1,89 @@
+"""Layers that are made for local learning: a length-normalised dense ReLU layer."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+TINY = 1e-8
+
+
+def normalize_length(x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
+    """Scale every row to a mean square of 1, so that its length says nothing.
+
+    Without this a layer could read off the goodness of the layer below. No mean is subtracted and
+    nothing is learned. A row of zeros stays zero.
+
+    Source:
+        Hinton 2022, arXiv:2212.13345, section 2; the scale (mean square 1, not length 1) is that
+        of his published Matlab code.
+
+    Example:
+        >>> normalize_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.8485, 1.1314],
+                [0.0000, 0.0000]])
+    """
+    flat = x.flatten(1)
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    scale = (flat.shape[1] ** 0.5) / (length + TINY)
+    return (flat * scale.to(x.dtype)).view_as(x)
+
+
+class Dense(nn.Module):
+    """Length normalisation, dropout, a linear map, ReLU.
+
+    It is an ordinary module; what is special is that `closed_form` can train it without autograd.
+
+    Args:
+        in_features: Inputs a row; an input with more axes is flattened.
+        out_features: Units.
+        dropout: Share of the normalised inputs that is set to zero in training.
+        generator: Draws the weights: normal with standard deviation `gain` / sqrt(in_features).
+        gain: 1 as Hinton's code does it, sqrt(2) for He initialisation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        generator: torch.Generator,
+        dropout: float = 0.0,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        weight = torch.randn(out_features, in_features, generator=generator)
+        self.weight = nn.Parameter(weight * (gain / in_features**0.5))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.dropout = dropout
+
+    def pre_activations(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows units"]:
+        """Return what goes into the ReLU."""
+        x = normalize_length(x.flatten(1))
+        return F.linear(F.dropout(x, self.dropout, self.training), self.weight, self.bias)
+
+    def forward(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows units"]:
+        return self.pre_activations(x).relu()
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, dropout={self.dropout}"
+
+
+class ReadoutLayer(nn.Module):
+    """A linear map of the length-normalised activities of several blocks, without bias.
+
+    Args:
+        widths: Units of each block that is read.
+        num_classes: Outputs. The weights start at zero.
+
+    Source:
+        The softmax of Hinton 2022, section 3.3; zero weights and no bias as in his Matlab code.
+    """
+
+    def __init__(self, widths: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_classes, sum(widths)))
+
+    def forward(self, activities: tuple[Tensor, ...]) -> Float[Tensor, "rows classes"]:
+        x = torch.cat([normalize_length(a.flatten(1)) for a in activities], dim=1)
+        return F.linear(x, self.weight)

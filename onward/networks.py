@@ -1,0 +1,315 @@
+"""Stacks of blocks with a sampler and a readout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from onward import seeds
+from onward.blocks import Block
+from onward.config import NetworkConfig, OptimizerConfig
+from onward.errors import SettingError
+from onward.layers import Dense, ReadoutLayer
+from onward.objectives import CrossEntropy, Objective, Threshold
+from onward.optimizers import SGD, Adam, Optimizer
+from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
+from onward.views import LabelEmbedding, Negatives, Plain, Sampler
+
+CHUNK_ROWS = 500
+"""Rows of a forward pass that does not train. Rounding depends on it, so it is the same wherever
+a pass is made, and never a single row."""
+
+
+class Network(nn.Module):
+    """Blocks in a line, what they see, and how classes are read off them.
+
+    Args:
+        blocks: Each block reads the one before it. The last may instead read several (see
+            `Block.reads`), as a softmax head does.
+        sampler: Makes the views of a batch.
+        readout: Turns the blocks' scores into class scores.
+        num_classes: Number of classes.
+        config: What the network was built from, if it was; it makes saved models self-contained.
+
+    Example:
+        >>> import onward as ow
+        >>> network = ow.mlp((4,), num_classes=3, widths=(8, 8))
+        >>> network.predict(torch.zeros(2, 4)).shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        sampler: Sampler,
+        readout: Readout,
+        *,
+        num_classes: int,
+        config: NetworkConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.sampler = sampler
+        self.readout = readout
+        self.num_classes = num_classes
+        self.config = config
+        for number, block in enumerate(self.all_blocks):
+            is_last = number == len(blocks) - 1
+            if block.reads is not None and not is_last:
+                raise ValueError(
+                    f"Block {number} of {len(blocks)} reads several blocks, and only the last may."
+                )
+            unknown = set(block.objective.views) - set(sampler.names)
+            if block.reads is None and unknown:
+                raise ValueError(
+                    f"Block {number} learns from the views {block.objective.views}, but the "
+                    f"sampler {type(sampler).__name__} makes {sampler.names}."
+                )
+
+    @property
+    def all_blocks(self) -> list[Block]:
+        """The blocks, a head that reads several at the end included."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
+    def line(self) -> list[Block]:
+        """The blocks that read the one before them."""
+        return [block for block in self.all_blocks if block.reads is None]
+
+    @property
+    def head(self) -> Block | None:
+        """The block that reads several others, if there is one."""
+        last = self.all_blocks[-1]
+        return last if last.reads is not None else None
+
+    def set_precision(self, precision: torch.dtype) -> None:
+        """Choose the arithmetic of matrix products: `torch.float32` or `torch.bfloat16`."""
+        for block in self.all_blocks:
+            block.precision = precision
+
+    @torch.no_grad()
+    def scores(self, x: Float[Tensor, "rows ..."], readout: Readout | None = None) -> Scores:
+        """Return the class scores of rows, in chunks of `CHUNK_ROWS`.
+
+        Args:
+            x: Rows of the shape the network was built for.
+            readout: Another readout than the network's own.
+        """
+        readout = readout or self.readout
+        blocks = self.all_blocks if isinstance(readout, SoftmaxHead) else self.line
+        chunks = [readout.scores(blocks, self.sampler, part) for part in x.split(CHUNK_ROWS)]
+        each = zip(*(chunk.blocks for chunk in chunks), strict=True)
+        return Scores(
+            torch.cat([chunk.network for chunk in chunks]), tuple(torch.cat(b) for b in each)
+        )
+
+    def predict(self, x: Float[Tensor, "rows ..."]) -> Int[Tensor, " rows"]:
+        """Return the most likely class of each row."""
+        return self.scores(x).network.argmax(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How many rows a network gets right."""
+
+    rows: int
+    """Rows that were looked at."""
+
+    correct: int
+    """Rows whose class the network names."""
+
+    correct_blocks: tuple[int, ...]
+    """Rows whose class each block names on its own, where the readout has its scores."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the rows that are right; None without rows."""
+        return self.correct / self.rows if self.rows else None
+
+    @property
+    def block_accuracy(self) -> list[float]:
+        """The same for each block on its own."""
+        return [correct / self.rows for correct in self.correct_blocks] if self.rows else []
+
+
+def evaluate(
+    network: Network,
+    x: Float[Tensor, "rows ..."],
+    y: Int[Tensor, " rows"],
+    readout: Readout | None = None,
+) -> Evaluation:
+    """Count the rows that a network gets right.
+
+    Args:
+        network: What is asked.
+        x: Rows.
+        y: Their true classes.
+        readout: Another readout than the network's own.
+    """
+    if not len(y):
+        return Evaluation(0, 0, ())
+    scores = network.scores(x, readout)
+    correct, *each = (int((s.argmax(dim=1) == y).sum()) for s in (scores.network, *scores.blocks))
+    return Evaluation(len(y), correct, tuple(each))
+
+
+def build(
+    config: NetworkConfig,
+    optimizer: OptimizerConfig,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    is_image: bool,
+    seed: int,
+) -> Network:
+    """Build a network of dense blocks from its settings.
+
+    Args:
+        config: What is trained.
+        optimizer: How weights follow their gradients.
+        input_shape: Shape of one row.
+        num_classes: Number of classes.
+        is_image: Whether an embedded label overwrites inputs, or comes before them.
+        seed: Decides the first weights, block by block.
+
+    Raises:
+        SettingError: Settings do not fit the data or each other.
+    """
+    check_network(config, input_shape=input_shape, num_classes=num_classes, is_image=is_image)
+    sampler: Sampler = Plain()
+    if config.negatives is not None:
+        sampler = LabelEmbedding(
+            num_classes, is_image, Negatives(config.negatives), config.label_strength
+        )
+    inputs = torch.Size(sampler.width(input_shape)).numel()
+    widths = (inputs, *config.widths)
+    layers = [
+        Dense(
+            n_in,
+            n_out,
+            generator=seeds.generator(seed, "weights", number),
+            dropout=config.dropout,
+            gain=config.gain,
+        )
+        for number, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False))
+    ]
+    rule, head_rule = _rules(optimizer)
+
+    def objective(number: int) -> Objective:
+        width = widths[number + 1]
+        if config.objective == "threshold":
+            slope = config.slope if config.slope is not None else float(width)
+            return Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
+        head = nn.Linear(width, num_classes, bias=False)
+        draw = seeds.generator(seed, "head", number)
+        nn.init.normal_(head.weight, std=width**-0.5, generator=draw)
+        return CrossEntropy(head)
+
+    readout: Readout
+    if config.one_block:
+        last = len(layers) - 1
+        blocks = [Block(nn.Sequential(*layers), objective(last), rule)]
+    else:
+        blocks = [Block(layer, objective(number), rule) for number, layer in enumerate(layers)]
+    if config.negatives is not None and (
+        config.readout == "softmax" or config.negatives == "hard"
+    ):
+        first = 1 if config.skip_first and len(layers) > 1 else 0
+        reads = tuple(range(first, len(layers)))
+        layer = ReadoutLayer(tuple(config.widths[first:]), num_classes)
+        blocks.append(Block(layer, CrossEntropy(nn.Identity()), head_rule, reads=reads))
+    match config.readout:
+        case "heads":
+            readout = SumOfHeads(config.heads)
+        case "goodness":
+            readout = GoodnessSweep(config.skip_first)
+        case "softmax":
+            readout = SoftmaxHead()
+    return Network(blocks, sampler, readout, num_classes=num_classes, config=config)
+
+
+def check_network(
+    config: NetworkConfig, *, input_shape: tuple[int, ...], num_classes: int, is_image: bool
+) -> None:
+    """Raise a `SettingError` where network settings do not fit the data or each other."""
+    if not config.widths or min(config.widths) < 1:
+        raise SettingError(
+            f"network.widths lists the units of each block and needs one at least; got "
+            f"{list(config.widths)}."
+        )
+    if (config.objective == "threshold") is (config.negatives is None):
+        raise SettingError(
+            f"network.objective = {config.objective} and network.negatives = {config.negatives} "
+            f"do not fit: a threshold needs negatives, and cross-entropy has none."
+        )
+    if (config.readout == "heads") is (config.objective == "threshold"):
+        raise SettingError(
+            f"network.readout = {config.readout} does not fit network.objective = "
+            f"{config.objective}: blocks with cross-entropy have heads to read, blocks with a "
+            f"threshold are read by goodness or softmax."
+        )
+    if config.one_block and config.objective == "threshold":
+        raise SettingError("network.one_block is backpropagation, and goes with cross-entropy.")
+    inputs = torch.Size(input_shape).numel()
+    if config.negatives is not None and is_image and num_classes > inputs:
+        raise SettingError(
+            f"{num_classes} labels cannot overwrite the first inputs of an image with {inputs}. "
+            f"Give the rows as vectors, and the label comes before them."
+        )
+
+
+def mlp(
+    input_shape: tuple[int, ...],
+    *,
+    num_classes: int,
+    widths: tuple[int, ...] = (500, 500, 500, 500),
+    objective: str = "cross-entropy",
+    is_image: bool = False,
+    optimizer: OptimizerConfig | None = None,
+    seed: int = 0,
+    **settings: object,
+) -> Network:
+    """Build a network of dense blocks.
+
+    Args:
+        input_shape: Shape of one row.
+        num_classes: Number of classes.
+        widths: Units of each block.
+        objective: `cross-entropy`, or `threshold` (which needs `negatives` and a `readout`).
+        is_image: Whether an embedded label overwrites inputs, or comes before them.
+        optimizer: How weights follow their gradients; Adam by default.
+        seed: Decides the first weights.
+        settings: Further fields of `NetworkConfig`.
+
+    Raises:
+        SettingError: Settings do not fit each other.
+
+    Example:
+        >>> import onward as ow
+        >>> len(ow.mlp((1, 8, 8), num_classes=10, widths=(32, 32, 32)).blocks)
+        3
+    """
+    config = NetworkConfig(widths=widths, objective=objective, **settings)  # type: ignore[arg-type]
+    return build(
+        config,
+        optimizer or OptimizerConfig(),
+        input_shape=input_shape,
+        num_classes=num_classes,
+        is_image=is_image,
+        seed=seed,
+    )
+
+
+def _rules(config: OptimizerConfig) -> tuple[Optimizer, Optimizer]:
+    """Return the update rules of the blocks, and of a head that reads several."""
+    if config.name == "adam":
+        return (
+            Adam(lr=config.lr, weight_decay=config.weight_decay),
+            Adam(lr=config.head_lr, weight_decay=config.head_weight_decay),
+        )
+    return (
+        SGD(lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay),
+        SGD(lr=config.head_lr, momentum=config.momentum, weight_decay=config.head_weight_decay),
+    )

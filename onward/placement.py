@@ -1,0 +1,172 @@
+"""Where tasks run: a rank for each task, as data.
+
+A placement decides time and traffic, never the weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from onward.errors import PlacementError
+from onward.plan import Kind, Plan, Product, StreamPlan, Task
+
+Name = Literal["sequential", "single-layer", "all-layers", "federated", "stream"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A rank for each task of a plan."""
+
+    name: Name
+    """How tasks were dealt."""
+
+    num_ranks: int
+    """Number of ranks (world size)."""
+
+    owners: tuple[int, ...]
+    """Rank of each block, the head included, where blocks stay; empty where chapters go round."""
+
+    shards: int = 1
+    """Shards of the plan: a shard's validation stays with its owner."""
+
+    def rank(self, task: Task) -> int:
+        """Return the rank that does a task."""
+        if task.kind is Kind.GATHER:
+            return 0
+        if not self.owners:
+            by_shard = task.kind is Kind.VALIDATE and self.shards > 1
+            return (task.block if by_shard else task.time) % self.num_ranks
+        if task.kind in (Kind.SCORE, Kind.VALIDATE):
+            return self.owners[-1]
+        return self.owners[task.block]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one task sends to one rank."""
+
+    task: Task
+    """The task that made it."""
+
+    dest: int
+    """The rank that needs it."""
+
+    products: tuple[Product, ...]
+    """What it holds, in order."""
+
+
+def messages(plan: Plan, placement: Placement, task: Task) -> list[Message]:
+    """Return the messages that follow a task: who needs what of it elsewhere.
+
+    Both ends derive them from the plan, so nothing is negotiated.
+    """
+    source = placement.rank(task)
+    held: dict[int, list[Product]] = {}
+    for product in plan.makes(task):
+        for dest in sorted({placement.rank(use) for use in plan.uses(product)} - {source}):
+            held.setdefault(dest, []).append(product)
+    return [Message(task, dest, tuple(products)) for dest, products in sorted(held.items())]
+
+
+def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[float]) -> Placement:
+    """Deal the tasks of a plan to ranks.
+
+    Args:
+        plan: What is computed.
+        name: How to deal. None: sequential on one rank; else stream for a stream plan, federated
+            for several shards, all-layers for the rest.
+        num_ranks: Number of ranks.
+        costs: Cost of each block in the line, in any unit, such as its parameters.
+
+    Raises:
+        PlacementError: The plan cannot be dealt so, or has no work for so many ranks.
+
+    Source:
+        single-layer, all-layers, federated: Aktemur et al. 2024, arXiv:2404.08573, sections 4.1
+        to 4.3. stream: one run of blocks a rank, activities travel.
+    """
+    if name is None:
+        name = _usual(plan, num_ranks)
+    if name != "sequential" and (name == "stream") is not isinstance(plan, StreamPlan):
+        fitting = "stream" if isinstance(plan, StreamPlan) else "single-layer, all-layers or federated"
+        raise PlacementError(
+            f"The placement {name} cannot run a {_kind(plan)} plan. Choose sequential or {fitting}, "
+            f"or another --plan."
+        )
+    most, unit = _most_ranks(plan, name)
+    if num_ranks > most:
+        raise PlacementError(
+            f"The placement {name} has work for {most} {'rank' if most == 1 else 'ranks'} at most "
+            f"({unit}), but there are {num_ranks}. Start fewer, or choose another placement."
+        )
+    shards = len(plan.rows)
+    if name == "federated" and (shards < 2 or shards % num_ranks):
+        raise PlacementError(
+            f"A federated run deals {shards} {'shard' if shards == 1 else 'shards'} to {num_ranks} "
+            f"ranks. Set plan.shards to {num_ranks}, or to a multiple of it."
+        )
+    if name in ("sequential", "all-layers", "federated"):
+        return Placement(name, num_ranks, (), shards)
+    owners = balance(costs, num_ranks, passing=name == "single-layer")
+    return Placement(name, num_ranks, owners + (num_ranks - 1,) * bool(plan.head_reads), shards)
+
+
+def balance(costs: Sequence[float], num_ranks: int, *, passing: bool) -> tuple[int, ...]:
+    """Cut blocks into contiguous runs, one a rank, so that the dearest run is as cheap as can be.
+
+    Args:
+        costs: Cost of passing rows through each block. Training costs twice that (forward, and
+            the gradient of the weights).
+        num_ranks: Number of runs, at most the number of blocks.
+        passing: Whether a rank also passes rows through all blocks below its own.
+
+    Returns:
+        The rank of each block.
+
+    Example:
+        >>> balance([1, 1, 1, 3], 2, passing=False)
+        (0, 0, 0, 1)
+    """
+
+    def run(first: int, last: int) -> float:
+        below = sum(costs[: last - 1]) if passing else sum(costs[first : last - 1])
+        return 2 * sum(costs[first:last]) + below
+
+    @cache
+    def cut(first: int, ranks: int) -> tuple[float, tuple[int, ...]]:
+        if ranks == 1:
+            return run(first, len(costs)), (len(costs),)
+        options = []
+        for last in range(first + 1, len(costs) - ranks + 2):
+            rest, ends = cut(last, ranks - 1)
+            options.append((max(run(first, last), rest), (last, *ends)))
+        return min(options)
+
+    ends = cut(0, num_ranks)[1]
+    return tuple(next(r for r, end in enumerate(ends) if block < end) for block in range(len(costs)))
+
+
+def _usual(plan: Plan, num_ranks: int) -> Name:
+    if num_ranks == 1:
+        return "sequential"
+    if isinstance(plan, StreamPlan):
+        return "stream"
+    return "federated" if len(plan.rows) > 1 else "all-layers"
+
+
+def _kind(plan: Plan) -> str:
+    return "stream" if isinstance(plan, StreamPlan) else "chapter"
+
+
+def _most_ranks(plan: Plan, name: Name) -> tuple[int, str]:
+    match name:
+        case "sequential":
+            return 1, "it does everything on rank 0"
+        case "all-layers":
+            return plan.chapters, "one a chapter"
+        case "federated":
+            return len(plan.rows), "one a shard"
+    return plan.num_blocks, "one a block"
+
+

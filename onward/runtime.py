@@ -1,0 +1,209 @@
+"""Obeys: does the tasks of one rank in the order of the plan, and sends what others need.
+
+The only place where a task is executed. All messages follow from plan and placement, so each
+rank knows beforehand how many bytes it gets from whom, and in which order.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from onward.chapters import ChapterWorker
+from onward.networks import Network
+from onward.placement import Placement, messages
+from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
+from onward.streams import StreamWorker
+from onward.transport import InMemoryTransport, Transport
+from onward.workers import Arithmetic, Rows, Worker
+
+ALIGNMENT = 64
+"""Each tensor of a message begins at a multiple of this many bytes."""
+
+OnProduct = Callable[[Product, list[Tensor]], None]
+"""Told of reports and counts as soon as this rank has them."""
+
+
+def pack(tensors: Sequence[Tensor]) -> Tensor:
+    """Copy tensors into one row of bytes on the CPU."""
+    payload = torch.empty(packed_size(tensors), dtype=torch.uint8)
+    for tensor, part in zip(tensors, unpack(payload, tensors), strict=True):
+        part.copy_(tensor.detach())
+    return payload
+
+
+def unpack(payload: Tensor, layout: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors in a row of bytes, without copying them.
+
+    Args:
+        payload: Bytes from `pack`.
+        layout: Tensors of the same shapes and types.
+    """
+    tensors, first = [], 0
+    for tensor in layout:
+        size = tensor.numel() * tensor.element_size()
+        tensors.append(payload[first : first + size].view(tensor.dtype).view(tensor.shape))
+        first += -(-size // ALIGNMENT) * ALIGNMENT
+    return tensors
+
+
+def packed_size(layout: Sequence[Tensor]) -> int:
+    """Return the number of bytes that tensors take in a message."""
+    sizes = [tensor.numel() * tensor.element_size() for tensor in layout]
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+
+
+class Runtime:
+    """One rank of a run.
+
+    Args:
+        plan: What is computed.
+        placement: Where.
+        worker: Does the tasks of this rank.
+        transport: How messages travel.
+        on_product: Told of each report and of each count of validation rows.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        placement: Placement,
+        worker: Worker,
+        transport: Transport,
+        on_product: OnProduct = lambda product, tensors: None,
+    ) -> None:
+        self.plan = plan
+        self.placement = placement
+        self.worker = worker
+        self.transport = transport
+        self.on_product = on_product
+        self.idle_seconds = 0.0
+        # How many tasks of this rank still need a product that is here.
+        self.uses_left: dict[Product, int] = {}
+        self.arrived: dict[Product, list[Tensor]] = {}
+        self.changed = threading.Condition()
+        transport.on_failure = self._wake
+        for source in range(placement.num_ranks):
+            if source != transport.rank:
+                self._expect(source)
+
+    def run(self) -> None:
+        """Do all tasks of this rank."""
+        for task in self.plan.tasks():
+            if self.placement.rank(task) == self.transport.rank:
+                self.do(task)
+
+    def do(self, task: Task) -> None:
+        """Wait for what a task needs, do it, and send what it made."""
+        needs = self.plan.needs(task)
+        for product in needs:
+            if product not in self.uses_left:
+                self.worker.accept(product, self._wait_for(product))
+                self.uses_left[product] = self._uses_here(product)
+        self.worker.execute(task)
+        for message in messages(self.plan, self.placement, task):
+            tensors = [t for p in message.products for t in self.worker.content(p)]
+            self.transport.send(message.dest, pack(tensors))
+        for product in self.plan.makes(task):
+            self._told(product)
+            self.uses_left[product] = self._uses_here(product)
+            self._drop_unused(product)
+        if task.kind is not Kind.GATHER:
+            for product in needs:
+                self.uses_left[product] -= 1
+                self._drop_unused(product)
+
+    def _uses_here(self, product: Product) -> int:
+        return sum(self.placement.rank(t) == self.transport.rank for t in self.plan.uses(product))
+
+    def _drop_unused(self, product: Product) -> None:
+        if not self.uses_left[product]:
+            del self.uses_left[product]
+            self.worker.drop(product)
+
+    def _told(self, product: Product) -> None:
+        if self.transport.rank == 0 and product.thing in (Thing.REPORT, Thing.COUNTS):
+            self.on_product(product, self.worker.content(product))
+
+    def _expect(self, source: int) -> None:
+        """Tell the transport what will come from a source."""
+        here = self.transport.rank
+
+        def incoming() -> Iterator[tuple[Product, ...]]:
+            for task in self.plan.tasks():
+                if self.placement.rank(task) == source:
+                    for message in messages(self.plan, self.placement, task):
+                        if message.dest == here:
+                            yield message.products
+
+        def size(products: tuple[Product, ...]) -> int:
+            return packed_size([t for p in products for t in self.worker.layout(p)])
+
+        coming = incoming()
+        sizes = (size(products) for products in incoming())
+        self.transport.expect(source, sizes, lambda payload: self._deliver(next(coming), payload))
+
+    def _deliver(self, products: tuple[Product, ...], payload: Tensor) -> None:
+        """Take a message that has arrived; called by the transport, in order for each source."""
+        layouts = [self.worker.layout(product) for product in products]
+        tensors = iter(unpack(payload, [t for layout in layouts for t in layout]))
+        for product, layout in zip(products, layouts, strict=True):
+            parts = [next(tensors) for _ in layout]
+            if product.thing in (Thing.REPORT, Thing.COUNTS):
+                self.on_product(product, parts)
+            with self.changed:
+                self.arrived[product] = parts
+                self.changed.notify_all()
+
+    def _wait_for(self, product: Product) -> list[Tensor]:
+        with self.changed:
+            start = time.perf_counter()
+            while product not in self.arrived:
+                failure = self.transport.failure
+                if failure is not None:
+                    raise ConnectionError(
+                        f"Rank {self.transport.rank} waited for the {product.thing} of block "
+                        f"{product.block}, time {product.time}, and lost the connection to "
+                        f"another rank. The log of the rank that ended first says why."
+                    ) from failure
+                self.changed.wait()
+            self.idle_seconds += time.perf_counter() - start
+            return self.arrived.pop(product)
+
+    def _wake(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+
+def make_worker(
+    plan: Plan, network: Network, shards: Mapping[int, Rows], arithmetic: Arithmetic
+) -> Worker:
+    """Return the worker that a kind of plan asks for."""
+    if isinstance(plan, StreamPlan):
+        return StreamWorker(plan, network, shards, arithmetic)
+    assert isinstance(plan, ChapterPlan)
+    return ChapterWorker(plan, network, shards, arithmetic)
+
+
+def run_in_memory(
+    plan: Plan,
+    placement: Placement,
+    networks: Sequence[Network],
+    shards: Mapping[int, Rows],
+    arithmetic: Arithmetic,
+) -> list[Runtime]:
+    """Run all ranks in this process, task by task, each with a network of its own.
+
+    Rank 0's network is the trained one. For tests, and to follow a run in a debugger.
+    """
+    runtimes = [
+        Runtime(plan, placement, make_worker(plan, network, shards, arithmetic), transport)
+        for network, transport in zip(
+            networks, InMemoryTransport.group(placement.num_ranks), strict=True
+        )
+    ]
+    for task in plan.tasks():
+        runtimes[placement.rank(task)].do(task)
+    return runtimes

@@ -1,0 +1,190 @@
+"""One training step of a block, by autograd or in closed form.
+
+Both do the same arithmetic: forward, derivative of the local objective, update. The closed form
+knows the derivative of a dense ReLU layer and so needs two matrix products a step (forward, and
+the gradient of the weights) and no graph; with bf16 products it keeps a bf16 copy of the weights,
+and it updates them slice by slice while a slice of the gradient is in the processor's cache.
+"""
+
+import math
+from abc import ABC, abstractmethod
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onward.blocks import Block, StepReport
+from onward.layers import Dense, normalize_length
+from onward.objectives import CrossEntropy, Metrics, Threshold
+from onward.views import View, Views
+
+SLICE_BYTES = 4 << 20
+"""Size of a gradient slice that stays in cache between the product and the update."""
+
+
+class Step(ABC):
+    """Trains one block, batch by batch."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    @abstractmethod
+    def __call__(self, views: Views, *, seed: int, lr_scale: float) -> tuple[dict[str, View], StepReport]:
+        """Learn from one batch.
+
+        Args:
+            views: The views of the batch; those the objective does not learn from are left out.
+            seed: Decides dropout and whatever else the block draws in this step.
+            lr_scale: Factor on the learning rate.
+
+        Returns:
+            The block's outputs before the update, detached, and what the step told.
+        """
+
+    def _learned(self, views: Views) -> tuple[Tensor | tuple[Tensor, ...], list[int]]:
+        """Return the inputs the objective learns from, joined, and the rows of each view."""
+        chosen = [views[name] for name in self.block.objective.views]
+        rows = [len(view.labels) for view in chosen]
+        if isinstance(chosen[0].x, tuple):
+            (view,) = chosen
+            return view.x, rows
+        return torch.cat([v.x for v in chosen if isinstance(v.x, Tensor)]), rows
+
+    def _nudge(self, outputs: Views) -> Tensor | None:
+        """Return the objective's nudges for all rows, joined, or None where it has none."""
+        nudges = self.block.objective.nudge(outputs)
+        if not nudges:
+            return None
+        zeros = {n: torch.zeros_like(v.x) for n, v in outputs.items() if isinstance(v.x, Tensor)}
+        return torch.cat([nudges.get(name, zeros[name]) for name in outputs])
+
+    def _update(self, name: str, parameter: Tensor, gradient: Tensor, lr_scale: float) -> None:
+        moments, optimizer = self.block.moments[name], self.block.optimizer
+        optimizer.count(moments)
+        optimizer.step([parameter.detach()], [gradient], [moments], lr_scale=lr_scale)
+
+    def _outputs(self, activities: Tensor, views: Views, rows: list[int]) -> dict[str, View]:
+        names = self.block.objective.views
+        parts = activities.split(rows)
+        return {n: View(part, views[n].labels) for n, part in zip(names, parts, strict=True)}
+
+
+def make_step(block: Block, *, closed_form: bool) -> Step:
+    """Return the way to train a block: in closed form where wished and known, else by autograd."""
+    if closed_form and has_closed_form(block):
+        return ClosedFormStep(block)
+    return AutogradStep(block)
+
+
+def has_closed_form(block: Block) -> bool:
+    """Return whether the derivative of a block is known in closed form."""
+    match block.objective:
+        case CrossEntropy(head=nn.Linear(bias=None)) | Threshold():
+            return type(block.module) is Dense
+    return False
+
+
+class AutogradStep(Step):
+    """Any block, by automatic differentiation of its loss: the reference."""
+
+    @torch.enable_grad()
+    def __call__(
+        self, views: Views, *, seed: int, lr_scale: float
+    ) -> tuple[dict[str, View], StepReport]:
+        block = self.block
+        torch.manual_seed(seed)
+        block.train()
+        x, rows = self._learned(views)
+        with block.autocast():
+            if isinstance(block.module, Dense):
+                assert isinstance(x, Tensor)
+                nudged = block.module.pre_activations(x)
+                activities = nudged.relu()
+            else:
+                nudged = activities = block.module(x)
+            loss = block.objective.loss(self._outputs(activities, views, rows))
+        outputs = self._outputs(activities.detach(), views, rows)
+        with torch.no_grad(), block.autocast():
+            metrics = block.objective.metrics(outputs)
+            nudge = self._nudge(outputs)
+        total = loss if nudge is None else loss + (nudged * nudge).sum()
+        names, parameters = zip(*block.trained(), strict=True)
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        with torch.no_grad():
+            for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
+                if gradient is not None:
+                    self._update(name, parameter, gradient, lr_scale)
+        return outputs, _report(loss.detach(), metrics, activities.detach())
+
+
+class ClosedFormStep(Step):
+    """A dense ReLU layer with a threshold or a linear head."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(block)
+        assert isinstance(block.module, Dense)
+        self.layer = block.module
+        self.weight = self.layer.weight.detach()
+        bf16 = block.precision is torch.bfloat16
+        self.dtype = torch.bfloat16 if bf16 else self.weight.dtype
+        # A copy where the products are in bf16, the weights themselves where they are not.
+        self.product_weight = self.weight.to(self.dtype)
+        units, inputs = self.weight.shape
+        slices = math.ceil(units * inputs * self.weight.element_size() / SLICE_BYTES)
+        self.slice = math.ceil(units / slices)
+        self.gradient = torch.empty(self.slice, inputs, dtype=self.weight.dtype)
+        self.product = torch.empty(self.slice, inputs, dtype=self.dtype) if bf16 else self.gradient
+
+    @torch.no_grad()
+    def __call__(
+        self, views: Views, *, seed: int, lr_scale: float
+    ) -> tuple[dict[str, View], StepReport]:
+        x, rows = self._learned(views)
+        assert isinstance(x, Tensor)
+        x = self._inputs(x, seed)
+        activities = F.linear(x, self.product_weight, self.layer.bias.to(self.dtype)).relu_()
+        outputs = self._outputs(activities, views, rows)
+        gradient = self.block.objective.gradient(outputs)
+        derivative = torch.cat([gradient.activities[n] for n in self.block.objective.views])
+        derivative = torch.ops.aten.threshold_backward(derivative, activities, 0)
+        nudge = self._nudge(outputs)
+        if nudge is not None:
+            derivative += nudge
+        bias_gradient = derivative.sum(dim=0, dtype=self.weight.dtype)
+        self._update("module.bias", self.layer.bias, bias_gradient, lr_scale)
+        self._update_weight(derivative, x, lr_scale)
+        parameters = dict(self.block.objective.named_parameters())
+        for name, own in gradient.parameters.items():
+            if parameters[name].requires_grad:
+                self._update(f"objective.{name}", parameters[name], own, lr_scale)
+        return outputs, _report(gradient.loss, gradient.metrics, activities)
+
+    def _inputs(self, x: Tensor, seed: int) -> Tensor:
+        x = normalize_length(x.flatten(1)).to(self.dtype)
+        dropout = self.layer.dropout
+        if dropout:
+            draw = torch.Generator().manual_seed(seed)
+            x = x * torch.empty_like(x).bernoulli_(1 - dropout, generator=draw).div_(1 - dropout)
+        return x
+
+    def _update_weight(self, derivative: Tensor, x: Tensor, lr_scale: float) -> None:
+        moments = self.block.moments["module.weight"]
+        optimizer = self.block.optimizer
+        optimizer.count(moments)
+        for first in range(0, len(self.weight), self.slice):
+            chosen = slice(first, first + self.slice)
+            weight = self.weight[chosen]
+            product, gradient = self.product[: len(weight)], self.gradient[: len(weight)]
+            torch.mm(derivative[:, chosen].T, x, out=product)
+            if product.dtype != gradient.dtype:
+                gradient.copy_(product)
+            part = {name: t[chosen] if t.ndim else t for name, t in moments.items()}
+            optimizer.step([weight], [gradient], [part], lr_scale=lr_scale)
+            if product.dtype != gradient.dtype:
+                self.product_weight[chosen] = weight
+
+
+def _report(loss: Tensor, metrics: Metrics, activities: Tensor) -> StepReport:
+    sums = torch.stack([loss.double(), metrics.accuracy.double(), metrics.goodness_gap.double()])
+    # A unit is a column, or a channel of an image.
+    others = [axis for axis in range(activities.ndim) if axis != 1]
+    return StepReport(1, sums, activities.amax(dim=others) > 0)

@@ -1,0 +1,140 @@
+"""The worker of a stream plan: every mini-batch updates every block, and blocks stay put."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from onward.blocks import StepReport
+from onward.networks import Network
+from onward.plan import Product, StreamPlan, Thing
+from onward.steps import Step
+from onward.views import Negatives, View
+from onward.workers import Arithmetic, Clock, Rows, Worker
+
+
+class StreamWorker(Worker):
+    """Trains blocks mini-batch by mini-batch."""
+
+    plan: StreamPlan
+
+    def __init__(
+        self,
+        plan: StreamPlan,
+        network: Network,
+        shards: Mapping[int, Rows],
+        arithmetic: Arithmetic,
+    ) -> None:
+        super().__init__(plan, network, shards, arithmetic)
+        self.steps: dict[int, Step] = {}
+        self.totals: dict[int, StepReport] = {}
+        self.elapsed: dict[int, Tensor] = {}
+        self.orders: dict[int, Tensor] = {}
+        self.shifted: dict[int, Tensor] = {}
+        self.fixed: Tensor | None = None
+        if network.sampler.negatives is Negatives.FIXED:
+            self.fixed = self.negative_labels(shards[0].y, None, 0, 0)
+        sampler = network.sampler
+        example = torch.zeros(2, *sampler.width(tuple(shards[0].x.shape[1:])))
+        # One row of what each block puts out, for the sizes of messages.
+        self.examples: list[Tensor] = []
+        for block in network.line:
+            example = block.infer(example)
+            self.examples.append(example[:1])
+
+    def train(self, time: int, block: int) -> None:
+        clock = Clock()
+        if block not in self.steps:
+            self.steps[block] = self.make_step(block)
+        if block == self.plan.head:
+            views = self._neutral_view(time)
+            if self.plan.hint_age is not None:
+                self._score(time, views["input"])
+        else:
+            views = self._views(time, block)
+        epoch, batch = divmod(time, self.plan.batches(0))
+        outputs, told = self.learn(self.steps[block], block, views, epoch, batch, shard=0)
+        if block != self.plan.head:
+            parts = [view.x for view in outputs.values() if isinstance(view.x, Tensor)]
+            self.values[Product(Thing.ACTIVITIES, time, block)] = parts
+        self._tell(time, block, told, clock)
+
+    def pass_neutral(self, time: int, block: int) -> None:
+        if block:
+            (x,) = self.values[Product(Thing.NEUTRAL, time, block - 1)]
+        else:
+            x = self.network.sampler.neutral(self._inputs(time + self.plan.lead))
+        self.values[Product(Thing.NEUTRAL, time, block)] = [self.blocks[block].infer(x)]
+
+    def hint_rows(self, time: int) -> int:
+        return self._num_rows(time)
+
+    def layout(self, product: Product) -> list[Tensor]:
+        match product.thing:
+            case Thing.ACTIVITIES:
+                rows, views = self._num_rows(product.time), len(self.network.sampler.names)
+            case Thing.NEUTRAL:
+                rows, views = self._num_rows(product.time + self.plan.lead), 1
+            case _:
+                return super().layout(product)
+        example = self.examples[product.block]
+        return [example.expand(rows, *example.shape[1:])] * views
+
+    def _num_rows(self, time: int) -> int:
+        first = time % self.plan.batches(0) * self.plan.batch_size
+        return min(self.plan.batch_size, self.plan.rows[0] - first)
+
+    def _rows(self, time: int) -> Tensor:
+        """Return the numbers of the rows of a mini-batch."""
+        epoch, batch = divmod(time, self.plan.batches(0))
+        if epoch not in self.orders:
+            # Rows with the neutral label may be an epoch ahead of the others.
+            self.orders = {e: kept for e, kept in self.orders.items() if abs(e - epoch) < 2}
+            self.orders[epoch] = self.order(epoch, 0)
+        return self.orders[epoch][batch * self.plan.batch_size :][: self.plan.batch_size]
+
+    def _inputs(self, time: int) -> Tensor:
+        """Return the rows of a mini-batch as its epoch sees them."""
+        epoch = time // self.plan.batches(0)
+        if epoch not in self.shifted:
+            self.shifted = {e: kept for e, kept in self.shifted.items() if abs(e - epoch) < 2}
+            self.shifted[epoch] = self.inputs(epoch, 0)
+        return self.shifted[epoch][self._rows(time)]
+
+    def _views(self, time: int, block: int) -> dict[str, View]:
+        rows = self._rows(time)
+        labels = self.shards[0].y[rows]
+        if block:
+            names = self.network.sampler.names
+            parts = self.values[Product(Thing.ACTIVITIES, time, block - 1)]
+            return {name: View(x, labels) for name, x in zip(names, parts, strict=True)}
+        negatives = None
+        if self.fixed is not None:
+            negatives = self.fixed[rows]
+        elif self.network.sampler.negatives is not None:
+            hints = self.values.get(Product(Thing.HINTS, time, 0))
+            negatives = self.negative_labels(labels, hints[0] if hints else None, time, 0)
+        return self.network.sampler.views(self._inputs(time), labels, negatives)
+
+    def _neutral_view(self, time: int) -> dict[str, View]:
+        read = [self.values[Product(Thing.NEUTRAL, time, b)][0] for b in self.plan.head_reads]
+        labels = self.shards[0].y[self._rows(time + self.plan.lead)]
+        return {"input": View(tuple(read), labels)}
+
+    def _score(self, time: int, view: View) -> None:
+        """Score the rows that go ahead, before the head learns from them."""
+        assert self.plan.head is not None
+        head = self.blocks[self.plan.head]
+        scores = head.scores(head.infer(view.x))
+        self.values[Product(Thing.HINTS, time + self.plan.lead, 0)] = [scores.float()]
+
+    def _tell(self, time: int, block: int, told: StepReport, clock: Clock) -> None:
+        """Add a step to the block's report, and close it at the end of a chapter."""
+        if block in self.totals:
+            told = self.totals[block].add(told)
+        elapsed = self.elapsed.pop(block, torch.zeros(2, dtype=torch.float64)) + clock.read()
+        if time in self.plan.chapter_ends:
+            self.totals.pop(block, None)
+            self.report(Product(Thing.REPORT, time, block), told, elapsed)
+        else:
+            self.totals[block], self.elapsed[block] = told, elapsed

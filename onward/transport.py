@@ -1,0 +1,190 @@
+"""Messages between ranks: bytes of a known length, in a known order for each pair of ranks.
+
+The only module that imports torch.distributed. What gloo asks for, and is done here once: every
+Work handle is kept until it was waited for (a dropped one cancels its message), nothing is polled
+with `is_completed` (it stays False) and no wait has a short timeout (it would close the
+connection), and messages are told apart by their order, not by tags.
+"""
+
+import json
+import os
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Deliver = Callable[[Tensor], None]
+"""What is done with a message that has arrived, its bytes."""
+
+POSTED = 3
+"""Receives posted ahead for each source, so that messages arrive while a rank computes."""
+
+
+class Transport(ABC):
+    """Moves messages from rank to rank."""
+
+    rank: int
+    num_ranks: int
+
+    def __init__(self) -> None:
+        self.bytes_sent = 0
+        self.failure: Exception | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+
+    def send(self, dest: int, payload: Tensor) -> None:
+        """Hand bytes to a rank; returns before they have arrived. They must not change after."""
+        self.bytes_sent += payload.numel()
+        self._send(dest, payload)
+
+    @abstractmethod
+    def _send(self, dest: int, payload: Tensor) -> None: ...
+
+    @abstractmethod
+    def expect(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
+        """Say how long the messages of a source will be, in order, and who takes them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait until everything sent has been received, then part."""
+
+
+class InMemoryTransport(Transport):
+    """Joins ranks of one process: what is sent is delivered at once. For tests and for reading."""
+
+    def __init__(self, rank: int, peers: "list[InMemoryTransport]") -> None:
+        super().__init__()
+        self.rank = rank
+        self.peers = peers
+        self.inbox: dict[int, tuple[deque[int], Deliver]] = {}
+
+    @staticmethod
+    def group(num_ranks: int) -> "list[InMemoryTransport]":
+        """Return the transports of some ranks that know each other."""
+        peers: list[InMemoryTransport] = []
+        peers.extend(InMemoryTransport(rank, peers) for rank in range(num_ranks))
+        return peers
+
+    @property
+    def num_ranks(self) -> int:  # type: ignore[override]
+        """Number of ranks."""
+        return len(self.peers)
+
+    def _send(self, dest: int, payload: Tensor) -> None:
+        sizes, deliver = self.peers[dest].inbox[self.rank]
+        assert payload.numel() == sizes.popleft()
+        deliver(payload)
+
+    def expect(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
+        self.inbox[source] = (deque(sizes), deliver)
+
+    def close(self) -> None:
+        pass
+
+
+class DistributedTransport(Transport):
+    """Processes on one machine or several, over torch.distributed with gloo.
+
+    Rank, world size and meeting point come from the environment, as torchrun sets them.
+
+    Args:
+        iface: Network interface to use. None: loopback where all ranks are on this machine, else
+            gloo's choice.
+    """
+
+    def __init__(self, iface: str | None = None) -> None:
+        super().__init__()
+        if iface is None and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            iface = "lo" if os.path.exists("/sys/class/net/lo") else None
+        if iface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = iface
+        store, self.rank, self.num_ranks = next(iter(dist.rendezvous("env://")))
+        # torchrun restarts a group with the store of the last try, and would find its addresses
+        # there (pytorch#135712); a prefix for each try keeps them apart.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.store = dist.PrefixStore(f"onward-{attempt}", store)
+        # gloo's own limit of 30 minutes is shorter than a long chapter.
+        dist.init_process_group(
+            "gloo",
+            store=self.store,
+            rank=self.rank,
+            world_size=self.num_ranks,
+            timeout=timedelta(days=365),
+        )
+        self._sent: queue.SimpleQueue[tuple[dist.Work, Tensor] | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._wait_for_sends, daemon=True)
+        self._sender.start()
+        self._receivers: list[threading.Thread] = []
+
+    def _send(self, dest: int, payload: Tensor) -> None:
+        work = dist.isend(payload, dest)
+        assert work is not None
+        self._sent.put((work, payload))
+
+    def _wait_for_sends(self) -> None:
+        while (sent := self._sent.get()) is not None:
+            try:
+                sent[0].wait()
+            except RuntimeError as error:
+                self._fail(error)
+
+    def expect(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
+        receiver = threading.Thread(
+            target=self._receive, args=(source, sizes, deliver), daemon=True
+        )
+        receiver.start()
+        self._receivers.append(receiver)
+
+    def _receive(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
+        posted: deque[tuple[dist.Work, Tensor]] = deque()
+
+        def take() -> None:
+            work, payload = posted.popleft()
+            work.wait()
+            deliver(payload)
+
+        try:
+            for size in sizes:
+                payload = torch.empty(size, dtype=torch.uint8)
+                work = dist.irecv(payload, source)
+                assert work is not None
+                posted.append((work, payload))
+                if len(posted) == POSTED:
+                    take()
+            while posted:
+                take()
+        except Exception as error:  # noqa: BLE001 - handed to the thread that waits for the message
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = self.failure or error
+        self.on_failure()
+
+    def exchange(self, topic: str, note: Any) -> list[Any]:
+        """Tell all ranks something small, and hear what they say.
+
+        Args:
+            topic: Each is used once.
+            note: Anything JSON can hold, under a megabyte.
+
+        Returns:
+            The notes of all ranks, in order.
+        """
+        self.store.set(f"{topic}/{self.rank}", json.dumps(note))
+        keys = [f"{topic}/{rank}" for rank in range(self.num_ranks)]
+        self.store.wait(keys, timedelta(days=365))
+        return [json.loads(self.store.get(key)) for key in keys]
+
+    def close(self) -> None:
+        self._sent.put(None)
+        self._sender.join()
+        for receiver in self._receivers:
+            receiver.join()
+        self.exchange("closed", None)
+        dist.destroy_process_group()
