@@ -1,0 +1,86 @@
+"""Train neural networks layer by layer, with objectives local to each layer."""
+
+from onward import data
+from onward.blocks import Block
+from onward.checkpoint import load, save
+from onward.config import (
+    DataConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    PlanConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from onward.data import Dataset
+from onward.data import from_arrays as dataset
+from onward.data import load as load_data
+from onward.errors import (
+    DataError,
+    DivergedError,
+    FileError,
+    OnwardError,
+    PlacementError,
+    SettingError,
+)
+from onward.layers import Dense, ReadoutLayer, normalize_length
+from onward.networks import Evaluation, Network, evaluate, mlp
+from onward.objectives import CrossEntropy, Objective, Threshold
+from onward.optimizers import SGD, Adam, Optimizer
+from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
+from onward.recipes import RECIPES, Recipe
+from onward.training import Listener, Progress, Result, run, train
+from onward.views import LabelEmbedding, Negatives, Plain, Sampler, View
+
+__all__ = [
+    "Adam",
+    "Block",
+    "CrossEntropy",
+    "data",
+    "DataConfig",
+    "DataError",
+    "Dataset",
+    "dataset",
+    "Dense",
+    "DivergedError",
+    "evaluate",
+    "Evaluation",
+    "FileError",
+    "GoodnessSweep",
+    "LabelEmbedding",
+    "Listener",
+    "load",
+    "load_data",
+    "mlp",
+    "Negatives",
+    "Network",
+    "NetworkConfig",
+    "normalize_length",
+    "Objective",
+    "OnwardError",
+    "Optimizer",
+    "OptimizerConfig",
+    "PlacementConfig",
+    "PlacementError",
+    "Plain",
+    "PlanConfig",
+    "Progress",
+    "Readout",
+    "ReadoutLayer",
+    "Recipe",
+    "RECIPES",
+    "Result",
+    "run",
+    "RunConfig",
+    "Sampler",
+    "save",
+    "Scores",
+    "SettingError",
+    "SGD",
+    "SoftmaxHead",
+    "SumOfHeads",
+    "Threshold",
+    "train",
+    "TrainingConfig",
+    "View",
+]

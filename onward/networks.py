@@ -22,6 +22,23 @@ CHUNK_ROWS = 500
 a pass is made, and never a single row."""
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """What a network of dense blocks is built from, its optimizer aside."""
+
+    config: NetworkConfig
+    """What is trained."""
+
+    input_shape: tuple[int, ...]
+    """Shape of one row."""
+
+    num_classes: int
+    """Number of classes."""
+
+    is_image: bool
+    """Whether an embedded label overwrites inputs, or comes before them."""
+
+
 class Network(nn.Module):
     """Blocks in a line, what they see, and how classes are read off them.
 
@@ -31,7 +48,8 @@ class Network(nn.Module):
         sampler: Makes the views of a batch.
         readout: Turns the blocks' scores into class scores.
         num_classes: Number of classes.
-        config: What the network was built from, if it was; it makes saved models self-contained.
+        blueprint: What the network was built from, if from settings; it makes saved models
+            self-contained.
 
     Example:
         >>> import onward as ow
@@ -47,14 +65,14 @@ class Network(nn.Module):
         readout: Readout,
         *,
         num_classes: int,
-        config: NetworkConfig | None = None,
+        blueprint: Blueprint | None = None,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.sampler = sampler
         self.readout = readout
         self.num_classes = num_classes
-        self.config = config
+        self.blueprint = blueprint
         for number, block in enumerate(self.all_blocks):
             is_last = number == len(blocks) - 1
             if block.reads is not None and not is_last:
@@ -178,6 +196,7 @@ def build(
         SettingError: Settings do not fit the data or each other.
     """
     check_network(config, input_shape=input_shape, num_classes=num_classes, is_image=is_image)
+    blueprint = Blueprint(config, input_shape, num_classes, is_image)
     sampler: Sampler = Plain()
     if config.negatives is not None:
         sampler = LabelEmbedding(
@@ -227,7 +246,7 @@ def build(
             readout = GoodnessSweep(config.skip_first)
         case "softmax":
             readout = SoftmaxHead()
-    return Network(blocks, sampler, readout, num_classes=num_classes, config=config)
+    return Network(blocks, sampler, readout, num_classes=num_classes, blueprint=blueprint)
 
 
 def check_network(

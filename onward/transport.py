@@ -51,8 +51,23 @@ class Transport(ABC):
         """Say how long the messages of a source will be, in order, and who takes them."""
 
     @abstractmethod
+    def exchange(self, topic: str, note: Any) -> list[Any]:
+        """Tell all ranks something small, and hear what they say.
+
+        Args:
+            topic: Each is used once.
+            note: Anything JSON can hold, under a megabyte.
+
+        Returns:
+            The notes of all ranks, in order.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Wait until everything sent has been received, then part."""
+
+    def abort(self) -> None:
+        """Part at once, after a failure."""
 
 
 class InMemoryTransport(Transport):
@@ -83,6 +98,11 @@ class InMemoryTransport(Transport):
 
     def expect(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
         self.inbox[source] = (deque(sizes), deliver)
+
+    def exchange(self, topic: str, note: Any) -> list[Any]:
+        if self.num_ranks > 1:
+            raise NotImplementedError("Ranks of one process take turns, and cannot wait.")
+        return [note]
 
     def close(self) -> None:
         pass
@@ -167,15 +187,6 @@ class DistributedTransport(Transport):
         self.on_failure()
 
     def exchange(self, topic: str, note: Any) -> list[Any]:
-        """Tell all ranks something small, and hear what they say.
-
-        Args:
-            topic: Each is used once.
-            note: Anything JSON can hold, under a megabyte.
-
-        Returns:
-            The notes of all ranks, in order.
-        """
         self.store.set(f"{topic}/{self.rank}", json.dumps(note))
         keys = [f"{topic}/{rank}" for rank in range(self.num_ranks)]
         self.store.wait(keys, timedelta(days=365))

@@ -1,0 +1,171 @@
+"""A trained network as a file: named arrays in safetensors, all else as JSON in its header."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from onward.config import OptimizerConfig, RunConfig
+from onward.errors import FileError, OnwardError
+from onward.layers import Dense
+from onward.networks import Blueprint, Network, build
+from onward.objectives import Threshold
+
+FORMAT = 1
+"""Version of the layout of model files; newer ones are refused."""
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Arithmetic of matrix products, by its name in settings and files."""
+
+
+def shipped(network: Network) -> dict[str, Tensor]:
+    """Return what inference needs, by name: parameters, buffers and heads."""
+    return {
+        f"blocks.{number}.{name}": tensor
+        for number, block in enumerate(network.all_blocks)
+        for name, tensor in sorted(block.shipped().items())
+    }
+
+
+def weights_sha256(network: Network) -> str:
+    """Return a digest of the names, shapes, types and bytes of all that inference needs."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(shipped(network).items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        digest.update(array.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(network: Network, path: Path) -> None:
+    """Write a network to a safetensors file, whole or not at all.
+
+    The header holds, as JSON under the key `onward`, the version of the format, the settings the
+    network was built from, and per block what its scores depend on: input normalisation,
+    threshold and slope.
+
+    Raises:
+        FileError: The file cannot be written.
+    """
+    precision = next(n for n, p in PRECISIONS.items() if p is network.all_blocks[0].precision)
+    blueprint = network.blueprint
+    header = {
+        "format": FORMAT,
+        "version": version("onward"),
+        "precision": precision,
+        "blueprint": asdict(blueprint) if blueprint else None,
+        "blocks": [_describe(block.module, block.objective) for block in network.all_blocks],
+        "weights_sha256": weights_sha256(network),
+    }
+    partial = path.with_name(path.name + ".partial")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in shipped(network).items()}
+    try:
+        save_file(tensors, partial, metadata={"onward": json.dumps(header)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise FileError(f"The model cannot be written to {path}: {error}.") from error
+
+
+def load(path: Path | str, network: Network | None = None) -> Network:
+    """Read a network from a file that `save` has written. Nothing in it is executed.
+
+    Args:
+        path: The file, or the folder of a run.
+        network: Takes the weights. Needed for networks that were not built from settings.
+
+    Raises:
+        FileError: The file is missing, damaged, newer than this version, or does not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise FileError(f"There is no model at {path}. A finished run has a model.safetensors.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata.get("onward", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise FileError(f"The model file {path} is damaged: {error}.") from error
+    _check_header(path, header)
+    if network is None:
+        network = _rebuild(path, header)
+    wanted = shipped(network)
+    _check_tensors(path, tensors, wanted)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            wanted[name].copy_(tensor)
+    network.set_precision(PRECISIONS[header["precision"]])
+    if weights_sha256(network) != header["weights_sha256"]:
+        raise FileError(f"The model file {path} is damaged: its weights do not have its checksum.")
+    return network
+
+
+def _check_header(path: Path, header: Any) -> None:
+    known = isinstance(header, dict) and isinstance(header.get("format"), int)
+    if not known:
+        raise FileError(f"The file {path} was not written by onward: it has no onward header.")
+    if header["format"] > FORMAT:
+        raise FileError(
+            f"The model file {path} has format {header['format']}, and this version of onward "
+            f"reads up to {FORMAT}. Install onward {header.get('version')} or newer."
+        )
+    if header.get("precision") not in PRECISIONS or "weights_sha256" not in header:
+        raise FileError(f"The model file {path} is damaged: its header is not complete.")
+
+
+def _rebuild(path: Path, header: dict[str, Any]) -> Network:
+    blueprint = header.get("blueprint")
+    if blueprint is None:
+        raise FileError(
+            f"The model file {path} holds a network that was not built from settings. Build it "
+            f"as before and pass it: onward.load(path, network)."
+        )
+    try:
+        settings = {f"network.{name}": value for name, value in blueprint["config"].items()}
+        return build(
+            RunConfig().with_settings(settings).network,
+            OptimizerConfig(),
+            input_shape=tuple(int(n) for n in blueprint["input_shape"]),
+            num_classes=int(blueprint["num_classes"]),
+            is_image=bool(blueprint["is_image"]),
+            seed=0,
+        )
+    except (KeyError, TypeError, AttributeError, OnwardError) as error:
+        raise FileError(f"The model file {path} describes no known network: {error}.") from error
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    if tensors.keys() != wanted.keys():
+        odd = sorted(tensors.keys() ^ wanted.keys())
+        raise FileError(
+            f"The model file {path} does not fit the network: {len(odd)} names are on one side "
+            f"only, {odd[0]} first."
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            raise FileError(
+                f"The model file {path} does not fit the network: {name} has shape "
+                f"{tuple(tensor.shape)} and type {tensor.dtype}, expected "
+                f"{tuple(wanted[name].shape)} and {wanted[name].dtype}."
+            )
+
+
+def _describe(module: torch.nn.Module, objective: torch.nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {"objective": type(objective).__name__}
+    if isinstance(module, Dense):
+        found["input_normalization"] = "mean square 1"
+    if isinstance(objective, Threshold):
+        found |= {"threshold": objective.threshold, "slope": objective.slope}
+    return found
+
+

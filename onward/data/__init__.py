@@ -1,0 +1,16 @@
+"""Data sets as tensors: published ones by name, and one's own."""
+
+from onward.data.catalog import Listing, available, load
+from onward.data.dataset import Dataset, check_classes, from_arrays, split_validation
+from onward.data.splits import shards
+
+__all__ = [
+    "available",
+    "check_classes",
+    "Dataset",
+    "from_arrays",
+    "Listing",
+    "load",
+    "shards",
+    "split_validation",
+]

@@ -1,0 +1,95 @@
+"""Data of one's own: arrays in an .npz file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+
+from onward.data.dataset import Dataset, from_arrays
+from onward.errors import DataError
+
+NEEDED = ("x", "y")
+"""Members that a file must have; see `from_arrays`."""
+
+OPTIONAL = ("x_test", "y_test", "groups", "num_classes")
+"""Members that it may have."""
+
+
+def read_npz(
+    path: Path, *, test: float | int = 0.2, split_seed: int = 0, allow_one_class: bool = False
+) -> Dataset:
+    """Read a data set from the members of an .npz file, none of which is ever unpickled.
+
+    Args:
+        path: A file written by `numpy.savez` or `numpy.savez_compressed`.
+        test: See `from_arrays`, as for the others.
+        split_seed: Decides which rows are test rows.
+        allow_one_class: Whether all training rows may have the same class.
+
+    Raises:
+        DataError: The file is missing, damaged or of another kind, a member is missing or holds
+            Python objects, or the arrays cannot be learned from.
+    """
+    if path.suffix != ".npz":
+        raise DataError(
+            f"{path} does not end in .npz, the one form of data of one's own that is read. "
+            f"Save it with numpy.savez('data.npz', x=rows, y=labels)."
+        )
+    if not path.is_file():
+        raise DataError(f"There is no file {path}. Correct the path.")
+    members = _read_members(path)
+    num_classes = members.get("num_classes")
+    if num_classes is not None and (num_classes.size != 1 or num_classes.dtype.kind not in "iu"):
+        raise DataError(
+            f"{path}: num_classes must be one whole number; it is {num_classes.dtype} of shape "
+            f"{num_classes.shape}."
+        )
+    return from_arrays(
+        members["x"],
+        members["y"],
+        x_test=members.get("x_test"),
+        y_test=members.get("y_test"),
+        groups=members.get("groups"),
+        num_classes=None if num_classes is None else int(num_classes.item()),
+        name=path.name,
+        test=test,
+        split_seed=split_seed,
+        allow_one_class=allow_one_class,
+    )
+
+
+def _read_members(path: Path) -> dict[str, NDArray[Any]]:
+    with path.open("rb") as stream:
+        try:
+            file = np.load(stream, allow_pickle=False)
+        except Exception:  # What damaged archives raise has no common base.
+            file = None
+        if not isinstance(file, NpzFile):
+            raise DataError(
+                f"{path} is damaged, or another kind of file with the name of an .npz file. "
+                f"Save it anew with numpy.savez."
+            )
+        missing = [name for name in NEEDED if name not in file.files]
+        if missing:
+            raise DataError(
+                f"{path} lacks {' and '.join(missing)}; it has "
+                f"{', '.join(file.files) or 'no members'}. Needed are x (rows) and y (labels); "
+                f"{', '.join(OPTIONAL)} may be there."
+            )
+        names = [name for name in (*NEEDED, *OPTIONAL) if name in file.files]
+        return {name: _read_member(file, name, path) for name in names}
+
+
+def _read_member(file: NpzFile, name: str, path: Path) -> NDArray[Any]:
+    try:
+        member = file[name]
+    except Exception as error:
+        raise DataError(
+            f"{path}: the member {name} cannot be read ({error}). It must be an undamaged array "
+            f"of numbers; Python objects are never unpickled. Save it anew with numpy.savez."
+        ) from error
+    if not isinstance(member, np.ndarray):
+        raise DataError(f"{path}: the member {name} is no array. Save it with numpy.savez.")
+    return member

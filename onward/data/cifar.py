@@ -1,0 +1,88 @@
+"""The binary version of CIFAR-10; the Python version is a pickle, and never read."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onward.data.dataset import Dataset, from_arrays
+from onward.errors import DataError
+
+TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+"""Files of training rows, in order."""
+
+TEST_FILE = "test_batch.bin"
+"""File of the test rows."""
+
+PICKLED = "cifar-10-batches-py"
+"""Folder of the Python version."""
+
+ROW_BYTES = 1 + 3 * 32 * 32
+"""A label, then the red, green and blue values of 32 x 32 pixels."""
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder has all six files."""
+    return all((folder / file).is_file() for file in (*TRAIN_FILES, TEST_FILE))
+
+
+def refuse_pickles(data_dir: Path) -> None:
+    """Raise where a data folder has CIFAR-10, but in the form that must not be read.
+
+    Raises:
+        DataError: There is a folder cifar-10-batches-py.
+    """
+    for pickled in (data_dir / PICKLED, data_dir / "cifar10" / PICKLED):
+        if pickled.is_dir():
+            raise DataError(
+                f"{pickled} is the Python version of CIFAR-10, made of pickles, which can run "
+                f"code and are never read. Get the binary version (cifar-10-binary.tar.gz, 170 MB) "
+                f"and unpack it next to it, as {pickled.with_name('cifar-10-batches-bin')}."
+            )
+
+
+def read_cifar10(folder: Path) -> Dataset:
+    """Read the six files of a folder.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    x, y = zip(*(read_batch(folder / file) for file in TRAIN_FILES), strict=True)
+    x_test, y_test = read_batch(folder / TEST_FILE)
+    return from_arrays(
+        np.concatenate(x),
+        np.concatenate(y),
+        x_test=x_test,
+        y_test=y_test,
+        num_classes=10,
+        name="cifar10",
+    )
+
+
+def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one file.
+
+    Returns:
+        Images of shape [rows, 3, 32, 32], and their labels.
+
+    Raises:
+        DataError: The file is missing, its size is wrong, or a label is not from 0 to 9.
+    """
+    try:
+        values = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if values.size == 0 or values.size % ROW_BYTES:
+        raise DataError(
+            f"{path} is damaged: its {values.size} bytes are not a whole number of rows of "
+            f"{ROW_BYTES} bytes. Fetch it again."
+        )
+    rows = values.reshape(-1, ROW_BYTES)
+    labels, images = rows[:, 0], rows[:, 1:].reshape(-1, 3, 32, 32)
+    wrong = np.flatnonzero(labels > 9)
+    if len(wrong):
+        raise DataError(
+            f"{path} is damaged: row {wrong[0]} has the label {labels[wrong[0]]}, but labels of "
+            f"CIFAR-10 run from 0 to 9. Fetch it again."
+        )
+    return images, labels

@@ -1,0 +1,251 @@
+"""A data set as tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onward.data.splits import hold_out
+from onward.errors import DataError
+
+Numbers = Tensor | NDArray[Any]
+"""What a user may hand over: an array or a tensor of any real type."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to learn from and rows to test with; `from_arrays` makes and checks it."""
+
+    name: str
+    """What it is called in reports."""
+
+    x: Float[Tensor, " rows *input"]
+    """Training rows in float32. Images are channels first, with values from 0 to 1."""
+
+    y: Int[Tensor, " rows"]
+    """Class of each training row, from 0, in int64."""
+
+    x_test: Float[Tensor, " test_rows *input"]
+    """Test rows, like `x`."""
+
+    y_test: Int[Tensor, " test_rows"]
+    """Class of each test row."""
+
+    num_classes: int
+    """How many classes there are, whether or not each has a row."""
+
+    is_image: bool
+    """Whether an embedded label overwrites the first inputs. Otherwise it is appended."""
+
+    groups: Int[Tensor, " rows"] | None = None
+    """Group of each training row (patient, writer, machine), which no split cuts."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of training rows."""
+        return len(self.x)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.x.shape[1:])
+
+
+def from_arrays(
+    x: Numbers,
+    y: Numbers,
+    *,
+    x_test: Numbers | None = None,
+    y_test: Numbers | None = None,
+    groups: Numbers | None = None,
+    num_classes: int | None = None,
+    is_image: bool | None = None,
+    name: str = "arrays",
+    test: float | int = 0.2,
+    split_seed: int = 0,
+    allow_one_class: bool = False,
+) -> Dataset:
+    """Make a data set of arrays or tensors, and check that it can be learned from.
+
+    Args:
+        x: Rows, of any further shape and any real type. Type uint8 is taken for pixels and scaled
+            by 1/255, so that they run from 0 to 1; all other types keep their values.
+        y: Class of each row: whole numbers from 0, in any real type.
+        x_test: Test rows, like `x`. None: test rows are taken from `x`, by class.
+        y_test: Class of each test row.
+        groups: Group of each row of `x`, as a whole number. Splits never cut a group.
+        num_classes: How many classes there are. None: one more than the largest label.
+        is_image: See `Dataset`. None: whether rows have the shape of an image of 1 or 3 channels.
+        name: What the data set is called in reports and errors.
+        test: Share, or number, of rows taken for the test where `x_test` is None.
+        split_seed: Decides which rows those are.
+        allow_one_class: Whether all training rows may have the same class, as in one shard of
+            many; see `check_classes`.
+
+    Raises:
+        DataError: The arrays do not fit together, or hold what cannot be learned from.
+
+    Example:
+        >>> dataset = from_arrays(np.eye(10), np.arange(10) % 2)
+        >>> dataset.num_rows, dataset.input_shape, dataset.num_classes, len(dataset.x_test)
+        (8, (10,), 2, 2)
+    """
+    if (x_test is None) is not (y_test is None):
+        given, lacking = ("y_test", "x_test") if x_test is None else ("x_test", "y_test")
+        raise DataError(
+            f"{name}: {given} is given without {lacking}. Give both, or neither to have test rows "
+            f"taken from x."
+        )
+    inputs = _inputs(x, f"{name}: x")
+    labels = _whole_numbers(y, f"{name}: y", len(inputs))
+    group_of = None
+    if groups is not None:
+        group_of = _whole_numbers(groups, f"{name}: groups", len(inputs))
+    all_labels = {"y": labels}
+    if x_test is not None and y_test is not None:
+        _check_alike(x, x_test, name)
+        test_inputs = _inputs(x_test, f"{name}: x_test")
+        test_labels = _whole_numbers(y_test, f"{name}: y_test", len(test_inputs))
+        all_labels["y_test"] = test_labels
+    num_classes = _count_classes(all_labels, num_classes, name)
+    if x_test is None:
+        kept, held = hold_out(labels, group_of, test, seed=split_seed, purpose="test")
+        test_inputs, test_labels = inputs[held], labels[held]
+        inputs, labels = inputs[kept], labels[kept]
+        group_of = None if group_of is None else group_of[kept]
+    if not allow_one_class:
+        check_classes(labels.bincount(minlength=num_classes).tolist())
+    if is_image is None:
+        is_image = inputs.ndim == 4 and inputs.shape[1] in (1, 3)
+    return Dataset(name, inputs, labels, test_inputs, test_labels, num_classes, is_image, group_of)
+
+
+def check_classes(counts: Sequence[int]) -> None:
+    """Check that there is something to tell apart.
+
+    Args:
+        counts: Training rows of each class; over all shards where there are several.
+
+    Raises:
+        DataError: Fewer than two classes have rows.
+    """
+    present = [label for label, count in enumerate(counts) if count]
+    if len(present) < 2:
+        raise DataError(
+            f"The classes of the {sum(counts)} training rows are {present}, and learning takes two "
+            f"at least. Add rows of another class."
+        )
+
+
+def split_validation(
+    dataset: Dataset, validation: float | int, *, seed: int
+) -> tuple[Int[Tensor, " training"], Int[Tensor, " validation"]]:
+    """Choose the training rows that are kept apart for validation, by class and never by group.
+
+    Args:
+        dataset: Its training rows are split.
+        validation: A share of the rows between 0 and 1, a number of rows, or 0 for none.
+        seed: Decides which rows.
+
+    Returns:
+        The numbers of the rows to train on, and of those for validation, in ascending order.
+
+    Raises:
+        DataError: One side would have no rows, or all rows belong to one group.
+
+    Example:
+        >>> dataset = from_arrays(np.eye(10), np.arange(10) % 2)
+        >>> training, validation = split_validation(dataset, 2, seed=0)
+        >>> dataset.y[training].bincount(), dataset.y[validation].bincount()
+        (tensor([3, 3]), tensor([1, 1]))
+    """
+    if validation == 0:
+        return torch.arange(dataset.num_rows), torch.arange(0)
+    return hold_out(dataset.y, dataset.groups, validation, seed=seed, purpose="validation")
+
+
+def _inputs(values: Numbers, what: str) -> Float[Tensor, "rows ..."]:
+    array = _real(values, what)
+    if array.ndim < 2 or array.size == 0:
+        raise DataError(
+            f"{what} has the shape {array.shape}. It needs one row or more, rows first, and one "
+            f"number or more in each."
+        )
+    with np.errstate(over="ignore"):
+        rows = np.array(array, dtype=np.float32, order="C")
+    if array.dtype == np.uint8:
+        rows /= 255
+    finite = np.isfinite(rows)
+    if not finite.all():
+        raise DataError(
+            f"{what} holds {finite.size - finite.sum()} values that are not finite in float32, "
+            f"the first in row {np.argwhere(~finite)[0, 0]}. Replace them or leave out their rows."
+        )
+    return torch.from_numpy(rows)
+
+
+def _whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " rows"]:
+    array = _real(values, what)
+    if array.shape != (num_rows,):
+        raise DataError(
+            f"{what} has the shape {array.shape}, but there are {num_rows} rows and each needs "
+            f"one number: the shape must be ({num_rows},)."
+        )
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+        broken = np.flatnonzero((array != np.rint(array)) | ~(np.abs(array) <= 2**53))
+        if len(broken):
+            raise DataError(
+                f"{what} holds {array[broken[0]]} in row {broken[0]}. It needs whole numbers."
+            )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _real(values: Numbers, what: str) -> NDArray[Any]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # NumPy has no bfloat16.
+        values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{what} holds values of type {values.dtype}. It needs real numbers.")
+    return values
+
+
+def _check_alike(x: Numbers, x_test: Numbers, name: str) -> None:
+    train, test = _real(x, f"{name}: x"), _real(x_test, f"{name}: x_test")
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(
+            f"{name}: rows of x have the shape {train.shape[1:]} and rows of x_test "
+            f"{test.shape[1:]}. They must have the same shape."
+        )
+    if (train.dtype == np.uint8) is not (test.dtype == np.uint8):
+        raise DataError(
+            f"{name}: x is {train.dtype} and x_test is {test.dtype}, but only uint8 is scaled by "
+            f"1/255. Give both in the same type."
+        )
+
+
+def _count_classes(labels: dict[str, Tensor], num_classes: int | None, name: str) -> int:
+    """Return the number of classes, once every label is known to fit it."""
+    if num_classes is None:
+        num_rows = sum(len(part) for part in labels.values())
+        num_classes = 1 + max(0, *(int(part.max()) for part in labels.values()))
+        if num_classes > num_rows:
+            raise DataError(
+                f"{name}: the largest label is {num_classes - 1}, but there are only {num_rows} "
+                f"rows. Labels number the classes from 0; pass num_classes if some have no rows."
+            )
+    for what, part in labels.items():
+        wrong = ((part < 0) | (part >= num_classes)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{name}: {what} holds the label {part[row]} in row {row}. With {num_classes} "
+                f"classes, labels run from 0 to {num_classes - 1}."
+            )
+    return num_classes

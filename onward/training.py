@@ -1,0 +1,527 @@
+"""Training: the one entry, for one process or, under torchrun, for many."""
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onward import data as datasets
+from onward.checkpoint import PRECISIONS, weights_sha256
+from onward.config import PlanConfig, PlacementConfig, RunConfig, TrainingConfig
+from onward.data import Dataset
+from onward.errors import DataError, PlacementError, SettingError
+from onward.networks import Evaluation, Network, build, evaluate
+from onward.placement import Placement, place
+from onward.plan import ChapterPlan, Plan, Product, StreamPlan, Thing
+from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
+from onward.runtime import Runtime, make_worker
+from onward.seeds import global_generator_kept
+from onward.transport import DistributedTransport, InMemoryTransport, Transport
+from onward.workers import REPORT_FIELDS, Arithmetic, Rows
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all ranks know of the data before any training."""
+
+    rows: tuple[int, ...]
+    """Training rows of each shard."""
+
+    validation_rows: tuple[int, ...]
+    """Validation rows of each shard."""
+
+    num_classes: int
+    """Number of classes over all shards."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Something a rank has finished, as rank 0 hears of it."""
+
+    chapter: int
+    """Chapter, from 0."""
+
+    block: int | None
+    """Block that was trained; None for a validation."""
+
+    figures: Mapping[str, float | None]
+    """Figures of the block (`REPORT_FIELDS`), or of the validation."""
+
+
+class Listener:
+    """Told how training goes; does nothing. A class of one's own shows it as it likes."""
+
+    def begin(self, plan: Plan, placement: Placement) -> None:
+        """Called on rank 0 before the first task."""
+
+    def progress(self, progress: Progress) -> None:
+        """Called on rank 0 whenever a chapter of a block, or a validation, is finished."""
+
+    def end(self) -> None:
+        """Called on rank 0 after the last task, and where training fails."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run, on rank 0."""
+
+    network: Network
+    """The trained network."""
+
+    test: Evaluation
+    """How many test rows are right."""
+
+    validation: Evaluation
+    """How many validation rows are right, over all shards."""
+
+    readouts: Mapping[str, float]
+    """Test accuracy by readout, where a network has several."""
+
+    per_block: list[float]
+    """Test accuracy of each block on its own."""
+
+    progress: list[Progress]
+    """All that was reported, in order of chapter and block."""
+
+    facts: Mapping[str, Any]
+    """Settings and figures of the run, as in `result.json`."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the test rows that are right."""
+        return self.test.accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `result.json` holds."""
+        return {
+            "accuracy": {
+                "test": self.test.accuracy,
+                "validation": self.validation.accuracy,
+                "per_block": self.per_block,
+                "readouts": dict(self.readouts),
+            },
+            "error_count": self.test.rows - self.test.correct,
+            **self.facts,
+        }
+
+
+def is_distributed() -> bool:
+    """Return whether this process is one of several that torchrun, or `--nodes`, has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def current_rank() -> int:
+    """Return the rank of this process; 0 where there is one."""
+    return int(os.environ.get("RANK", "0")) if is_distributed() else 0
+
+
+def resolve_precision(name: str) -> str:
+    """Return the arithmetic that `auto` stands for on this machine."""
+    if name != "auto":
+        return name
+    known = torch.cpu.get_capabilities()
+    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
+
+
+def load_data(config: RunConfig, rank: int) -> Dataset:
+    """Load the data of a rank: all rows, or its own shard where the name holds `{rank}`."""
+    private = "{rank}" in config.data.name
+    return datasets.load(
+        config.data.name.replace("{rank}", str(rank)),
+        data_dir=config.data.dir,
+        split_seed=config.data.split_seed,
+        test=config.data.test,
+        allow_one_class=private,
+    )
+
+
+def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
+    """Do a run from its settings: load data, build the network, train, test.
+
+    Under torchrun every process calls this, and rank 0 gets the result.
+
+    Returns:
+        The result on rank 0; None on others.
+
+    Raises:
+        OnwardError: Settings or data cannot be used; the message says why.
+    """
+    dataset = load_data(config, current_rank())
+    private = "{rank}" in config.data.name
+    transport = _open_transport(config.placement)
+    try:
+        shards = config.plan.shards
+        if private:
+            shards = transport.num_ranks
+            config = replace(config, plan=replace(config.plan, shards=shards))
+        held, shape = deal(config, dataset, transport, private=private)
+        network = build(
+            config.network,
+            config.optimizer,
+            input_shape=dataset.input_shape,
+            num_classes=shape.num_classes,
+            is_image=dataset.is_image,
+            seed=config.training.seed,
+        )
+        return _train(network, config, dataset, held, shape, transport, listener or Listener())
+    except BaseException:
+        transport.abort()
+        raise
+
+
+def train(
+    network: Network,
+    dataset: Dataset,
+    *,
+    training: TrainingConfig | None = None,
+    plan: PlanConfig | None = None,
+    placement: PlacementConfig | None = None,
+    validation: float | int = 0.1,
+    shift: int = 0,
+    listener: Listener | None = None,
+) -> Result | None:
+    """Train a network, in this process or, under torchrun, on all its ranks.
+
+    The same script runs either way, and ends in the same weights: every process builds the same
+    network from the same data, and rank 0 gets the result.
+
+    Args:
+        network: What is trained, in place. Its first weights must be the same on all ranks.
+        dataset: What is learned from, see `onward.data.from_arrays`.
+        training: Epochs, batch size, seed, arithmetic.
+        plan: What is computed.
+        placement: Where; by default all-layers (or stream) where there are several ranks.
+        validation: Training rows kept apart: a share below 1, or a number of rows.
+        shift: Largest random shift of training images, in pixels.
+        listener: Told how training goes.
+
+    Returns:
+        The result on rank 0; None on others.
+
+    Raises:
+        OnwardError: Settings or data cannot be used; the message says why.
+
+    Example:
+        >>> import onward as ow
+        >>> network = ow.mlp((1, 8, 8), num_classes=10, widths=(64, 64))
+        >>> result = ow.train(network, ow.load_data("digits"), training=ow.TrainingConfig(epochs=4))
+        >>> result.accuracy > 0.9
+        True
+    """
+    config = RunConfig(recipe="custom")
+    config = replace(
+        config,
+        data=replace(config.data, name=dataset.name, validation=validation, shift=shift),
+        training=training or TrainingConfig(),
+        plan=plan or PlanConfig(),
+        placement=placement or PlacementConfig(),
+    )
+    transport = _open_transport(config.placement)
+    try:
+        held, shape = deal(config, dataset, transport, private=False)
+        return _train(network, config, dataset, held, shape, transport, listener or Listener())
+    except BaseException:
+        transport.abort()
+        raise
+
+
+def deal(
+    config: RunConfig, dataset: Dataset, transport: Transport, *, private: bool
+) -> tuple[dict[int, Rows], Shape]:
+    """Split rows into training and validation, and into shards; agree on it with all ranks.
+
+    Args:
+        config: Settings of the run.
+        dataset: All rows, or those of this rank.
+        transport: How ranks hear of each other.
+        private: Whether the rows are those of this rank alone, its shard.
+
+    Returns:
+        The shards this rank holds, and the shape of all.
+
+    Raises:
+        DataError: There is one class only, over all shards, or ranks have different data.
+    """
+    training, held_out = datasets.split_validation(
+        dataset, config.data.validation, seed=config.data.split_seed
+    )
+    number = config.plan.shards
+    if private:
+        parts, validation_parts = [training], [held_out]
+        numbers = [transport.rank]
+    elif number == 1:
+        parts, validation_parts, numbers = [training], [held_out], [0]
+    else:
+        by, seed = config.plan.shard_by, config.training.seed
+        parts = [training[p] for p in datasets.shards(dataset.y[training], number, by, seed=seed)]
+        cut = torch.arange(len(held_out)).tensor_split(number)
+        validation_parts, numbers = [held_out[rows] for rows in cut], list(range(number))
+    held = {
+        shard: Rows(dataset.x[t], dataset.y[t], dataset.x[v], dataset.y[v])
+        for shard, t, v in zip(numbers, parts, validation_parts, strict=True)
+    }
+    counts = dataset.y[training].bincount(minlength=dataset.num_classes).tolist()
+    note = {
+        "rows": [len(rows.y) for rows in held.values()],
+        "validation_rows": [len(rows.y_validation) for rows in held.values()],
+        "counts": counts,
+        "input_shape": list(dataset.input_shape),
+        "private": private,
+    }
+    notes = transport.exchange("data", note)
+    shapes = {tuple(n["input_shape"]) for n in notes}
+    if len(shapes) > 1 or any(n["private"] is not private for n in notes):
+        raise DataError(f"The ranks have rows of different shapes: {sorted(shapes)}.")
+    if not private:
+        datasets.check_classes(counts)
+        if any(n != note for n in notes):
+            raise DataError("The ranks have different data; give all of them the same files.")
+        return held, Shape(
+            tuple(note["rows"]), tuple(note["validation_rows"]), dataset.num_classes
+        )
+    num_classes = max(len(n["counts"]) for n in notes)
+    totals = [sum(n["counts"][c] for n in notes if c < len(n["counts"])) for c in range(num_classes)]
+    datasets.check_classes(totals)
+    rows = tuple(n["rows"][0] for n in notes)
+    return held, Shape(rows, tuple(n["validation_rows"][0] for n in notes), num_classes)
+
+
+def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
+    """Make the plan of a run.
+
+    Args:
+        config: Settings of the run.
+        network: Says how many blocks there are, and whether they use hints.
+        shape: Rows of each shard.
+
+    Raises:
+        SettingError: Settings do not fit together.
+    """
+    plan, training = config.plan, config.training
+    if training.epochs < 1 or training.batch_size < 1 or (plan.chapters or 1) < 1:
+        raise SettingError(
+            f"training.epochs, training.batch_size and plan.chapters must be at least 1; got "
+            f"{training.epochs}, {training.batch_size} and {plan.chapters}."
+        )
+    head, is_stream = network.head, plan.kind == "stream"
+    negatives = network.sampler.negatives
+    hint_age: int | None = None
+    if negatives is not None and negatives.needs_hints and plan.hint_age != "never":
+        usual = 0 if is_stream else len(network.line)
+        if len(shape.rows) > 1:
+            usual = len(shape.rows)
+        hint_age = usual if plan.hint_age is None else plan.hint_age
+    if is_stream and hint_age is not None and head is None:
+        raise SettingError(
+            "In a stream plan, hints come from a softmax head, and this network has none. Use "
+            "--negatives hard, --readout softmax, or --plan chapters."
+        )
+    shared: dict[str, Any] = {
+        "num_blocks": len(network.line),
+        "head_reads": head.reads if head is not None and head.reads else (),
+        "epochs": training.epochs,
+        "chapters": plan.chapters or training.epochs,
+        "batch_size": training.batch_size,
+        "rows": shape.rows,
+        "hint_age": hint_age,
+        "validate_every": plan.validate_every,
+        "has_validation": any(shape.validation_rows),
+    }
+    if is_stream:
+        if plan.optimizer_state != "travel":
+            raise SettingError(
+                f"plan.optimizer_state is {plan.optimizer_state}, but in a stream plan blocks "
+                f"stay where they are and keep their moments. It goes with --plan chapters."
+            )
+        return StreamPlan(**shared)
+    return ChapterPlan(**shared, moments_age=moments_age(plan.optimizer_state))
+
+
+def moments_age(optimizer_state: str) -> int | None:
+    """Return the age in chapters of the moments a chapter starts with; None for none.
+
+    Example:
+        >>> moments_age("travel"), moments_age("restart"), moments_age("aged:4")
+        (1, None, 4)
+    """
+    name, _, age = optimizer_state.partition(":")
+    if name == "aged" and age.isdecimal() and int(age) > 0:
+        return int(age)
+    if optimizer_state not in ("travel", "restart"):
+        raise SettingError(
+            f"plan.optimizer_state must be travel, restart or aged:N with N of at least 1; got "
+            f"{optimizer_state}."
+        )
+    return 1 if optimizer_state == "travel" else None
+
+
+def _open_transport(placement: PlacementConfig) -> Transport:
+    if is_distributed():
+        return DistributedTransport(placement.iface)
+    return InMemoryTransport.group(1)[0]
+
+
+@dataclass
+class _Log:
+    """Gathers what ranks report, and passes it on."""
+
+    plan: Plan
+    listener: Listener
+    entries: list[Progress] = field(default_factory=list)
+    validations: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+
+    def take(self, product: Product, tensors: list[Tensor]) -> None:
+        figures = tensors[0].tolist()
+        chapter = product.time
+        if product.thing is Thing.REPORT:
+            if isinstance(self.plan, StreamPlan):
+                chapter = self.plan.chapter_ends[product.time]
+            named = dict(zip(REPORT_FIELDS, figures, strict=True))
+            known = {n: None if value != value else value for n, value in named.items()}
+            entry = Progress(chapter, product.block, known)
+        else:
+            counts = [int(figure) for figure in figures]
+            self.validations[chapter, product.block] = counts
+            if not counts[0]:
+                return
+            entry = Progress(
+                chapter,
+                None,
+                {
+                    "validation_accuracy": counts[1] / counts[0],
+                    "rows": counts[0],
+                    **{f"block_{b}": c / counts[0] for b, c in enumerate(counts[2:]) if c >= 0},
+                },
+            )
+        self.entries.append(entry)
+        self.listener.progress(entry)
+
+    def final_validation(self) -> Evaluation:
+        last = [c for (chapter, _), c in self.validations.items() if chapter == self.plan.chapters - 1]
+        if not last:
+            return Evaluation(0, 0, ())
+        rows, correct, *each = (sum(column) for column in zip(*last, strict=True))
+        return Evaluation(rows, correct, tuple(each) if min(each) >= 0 else ())
+
+
+def _train(
+    network: Network,
+    config: RunConfig,
+    dataset: Dataset,
+    held: dict[int, Rows],
+    shape: Shape,
+    transport: Transport,
+    listener: Listener,
+) -> Result | None:
+    precision = resolve_precision(config.training.precision)
+    network.set_precision(PRECISIONS[precision])
+    torch.set_num_threads(config.training.threads)
+    plan = make_plan(config, network, shape)
+    costs = [sum(p.numel() for p in block.module.parameters()) for block in network.line]
+    placement = place(plan, config.placement.name, transport.num_ranks, costs)
+    if placement.name == "federated" and config.plan.shards % transport.num_ranks == 0:
+        held = {s: rows for s, rows in held.items() if s % transport.num_ranks == transport.rank}
+    elif "{rank}" in config.data.name:
+        raise PlacementError(
+            f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
+            f"everywhere. Use --placement federated."
+        )
+    digests = transport.exchange("weights", weights_sha256(network))
+    if len(set(digests)) > 1:
+        raise SettingError(
+            "The ranks start from different weights. Seed torch before the network is built, the "
+            "same on all ranks."
+        )
+    arithmetic = Arithmetic(
+        seed=config.training.seed,
+        schedule=config.training.schedule,
+        closed_form=config.training.gradients == "closed-form",
+        shift=config.data.shift,
+    )
+    log = _Log(plan, listener)
+    worker = make_worker(plan, network, held, arithmetic)
+    runtime = Runtime(plan, placement, worker, transport, log.take)
+    transport.exchange("start", None)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    if transport.rank == 0:
+        listener.begin(plan, placement)
+    try:
+        with global_generator_kept():
+            runtime.run()
+    finally:
+        if transport.rank == 0:
+            listener.end()
+    seconds = time.perf_counter() - start
+    figures = {
+        "cpu_seconds": time.process_time() - cpu_start,
+        "idle_seconds": runtime.idle_seconds,
+        "bytes_sent": transport.bytes_sent,
+        "validation_seconds": worker.validation_seconds,
+    }
+    figures["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    everywhere = transport.exchange("figures", figures)
+    transport.close()
+    if transport.rank:
+        return None
+    network.eval()
+    per_rank = {name: [each[name] for each in everywhere] for name in figures}
+    facts = {
+        "recipe": config.recipe,
+        "data": dataset.name,
+        "rows": {
+            "training": sum(shape.rows),
+            "validation": sum(shape.validation_rows),
+            "test": len(dataset.y_test),
+        },
+        "seed": config.training.seed,
+        "epochs": plan.epochs,
+        "chapters": plan.chapters,
+        "plan": config.plan.kind,
+        "hint_age": plan.hint_age,
+        "shards": len(plan.rows),
+        "precision": precision,
+        "placement": placement.name,
+        "world_size": transport.num_ranks,
+        "seconds": seconds - max(per_rank["validation_seconds"]),
+        **per_rank,
+        "weights_sha256": weights_sha256(network),
+        "versions": {
+            "onward": version("onward"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "platform": platform.platform(),
+            "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+        },
+    }
+    return _test(network, dataset, log, facts)
+
+
+def _test(network: Network, dataset: Dataset, log: _Log, facts: dict[str, Any]) -> Result:
+    """Look at the test rows, once."""
+    x, y = dataset.x_test, dataset.y_test
+    test = evaluate(network, x, y)
+    readouts: dict[str, float] = {}
+    per_block = test.block_accuracy
+    if network.sampler.negatives is not None:
+        skip_first = getattr(network.readout, "skip_first", True)
+        others: dict[str, Readout] = {"goodness": GoodnessSweep(skip_first)}
+        if network.head is not None:
+            others["softmax"] = SoftmaxHead()
+        for name, readout in others.items():
+            found = evaluate(network, x, y, readout)
+            readouts[name] = found.correct / max(found.rows, 1)
+            per_block = per_block or found.block_accuracy
+    progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
+    return Result(network, test, log.final_validation(), readouts, per_block, progress, facts)
+
