@@ -1,0 +1,74 @@
+"""What every benchmark script does alike: its three forms, its record, its last line."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser that knows the three forms of a benchmark."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    form = made.add_mutually_exclusive_group()
+    form.add_argument("--quick", action="store_true", help="under a minute, same sizes")
+    form.add_argument("--smoke", action="store_true", help="seconds; the figures mean nothing")
+    made.add_argument("--data-dir", default=os.environ.get("ONWARD_DATA"))
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder for every single result")
+    return made
+
+
+def form_of(options: argparse.Namespace) -> str:
+    """Return full, quick or smoke."""
+    return "quick" if options.quick else "smoke" if options.smoke else "full"
+
+
+def environment() -> dict[str, Any]:
+    """Return what a figure depends on beside its command."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    return {
+        "torch": torch.__version__,
+        "machine": platform.platform(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean, standard deviation and number as text."""
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.4f} ± {deviation:.4f} (n={len(values)})"
+
+
+def record(path: Path, found: dict[str, Any]) -> None:
+    """Write a result beside what it depends on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**found, "environment": environment()}, indent=1) + "\n")
+
+
+def last_line(figures: dict[str, Any], form: str) -> None:
+    """Print the figures as one JSON object."""
+    print(json.dumps({**figures, "form": form}))
+
+
+def skip(reason: str) -> None:
+    """Say why the benchmark cannot run here, and end well."""
+    print(json.dumps({"skipped": reason}))
+    raise SystemExit(0)
