@@ -15,7 +15,7 @@ from torch import Tensor
 from onward.config import OptimizerConfig, RunConfig
 from onward.errors import FileError, OnwardError
 from onward.layers import Dense
-from onward.networks import Blueprint, Network, build
+from onward.networks import Network, build
 from onward.objectives import Threshold
 
 FORMAT = 1
@@ -167,5 +167,3 @@ def _describe(module: torch.nn.Module, objective: torch.nn.Module) -> dict[str, 
     if isinstance(objective, Threshold):
         found |= {"threshold": objective.threshold, "slope": objective.slope}
     return found
-
-

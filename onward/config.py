@@ -224,8 +224,9 @@ class RunConfig:
                 raise SettingError(f"Unknown setting {name}.{hint}")
             section, _, key = name.rpartition(".")
             owner = getattr(config, section) if section else config
-            changed = replace(owner, **{key: _read(name, value, _types(type(owner))[key])})
-            config = replace(config, **{section: changed}) if section else changed
+            changed: Any = replace(owner, **{key: _read(name, value, _types(type(owner))[key])})
+            changes: dict[str, Any] = {section: changed}
+            config = replace(config, **changes) if section else changed
         return config
 
     def to_toml(self) -> str:

@@ -24,9 +24,12 @@ def normalize_length(x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
                 [0.0000, 0.0000]])
     """
     flat = x.flatten(1)
-    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    length = torch.linalg.vector_norm(
+        flat, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+    )
     scale = (flat.shape[1] ** 0.5) / (length + TINY)
-    return (flat * scale.to(x.dtype)).view_as(x)
+    normalized: Tensor = (flat * scale.to(x.dtype)).view_as(x)
+    return normalized
 
 
 class Dense(nn.Module):

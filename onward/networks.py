@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -212,7 +213,7 @@ def build(
             dropout=config.dropout,
             gain=config.gain,
         )
-        for number, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False))
+        for number, (n_in, n_out) in enumerate(pairwise(widths))
     ]
     rule, head_rule = _rules(optimizer)
 
@@ -232,9 +233,7 @@ def build(
         blocks = [Block(nn.Sequential(*layers), objective(last), rule)]
     else:
         blocks = [Block(layer, objective(number), rule) for number, layer in enumerate(layers)]
-    if config.negatives is not None and (
-        config.readout == "softmax" or config.negatives == "hard"
-    ):
+    if config.negatives is not None and (config.readout == "softmax" or config.negatives == "hard"):
         first = 1 if config.skip_first and len(layers) > 1 else 0
         reads = tuple(range(first, len(layers)))
         layer = ReadoutLayer(tuple(config.widths[first:]), num_classes)

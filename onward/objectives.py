@@ -165,7 +165,8 @@ class Threshold(Objective):
         """Return the mean square of each row."""
         flat = activities.flatten(1)
         dtype = torch.promote_types(flat.dtype, torch.float32)
-        return torch.linalg.vector_norm(flat, dim=1, dtype=dtype).square() / flat.shape[1]
+        length: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=dtype)
+        return length.square() / flat.shape[1]
 
     def _signed_logit(self, name: str, goodness: Tensor) -> Float[Tensor, " rows"]:
         sign = 1.0 if name == "positive" else -1.0

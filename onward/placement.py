@@ -89,10 +89,12 @@ def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[float])
     if name is None:
         name = _usual(plan, num_ranks)
     if name != "sequential" and (name == "stream") is not isinstance(plan, StreamPlan):
-        fitting = "stream" if isinstance(plan, StreamPlan) else "single-layer, all-layers or federated"
+        fitting = (
+            "stream" if isinstance(plan, StreamPlan) else "single-layer, all-layers or federated"
+        )
         raise PlacementError(
-            f"The placement {name} cannot run a {_kind(plan)} plan. Choose sequential or {fitting}, "
-            f"or another --plan."
+            f"The placement {name} cannot run a {_kind(plan)} plan. Choose sequential or "
+            f"{fitting}, or another --plan."
         )
     most, unit = _most_ranks(plan, name)
     if num_ranks > most:
@@ -110,6 +112,29 @@ def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[float])
         return Placement(name, num_ranks, (), shards)
     owners = balance(costs, num_ranks, passing=name == "single-layer")
     return Placement(name, num_ranks, owners + (num_ranks - 1,) * bool(plan.head_reads), shards)
+
+
+def stall(plan: Plan, placement: Placement) -> str | None:
+    """Say why ranks will wait for hints, if they will; None where nothing stalls."""
+    age = plan.hint_age
+    if age is None or placement.num_ranks == 1:
+        return None
+    if isinstance(plan, StreamPlan):
+        unit, wanted = "mini-batches", placement.num_ranks
+        effect = (
+            "every mini-batch waits for the whole network (lock-step)"
+            if age == 0
+            else "the first rank waits for hints from the last"
+        )
+    else:
+        unit, wanted = "chapters", placement.num_ranks
+        effect = "chapters wait for the hints of others"
+    if age >= wanted:
+        return None
+    return (
+        f"plan.hint_age is {age} {unit} and there are {placement.num_ranks} ranks: {effect}. An "
+        f"age of {wanted} or more does not stall, but changes the weights."
+    )
 
 
 def balance(costs: Sequence[float], num_ranks: int, *, passing: bool) -> tuple[int, ...]:
@@ -144,7 +169,9 @@ def balance(costs: Sequence[float], num_ranks: int, *, passing: bool) -> tuple[i
         return min(options)
 
     ends = cut(0, num_ranks)[1]
-    return tuple(next(r for r, end in enumerate(ends) if block < end) for block in range(len(costs)))
+    return tuple(
+        next(r for r, end in enumerate(ends) if block < end) for block in range(len(costs))
+    )
 
 
 def _usual(plan: Plan, num_ranks: int) -> Name:
@@ -168,5 +195,3 @@ def _most_ranks(plan: Plan, name: Name) -> tuple[int, str]:
         case "federated":
             return len(plan.rows), "one a shard"
     return plan.num_blocks, "one a block"
-
-

@@ -305,8 +305,8 @@ class StreamPlan(Plan):
         super().__post_init__()
         if len(self.rows) > 1:
             raise SettingError(
-                f"plan.shards is {len(self.rows)}, but a stream plan has one stream of mini-batches "
-                f"and so one shard. Shards go with chapters."
+                f"plan.shards is {len(self.rows)}, but a stream plan has one stream of "
+                f"mini-batches, and so one shard. Shards go with chapters."
             )
         if self.hint_age is not None and self.hint_age < 0:
             raise SettingError(f"plan.hint_age is {self.hint_age}; it cannot be negative.")

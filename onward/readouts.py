@@ -49,7 +49,9 @@ class SumOfHeads(Readout):
         for block in blocks:
             x = block.infer(x)
             each.append(block.scores(x))
-        return Scores(torch.stack(each).sum(dim=0) if self.heads == "all" else each[-1], tuple(each))
+        return Scores(
+            torch.stack(each).sum(dim=0) if self.heads == "all" else each[-1], tuple(each)
+        )
 
 
 @dataclass(frozen=True)

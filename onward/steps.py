@@ -8,6 +8,7 @@ and it updates them slice by slice while a slice of the gradient is in the proce
 
 import math
 from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +29,9 @@ class Step(ABC):
         self.block = block
 
     @abstractmethod
-    def __call__(self, views: Views, *, seed: int, lr_scale: float) -> tuple[dict[str, View], StepReport]:
+    def __call__(
+        self, views: Views, *, seed: int, lr_scale: float
+    ) -> tuple[dict[str, View], StepReport]:
         """Learn from one batch.
 
         Args:

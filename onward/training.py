@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onward import data as datasets
 from onward.checkpoint import PRECISIONS, weights_sha256
-from onward.config import PlanConfig, PlacementConfig, RunConfig, TrainingConfig
+from onward.config import PlacementConfig, PlanConfig, RunConfig, TrainingConfig
 from onward.data import Dataset
 from onward.errors import DataError, PlacementError, SettingError
 from onward.networks import Evaluation, Network, build, evaluate
@@ -132,13 +132,12 @@ def resolve_precision(name: str) -> str:
 
 def load_data(config: RunConfig, rank: int) -> Dataset:
     """Load the data of a rank: all rows, or its own shard where the name holds `{rank}`."""
-    private = "{rank}" in config.data.name
     return datasets.load(
         config.data.name.replace("{rank}", str(rank)),
         data_dir=config.data.dir,
         split_seed=config.data.split_seed,
         test=config.data.test,
-        allow_one_class=private,
+        allow_one_class=is_private(config),
     )
 
 
@@ -147,6 +146,10 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
 
     Under torchrun every process calls this, and rank 0 gets the result.
 
+    Args:
+        config: The run.
+        listener: Told how training goes.
+
     Returns:
         The result on rank 0; None on others.
 
@@ -154,26 +157,69 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
         OnwardError: Settings or data cannot be used; the message says why.
     """
     dataset = load_data(config, current_rank())
-    private = "{rank}" in config.data.name
     transport = _open_transport(config.placement)
-    try:
-        shards = config.plan.shards
-        if private:
-            shards = transport.num_ranks
-            config = replace(config, plan=replace(config.plan, shards=shards))
-        held, shape = deal(config, dataset, transport, private=private)
-        network = build(
-            config.network,
-            config.optimizer,
-            input_shape=dataset.input_shape,
-            num_classes=shape.num_classes,
-            is_image=dataset.is_image,
-            seed=config.training.seed,
+    config = with_private_shards(config, transport.num_ranks)
+    held, shape = deal(config, dataset, transport)
+    network = build_network(config, dataset, shape)
+    return _train(network, config, dataset, held, shape, transport, listener or Listener())
+
+
+def preview(config: RunConfig, num_ranks: int) -> tuple[Plan, Placement]:
+    """Make plan and placement of a run without starting it, to look at or to find mistakes.
+
+    Args:
+        config: The run.
+        num_ranks: Ranks it is meant for.
+
+    Raises:
+        OnwardError: Settings or data cannot be used; the message says why.
+    """
+    config = with_private_shards(config, num_ranks)
+    alone = InMemoryTransport.group(1)[0]
+    if is_private(config):
+        parts = [load_data(config, rank) for rank in range(num_ranks)]
+        shapes = [deal_alone(config, part) for part in parts]
+        dataset = parts[0]
+        shape = Shape(
+            tuple(len(rows.y) for rows in shapes),
+            tuple(len(rows.y_validation) for rows in shapes),
+            max(part.num_classes for part in parts),
         )
-        return _train(network, config, dataset, held, shape, transport, listener or Listener())
-    except BaseException:
-        transport.abort()
-        raise
+    else:
+        dataset = load_data(config, 0)
+        _, shape = deal(config, dataset, alone)
+    network = build_network(config, dataset, shape)
+    plan = make_plan(config, network, shape)
+    return plan, place(plan, config.placement.name, num_ranks, block_costs(network))
+
+
+def is_private(config: RunConfig) -> bool:
+    """Return whether each rank has data of its own."""
+    return "{rank}" in config.data.name
+
+
+def with_private_shards(config: RunConfig, num_ranks: int) -> RunConfig:
+    """Return the settings with a shard a rank, where each rank has data of its own."""
+    if not is_private(config):
+        return config
+    return config.with_settings({"plan.shards": num_ranks})
+
+
+def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
+    """Build the network of a run, with its first weights."""
+    return build(
+        config.network,
+        config.optimizer,
+        input_shape=dataset.input_shape,
+        num_classes=shape.num_classes,
+        is_image=dataset.is_image,
+        seed=config.training.seed,
+    )
+
+
+def block_costs(network: Network) -> list[float]:
+    """Return what each block of the line costs, in parameters."""
+    return [sum(p.numel() for p in block.module.parameters()) for block in network.line]
 
 
 def train(
@@ -224,16 +270,23 @@ def train(
         placement=placement or PlacementConfig(),
     )
     transport = _open_transport(config.placement)
-    try:
-        held, shape = deal(config, dataset, transport, private=False)
-        return _train(network, config, dataset, held, shape, transport, listener or Listener())
-    except BaseException:
-        transport.abort()
-        raise
+    held, shape = deal(config, dataset, transport)
+    return _train(network, config, dataset, held, shape, transport, listener or Listener())
+
+
+def deal_alone(config: RunConfig, dataset: Dataset) -> Rows:
+    """Split the rows of one shard into training and validation."""
+    training, held_out = datasets.split_validation(
+        dataset, config.data.validation, seed=config.data.split_seed
+    )
+    x, y = dataset.x, dataset.y
+    if not len(held_out):
+        return Rows(x, y, x[:0], y[:0])
+    return Rows(x[training], y[training], x[held_out], y[held_out])
 
 
 def deal(
-    config: RunConfig, dataset: Dataset, transport: Transport, *, private: bool
+    config: RunConfig, dataset: Dataset, transport: Transport
 ) -> tuple[dict[int, Rows], Shape]:
     """Split rows into training and validation, and into shards; agree on it with all ranks.
 
@@ -241,56 +294,53 @@ def deal(
         config: Settings of the run.
         dataset: All rows, or those of this rank.
         transport: How ranks hear of each other.
-        private: Whether the rows are those of this rank alone, its shard.
 
     Returns:
         The shards this rank holds, and the shape of all.
 
     Raises:
-        DataError: There is one class only, over all shards, or ranks have different data.
+        DataError: There is one class only, over all shards, or the ranks' data do not agree.
     """
-    training, held_out = datasets.split_validation(
-        dataset, config.data.validation, seed=config.data.split_seed
-    )
+    whole = deal_alone(config, dataset)
     number = config.plan.shards
-    if private:
-        parts, validation_parts = [training], [held_out]
-        numbers = [transport.rank]
+    if is_private(config):
+        held = {transport.rank: whole}
     elif number == 1:
-        parts, validation_parts, numbers = [training], [held_out], [0]
+        held = {0: whole}
     else:
         by, seed = config.plan.shard_by, config.training.seed
-        parts = [training[p] for p in datasets.shards(dataset.y[training], number, by, seed=seed)]
-        cut = torch.arange(len(held_out)).tensor_split(number)
-        validation_parts, numbers = [held_out[rows] for rows in cut], list(range(number))
-    held = {
-        shard: Rows(dataset.x[t], dataset.y[t], dataset.x[v], dataset.y[v])
-        for shard, t, v in zip(numbers, parts, validation_parts, strict=True)
-    }
-    counts = dataset.y[training].bincount(minlength=dataset.num_classes).tolist()
+        parts = datasets.shards(whole.y, number, by, seed=seed)
+        cuts = torch.arange(len(whole.y_validation)).tensor_split(number)
+        held = {
+            shard: Rows(
+                whole.x[rows], whole.y[rows], whole.x_validation[cut], whole.y_validation[cut]
+            )
+            for shard, (rows, cut) in enumerate(zip(parts, cuts, strict=True))
+        }
     note = {
         "rows": [len(rows.y) for rows in held.values()],
         "validation_rows": [len(rows.y_validation) for rows in held.values()],
-        "counts": counts,
+        "classes": whole.y.bincount(minlength=dataset.num_classes).tolist(),
         "input_shape": list(dataset.input_shape),
-        "private": private,
     }
     notes = transport.exchange("data", note)
-    shapes = {tuple(n["input_shape"]) for n in notes}
-    if len(shapes) > 1 or any(n["private"] is not private for n in notes):
-        raise DataError(f"The ranks have rows of different shapes: {sorted(shapes)}.")
-    if not private:
-        datasets.check_classes(counts)
+    shapes = sorted({tuple(n["input_shape"]) for n in notes})
+    if len(shapes) > 1:
+        raise DataError(f"The ranks have rows of different shapes: {shapes}. They must be alike.")
+    if not is_private(config):
         if any(n != note for n in notes):
-            raise DataError("The ranks have different data; give all of them the same files.")
-        return held, Shape(
-            tuple(note["rows"]), tuple(note["validation_rows"]), dataset.num_classes
-        )
-    num_classes = max(len(n["counts"]) for n in notes)
-    totals = [sum(n["counts"][c] for n in notes if c < len(n["counts"])) for c in range(num_classes)]
+            raise DataError("The ranks have different data. Give all of them the same files.")
+        notes = [note]
+    num_classes = max(len(n["classes"]) for n in notes)
+    totals = [
+        sum(n["classes"][c] for n in notes if c < len(n["classes"])) for c in range(num_classes)
+    ]
     datasets.check_classes(totals)
-    rows = tuple(n["rows"][0] for n in notes)
-    return held, Shape(rows, tuple(n["validation_rows"][0] for n in notes), num_classes)
+    return held, Shape(
+        tuple(rows for n in notes for rows in n["rows"]),
+        tuple(rows for n in notes for rows in n["validation_rows"]),
+        num_classes,
+    )
 
 
 def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
@@ -404,7 +454,9 @@ class _Log:
         self.listener.progress(entry)
 
     def final_validation(self) -> Evaluation:
-        last = [c for (chapter, _), c in self.validations.items() if chapter == self.plan.chapters - 1]
+        last = [
+            c for (chapter, _), c in self.validations.items() if chapter == self.plan.chapters - 1
+        ]
         if not last:
             return Evaluation(0, 0, ())
         rows, correct, *each = (sum(column) for column in zip(*last, strict=True))
@@ -424,11 +476,10 @@ def _train(
     network.set_precision(PRECISIONS[precision])
     torch.set_num_threads(config.training.threads)
     plan = make_plan(config, network, shape)
-    costs = [sum(p.numel() for p in block.module.parameters()) for block in network.line]
-    placement = place(plan, config.placement.name, transport.num_ranks, costs)
-    if placement.name == "federated" and config.plan.shards % transport.num_ranks == 0:
+    placement = place(plan, config.placement.name, transport.num_ranks, block_costs(network))
+    if placement.name == "federated":
         held = {s: rows for s, rows in held.items() if s % transport.num_ranks == transport.rank}
-    elif "{rank}" in config.data.name:
+    elif is_private(config):
         raise PlacementError(
             f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
             f"everywhere. Use --placement federated."
@@ -524,4 +575,3 @@ def _test(network: Network, dataset: Dataset, log: _Log, facts: dict[str, Any]) 
             per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
     return Result(network, test, log.final_validation(), readouts, per_block, progress, facts)
-

@@ -7,9 +7,12 @@ connection), and messages are told apart by their order, not by tags.
 """
 
 import json
+import logging
 import os
 import queue
+import sys
 import threading
+import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
 Deliver = Callable[[Tensor], None]
 """What is done with a message that has arrived, its bytes."""
@@ -65,9 +69,6 @@ class Transport(ABC):
     @abstractmethod
     def close(self) -> None:
         """Wait until everything sent has been received, then part."""
-
-    def abort(self) -> None:
-        """Part at once, after a failure."""
 
 
 class InMemoryTransport(Transport):
@@ -124,11 +125,13 @@ class DistributedTransport(Transport):
             iface = "lo" if os.path.exists("/sys/class/net/lo") else None
         if iface is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = iface
-        store, self.rank, self.num_ranks = next(iter(dist.rendezvous("env://")))
+        store, self.rank, self.num_ranks = next(iter(rendezvous("env://")))
         # torchrun restarts a group with the store of the last try, and would find its addresses
         # there (pytorch#135712); a prefix for each try keeps them apart.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store = dist.PrefixStore(f"onward-{attempt}", store)
+        self.store = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"onward-{attempt}", store
+        )
         # gloo's own limit of 30 minutes is shorter than a long chapter.
         dist.init_process_group(
             "gloo",
@@ -179,7 +182,7 @@ class DistributedTransport(Transport):
                     take()
             while posted:
                 take()
-        except Exception as error:  # noqa: BLE001 - handed to the thread that waits for the message
+        except Exception as error:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -199,3 +202,35 @@ class DistributedTransport(Transport):
             receiver.join()
         self.exchange("closed", None)
         dist.destroy_process_group()
+
+
+def launch(num_ranks: int, command: list[str]) -> int:
+    """Start a command as several ranks on this machine and wait for them, as torchrun does.
+
+    Args:
+        num_ranks: Processes.
+        command: Arguments of the Python interpreter.
+
+    Returns:
+        The exit status: 0, or that of the rank that failed first.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Each rank says itself what went wrong; the launcher would add a page of its own.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        return max(1, error.get_first_failure()[1].exitcode)
+    return 0

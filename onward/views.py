@@ -91,7 +91,7 @@ def likely_wrong_labels(
     allowed = hints.float().scatter(1, labels[:, None], float("-inf"))
     if generator is None:
         return allowed.argmax(dim=1)
-    # The largest of score + Gumbel noise is a sample of the softmax, and -log(-log u) is such noise.
+    # The largest of scores with Gumbel noise, -log(-log u), is a sample of their softmax.
     uniform = torch.rand(allowed.shape, generator=generator).clamp_min(1e-20)
     return (allowed - (-uniform.log()).log()).argmax(dim=1)
 

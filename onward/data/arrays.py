@@ -37,9 +37,10 @@ def read_npz(
             f"{path} does not end in .npz, the one form of data of one's own that is read. "
             f"Save it with numpy.savez('data.npz', x=rows, y=labels)."
         )
-    if not path.is_file():
-        raise DataError(f"There is no file {path}. Correct the path.")
-    members = _read_members(path)
+    try:
+        members = _read_members(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     num_classes = members.get("num_classes")
     if num_classes is not None and (num_classes.size != 1 or num_classes.dtype.kind not in "iu"):
         raise DataError(

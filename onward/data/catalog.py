@@ -106,7 +106,7 @@ def load(
     path = Path(name).expanduser()
     if path.suffix:
         return read_npz(path, test=test, split_seed=split_seed, allow_one_class=allow_one_class)
-    near = difflib.get_close_matches(name.lower(), NAMES, n=1)
+    near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.7)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise DataError(
         f'There is no data set "{name}".{hint} Known are {", ".join(NAMES)}, and paths that end '

@@ -183,7 +183,7 @@ def _inputs(values: Numbers, what: str) -> Float[Tensor, "rows ..."]:
     finite = np.isfinite(rows)
     if not finite.all():
         raise DataError(
-            f"{what} holds {finite.size - finite.sum()} values that are not finite in float32, "
+            f"{what} holds {(~finite).sum()} values that are NaN or infinite in float32, "
             f"the first in row {np.argwhere(~finite)[0, 0]}. Replace them or leave out their rows."
         )
     return torch.from_numpy(rows)

@@ -82,15 +82,16 @@ def _plain_or_gzipped(folder: Path, file: str) -> Path:
 
 def _parse(stream: BufferedIOBase, dimensions: int, room: int, path: Path) -> NDArray[np.uint8]:
     magic = bytes([0, 0, 8, dimensions])
-    start, sizes = stream.read(4), stream.read(4 * dimensions)
-    if start != magic:
-        raise DataError(
-            f"{path} begins with the bytes {start.hex(' ')}, but an idx file of unsigned bytes in "
-            f"{dimensions} dimensions begins with {magic.hex(' ')}. Give the right file this name."
-        )
-    if len(sizes) < 4 * dimensions:
+    header = stream.read(4 + 4 * dimensions)
+    if len(header) < 4 + 4 * dimensions:
         raise DataError(f"{path} is damaged: it ends within its header. Fetch it again.")
-    shape = struct.unpack(f">{dimensions}I", sizes)
+    if header[:4] != magic:
+        raise DataError(
+            f"{path} begins with the bytes {header[:4].hex(' ')}, but an idx file of unsigned "
+            f"bytes in {dimensions} dimensions begins with {magic.hex(' ')}. Give the right file "
+            f"this name."
+        )
+    shape = struct.unpack(f">{dimensions}I", header[4:])
     count = math.prod(shape)
     announced = f"{path} is damaged: its header announces {' x '.join(map(str, shape))} values"
     if count > room:

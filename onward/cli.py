@@ -1,0 +1,294 @@
+"""The command: reads settings, calls one function, prints.
+
+Exit status: 0 done, 2 something the user can put right (the message says what), 130 interrupted.
+Anything else is a bug and shows its traceback.
+"""
+
+import argparse
+import csv
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from onward import checkpoint, data, runs, training
+from onward.config import RunConfig, read_settings
+from onward.drawing import legend, plan_table, staircase
+from onward.errors import DataError, FileError, OnwardError, SettingError
+from onward.networks import Network, evaluate
+from onward.placement import stall
+from onward.progress import Bars
+from onward.recipes import RECIPES
+from onward.transport import launch
+
+FLAGS = {
+    "--data": ("data.name", "digits, mnist, fashion-mnist, cifar10, or a path to an .npz file"),
+    "--data-dir": ("data.dir", "folder with data sets (or the variable ONWARD_DATA)"),
+    "--validation": ("data.validation", "training rows kept apart: a share, or a number; 0: none"),
+    "--shift": ("data.shift", "largest random shift of training images, in pixels"),
+    "--widths": ("network.widths", "units of each block, such as 500,500,500,500"),
+    "--heads": ("network.heads", "whose heads vote: all or last"),
+    "--negatives": ("network.negatives", "fixed, random, adaptive or hard"),
+    "--readout": ("network.readout", "heads, goodness or softmax"),
+    "--dropout": ("network.dropout", "share of each block's inputs dropped in training"),
+    "--epochs": ("training.epochs", "passes of each block over the rows"),
+    "--batch-size": ("training.batch_size", "rows of a mini-batch"),
+    "--seed": ("training.seed", "decides all randomness"),
+    "--precision": ("training.precision", "auto, fp32 or bf16"),
+    "--threads": ("training.threads", "threads of each rank"),
+    "--plan": ("plan.kind", "chapters or stream; this changes the weights"),
+    "--chapters": ("plan.chapters", "turns of each block"),
+    "--hint-age": ("plan.hint_age", "age of hints: a number, or never"),
+    "--shards": ("plan.shards", "parts of the rows, for a federated run"),
+    "--shard-by": ("plan.shard_by", "iid or class"),
+    "--validate-every": ("plan.validate_every", "chapters between validations"),
+    "--placement": ("placement.name", "sequential, single-layer, all-layers, federated or stream"),
+    "--nodes": ("placement.nodes", "processes to start on this machine"),
+    "--iface": ("placement.iface", "network interface between machines"),
+}
+"""Flags of `train` and `plan`, the settings they stand for, and what they say."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command with these arguments, or those of the process."""
+    options = make_parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except OnwardError as error:
+        where = f"rank {training.current_rank()}: " if training.is_distributed() else ""
+        print(f"onward: {where}{error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("onward: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="onward", description="Train neural networks layer by layer, on one machine or many."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(command=function)
+        return made
+
+    train = command("train", train_command, "Train a network, test it once, write a run folder.")
+    _add_settings(train)
+    train.add_argument("--out", type=Path, help="run folder (default: runs/DATE-RECIPE-DATA)")
+    train.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
+
+    plan = command("plan", plan_command, "Show plan and placement of a run; starts nothing.")
+    _add_settings(plan)
+
+    evaluate_parser = command("evaluate", evaluate_command, "Test a trained network.")
+    evaluate_parser.add_argument("run", type=Path, help="run folder")
+    evaluate_parser.add_argument("--data", help="another data set than that of the run")
+    evaluate_parser.add_argument("--data-dir", help="folder with data sets")
+
+    predict = command("predict", predict_command, "Predict the classes of rows.")
+    predict.add_argument("run", type=Path, help="run folder, or model file")
+    predict.add_argument("input", type=Path, help=".npz file with the rows as `x`")
+    predict.add_argument(
+        "--out", type=Path, help=".npz file for `labels` and `scores` (default: CSV on the screen)"
+    )
+
+    command("recipes", recipes_command, "List the recipes, each with its paper.")
+    listing = command("data", data_command, "List the data sets, and where they are found.")
+    listing.add_argument("--data-dir", help="folder with data sets")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        default="one-pass",
+        metavar="RECIPE",
+        help=f"{', '.join(RECIPES)}, or a TOML run file (default: one-pass)",
+    )
+    for flag, (name, text) in FLAGS.items():
+        parser.add_argument(flag, dest=name, help=text, metavar=name.rpartition(".")[2].upper())
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.NAME=VALUE",
+        help="any setting; may be given several times",
+    )
+
+
+def read_config(options: argparse.Namespace) -> RunConfig:
+    """Return the run that a command line describes: recipe or file, then flags, then --set."""
+    if options.recipe.endswith(".toml"):
+        settings = read_settings(Path(options.recipe))
+        config = RunConfig().with_settings(settings)
+    elif options.recipe in RECIPES:
+        config = RECIPES[options.recipe].config
+    else:
+        raise SettingError(
+            f"There is no recipe {options.recipe}. There are {', '.join(RECIPES)}; or give the "
+            f"path of a .toml file."
+        )
+    given = {name: getattr(options, name) for name, _ in FLAGS.values()}
+    config = config.with_settings({n: value for n, value in given.items() if value is not None})
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingError(f"--set takes SECTION.NAME=VALUE; got {assignment}.")
+        config = config.with_settings({name.strip(): value.strip()})
+    return config
+
+
+def train_command(options: argparse.Namespace) -> None:
+    """Train, in this process or in several."""
+    config = read_config(options)
+    folder = options.out or Path("runs") / (
+        f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{Path(config.data.name).stem}"
+    )
+    if not training.is_distributed():
+        # Mistakes show here, once, rather than on every rank.
+        training.preview(config, config.placement.nodes)
+    if training.current_rank() == 0:
+        runs.prepare(folder, overwrite=options.overwrite)
+    if config.placement.nodes > 1 and not training.is_distributed():
+        _launch(config, folder)
+        return
+    result = training.run(config, Bars(Console(stderr=True)))
+    if result is not None:
+        runs.write(folder, config, result)
+        _print_result(result.to_json(), folder)
+
+
+def _launch(config: RunConfig, folder: Path) -> None:
+    """Start the ranks of a run on this machine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "config.toml"
+        file.write_text(config.to_toml())
+        command = ["-m", "onward", "train", str(file), "--out", str(folder), "--overwrite"]
+        status = launch(config.placement.nodes, command)
+    if status:
+        sys.exit(status)
+
+
+def plan_command(options: argparse.Namespace) -> None:
+    """Print the tasks of each rank, and draw how they begin."""
+    config = read_config(options)
+    plan, placement = training.preview(config, config.placement.nodes)
+    console = Console()
+    console.print(plan_table(plan, placement))
+    console.print(staircase(plan, placement, clocks=40, width=console.width), soft_wrap=True)
+    console.print(legend(plan))
+    warning = stall(plan, placement)
+    if warning:
+        console.print(f"Note: {warning}")
+
+
+def evaluate_command(options: argparse.Namespace) -> None:
+    """Test a run's network on its test rows, or on those of other data."""
+    network = checkpoint.load(options.run)
+    config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
+    changes = {"data.name": options.data, "data.dir": options.data_dir}
+    config = config.with_settings({n: value for n, value in changes.items() if value is not None})
+    torch.set_num_threads(config.training.threads)
+    dataset = training.load_data(config, 0)
+    _check_rows(network, dataset.input_shape, dataset.name)
+    found = evaluate(network, dataset.x_test, dataset.y_test)
+    table = Table(title=f"{options.run} on the {found.rows:,} test rows of {dataset.name}")
+    table.add_column("what")
+    table.add_column("accuracy", justify="right")
+    table.add_row("network", f"{found.accuracy or 0:.2%}")
+    for number, accuracy in enumerate(found.block_accuracy):
+        table.add_row(f"block {number} alone", f"{accuracy:.2%}")
+    Console().print(table)
+
+
+def predict_command(options: argparse.Namespace) -> None:
+    """Write the class of each row, and the scores of all classes."""
+    network = checkpoint.load(options.run)
+    x = data.read_rows(options.input)
+    _check_rows(network, tuple(x.shape[1:]), str(options.input))
+    torch.set_num_threads(1)
+    scores = network.scores(x).network.float()
+    labels = scores.argmax(dim=1)
+    if options.out is None:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["label", *(f"score_{c}" for c in range(network.num_classes))])
+        writer.writerows(
+            [label, *row] for label, row in zip(labels.tolist(), scores.tolist(), strict=True)
+        )
+        return
+    try:
+        np.savez(options.out, labels=labels.numpy(), scores=scores.numpy())
+    except OSError as error:
+        raise FileError(f"{options.out} cannot be written: {error.strerror}.") from error
+    print(f"{len(labels)} labels and scores in {options.out}")
+
+
+def recipes_command(options: argparse.Namespace) -> None:
+    """List the recipes."""
+    table = Table(show_lines=True)
+    for name in ("recipe", "what it does", "source"):
+        table.add_column(name)
+    for recipe in RECIPES.values():
+        table.add_row(recipe.name, recipe.summary, recipe.source)
+    Console().print(table)
+
+
+def data_command(options: argparse.Namespace) -> None:
+    """List the data sets."""
+    table = Table()
+    columns = [field.name for field in fields(data.Listing)]
+    for name in columns:
+        table.add_column(name.replace("_", " "))
+    for listing in data.available(options.data_dir):
+        table.add_row(*(str(getattr(listing, name)) for name in columns))
+    Console().print(table)
+
+
+def _check_rows(network: Network, shape: tuple[int, ...], where: str) -> None:
+    blueprint = network.blueprint
+    if blueprint is not None and tuple(blueprint.input_shape) != shape:
+        raise DataError(
+            f"The rows of {where} have shape {shape}, and the network was trained on rows of "
+            f"shape {tuple(blueprint.input_shape)}."
+        )
+
+
+def _print_result(found: dict[str, Any], folder: Path) -> None:
+    accuracy = found["accuracy"]
+    table = Table(title=f"{found['recipe']} on {found['data']}")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    rows = found["rows"]
+    table.add_row(f"test accuracy ({rows['test']:,} rows)", f"{accuracy['test']:.2%}")
+    if accuracy["validation"] is not None:
+        label = f"validation accuracy ({rows['validation']:,} rows)"
+        table.add_row(label, f"{accuracy['validation']:.2%}")
+    for name, value in accuracy["readouts"].items():
+        table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
+    per_block = "  ".join(f"{value:.2%}" for value in accuracy["per_block"])
+    table.add_row("test accuracy, each block alone", per_block)
+    table.add_row("placement", f"{found['placement']} on {found['world_size']}")
+    table.add_row("training time", f"{found['seconds']:.1f} s")
+    for name, text, unit in (
+        ("idle_seconds", "waiting, each rank", 1.0),
+        ("bytes_sent", "sent, each rank, MB", 1e-6),
+        ("peak_memory_bytes", "peak memory, each rank, MB", 1e-6),
+    ):
+        table.add_row(text, "  ".join(f"{value * unit:.1f}" for value in found[name]))
+    table.add_row("weights sha256", found["weights_sha256"][:16] + "…")
+    console = Console()
+    console.print(table)
+    console.print(f"Run folder: {folder}", soft_wrap=True)

@@ -1,0 +1,100 @@
+"""Pictures of plans in a terminal: who does what, and when."""
+
+from itertools import islice
+
+from rich.table import Table
+from rich.text import Text
+
+from onward.placement import Placement, messages
+from onward.plan import Kind, Plan, Product, StreamPlan, Task
+
+STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
+"""Colours of chapters (of mini-batches, in a stream plan), in turn."""
+
+
+def plan_table(plan: Plan, placement: Placement) -> Table:
+    """Return a table of the tasks of each rank: how many of each kind, and messages sent."""
+    table = Table(title=f"{placement.name}: {placement.num_ranks} ranks")
+    for name in ("rank", "blocks", "train", "pass", "score", "validate", "messages", "to ranks"):
+        table.add_column(name, justify="right")
+    tasks: dict[int, list[Task]] = {rank: [] for rank in range(placement.num_ranks)}
+    sent: dict[int, list[int]] = {rank: [] for rank in range(placement.num_ranks)}
+    for task in plan.tasks():
+        rank = placement.rank(task)
+        tasks[rank].append(task)
+        sent[rank] += [message.dest for message in messages(plan, placement, task)]
+    for rank, own in tasks.items():
+        count = {kind: sum(task.kind is kind for task in own) for kind in Kind}
+        blocks = sorted({task.block for task in own if task.kind is Kind.TRAIN})
+        table.add_row(
+            str(rank),
+            ", ".join("head" if b == plan.head else str(b) for b in blocks),
+            *(str(count[k]) for k in (Kind.TRAIN, Kind.PASS, Kind.SCORE, Kind.VALIDATE)),
+            str(len(sent[rank])),
+            ", ".join(map(str, sorted(set(sent[rank])))) or "-",
+        )
+    return table
+
+
+def staircase(plan: Plan, placement: Placement, *, clocks: int, width: int) -> Text:
+    """Draw the first tasks of each rank, a line a rank, a column a tick of the clock.
+
+    Every task takes one tick and messages none, so the drawing shows what waits for what, not
+    how long it takes.
+
+    Example:
+        >>> from onward.placement import place
+        >>> from onward.plan import ChapterPlan
+        >>> plan = ChapterPlan(
+        ...     num_blocks=2, head_reads=(), epochs=3, chapters=3, batch_size=1, rows=(1,),
+        ...     hint_age=None, validate_every=None, has_validation=False,
+        ... )
+        >>> print(staircase(plan, place(plan, "all-layers", 2, [1, 1]), clocks=9, width=80))
+        rank 0  0T0 1T0 0T2 1T2  G
+        rank 1      0T1 1T1
+    """
+    rows = clock_times(plan, placement, clocks)
+    cell = max((len(_name(plan, task)) for row in rows for task in row if task), default=3) + 1
+    shown = min(clocks, (width - 8) // cell)
+    drawing = Text()
+    for rank, row in enumerate(rows):
+        line = Text(f"rank {rank}".ljust(8))
+        for task in row[:shown]:
+            style = STYLES[task.time % len(STYLES)] if task else ""
+            line.append((_name(plan, task) if task else "").center(cell - 1) + " ", style=style)
+        line.rstrip()
+        drawing.append_text(line)
+        if rank < len(rows) - 1:
+            drawing.append("\n")
+    return drawing
+
+
+def clock_times(plan: Plan, placement: Placement, clocks: int) -> list[list[Task | None]]:
+    """Return what each rank does at each tick, where each task takes one and messages none."""
+    rows: list[list[Task | None]] = [[] for _ in range(placement.num_ranks)]
+    ready: dict[Product, int] = {}
+    for task in islice(plan.tasks(), clocks * placement.num_ranks * 2):
+        row = rows[placement.rank(task)]
+        start = max([len(row), *(ready[product] for product in plan.needs(task))])
+        if start < clocks:
+            row.extend([None] * (start - len(row)) + [task])
+        for product in plan.makes(task):
+            ready[product] = start + 1
+    return rows
+
+
+def legend(plan: Plan) -> str:
+    """Say how to read a drawing."""
+    time = "mini-batch" if isinstance(plan, StreamPlan) else "chapter"
+    return (
+        f"2T7 is block 2, train, {time} 7. P pass with the neutral label, S score for hints, "
+        f"V validate, G gather."
+    )
+
+
+def _name(plan: Plan, task: Task) -> str:
+    if task.kind is Kind.GATHER:
+        return "G"
+    if task.kind in (Kind.SCORE, Kind.VALIDATE):
+        return f"{task.kind}{task.time}"
+    return f"H{task.kind}{task.time}" if task.block == plan.head else str(task)

@@ -1,0 +1,76 @@
+"""What a person sees of a run: bars in a terminal, a line now and then elsewhere."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from onward import training
+from onward.placement import Placement, stall
+from onward.plan import Plan
+
+LINE_EVERY_SECONDS = 10.0
+"""Longest silence where there is no terminal, as far as there is news."""
+
+
+class Bars(training.Listener):
+    """A bar a block with its last loss and accuracy; lines where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars: Progress | None = None
+        self.tasks: dict[int, TaskID] = {}
+        self.done = 0
+        self.total = 0
+        self.started = self.last_line = time.monotonic()
+
+    def begin(self, plan: Plan, placement: Placement) -> None:
+        self.total = plan.chapters * len(plan.trained)
+        self.started = self.last_line = time.monotonic()
+        ranks = f"{placement.num_ranks} rank{'s' if placement.num_ranks > 1 else ''}"
+        self.console.print(
+            f"{len(plan.trained)} blocks, {plan.epochs} epochs in {plan.chapters} chapters, "
+            f"{sum(plan.rows):,} rows; {placement.name} on {ranks}"
+        )
+        warning = stall(plan, placement)
+        if warning:
+            self.console.print(f"Note: {warning}")
+        if not self.console.is_terminal:
+            return
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:>4.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.bars.start()
+        for block in plan.trained:
+            name = "head   " if block == plan.head else f"block {block}"
+            self.tasks[block] = self.bars.add_task(name, total=plan.chapters, figures="")
+
+    def progress(self, progress: training.Progress) -> None:
+        figures = progress.figures
+        if progress.block is None:
+            accuracy = figures["validation_accuracy"]
+            self.console.print(
+                f"chapter {progress.chapter + 1}: validation accuracy {accuracy:.2%}"
+            )
+            return
+        self.done += 1
+        text = f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.2%}"
+        if self.bars is not None:
+            self.bars.update(self.tasks[progress.block], advance=1, figures=text)
+        elif time.monotonic() - self.last_line > LINE_EVERY_SECONDS or self.done == self.total:
+            self.last_line = time.monotonic()
+            elapsed = self.last_line - self.started
+            left = elapsed / self.done * (self.total - self.done)
+            self.console.print(
+                f"chapter {progress.chapter + 1}, block {progress.block}: {text}; "
+                f"{elapsed:.0f} s, about {left:.0f} s left"
+            )
+
+    def end(self) -> None:
+        if self.bars is not None:
+            self.bars.stop()
