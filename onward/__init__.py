@@ -29,7 +29,8 @@ from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer
 from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
 from onward.recipes import RECIPES, Recipe
-from onward.training import Listener, Progress, Result, run, train
+from onward.results import Listener, Progress, Result
+from onward.training import run, train
 from onward.views import LabelEmbedding, Negatives, Plain, Sampler, View
 
 __all__ = [

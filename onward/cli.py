@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from onward import checkpoint, data, runs, training
+from onward import checkpoint, data, dealing, runs, training
 from onward.config import RunConfig, read_settings
 from onward.drawing import legend, plan_table, staircase
 from onward.errors import DataError, FileError, OnwardError, SettingError
@@ -202,7 +202,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     changes = {"data.name": options.data, "data.dir": options.data_dir}
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     torch.set_num_threads(config.training.threads)
-    dataset = training.load_data(config, 0)
+    dataset = dealing.load_data(config, 0)
     _check_rows(network, dataset.input_shape, dataset.name)
     found = evaluate(network, dataset.x_test, dataset.y_test)
     table = Table(title=f"{options.run} on the {found.rows:,} test rows of {dataset.name}")

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 
@@ -205,7 +205,7 @@ class RunConfig:
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     """Where it is computed."""
 
-    def with_settings(self, settings: Mapping[str, Any]) -> Self:
+    def with_settings(self, settings: Mapping[str, Any]) -> "RunConfig":
         """Return a copy with some settings changed.
 
         Args:

@@ -69,7 +69,7 @@ def messages(plan: Plan, placement: Placement, task: Task) -> list[Message]:
     return [Message(task, dest, tuple(products)) for dest, products in sorted(held.items())]
 
 
-def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[float]) -> Placement:
+def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[int]) -> Placement:
     """Deal the tasks of a plan to ranks.
 
     Args:
@@ -137,7 +137,7 @@ def stall(plan: Plan, placement: Placement) -> str | None:
     )
 
 
-def balance(costs: Sequence[float], num_ranks: int, *, passing: bool) -> tuple[int, ...]:
+def balance(costs: Sequence[int], num_ranks: int, *, passing: bool) -> tuple[int, ...]:
     """Cut blocks into contiguous runs, one a rank, so that the dearest run is as cheap as can be.
 
     Args:
@@ -154,12 +154,12 @@ def balance(costs: Sequence[float], num_ranks: int, *, passing: bool) -> tuple[i
         (0, 0, 0, 1)
     """
 
-    def run(first: int, last: int) -> float:
+    def run(first: int, last: int) -> int:
         below = sum(costs[: last - 1]) if passing else sum(costs[first : last - 1])
         return 2 * sum(costs[first:last]) + below
 
     @cache
-    def cut(first: int, ranks: int) -> tuple[float, tuple[int, ...]]:
+    def cut(first: int, ranks: int) -> tuple[int, tuple[int, ...]]:
         if ranks == 1:
             return run(first, len(costs)), (len(costs),)
         options = []

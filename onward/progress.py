@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from onward import training
+from onward import results
 from onward.placement import Placement, stall
 from onward.plan import Plan
 
@@ -13,7 +13,7 @@ LINE_EVERY_SECONDS = 10.0
 """Longest silence where there is no terminal, as far as there is news."""
 
 
-class Bars(training.Listener):
+class Bars(results.Listener):
     """A bar a block with its last loss and accuracy; lines where there is no terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -50,7 +50,7 @@ class Bars(training.Listener):
             name = "head   " if block == plan.head else f"block {block}"
             self.tasks[block] = self.bars.add_task(name, total=plan.chapters, figures="")
 
-    def progress(self, progress: training.Progress) -> None:
+    def progress(self, progress: results.Progress) -> None:
         figures = progress.figures
         if progress.block is None:
             accuracy = figures["validation_accuracy"]

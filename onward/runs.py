@@ -9,7 +9,8 @@ from typing import Any
 from onward.checkpoint import save
 from onward.config import RunConfig
 from onward.errors import FileError
-from onward.training import Result, resolve_precision
+from onward.results import Result
+from onward.training import resolve_precision
 
 
 def prepare(folder: Path, *, overwrite: bool) -> None:

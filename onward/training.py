@@ -4,112 +4,26 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from onward import data as datasets
 from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.config import PlacementConfig, PlanConfig, RunConfig, TrainingConfig
 from onward.data import Dataset
-from onward.errors import DataError, PlacementError, SettingError
-from onward.networks import Evaluation, Network, build, evaluate
+from onward.dealing import Shape, deal, deal_alone, is_private, load_data, with_private_shards
+from onward.errors import PlacementError, SettingError
+from onward.networks import Network, build, evaluate
 from onward.placement import Placement, place
-from onward.plan import ChapterPlan, Plan, Product, StreamPlan, Thing
+from onward.plan import ChapterPlan, Plan, StreamPlan
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
+from onward.results import Listener, Log, Result
 from onward.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
 from onward.transport import DistributedTransport, InMemoryTransport, Transport
-from onward.workers import REPORT_FIELDS, Arithmetic, Rows
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What all ranks know of the data before any training."""
-
-    rows: tuple[int, ...]
-    """Training rows of each shard."""
-
-    validation_rows: tuple[int, ...]
-    """Validation rows of each shard."""
-
-    num_classes: int
-    """Number of classes over all shards."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Something a rank has finished, as rank 0 hears of it."""
-
-    chapter: int
-    """Chapter, from 0."""
-
-    block: int | None
-    """Block that was trained; None for a validation."""
-
-    figures: Mapping[str, float | None]
-    """Figures of the block (`REPORT_FIELDS`), or of the validation."""
-
-
-class Listener:
-    """Told how training goes; does nothing. A class of one's own shows it as it likes."""
-
-    def begin(self, plan: Plan, placement: Placement) -> None:
-        """Called on rank 0 before the first task."""
-
-    def progress(self, progress: Progress) -> None:
-        """Called on rank 0 whenever a chapter of a block, or a validation, is finished."""
-
-    def end(self) -> None:
-        """Called on rank 0 after the last task, and where training fails."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out of a run, on rank 0."""
-
-    network: Network
-    """The trained network."""
-
-    test: Evaluation
-    """How many test rows are right."""
-
-    validation: Evaluation
-    """How many validation rows are right, over all shards."""
-
-    readouts: Mapping[str, float]
-    """Test accuracy by readout, where a network has several."""
-
-    per_block: list[float]
-    """Test accuracy of each block on its own."""
-
-    progress: list[Progress]
-    """All that was reported, in order of chapter and block."""
-
-    facts: Mapping[str, Any]
-    """Settings and figures of the run, as in `result.json`."""
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of the test rows that are right."""
-        return self.test.accuracy
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `result.json` holds."""
-        return {
-            "accuracy": {
-                "test": self.test.accuracy,
-                "validation": self.validation.accuracy,
-                "per_block": self.per_block,
-                "readouts": dict(self.readouts),
-            },
-            "error_count": self.test.rows - self.test.correct,
-            **self.facts,
-        }
+from onward.workers import Arithmetic, Rows
 
 
 def is_distributed() -> bool:
@@ -128,17 +42,6 @@ def resolve_precision(name: str) -> str:
         return name
     known = torch.cpu.get_capabilities()
     return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
-
-
-def load_data(config: RunConfig, rank: int) -> Dataset:
-    """Load the data of a rank: all rows, or its own shard where the name holds `{rank}`."""
-    return datasets.load(
-        config.data.name.replace("{rank}", str(rank)),
-        data_dir=config.data.dir,
-        split_seed=config.data.split_seed,
-        test=config.data.test,
-        allow_one_class=is_private(config),
-    )
 
 
 def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
@@ -193,18 +96,6 @@ def preview(config: RunConfig, num_ranks: int) -> tuple[Plan, Placement]:
     return plan, place(plan, config.placement.name, num_ranks, block_costs(network))
 
 
-def is_private(config: RunConfig) -> bool:
-    """Return whether each rank has data of its own."""
-    return "{rank}" in config.data.name
-
-
-def with_private_shards(config: RunConfig, num_ranks: int) -> RunConfig:
-    """Return the settings with a shard a rank, where each rank has data of its own."""
-    if not is_private(config):
-        return config
-    return config.with_settings({"plan.shards": num_ranks})
-
-
 def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
     """Build the network of a run, with its first weights."""
     return build(
@@ -217,7 +108,7 @@ def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
     )
 
 
-def block_costs(network: Network) -> list[float]:
+def block_costs(network: Network) -> list[int]:
     """Return what each block of the line costs, in parameters."""
     return [sum(p.numel() for p in block.module.parameters()) for block in network.line]
 
@@ -257,7 +148,7 @@ def train(
     Example:
         >>> import onward as ow
         >>> network = ow.mlp((1, 8, 8), num_classes=10, widths=(64, 64))
-        >>> result = ow.train(network, ow.load_data("digits"), training=ow.TrainingConfig(epochs=4))
+        >>> result = ow.train(network, ow.load_data("digits"), training=ow.TrainingConfig(epochs=8))
         >>> result.accuracy > 0.9
         True
     """
@@ -272,75 +163,6 @@ def train(
     transport = _open_transport(config.placement)
     held, shape = deal(config, dataset, transport)
     return _train(network, config, dataset, held, shape, transport, listener or Listener())
-
-
-def deal_alone(config: RunConfig, dataset: Dataset) -> Rows:
-    """Split the rows of one shard into training and validation."""
-    training, held_out = datasets.split_validation(
-        dataset, config.data.validation, seed=config.data.split_seed
-    )
-    x, y = dataset.x, dataset.y
-    if not len(held_out):
-        return Rows(x, y, x[:0], y[:0])
-    return Rows(x[training], y[training], x[held_out], y[held_out])
-
-
-def deal(
-    config: RunConfig, dataset: Dataset, transport: Transport
-) -> tuple[dict[int, Rows], Shape]:
-    """Split rows into training and validation, and into shards; agree on it with all ranks.
-
-    Args:
-        config: Settings of the run.
-        dataset: All rows, or those of this rank.
-        transport: How ranks hear of each other.
-
-    Returns:
-        The shards this rank holds, and the shape of all.
-
-    Raises:
-        DataError: There is one class only, over all shards, or the ranks' data do not agree.
-    """
-    whole = deal_alone(config, dataset)
-    number = config.plan.shards
-    if is_private(config):
-        held = {transport.rank: whole}
-    elif number == 1:
-        held = {0: whole}
-    else:
-        by, seed = config.plan.shard_by, config.training.seed
-        parts = datasets.shards(whole.y, number, by, seed=seed)
-        cuts = torch.arange(len(whole.y_validation)).tensor_split(number)
-        held = {
-            shard: Rows(
-                whole.x[rows], whole.y[rows], whole.x_validation[cut], whole.y_validation[cut]
-            )
-            for shard, (rows, cut) in enumerate(zip(parts, cuts, strict=True))
-        }
-    note = {
-        "rows": [len(rows.y) for rows in held.values()],
-        "validation_rows": [len(rows.y_validation) for rows in held.values()],
-        "classes": whole.y.bincount(minlength=dataset.num_classes).tolist(),
-        "input_shape": list(dataset.input_shape),
-    }
-    notes = transport.exchange("data", note)
-    shapes = sorted({tuple(n["input_shape"]) for n in notes})
-    if len(shapes) > 1:
-        raise DataError(f"The ranks have rows of different shapes: {shapes}. They must be alike.")
-    if not is_private(config):
-        if any(n != note for n in notes):
-            raise DataError("The ranks have different data. Give all of them the same files.")
-        notes = [note]
-    num_classes = max(len(n["classes"]) for n in notes)
-    totals = [
-        sum(n["classes"][c] for n in notes if c < len(n["classes"])) for c in range(num_classes)
-    ]
-    datasets.check_classes(totals)
-    return held, Shape(
-        tuple(rows for n in notes for rows in n["rows"]),
-        tuple(rows for n in notes for rows in n["validation_rows"]),
-        num_classes,
-    )
 
 
 def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
@@ -418,51 +240,6 @@ def _open_transport(placement: PlacementConfig) -> Transport:
     return InMemoryTransport.group(1)[0]
 
 
-@dataclass
-class _Log:
-    """Gathers what ranks report, and passes it on."""
-
-    plan: Plan
-    listener: Listener
-    entries: list[Progress] = field(default_factory=list)
-    validations: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-
-    def take(self, product: Product, tensors: list[Tensor]) -> None:
-        figures = tensors[0].tolist()
-        chapter = product.time
-        if product.thing is Thing.REPORT:
-            if isinstance(self.plan, StreamPlan):
-                chapter = self.plan.chapter_ends[product.time]
-            named = dict(zip(REPORT_FIELDS, figures, strict=True))
-            known = {n: None if value != value else value for n, value in named.items()}
-            entry = Progress(chapter, product.block, known)
-        else:
-            counts = [int(figure) for figure in figures]
-            self.validations[chapter, product.block] = counts
-            if not counts[0]:
-                return
-            entry = Progress(
-                chapter,
-                None,
-                {
-                    "validation_accuracy": counts[1] / counts[0],
-                    "rows": counts[0],
-                    **{f"block_{b}": c / counts[0] for b, c in enumerate(counts[2:]) if c >= 0},
-                },
-            )
-        self.entries.append(entry)
-        self.listener.progress(entry)
-
-    def final_validation(self) -> Evaluation:
-        last = [
-            c for (chapter, _), c in self.validations.items() if chapter == self.plan.chapters - 1
-        ]
-        if not last:
-            return Evaluation(0, 0, ())
-        rows, correct, *each = (sum(column) for column in zip(*last, strict=True))
-        return Evaluation(rows, correct, tuple(each) if min(each) >= 0 else ())
-
-
 def _train(
     network: Network,
     config: RunConfig,
@@ -496,7 +273,7 @@ def _train(
         closed_form=config.training.gradients == "closed-form",
         shift=config.data.shift,
     )
-    log = _Log(plan, listener)
+    log = Log(plan, listener)
     worker = make_worker(plan, network, held, arithmetic)
     runtime = Runtime(plan, placement, worker, transport, log.take)
     transport.exchange("start", None)
@@ -558,7 +335,7 @@ def _train(
     return _test(network, dataset, log, facts)
 
 
-def _test(network: Network, dataset: Dataset, log: _Log, facts: dict[str, Any]) -> Result:
+def _test(network: Network, dataset: Dataset, log: Log, facts: dict[str, Any]) -> Result:
     """Look at the test rows, once."""
     x, y = dataset.x_test, dataset.y_test
     test = evaluate(network, x, y)

@@ -1,5 +1,6 @@
 """Data sets as tensors: published ones by name, and one's own."""
 
+from onward.data.arrays import read_rows
 from onward.data.catalog import Listing, available, load
 from onward.data.dataset import Dataset, check_classes, from_arrays, split_validation
 from onward.data.splits import shards
@@ -11,6 +12,7 @@ __all__ = [
     "from_arrays",
     "Listing",
     "load",
+    "read_rows",
     "shards",
     "split_validation",
 ]

@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
+from torch import Tensor
 
-from onward.data.dataset import Dataset, from_arrays
+from onward.data.dataset import Dataset, from_arrays, rows
 from onward.errors import DataError
 
-NEEDED = ("x", "y")
-"""Members that a file must have; see `from_arrays`."""
+NEEDED = {"x": "rows", "y": "labels"}
+"""Members that a file must have, and what they are; see `from_arrays`."""
 
 OPTIONAL = ("x_test", "y_test", "groups", "num_classes")
 """Members that it may have."""
@@ -38,7 +40,7 @@ def read_npz(
             f"Save it with numpy.savez('data.npz', x=rows, y=labels)."
         )
     try:
-        members = _read_members(path)
+        members = _read_members(path, tuple(NEEDED))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     num_classes = members.get("num_classes")
@@ -61,7 +63,19 @@ def read_npz(
     )
 
 
-def _read_members(path: Path) -> dict[str, NDArray[Any]]:
+def read_rows(path: Path) -> Float[Tensor, "rows ..."]:
+    """Read rows to be classified: the member `x` of an .npz file.
+
+    Raises:
+        DataError: The file or its member cannot be read, or holds what is not finite.
+    """
+    try:
+        return rows(_read_members(path, ("x",))["x"], f"{path}: x")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _read_members(path: Path, needed: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     with path.open("rb") as stream:
         try:
             file = np.load(stream, allow_pickle=False)
@@ -72,14 +86,15 @@ def _read_members(path: Path) -> dict[str, NDArray[Any]]:
                 f"{path} is damaged, or another kind of file with the name of an .npz file. "
                 f"Save it anew with numpy.savez."
             )
-        missing = [name for name in NEEDED if name not in file.files]
+        missing = [name for name in needed if name not in file.files]
         if missing:
             raise DataError(
                 f"{path} lacks {' and '.join(missing)}; it has "
-                f"{', '.join(file.files) or 'no members'}. Needed are x (rows) and y (labels); "
-                f"{', '.join(OPTIONAL)} may be there."
+                f"{', '.join(file.files) or 'no members'}. Needed: "
+                f"{', '.join(f'{name} ({NEEDED[name]})' for name in needed)}."
             )
-        names = [name for name in (*NEEDED, *OPTIONAL) if name in file.files]
+        wanted = (*needed, *OPTIONAL) if "y" in needed else needed
+        names = [name for name in wanted if name in file.files]
         return {name: _read_member(file, name, path) for name in names}
 
 

@@ -101,7 +101,7 @@ def from_arrays(
             f"{name}: {given} is given without {lacking}. Give both, or neither to have test rows "
             f"taken from x."
         )
-    inputs = _inputs(x, f"{name}: x")
+    inputs = rows(x, f"{name}: x")
     labels = _whole_numbers(y, f"{name}: y", len(inputs))
     group_of = None
     if groups is not None:
@@ -109,7 +109,7 @@ def from_arrays(
     all_labels = {"y": labels}
     if x_test is not None and y_test is not None:
         _check_alike(x, x_test, name)
-        test_inputs = _inputs(x_test, f"{name}: x_test")
+        test_inputs = rows(x_test, f"{name}: x_test")
         test_labels = _whole_numbers(y_test, f"{name}: y_test", len(test_inputs))
         all_labels["y_test"] = test_labels
     num_classes = _count_classes(all_labels, num_classes, name)
@@ -169,7 +169,13 @@ def split_validation(
     return hold_out(dataset.y, dataset.groups, validation, seed=seed, purpose="validation")
 
 
-def _inputs(values: Numbers, what: str) -> Float[Tensor, "rows ..."]:
+def rows(values: Numbers, what: str) -> Float[Tensor, "rows ..."]:
+    """Return rows as float32, uint8 scaled by 1/255, and check that they are finite.
+
+    Args:
+        values: Rows first, one axis more at least.
+        what: What they are called in errors.
+    """
     array = _real(values, what)
     if array.ndim < 2 or array.size == 0:
         raise DataError(
@@ -177,16 +183,16 @@ def _inputs(values: Numbers, what: str) -> Float[Tensor, "rows ..."]:
             f"number or more in each."
         )
     with np.errstate(over="ignore"):
-        rows = np.array(array, dtype=np.float32, order="C")
+        found = np.array(array, dtype=np.float32, order="C")
     if array.dtype == np.uint8:
-        rows /= 255
-    finite = np.isfinite(rows)
+        found /= 255
+    finite = np.isfinite(found)
     if not finite.all():
         raise DataError(
             f"{what} holds {(~finite).sum()} values that are NaN or infinite in float32, "
             f"the first in row {np.argwhere(~finite)[0, 0]}. Replace them or leave out their rows."
         )
-    return torch.from_numpy(rows)
+    return torch.from_numpy(found)
 
 
 def _whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " rows"]:

@@ -1,0 +1,118 @@
+"""Which rows each rank learns from: loading, validation rows, shards."""
+
+from dataclasses import dataclass
+
+import torch
+
+from onward import data as datasets
+from onward.config import RunConfig
+from onward.data import Dataset
+from onward.errors import DataError
+from onward.transport import Transport
+from onward.workers import Rows
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all ranks know of the data before any training."""
+
+    rows: tuple[int, ...]
+    """Training rows of each shard."""
+
+    validation_rows: tuple[int, ...]
+    """Validation rows of each shard."""
+
+    num_classes: int
+    """Number of classes over all shards."""
+
+
+def load_data(config: RunConfig, rank: int) -> Dataset:
+    """Load the data of a rank: all rows, or its own shard where the name holds `{rank}`."""
+    return datasets.load(
+        config.data.name.replace("{rank}", str(rank)),
+        data_dir=config.data.dir,
+        split_seed=config.data.split_seed,
+        test=config.data.test,
+        allow_one_class=is_private(config),
+    )
+
+
+def is_private(config: RunConfig) -> bool:
+    """Return whether each rank has data of its own."""
+    return "{rank}" in config.data.name
+
+
+def with_private_shards(config: RunConfig, num_ranks: int) -> RunConfig:
+    """Return the settings with a shard a rank, where each rank has data of its own."""
+    if not is_private(config):
+        return config
+    return config.with_settings({"plan.shards": num_ranks})
+
+
+def deal_alone(config: RunConfig, dataset: Dataset) -> Rows:
+    """Split the rows of one shard into training and validation."""
+    training, held_out = datasets.split_validation(
+        dataset, config.data.validation, seed=config.data.split_seed
+    )
+    x, y = dataset.x, dataset.y
+    if not len(held_out):
+        return Rows(x, y, x[:0], y[:0])
+    return Rows(x[training], y[training], x[held_out], y[held_out])
+
+
+def deal(
+    config: RunConfig, dataset: Dataset, transport: Transport
+) -> tuple[dict[int, Rows], Shape]:
+    """Split rows into training and validation, and into shards; agree on it with all ranks.
+
+    Args:
+        config: Settings of the run.
+        dataset: All rows, or those of this rank.
+        transport: How ranks hear of each other.
+
+    Returns:
+        The shards this rank holds, and the shape of all.
+
+    Raises:
+        DataError: There is one class only, over all shards, or the ranks' data do not agree.
+    """
+    whole = deal_alone(config, dataset)
+    number = config.plan.shards
+    if is_private(config):
+        held = {transport.rank: whole}
+    elif number == 1:
+        held = {0: whole}
+    else:
+        by, seed = config.plan.shard_by, config.training.seed
+        parts = datasets.shards(whole.y, number, by, seed=seed)
+        cuts = torch.arange(len(whole.y_validation)).tensor_split(number)
+        held = {
+            shard: Rows(
+                whole.x[rows], whole.y[rows], whole.x_validation[cut], whole.y_validation[cut]
+            )
+            for shard, (rows, cut) in enumerate(zip(parts, cuts, strict=True))
+        }
+    note = {
+        "rows": [len(rows.y) for rows in held.values()],
+        "validation_rows": [len(rows.y_validation) for rows in held.values()],
+        "classes": whole.y.bincount(minlength=dataset.num_classes).tolist(),
+        "input_shape": list(dataset.input_shape),
+    }
+    notes = transport.exchange("data", note)
+    shapes = sorted({tuple(n["input_shape"]) for n in notes})
+    if len(shapes) > 1:
+        raise DataError(f"The ranks have rows of different shapes: {shapes}. They must be alike.")
+    if not is_private(config):
+        if any(n != note for n in notes):
+            raise DataError("The ranks have different data. Give all of them the same files.")
+        notes = [note]
+    num_classes = max(len(n["classes"]) for n in notes)
+    totals = [
+        sum(n["classes"][c] for n in notes if c < len(n["classes"])) for c in range(num_classes)
+    ]
+    datasets.check_classes(totals)
+    return held, Shape(
+        tuple(rows for n in notes for rows in n["rows"]),
+        tuple(rows for n in notes for rows in n["validation_rows"]),
+        num_classes,
+    )

@@ -1,0 +1,130 @@
+"""What a run tells: while it goes, and at its end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from onward.networks import Evaluation, Network
+from onward.placement import Placement
+from onward.plan import Plan, Product, StreamPlan, Thing
+from onward.workers import REPORT_FIELDS
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Something a rank has finished, as rank 0 hears of it."""
+
+    chapter: int
+    """Chapter, from 0."""
+
+    block: int | None
+    """Block that was trained; None for a validation."""
+
+    figures: Mapping[str, float | None]
+    """Figures of the block (`REPORT_FIELDS`), or of the validation."""
+
+
+class Listener:
+    """Told how training goes; does nothing. A class of one's own shows it as it likes."""
+
+    def begin(self, plan: Plan, placement: Placement) -> None:
+        """Called on rank 0 before the first task."""
+
+    def progress(self, progress: Progress) -> None:
+        """Called on rank 0 whenever a chapter of a block, or a validation, is finished."""
+
+    def end(self) -> None:
+        """Called on rank 0 after the last task, and where training fails."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run, on rank 0."""
+
+    network: Network
+    """The trained network."""
+
+    test: Evaluation
+    """How many test rows are right."""
+
+    validation: Evaluation
+    """How many validation rows are right, over all shards."""
+
+    readouts: Mapping[str, float]
+    """Test accuracy by readout, where a network has several."""
+
+    per_block: list[float]
+    """Test accuracy of each block on its own."""
+
+    progress: list[Progress]
+    """All that was reported, in order of chapter and block."""
+
+    facts: Mapping[str, Any]
+    """Settings and figures of the run, as in `result.json`."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the test rows that are right."""
+        return self.test.accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `result.json` holds."""
+        return {
+            "accuracy": {
+                "test": self.test.accuracy,
+                "validation": self.validation.accuracy,
+                "per_block": self.per_block,
+                "readouts": dict(self.readouts),
+            },
+            "error_count": self.test.rows - self.test.correct,
+            **self.facts,
+        }
+
+
+@dataclass
+class Log:
+    """Gathers what ranks report, and passes it on."""
+
+    plan: Plan
+    listener: Listener
+    entries: list[Progress] = field(default_factory=list)
+    validations: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+
+    def take(self, product: Product, tensors: list[Tensor]) -> None:
+        """Take a report, or a count of validation rows."""
+        figures = tensors[0].tolist()
+        chapter = product.time
+        if product.thing is Thing.REPORT:
+            if isinstance(self.plan, StreamPlan):
+                chapter = self.plan.chapter_ends[product.time]
+            named = dict(zip(REPORT_FIELDS, figures, strict=True))
+            known = {n: None if value != value else value for n, value in named.items()}
+            entry = Progress(chapter, product.block, known)
+        else:
+            counts = [int(figure) for figure in figures]
+            self.validations[chapter, product.block] = counts
+            if not counts[0]:
+                return
+            entry = Progress(
+                chapter,
+                None,
+                {
+                    "validation_accuracy": counts[1] / counts[0],
+                    "rows": counts[0],
+                    **{f"block_{b}": c / counts[0] for b, c in enumerate(counts[2:]) if c >= 0},
+                },
+            )
+        self.entries.append(entry)
+        self.listener.progress(entry)
+
+    def final_validation(self) -> Evaluation:
+        """Return the last validation, over all shards."""
+        last = [
+            c for (chapter, _), c in self.validations.items() if chapter == self.plan.chapters - 1
+        ]
+        if not last:
+            return Evaluation(0, 0, ())
+        rows, correct, *each = (sum(column) for column in zip(*last, strict=True))
+        return Evaluation(rows, correct, tuple(each) if min(each) >= 0 else ())

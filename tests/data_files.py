@@ -1,0 +1,85 @@
+"""Small data files in the published formats, and a server that publishes them."""
+
+import gzip
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onward.data import cifar, idx
+
+Bytes = NDArray[np.uint8]
+
+
+def idx_bytes(array: Bytes) -> bytes:
+    """Return an array in the idx format."""
+    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+def write_mnist(folder: Path, *, zipped: bool = False, rows: int = 20) -> dict[str, Bytes]:
+    """Write the four files of a small MNIST, and return what they hold."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "x": random.integers(256, size=(rows, 4, 3), dtype=np.uint8),
+        "y": np.arange(rows, dtype=np.uint8) % 10,
+        "x_test": random.integers(256, size=(5, 4, 3), dtype=np.uint8),
+        "y_test": np.arange(5, dtype=np.uint8),
+    }
+    for file, array in zip(idx.FILES, arrays.values(), strict=True):
+        content = idx_bytes(array)
+        if zipped:
+            (folder / f"{file}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / file).write_bytes(content)
+    return arrays
+
+
+def cifar_bytes(images: Bytes, labels: Bytes) -> bytes:
+    """Return images [rows, 3, 32, 32] and labels in the binary form of CIFAR-10."""
+    return np.hstack([labels[:, None], images.reshape(len(images), -1)]).tobytes()
+
+
+def write_cifar10(folder: Path, *, rows: int = 2) -> dict[str, Bytes]:
+    """Write the six files of a small CIFAR-10, and return what they hold."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = (*cifar.TRAIN_FILES, cifar.TEST_FILE)
+    images = random.integers(256, size=(len(files), rows, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(len(files) * rows, dtype=np.uint8).reshape(len(files), rows) % 10
+    for file, x, y in zip(files, images, labels, strict=True):
+        (folder / file).write_bytes(cifar_bytes(x, y))
+    return {
+        "x": np.concatenate(images[:-1]),
+        "y": np.concatenate(labels[:-1]),
+        "x_test": images[-1],
+        "y_test": labels[-1],
+    }
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def published(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine, and yield its address."""
+    handler = partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
