@@ -81,13 +81,14 @@ class ChapterWorker(Worker):
     def _begin_moments(self, chapter: int, block: int) -> None:
         """Give a block the moments that its chapter starts with."""
         learner, age = self.blocks[block], self.plan.moments_age
-        learner.forget()
-        if age is not None and chapter >= age:
-            tensors = iter(self.values[Product(Thing.MOMENTS, chapter - age, block)])
-            learner.moments = {
-                name: {part: next(tensors) for part in sorted(learner.moments[name])}
-                for name in sorted(learner.moments)
-            }
+        if age is None or chapter < age:
+            learner.forget()
+            return
+        tensors = iter(self.values[Product(Thing.MOMENTS, chapter - age, block)])
+        learner.moments = {
+            name: {part: next(tensors) for part in sorted(learner.moments[name])}
+            for name in sorted(learner.moments)
+        }
 
     @property
     def _inputs_change(self) -> bool:

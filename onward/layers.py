@@ -24,11 +24,9 @@ def normalize_length(x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
                 [0.0000, 0.0000]])
     """
     flat = x.flatten(1)
-    length = torch.linalg.vector_norm(
-        flat, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
-    )
-    scale = (flat.shape[1] ** 0.5) / (length + TINY)
-    normalized: Tensor = (flat * scale.to(x.dtype)).view_as(x)
+    # In bf16 the length is rounded to bf16 once, as the scale would be anyway.
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    normalized: Tensor = (flat * (flat.shape[1] ** 0.5 / (length + TINY))).view_as(x)
     return normalized
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from onward.chapters import ChapterWorker
@@ -19,40 +18,11 @@ from onward.streams import StreamWorker
 from onward.transport import InMemoryTransport, Transport
 from onward.workers import Arithmetic, Rows, Worker
 
-ALIGNMENT = 64
-"""Each tensor of a message begins at a multiple of this many bytes."""
+QUEUE = 16
+"""Mini-batches of activities from one source that wait here before no more are taken."""
 
 OnProduct = Callable[[Product, list[Tensor]], None]
 """Told of reports and counts as soon as this rank has them."""
-
-
-def pack(tensors: Sequence[Tensor]) -> Tensor:
-    """Copy tensors into one row of bytes on the CPU."""
-    payload = torch.empty(packed_size(tensors), dtype=torch.uint8)
-    for tensor, part in zip(tensors, unpack(payload, tensors), strict=True):
-        part.copy_(tensor.detach())
-    return payload
-
-
-def unpack(payload: Tensor, layout: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors in a row of bytes, without copying them.
-
-    Args:
-        payload: Bytes from `pack`.
-        layout: Tensors of the same shapes and types.
-    """
-    tensors, first = [], 0
-    for tensor in layout:
-        size = tensor.numel() * tensor.element_size()
-        tensors.append(payload[first : first + size].view(tensor.dtype).view(tensor.shape))
-        first += -(-size // ALIGNMENT) * ALIGNMENT
-    return tensors
-
-
-def packed_size(layout: Sequence[Tensor]) -> int:
-    """Return the number of bytes that tensors take in a message."""
-    sizes = [tensor.numel() * tensor.element_size() for tensor in layout]
-    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
 class Runtime:
@@ -83,6 +53,7 @@ class Runtime:
         # How many tasks of this rank still need a product that is here.
         self.uses_left: dict[Product, int] = {}
         self.arrived: dict[Product, list[Tensor]] = {}
+        self.queued: dict[int, set[Product]] = {}
         self.changed = threading.Condition()
         transport.on_failure = self._wake
         for source in range(placement.num_ranks):
@@ -104,8 +75,7 @@ class Runtime:
                 self.uses_left[product] = self._uses_here(product)
         self.worker.execute(task)
         for message in messages(self.plan, self.placement, task):
-            tensors = [t for p in message.products for t in self.worker.content(p)]
-            self.transport.send(message.dest, pack(tensors))
+            self.transport.send(message.dest, [t for p in message.products for t in self._sent(p)])
         for product in self.plan.makes(task):
             self._told(product)
             self.uses_left[product] = self._uses_here(product)
@@ -123,6 +93,14 @@ class Runtime:
             del self.uses_left[product]
             self.worker.drop(product)
 
+    def _sent(self, product: Product) -> list[Tensor]:
+        """Return the tensors of a product, which must not change until they have arrived."""
+        tensors = self.worker.content(product)
+        if product.thing is Thing.WEIGHTS and self.placement.owners:
+            # The block stays, and may be trained on before the message is out.
+            return [tensor.clone() for tensor in tensors]
+        return tensors
+
     def _told(self, product: Product) -> None:
         if self.transport.rank == 0 and product.thing in (Thing.REPORT, Thing.COUNTS):
             self.on_product(product, self.worker.content(product))
@@ -138,22 +116,32 @@ class Runtime:
                         if message.dest == here:
                             yield message.products
 
-        def size(products: tuple[Product, ...]) -> int:
-            return packed_size([t for p in products for t in self.worker.layout(p)])
+        def layout(products: tuple[Product, ...]) -> list[Tensor]:
+            return [t for p in products for t in self.worker.layout(p)]
 
         coming = incoming()
-        sizes = (size(products) for products in incoming())
-        self.transport.expect(source, sizes, lambda payload: self._deliver(next(coming), payload))
+        layouts = (layout(products) for products in incoming())
+        queued: set[Product] = set()
+        self.queued[source] = queued
 
-    def _deliver(self, products: tuple[Product, ...], payload: Tensor) -> None:
+        def deliver(tensors: list[Tensor]) -> None:
+            self._take(next(coming), tensors, queued)
+
+        self.transport.expect(source, layouts, deliver)
+
+    def _take(
+        self, products: tuple[Product, ...], tensors: list[Tensor], queued: set[Product]
+    ) -> None:
         """Take a message that has arrived; called by the transport, in order for each source."""
-        layouts = [self.worker.layout(product) for product in products]
-        tensors = iter(unpack(payload, [t for layout in layouts for t in layout]))
-        for product, layout in zip(products, layouts, strict=True):
-            parts = [next(tensors) for _ in layout]
+        rest = iter(tensors)
+        for product in products:
+            parts = [next(rest) for _ in self.worker.layout(product)]
             if product.thing in (Thing.REPORT, Thing.COUNTS):
                 self.on_product(product, parts)
             with self.changed:
+                if product.thing in (Thing.ACTIVITIES, Thing.NEUTRAL):
+                    self.changed.wait_for(lambda: len(queued) < QUEUE)
+                    queued.add(product)
                 self.arrived[product] = parts
                 self.changed.notify_all()
 
@@ -170,6 +158,9 @@ class Runtime:
                     ) from failure
                 self.changed.wait()
             self.idle_seconds += time.perf_counter() - start
+            for queued in self.queued.values():
+                queued.discard(product)
+            self.changed.notify_all()
             return self.arrived.pop(product)
 
     def _wake(self) -> None:

@@ -18,7 +18,7 @@ from onward.layers import Dense, normalize_length
 from onward.objectives import CrossEntropy, Metrics, Threshold
 from onward.views import View, Views
 
-SLICE_BYTES = 4 << 20
+SLICE_BYTES = 2 << 20
 """Size of a gradient slice that stays in cache between the product and the update."""
 
 
@@ -50,7 +50,7 @@ class Step(ABC):
         if isinstance(chosen[0].x, tuple):
             (view,) = chosen
             return view.x, rows
-        return torch.cat([v.x for v in chosen if isinstance(v.x, Tensor)]), rows
+        return joined([v.x for v in chosen if isinstance(v.x, Tensor)]), rows
 
     def _nudge(self, outputs: Views) -> Tensor | None:
         """Return the objective's nudges for all rows, joined, or None where it has none."""
@@ -116,7 +116,10 @@ class AutogradStep(Step):
             for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
                 if gradient is not None:
                     self._update(name, parameter, gradient, lr_scale)
-        return outputs, _report(loss.detach(), metrics, activities.detach())
+        # A unit is a column, or a channel of an image.
+        others = [axis for axis in range(activities.ndim) if axis != 1]
+        active = activities.detach().amax(dim=others) > 0
+        return outputs, _report(loss.detach(), metrics, active)
 
 
 class ClosedFormStep(Step):
@@ -147,19 +150,24 @@ class ClosedFormStep(Step):
         activities = F.linear(x, self.product_weight, self.layer.bias.to(self.dtype)).relu_()
         outputs = self._outputs(activities, views, rows)
         gradient = self.block.objective.gradient(outputs)
-        derivative = torch.cat([gradient.activities[n] for n in self.block.objective.views])
-        derivative = torch.ops.aten.threshold_backward(derivative, activities, 0)
+        derivative = joined([gradient.activities[n] for n in self.block.objective.views])
+        torch.ops.aten.threshold_backward.grad_input(
+            derivative, activities, 0, grad_input=derivative
+        )
         nudge = self._nudge(outputs)
         if nudge is not None:
             derivative += nudge
-        bias_gradient = derivative.sum(dim=0, dtype=self.weight.dtype)
+        # Sums over the rows, as products: a sum in another type would make a copy first.
+        ones = torch.ones(1, len(activities), dtype=self.dtype)
+        bias_gradient = (ones @ derivative)[0].to(self.weight.dtype)
         self._update("module.bias", self.layer.bias, bias_gradient, lr_scale)
         self._update_weight(derivative, x, lr_scale)
         parameters = dict(self.block.objective.named_parameters())
         for name, own in gradient.parameters.items():
             if parameters[name].requires_grad:
                 self._update(f"objective.{name}", parameters[name], own, lr_scale)
-        return outputs, _report(gradient.loss, gradient.metrics, activities)
+        active = (ones @ activities)[0] > 0
+        return outputs, _report(gradient.loss, gradient.metrics, active)
 
     def _inputs(self, x: Tensor, seed: int) -> Tensor:
         x = normalize_length(x.flatten(1)).to(self.dtype)
@@ -186,8 +194,11 @@ class ClosedFormStep(Step):
                 self.product_weight[chosen] = weight
 
 
-def _report(loss: Tensor, metrics: Metrics, activities: Tensor) -> StepReport:
-    sums = torch.stack([loss.double(), metrics.accuracy.double(), metrics.goodness_gap.double()])
-    # A unit is a column, or a channel of an image.
-    others = [axis for axis in range(activities.ndim) if axis != 1]
-    return StepReport(1, sums, activities.amax(dim=others) > 0)
+def joined(parts: list[Tensor]) -> Tensor:
+    """Return tensors one below the other, without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _report(loss: Tensor, metrics: Metrics, active: Tensor) -> StepReport:
+    sums = torch.stack([loss, metrics.accuracy, metrics.goodness_gap]).double()
+    return StepReport(1, sums, active)

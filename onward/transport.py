@@ -1,4 +1,4 @@
-"""Messages between ranks: bytes of a known length, in a known order for each pair of ranks.
+"""Messages between ranks: tensors of known shapes, in a known order for each pair of ranks.
 
 The only module that imports torch.distributed. What gloo asks for, and is done here once: every
 Work handle is kept until it was waited for (a dropped one cancels its message), nothing is polled
@@ -15,7 +15,7 @@ import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -24,11 +24,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
-Deliver = Callable[[Tensor], None]
-"""What is done with a message that has arrived, its bytes."""
+Deliver = Callable[[list[Tensor]], None]
+"""What is done with a message that has arrived."""
 
 POSTED = 3
-"""Receives posted ahead for each source, so that messages arrive while a rank computes."""
+"""Messages asked for ahead from each source, so that they arrive while a rank computes."""
+
+
+IN_FLIGHT = 128
+"""Tensors sent and not yet received after which a sender waits, so that memory stays bounded."""
 
 
 class Transport(ABC):
@@ -42,17 +46,23 @@ class Transport(ABC):
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
 
-    def send(self, dest: int, payload: Tensor) -> None:
-        """Hand bytes to a rank; returns before they have arrived. They must not change after."""
-        self.bytes_sent += payload.numel()
-        self._send(dest, payload)
+    def send(self, dest: int, tensors: Sequence[Tensor]) -> None:
+        """Hand tensors to a rank; returns before they have arrived. They must not change after."""
+        self.bytes_sent += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self._send(dest, tensors)
 
     @abstractmethod
-    def _send(self, dest: int, payload: Tensor) -> None: ...
+    def _send(self, dest: int, tensors: Sequence[Tensor]) -> None: ...
 
     @abstractmethod
-    def expect(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
-        """Say how long the messages of a source will be, in order, and who takes them."""
+    def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
+        """Say what the messages of a source will look like, in order, and who takes them.
+
+        Args:
+            source: A rank.
+            layouts: For each message, tensors of the shapes and types to come, with any content.
+            deliver: Called with each message, in order; the tensors are the receiver's own.
+        """
 
     @abstractmethod
     def exchange(self, topic: str, note: Any) -> list[Any]:
@@ -78,7 +88,7 @@ class InMemoryTransport(Transport):
         super().__init__()
         self.rank = rank
         self.peers = peers
-        self.inbox: dict[int, tuple[deque[int], Deliver]] = {}
+        self.inbox: dict[int, tuple[Iterator[Sequence[Tensor]], Deliver]] = {}
 
     @staticmethod
     def group(num_ranks: int) -> "list[InMemoryTransport]":
@@ -92,13 +102,14 @@ class InMemoryTransport(Transport):
         """Number of ranks."""
         return len(self.peers)
 
-    def _send(self, dest: int, payload: Tensor) -> None:
-        sizes, deliver = self.peers[dest].inbox[self.rank]
-        assert payload.numel() == sizes.popleft()
-        deliver(payload)
+    def _send(self, dest: int, tensors: Sequence[Tensor]) -> None:
+        layouts, deliver = self.peers[dest].inbox[self.rank]
+        layout = next(layouts)
+        assert [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in layout]
+        deliver([tensor.detach().clone() for tensor in tensors])
 
-    def expect(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
-        self.inbox[source] = (deque(sizes), deliver)
+    def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
+        self.inbox[source] = (iter(layouts), deliver)
 
     def exchange(self, topic: str, note: Any) -> list[Any]:
         if self.num_ranks > 1:
@@ -141,14 +152,18 @@ class DistributedTransport(Transport):
             timeout=timedelta(days=365),
         )
         self._sent: queue.SimpleQueue[tuple[dist.Work, Tensor] | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(IN_FLIGHT)
         self._sender = threading.Thread(target=self._wait_for_sends, daemon=True)
         self._sender.start()
         self._receivers: list[threading.Thread] = []
 
-    def _send(self, dest: int, payload: Tensor) -> None:
-        work = dist.isend(payload, dest)
-        assert work is not None
-        self._sent.put((work, payload))
+    def _send(self, dest: int, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            tensor = tensor.detach().contiguous()
+            self._room.acquire()
+            work = dist.isend(tensor, dest)
+            assert work is not None
+            self._sent.put((work, tensor))
 
     def _wait_for_sends(self) -> None:
         while (sent := self._sent.get()) is not None:
@@ -156,28 +171,32 @@ class DistributedTransport(Transport):
                 sent[0].wait()
             except RuntimeError as error:
                 self._fail(error)
+            self._room.release()
 
-    def expect(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
-        receiver = threading.Thread(
-            target=self._receive, args=(source, sizes, deliver), daemon=True
-        )
+    def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
+        arguments = (source, layouts, deliver)
+        receiver = threading.Thread(target=self._receive, args=arguments, daemon=True)
         receiver.start()
         self._receivers.append(receiver)
 
-    def _receive(self, source: int, sizes: Iterable[int], deliver: Deliver) -> None:
-        posted: deque[tuple[dist.Work, Tensor]] = deque()
+    def _receive(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
+        posted: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
         def take() -> None:
-            work, payload = posted.popleft()
-            work.wait()
-            deliver(payload)
+            arriving = posted.popleft()
+            for work, _ in arriving:
+                work.wait()
+            deliver([tensor for _, tensor in arriving])
 
         try:
-            for size in sizes:
-                payload = torch.empty(size, dtype=torch.uint8)
-                work = dist.irecv(payload, source)
-                assert work is not None
-                posted.append((work, payload))
+            for layout in layouts:
+                arriving = []
+                for like in layout:
+                    tensor = torch.empty(like.shape, dtype=like.dtype)
+                    work = dist.irecv(tensor, source)
+                    assert work is not None
+                    arriving.append((work, tensor))
+                posted.append(arriving)
                 if len(posted) == POSTED:
                     take()
             while posted:

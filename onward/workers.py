@@ -155,9 +155,8 @@ class Worker(ABC):
     def accept(self, product: Product, tensors: list[Tensor]) -> None:
         """Take a product that another rank has made."""
         if product.thing is Thing.WEIGHTS:
-            with torch.no_grad():
-                for target, tensor in zip(self._weights(product.block), tensors, strict=True):
-                    target.copy_(tensor)
+            for target, tensor in zip(self._weights(product.block), tensors, strict=True):
+                target.data = tensor
         else:
             self.values[product] = tensors
 
@@ -242,7 +241,9 @@ class Worker(ABC):
         self.values[Product(Thing.COUNTS, chapter, shard)] = [counts]
 
     def _weights(self, block: int) -> list[Tensor]:
-        return [tensor for _, tensor in sorted(self.blocks[block].state_dict().items())]
+        return [
+            tensor for _, tensor in sorted(self.blocks[block].state_dict(keep_vars=True).items())
+        ]
 
     def _moments(self, block: int) -> list[Tensor]:
         moments = self.blocks[block].moments

@@ -1,0 +1,36 @@
+# Two commands: `make demo` and `make test`. Both make what they need first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := demo
+.PHONY: demo test check clean
+
+# What users install, held to the versions in constraints.txt.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+# What developers need besides.
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > .venv/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement .venv/dev.txt
+	touch $@
+
+# Four processes train four blocks in a pipeline; then the same layers by backpropagation.
+demo: .venv/installed
+	$(BIN)/onward train one-pass --data digits --epochs 20 --nodes 4 --out build/demo/pipeline --overwrite
+	$(BIN)/onward train backprop --data digits --epochs 20 --out build/demo/backprop --overwrite
+	$(BIN)/python examples/compare.py build/demo/pipeline build/demo/backprop
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,284 @@
+"""How close does all-layers on four ranks come to its ideal speed-up, on a small machine?
+
+    sudo python benchmarks/emulated_ranks.py            5 alternating pairs, about 20 minutes
+    sudo python benchmarks/emulated_ranks.py --quick    2 pairs, under 150 seconds
+
+Four processes on two cores say nothing about four machines, unless each gets the same fixed share
+of a core. So every rank is put into a control group (cgroup v1, cpu controller, root only) with a
+quota of a quarter core and a period of 10 ms, and is compared with one rank under the same quota.
+Whether the machine can give four quotas at once is measured first, with products of matrices:
+`calibration` is the speed of each of four such loops over that of one alone.
+
+Work: one-pass, 4 equal blocks of 2000 units, S chapters of 20 mini-batches of 512 rows; a task takes
+more than two seconds under the quota. Timed: from the first task to the gathered network.
+
+    speedup              time of one rank over time of four, median of the pairs
+    ideal                what follows from the plan and the task costs of the one-rank run
+    fraction_of_ideal    speedup / (ideal x calibration)
+    schedule_efficiency  what follows from the plan and the task costs of the four-rank run itself
+                         (processor time over quota, sending not counted), over its measured time:
+                         the smallest of the runs
+
+The second reading is two ranks without quotas on the machine's own cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+
+import onward as ow
+from onward.placement import Placement, place
+from onward.plan import ChapterPlan, Kind, Plan, Product
+from onward.transport import launch
+
+GROUPS = Path("/sys/fs/cgroup/cpu")
+PERIOD_MICROSECONDS = 10_000
+QUOTA = 0.25
+BATCH_SIZE = 512
+BATCHES = 20
+CLASSES = 10
+
+
+class ControlGroup:
+    """A share of a core for the processes put into it."""
+
+    def __init__(self, name: str) -> None:
+        self.path = GROUPS / name
+        self.path.mkdir()
+        self._set("cpu.cfs_period_us", PERIOD_MICROSECONDS)
+        self._set("cpu.cfs_quota_us", round(QUOTA * PERIOD_MICROSECONDS))
+        # So that other work on the machine cannot take the quota away.
+        self._set("cpu.shares", 65_536)
+
+    def _set(self, name: str, value: int) -> None:
+        (self.path / name).write_text(str(value))
+
+    def remove(self) -> None:
+        """Remove the group; its processes must have ended."""
+        for _ in range(50):
+            try:
+                self.path.rmdir()
+                return
+            except OSError:
+                time.sleep(0.1)
+
+
+def make_groups(number: int) -> list[ControlGroup]:
+    return [ControlGroup(f"onward-{os.getpid()}-{rank}") for rank in range(number)]
+
+
+def join(path: str | None) -> None:
+    """Put this process into a group."""
+    if path:
+        Path(path, "cgroup.procs").write_text(str(os.getpid()))
+
+
+def loop_body(group: str, seconds: float) -> None:
+    """Multiply matrices for a while and print how often."""
+    torch.set_num_threads(1)
+    x, w = torch.rand(100, 1000), torch.rand(1000, 1000)
+    join(group)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    products, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        x @ w
+        products += 1
+    print(products, flush=True)
+
+
+def measure_loops(groups: list[ControlGroup], seconds: float) -> float:
+    """Return the mean speed of loops that run at once, a group each."""
+    command = [sys.executable, __file__, "--loop-seconds", str(seconds), "--group"]
+    pipe = subprocess.PIPE
+    loops = [
+        subprocess.Popen([*command, str(g.path)], stdin=pipe, stdout=pipe, text=True)
+        for g in groups
+    ]
+    for loop in loops:
+        assert loop.stdout is not None
+        loop.stdout.readline()
+    return statistics.mean(int(loop.communicate("go\n")[0]) / seconds for loop in loops)
+
+
+def calibrate(ranks: int, seconds: float, repeats: int) -> float:
+    """Return the speed of each of some loops under quotas over that of one alone."""
+    groups = make_groups(ranks)
+    try:
+        ratios = []
+        for _ in range(repeats):
+            alone = measure_loops(groups[:1], seconds)
+            ratios.append(measure_loops(groups, seconds) / alone)
+    finally:
+        for group in groups:
+            group.remove()
+    return statistics.median(ratios)
+
+
+def train_body(work: Mapping[str, Any]) -> None:
+    """Train as one rank of a run; rank 0 writes what came out."""
+    rank = int(os.environ.get("RANK", "0"))
+    torch.set_num_threads(1)
+    draw = torch.Generator().manual_seed(0)
+    width = work["width"]
+    x = torch.rand(work["rows"], width, generator=draw)
+    y = torch.randint(CLASSES, (len(x),), generator=draw)
+    dataset = ow.dataset(x, y, x_test=x[:100], y_test=y[:100])
+    network = ow.mlp((width,), num_classes=CLASSES, widths=(width,) * 4)
+    groups = work["groups"]
+    join(groups[rank] if groups else None)
+    result = ow.train(
+        network,
+        dataset,
+        training=ow.TrainingConfig(epochs=work["chapters"], batch_size=work["batch_size"]),
+        placement=ow.PlacementConfig(name=work["placement"]),
+        validation=0,
+    )
+    if result is not None:
+        tasks = [[p.chapter, p.block, p.figures["cpu_seconds"]] for p in result.progress]
+        Path(work["out"]).write_text(json.dumps({**result.to_json(), "tasks": tasks}))
+
+
+def run(ranks: int, options: Mapping[str, Any], *, quotas: bool) -> dict[str, Any]:
+    """Train on some ranks, and return the result."""
+    groups = make_groups(ranks) if quotas else []
+    with tempfile.TemporaryDirectory() as folder:
+        work = {
+            **options,
+            "groups": [str(group.path) for group in groups],
+            "placement": "all-layers" if ranks > 1 else "sequential",
+            "out": f"{folder}/result.json",
+        }
+        try:
+            status = launch(ranks, [__file__, "--body", json.dumps(work)])
+        finally:
+            for group in groups:
+                group.remove()
+        if status:
+            raise SystemExit(status)
+        found: dict[str, Any] = json.loads(Path(work["out"]).read_text())
+    return found
+
+
+def makespan(plan: Plan, placement: Placement, cost: Mapping[tuple[int, int], float]) -> float:
+    """Return when the last task ends, where each starts as soon as it can and messages are free."""
+    free = [0.0] * placement.num_ranks
+    ready: dict[Product, float] = {}
+    for task in plan.tasks():
+        rank = placement.rank(task)
+        start = max([free[rank], *(ready[product] for product in plan.needs(task))])
+        seconds = cost[task.time, task.block] if task.kind is Kind.TRAIN else 0.0
+        free[rank] = start + seconds
+        for product in plan.makes(task):
+            ready[product] = free[rank]
+    return max(free)
+
+
+def task_costs(result: Mapping[str, Any], share: float) -> dict[tuple[int, int], float]:
+    """Return the seconds each task of a run takes at a share of a core."""
+    return {(chapter, block): cpu / share for chapter, block, cpu in result["tasks"]}
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--body", help=argparse.SUPPRESS)
+    parser.add_argument("--loop-seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--group", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.body:
+        return train_body(json.loads(options.body))
+    if options.loop_seconds:
+        return loop_body(options.group, options.loop_seconds)
+    form = common.form_of(options)
+    if not os.access(GROUPS / "cpu.shares", os.W_OK):
+        common.skip(
+            "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
+        )
+    chapters = {"full": 16, "quick": 4, "smoke": 4}[form]
+    pairs = {"full": 5, "quick": 2, "smoke": 1}[form]
+    batch_size = 32 if form == "smoke" else BATCH_SIZE
+    work = {
+        "chapters": chapters,
+        "width": 64 if form == "smoke" else 2000,
+        "rows": BATCHES * batch_size,
+        "batch_size": batch_size,
+    }
+    ranks = 2 if form == "smoke" else 4
+    load = os.getloadavg()[0]
+    repeats = {"full": 5, "quick": 2, "smoke": 1}[form]
+    calibration = calibrate(ranks, 0.3 if form == "smoke" else 3.0, repeats)
+    print(f"calibration {calibration:.3f}, load {load:.2f}, {chapters} chapters, {pairs} pairs")
+    plan = ChapterPlan(
+        num_blocks=4,
+        head_reads=(),
+        epochs=chapters,
+        chapters=chapters,
+        batch_size=batch_size,
+        rows=(work["rows"],),
+        hint_age=None,
+        validate_every=None,
+        has_validation=False,
+    )
+    placement = place(plan, "all-layers", ranks, [1] * 4)
+    found: dict[str, list[float]] = {name: [] for name in ("speedup", "ideal", "efficiency")}
+    runs = []
+    for number in range(pairs):
+        one_rank = run(1, work, quotas=True)
+        four_ranks = run(ranks, work, quotas=True)
+        runs.append({"one": one_rank, "four": four_ranks})
+        assert one_rank["weights_sha256"] == four_ranks["weights_sha256"]
+        costs = task_costs(one_rank, QUOTA)
+        found["speedup"].append(one_rank["seconds"] / four_ranks["seconds"])
+        found["ideal"].append(sum(costs.values()) / makespan(plan, placement, costs))
+        own = makespan(plan, placement, task_costs(four_ranks, QUOTA))
+        found["efficiency"].append(own / four_ranks["seconds"])
+        shares = [c / four_ranks["seconds"] for c in four_ranks["cpu_seconds"]]
+        print(
+            f"pair {number}: {one_rank['seconds']:.1f} s on one rank, "
+            f"{four_ranks['seconds']:.1f} s on {ranks}: {found['speedup'][-1]:.2f} of "
+            f"{found['ideal'][-1]:.2f}, schedule efficiency {found['efficiency'][-1]:.3f}; "
+            f"shares of a core {', '.join(f'{share:.3f}' for share in shares)}"
+        )
+    figures: dict[str, Any] = {
+        "speedup": statistics.median(found["speedup"]),
+        "ideal": statistics.median(found["ideal"]),
+        "fraction_of_ideal": statistics.median(
+            s / (i * calibration) for s, i in zip(found["speedup"], found["ideal"], strict=True)
+        ),
+        "schedule_efficiency": min(found["efficiency"]),
+        "calibration": calibration,
+        "load": load,
+    }
+    weights = 4 * 4 * work["width"] ** 2
+    last = runs[-1]["four"]
+    print(
+        f"sent by each rank: {', '.join(f'{b / 1e6:.0f}' for b in last['bytes_sent'])} MB, in all "
+        f"{sum(last['bytes_sent']) / 1e6:.0f}; the formula (weights and two moments of every "
+        f"block, every chapter but the last, then weights): "
+        f"{(3 * (chapters - 1) + 1) * weights / 1e6:.0f}; peak memory "
+        f"{', '.join(f'{b / 1e6:.0f}' for b in last['peak_memory_bytes'])} MB"
+    )
+    if form == "full":
+        plain = [
+            run(1, work, quotas=False)["seconds"] / run(2, work, quotas=False)["seconds"]
+            for _ in range(pairs)
+        ]
+        figures["two_ranks_speedup"] = statistics.median(plain)
+        common.record(options.out / "emulated_ranks.json", {"figures": figures, "runs": runs})
+    common.last_line({name: round(value, 4) for name, value in figures.items()}, form)
+    return None
+
+
+if __name__ == "__main__":
+    main()
