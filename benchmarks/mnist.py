@@ -30,7 +30,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "training.epochs": 10,
             "data.validation": 0,
             "data.shift": 1,
-            "network.dropout": 0.2,
         },
     ),
     "one-pass-last": (

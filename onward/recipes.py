@@ -37,7 +37,11 @@ RECIPES = {
             "Each block learns to classify with a linear head of its own; the heads vote. No "
             "negatives. The choice for a good model.",
             "Aktemur et al. 2024, arXiv:2404.08573, section 4.4 (performance-optimized PFF)",
-            {"network.gain": 2**0.5, "training.schedule": "warmup"},
+            {
+                "network.gain": 2**0.5,
+                "network.dropout": 0.2,
+                "training.schedule": "warmup",
+            },
         ),
         Recipe(
             "hinton",
@@ -86,6 +90,7 @@ RECIPES = {
             {
                 "network.one_block": True,
                 "network.gain": 2**0.5,
+                "network.dropout": 0.2,
                 "training.schedule": "warmup",
                 "training.gradients": "autograd",
             },
