@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onward.blocks import Block, StepReport
-from onward.layers import Dense, normalize_length
+from onward.layers import Dense, keep_mask, normalize_length
 from onward.objectives import CrossEntropy, Metrics, Threshold
 from onward.views import View, Views
 
@@ -171,10 +171,10 @@ class ClosedFormStep(Step):
 
     def _inputs(self, x: Tensor, seed: int) -> Tensor:
         x = normalize_length(x.flatten(1)).to(self.dtype)
-        dropout = self.layer.dropout
-        if dropout:
+        if self.layer.dropout:
             draw = torch.Generator().manual_seed(seed)
-            x = x * torch.empty_like(x).bernoulli_(1 - dropout, generator=draw).div_(1 - dropout)
+            mask = keep_mask(x.shape, self.layer.dropout, generator=draw, dtype=self.dtype)
+            x = x * mask
         return x
 
     def _update_weight(self, derivative: Tensor, x: Tensor, lr_scale: float) -> None:
