@@ -9,8 +9,8 @@ quota of a quarter core and a period of 10 ms, and is compared with one rank und
 Whether the machine can give four quotas at once is measured first, with products of matrices:
 `calibration` is the speed of each of four such loops over that of one alone.
 
-Work: one-pass, 4 equal blocks of 2000 units, S chapters of 20 mini-batches of 512 rows; a task takes
-more than two seconds under the quota. Timed: from the first task to the gathered network.
+Work: one-pass, 4 equal blocks of 2000 units, S chapters of 20 mini-batches of 512 rows; a task
+takes over two seconds under the quota. Timed: from the first task to the gathered network.
 
     speedup              time of one rank over time of four, median of the pairs
     ideal                what follows from the plan and the task costs of the one-rank run

@@ -1,0 +1,75 @@
+"""What does it cost in accuracy that rows never leave their owners?
+
+    python benchmarks/federated.py --data-dir DIR          digits and MNIST, three seeds, an hour
+    python benchmarks/federated.py --quick                 digits, one seed, under a minute
+
+Four shards, dealt at random or by class (each owner has few classes), one-pass recipe. A chapter
+learns from one shard for an epoch, and the shards take turns; there are four times as many epochs
+as in the pooled run, over a quarter of the rows each, so that the number of updates is the same.
+Placement never changes a bit, so all this runs in one process. Figures: mean test accuracy by data
+set and way of dealing.
+"""
+
+import statistics
+from typing import Any
+
+import common
+
+import onward as ow
+
+SHARDS = 4
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": {"training.epochs": 20},
+    "mnist": {"training.epochs": 5, "network.widths": (2000, 2000, 2000, 2000)},
+}
+
+
+def accuracy(name: str, dealt: str, seed: int, data_dir: str | None, epochs: int) -> float:
+    config = ow.RECIPES["one-pass"].config.with_settings(
+        {
+            **SETTINGS[name],
+            "data.name": name,
+            "data.dir": data_dir,
+            "training.seed": seed,
+            "training.epochs": epochs,
+        }
+    )
+    if dealt != "pooled":
+        config = config.with_settings(
+            {
+                "training.epochs": SHARDS * epochs,
+                "plan.shards": SHARDS,
+                "plan.shard_by": dealt,
+            }
+        )
+    result = ow.run(config)
+    assert result is not None
+    return result.test.correct / result.test.rows
+
+
+def main() -> None:
+    options = common.parser(__doc__).parse_args()
+    form = common.form_of(options)
+    seeds = 3 if form == "full" else 1
+    names = list(SETTINGS) if form == "full" else ["digits"]
+    figures: dict[str, float] = {}
+    every: dict[str, list[float]] = {}
+    for name in names:
+        epochs = 1 if form == "smoke" else SETTINGS[name]["training.epochs"]
+        try:
+            ow.load_data(name, data_dir=options.data_dir)
+        except ow.DataError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        for dealt in ("pooled", "iid", "class"):
+            found = [accuracy(name, dealt, s, options.data_dir, epochs) for s in range(seeds)]
+            print(f"{name:8} {dealt:8} {common.spread(found)}", flush=True)
+            every[f"{name}_{dealt}"] = found
+            figures[f"{name}_{dealt}"] = round(statistics.mean(found), 4)
+    if form == "full":
+        common.record(options.out / "federated.json", {"accuracy": every})
+    common.last_line(figures, form)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Every benchmark starts, and its last line names its figures; what they are is not looked at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+FIGURES = {
+    "emulated_ranks": {
+        "speedup",
+        "ideal",
+        "fraction_of_ideal",
+        "schedule_efficiency",
+        "calibration",
+        "load",
+    },
+    "federated": {"digits_pooled", "digits_iid", "digits_class"},
+    "mnist": {"one-pass", "hinton", "pff-adaptive-goodness", "pff-random-softmax", "backprop"},
+    "step_speed": {
+        "one_pass_vs_fp32_ff",
+        "one_pass_vs_bf16_backprop",
+        "two_pass_vs_fp32_ff",
+        "times_floor",
+    },
+    "traffic": {"all-layers"},
+}
+
+
+def test_every_benchmark_is_tried_here():
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"common"}
+
+    assert scripts == set(FIGURES)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_benchmark_ends_with_a_line_of_its_figures(name, tmp_path):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smoke", "--out", str(tmp_path)]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    if "skipped" in figures:
+        pytest.skip(figures["skipped"])
+    assert FIGURES[name] <= figures.keys()
+    assert figures["form"] == "smoke"
