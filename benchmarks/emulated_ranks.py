@@ -24,10 +24,9 @@ The second reading is two ranks without quotas on the machine's own cores.
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -84,32 +83,32 @@ def join(path: str | None) -> None:
         Path(path, "cgroup.procs").write_text(str(os.getpid()))
 
 
-def loop_body(group: str, seconds: float) -> None:
-    """Multiply matrices for a while and print how often."""
-    torch.set_num_threads(1)
+def loop_body(group: str, seconds: float, start: Any, results: Any) -> None:
+    """Multiply matrices for a while and say how often."""
     x, w = torch.rand(100, 1000), torch.rand(1000, 1000)
     join(group)
-    print("ready", flush=True)
-    sys.stdin.readline()
+    start.wait()
     products, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         x @ w
         products += 1
-    print(products, flush=True)
+    results.put(products / seconds)
 
 
 def measure_loops(groups: list[ControlGroup], seconds: float) -> float:
     """Return the mean speed of loops that run at once, a group each."""
-    command = [sys.executable, __file__, "--loop-seconds", str(seconds), "--group"]
-    pipe = subprocess.PIPE
+    context = multiprocessing.get_context("fork")
+    start, results = context.Barrier(len(groups)), context.Queue()
     loops = [
-        subprocess.Popen([*command, str(g.path)], stdin=pipe, stdout=pipe, text=True)
-        for g in groups
+        context.Process(target=loop_body, args=(str(group.path), seconds, start, results))
+        for group in groups
     ]
     for loop in loops:
-        assert loop.stdout is not None
-        loop.stdout.readline()
-    return statistics.mean(int(loop.communicate("go\n")[0]) / seconds for loop in loops)
+        loop.start()
+    speeds = [results.get() for _ in loops]
+    for loop in loops:
+        loop.join()
+    return statistics.mean(speeds)
 
 
 def calibrate(ranks: int, seconds: float, repeats: int) -> float:
@@ -193,13 +192,10 @@ def task_costs(result: Mapping[str, Any], share: float) -> dict[tuple[int, int],
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--body", help=argparse.SUPPRESS)
-    parser.add_argument("--loop-seconds", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--group", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.body:
         return train_body(json.loads(options.body))
-    if options.loop_seconds:
-        return loop_body(options.group, options.loop_seconds)
+    torch.set_num_threads(1)
     form = common.form_of(options)
     if not os.access(GROUPS / "cpu.shares", os.W_OK):
         common.skip(
