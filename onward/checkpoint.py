@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onward.config import OptimizerConfig, RunConfig
-from onward.errors import FileError, OnwardError
+from onward.errors import FileError
 from onward.layers import Dense
 from onward.networks import Network, build
 from onward.objectives import Threshold
@@ -36,15 +38,10 @@ def shipped(network: Network) -> dict[str, Tensor]:
 
 def weights_sha256(network: Network) -> str:
     """Return a digest of the names, shapes, types and bytes of all that inference needs."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(shipped(network).items()):
-        array = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(array.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return _digest(shipped(network))
 
 
-def save(network: Network, path: Path) -> None:
+def save(network: Network, path: Path | str) -> None:
     """Write a network to a safetensors file, whole or not at all.
 
     The header holds, as JSON under the key `onward`, the version of the format, the settings the
@@ -54,9 +51,10 @@ def save(network: Network, path: Path) -> None:
     Raises:
         FileError: The file cannot be written.
     """
+    path = Path(path)
     precision = next(n for n, p in PRECISIONS.items() if p is network.all_blocks[0].precision)
     blueprint = network.blueprint
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "version": version("onward"),
         "precision": precision,
@@ -64,25 +62,31 @@ def save(network: Network, path: Path) -> None:
         "blocks": [_describe(block.module, block.objective) for block in network.all_blocks],
         "weights_sha256": weights_sha256(network),
     }
+    header["header_sha256"] = _header_digest(header)
     partial = path.with_name(path.name + ".partial")
-    tensors = {name: t.detach().cpu().contiguous() for name, t in shipped(network).items()}
+    # Clones, since safetensors refuses tensors that share memory.
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in shipped(network).items()}
     try:
         save_file(tensors, partial, metadata={"onward": json.dumps(header)})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise FileError(f"The model cannot be written to {path}: {error}.") from error
 
 
 def load(path: Path | str, network: Network | None = None) -> Network:
     """Read a network from a file that `save` has written. Nothing in it is executed.
 
+    The network predicts as before; to train it further, give it an optimizer of your own.
+
     Args:
         path: The file, or the folder of a run.
         network: Takes the weights. Needed for networks that were not built from settings.
 
     Raises:
-        FileError: The file is missing, damaged, newer than this version, or does not fit.
+        FileError: The file is missing, damaged, newer than this version, or does not fit; the
+            network is then as it was.
     """
     path = Path(path)
     if path.is_dir():
@@ -101,13 +105,27 @@ def load(path: Path | str, network: Network | None = None) -> Network:
         network = _rebuild(path, header)
     wanted = shipped(network)
     _check_tensors(path, tensors, wanted)
+    if _digest(tensors) != header["weights_sha256"]:
+        raise FileError(f"The model file {path} is damaged: its weights do not have its checksum.")
     with torch.no_grad():
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
     network.set_precision(PRECISIONS[header["precision"]])
-    if weights_sha256(network) != header["weights_sha256"]:
-        raise FileError(f"The model file {path} is damaged: its weights do not have its checksum.")
     return network
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        digest.update(array.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _header_digest(header: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in header.items() if name != "header_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _check_header(path: Path, header: Any) -> None:
@@ -119,7 +137,9 @@ def _check_header(path: Path, header: Any) -> None:
             f"The model file {path} has format {header['format']}, and this version of onward "
             f"reads up to {FORMAT}. Install onward {header.get('version')} or newer."
         )
-    if header.get("precision") not in PRECISIONS or "weights_sha256" not in header:
+    if header.get("header_sha256") != _header_digest(header):
+        raise FileError(f"The model file {path} is damaged: its header does not have its checksum.")
+    if header.get("precision") not in list(PRECISIONS) or "weights_sha256" not in header:
         raise FileError(f"The model file {path} is damaged: its header is not complete.")
 
 
@@ -140,7 +160,7 @@ def _rebuild(path: Path, header: dict[str, Any]) -> Network:
             is_image=bool(blueprint["is_image"]),
             seed=0,
         )
-    except (KeyError, TypeError, AttributeError, OnwardError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileError(f"The model file {path} describes no known network: {error}.") from error
 
 
@@ -162,7 +182,7 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Ten
 
 def _describe(module: torch.nn.Module, objective: torch.nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {"objective": type(objective).__name__}
-    if isinstance(module, Dense):
+    if any(isinstance(part, Dense) for part in module.modules()):
         found["input_normalization"] = "mean square 1"
     if isinstance(objective, Threshold):
         found |= {"threshold": objective.threshold, "slope": objective.slope}

@@ -6,11 +6,15 @@ Anything else is a bug and shows its traceback.
 
 import argparse
 import csv
+import difflib
+import os
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +29,7 @@ from onward.drawing import legend, plan_table, staircase
 from onward.errors import DataError, FileError, OnwardError, SettingError
 from onward.networks import Network, evaluate
 from onward.placement import stall
-from onward.progress import Bars
+from onward.progress import Bars, count
 from onward.recipes import RECIPES
 from onward.transport import launch
 
@@ -34,7 +38,7 @@ FLAGS = {
     "--data-dir": ("data.dir", "folder with data sets (or the variable ONWARD_DATA)"),
     "--validation": ("data.validation", "training rows kept apart: a share, or a number; 0: none"),
     "--shift": ("data.shift", "largest random shift of training images, in pixels"),
-    "--widths": ("network.widths", "units of each block, such as 500,500,500,500"),
+    "--widths": ("network.widths", "units of each block, first to last: 500,500,500,500"),
     "--heads": ("network.heads", "whose heads vote: all or last"),
     "--negatives": ("network.negatives", "fixed, random, adaptive or hard"),
     "--readout": ("network.readout", "heads, goodness or softmax"),
@@ -59,9 +63,10 @@ FLAGS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with these arguments, or those of the process."""
-    options = make_parser().parse_args(arguments)
     try:
+        options = parse(arguments)
         options.command(options)
+        sys.stdout.flush()
     except OnwardError as error:
         where = f"rank {training.current_rank()}: " if training.is_distributed() else ""
         print(f"onward: {where}{error}", file=sys.stderr)
@@ -69,7 +74,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("onward: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        _close_output()
+        sys.exit(141)
     sys.exit(0)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of a command line.
+
+    Raises:
+        SettingError: A flag is unknown, or something is left over.
+    """
+    options, unknown = make_parser().parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise SettingError(f"There is one argument too many: {flag}.")
+        raise SettingError(f"There is no flag {flag}.{_nearest(flag, options.flags)}")
+    return options
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -77,36 +100,49 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="onward", description="Train neural networks layer by layer, on one machine or many."
     )
+    parser.add_argument("--version", action="version", version=f"onward {version('onward')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
+        # An abbreviated flag would change its meaning with the next flag that begins like it.
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.set_defaults(command=function)
         return made
 
     train = command("train", train_command, "Train a network, test it once, write a run folder.")
     _add_settings(train)
-    train.add_argument("--out", type=Path, help="run folder (default: runs/DATE-RECIPE-DATA)")
+    train.add_argument(
+        "--out", type=Path, metavar="RUN", help="run folder (default: runs/DATE-RECIPE-DATA)"
+    )
     train.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
 
     plan = command("plan", plan_command, "Show plan and placement of a run; starts nothing.")
     _add_settings(plan)
 
     evaluate_parser = command("evaluate", evaluate_command, "Test a trained network.")
-    evaluate_parser.add_argument("run", type=Path, help="run folder")
-    evaluate_parser.add_argument("--data", help="another data set than that of the run")
-    evaluate_parser.add_argument("--data-dir", help="folder with data sets")
+    evaluate_parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    evaluate_parser.add_argument(
+        "--data", metavar="NAME", help="another data set than that of the run: its test rows"
+    )
+    evaluate_parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
 
     predict = command("predict", predict_command, "Predict the classes of rows.")
-    predict.add_argument("run", type=Path, help="run folder, or model file")
-    predict.add_argument("input", type=Path, help=".npz file with the rows as `x`")
+    predict.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
     predict.add_argument(
-        "--out", type=Path, help=".npz file for `labels` and `scores` (default: CSV on the screen)"
+        "input", type=Path, metavar="INPUT.npz", help="file with the rows as its member `x`"
+    )
+    predict.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUTPUT.npz",
+        help="file for `labels` and `scores` (default: CSV on the screen)",
     )
 
     command("recipes", recipes_command, "List the recipes, each with its paper.")
     listing = command("data", data_command, "List the data sets, and where they are found.")
-    listing.add_argument("--data-dir", help="folder with data sets")
+    listing.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+    for made in commands.choices.values():
+        made.set_defaults(flags=re.findall(r"--[a-z-]+", made.format_usage()))
     return parser
 
 
@@ -131,44 +167,56 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def read_config(options: argparse.Namespace) -> RunConfig:
     """Return the run that a command line describes: recipe or file, then flags, then --set."""
+    settings: dict[str, Any] = {"recipe": options.recipe}
     if options.recipe.endswith(".toml"):
         settings = read_settings(Path(options.recipe))
-        config = RunConfig().with_settings(settings)
-    elif options.recipe in RECIPES:
-        config = RECIPES[options.recipe].config
-    else:
-        raise SettingError(
-            f"There is no recipe {options.recipe}. There are {', '.join(RECIPES)}; or give the "
-            f"path of a .toml file."
-        )
     given = {name: getattr(options, name) for name, _ in FLAGS.values()}
-    config = config.with_settings({n: value for n, value in given.items() if value is not None})
+    settings |= {name: value for name, value in given.items() if value is not None}
     for assignment in options.set:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise SettingError(f"--set takes SECTION.NAME=VALUE; got {assignment}.")
-        config = config.with_settings({name.strip(): value.strip()})
-    return config
+        settings[name.strip()] = value.strip()
+    recipe = str(settings.get("recipe", RunConfig().recipe))
+    if recipe not in RECIPES:
+        raise SettingError(
+            f"There is no recipe {recipe}.{_nearest(recipe, RECIPES)} There are "
+            f"{', '.join(RECIPES)}; or give the path of a .toml file, such as RUN/config.toml."
+        )
+    return RECIPES[recipe].config.with_settings(settings)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {nearest[0]}?" if nearest else ""
 
 
 def train_command(options: argparse.Namespace) -> None:
     """Train, in this process or in several."""
     config = read_config(options)
-    folder = options.out or Path("runs") / (
-        f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{Path(config.data.name).stem}"
-    )
+    folder = options.out or _new_folder(config)
     if not training.is_distributed():
         # Mistakes show here, once, rather than on every rank.
         training.preview(config, config.placement.nodes)
-    if training.current_rank() == 0:
-        runs.prepare(folder, overwrite=options.overwrite)
-    if config.placement.nodes > 1 and not training.is_distributed():
-        _launch(config, folder)
-        return
-    result = training.run(config, Bars(Console(stderr=True)))
-    if result is not None:
-        runs.write(folder, config, result)
-        _print_result(result.to_json(), folder)
+    is_first = training.current_rank() == 0
+    with runs.prepared(folder, overwrite=options.overwrite) if is_first else nullcontext():
+        if config.placement.nodes > 1 and not training.is_distributed():
+            _launch(config, folder)
+            return
+        result = training.run(config, Bars(Console(stderr=True)))
+        if result is not None:
+            runs.write(folder, config, result)
+            _print_result(result.to_json(), folder)
+
+
+def _new_folder(config: RunConfig) -> Path:
+    """Return the name of a folder that does not exist."""
+    data_name = Path(config.data.name).stem.replace("{rank}", "")
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{data_name.strip('-_')}"
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder
 
 
 def _launch(config: RunConfig, folder: Path) -> None:
@@ -189,14 +237,16 @@ def plan_command(options: argparse.Namespace) -> None:
     console = Console()
     console.print(plan_table(plan, placement))
     console.print(staircase(plan, placement, clocks=40, width=console.width), soft_wrap=True)
-    console.print(legend(plan))
+    console.print(legend(plan), soft_wrap=True)
     warning = stall(plan, placement)
     if warning:
-        console.print(f"Note: {warning}")
+        console.print(f"Note: {warning}", soft_wrap=True)
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
     """Test a run's network on its test rows, or on those of other data."""
+    if options.run.is_file():
+        raise FileError(f"{options.run} is a file. Give the run folder that it lies in.")
     network = checkpoint.load(options.run)
     config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
     changes = {"data.name": options.data, "data.dir": options.data_dir}
@@ -204,36 +254,59 @@ def evaluate_command(options: argparse.Namespace) -> None:
     torch.set_num_threads(config.training.threads)
     dataset = dealing.load_data(config, 0)
     _check_rows(network, dataset.input_shape, dataset.name)
+    if dataset.num_classes > network.num_classes:
+        raise DataError(
+            f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
+            f"tell {network.num_classes} apart."
+        )
     found = evaluate(network, dataset.x_test, dataset.y_test)
-    table = Table(title=f"{options.run} on the {found.rows:,} test rows of {dataset.name}")
+    table = Table()
     table.add_column("what")
     table.add_column("accuracy", justify="right")
     table.add_row("network", f"{found.accuracy or 0:.2%}")
     for number, accuracy in enumerate(found.block_accuracy):
         table.add_row(f"block {number} alone", f"{accuracy:.2%}")
-    Console().print(table)
+    console = Console()
+    console.print(
+        f"{options.run} on the {found.rows:,} test rows of {dataset.name}", soft_wrap=True
+    )
+    console.print(table)
 
 
 def predict_command(options: argparse.Namespace) -> None:
     """Write the class of each row, and the scores of all classes."""
+    if options.out is not None and options.out.suffix != ".npz":
+        raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
     network = checkpoint.load(options.run)
     x = data.read_rows(options.input)
     _check_rows(network, tuple(x.shape[1:]), str(options.input))
     torch.set_num_threads(1)
     scores = network.scores(x).network.float()
     labels = scores.argmax(dim=1)
-    if options.out is None:
+    if options.out is not None:
+        runs.write_whole(
+            options.out,
+            lambda file: np.savez(file, labels=labels.numpy(), scores=scores.numpy()),
+        )
+        print(f"{len(labels)} labels and scores in {options.out}")
+        return
+    try:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["label", *(f"score_{c}" for c in range(network.num_classes))])
         writer.writerows(
             [label, *row] for label, row in zip(labels.tolist(), scores.tolist(), strict=True)
         )
-        return
-    try:
-        np.savez(options.out, labels=labels.numpy(), scores=scores.numpy())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise FileError(f"{options.out} cannot be written: {error.strerror}.") from error
-    print(f"{len(labels)} labels and scores in {options.out}")
+        _close_output()
+        raise FileError(f"The predictions cannot be written: {error.strerror}.") from error
+
+
+def _close_output() -> None:
+    """Drop what could not be written, or Python would try again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def recipes_command(options: argparse.Namespace) -> None:
@@ -249,11 +322,15 @@ def recipes_command(options: argparse.Namespace) -> None:
 def data_command(options: argparse.Namespace) -> None:
     """List the data sets."""
     table = Table()
-    columns = [field.name for field in fields(data.Listing)]
-    for name in columns:
-        table.add_column(name.replace("_", " "))
+    table.add_column("name", no_wrap=True)
+    table.add_column("one row", no_wrap=True)
+    for name in ("classes", "training rows", "test rows"):
+        table.add_column(name, justify="right")
+    table.add_column("where", overflow="fold")
     for listing in data.available(options.data_dir):
-        table.add_row(*(str(getattr(listing, name)) for name in columns))
+        figures = (listing.num_classes, listing.num_rows, listing.num_test_rows)
+        shape = " x ".join(map(str, listing.shape))
+        table.add_row(listing.name, shape, *(f"{f:,}" for f in figures), listing.where)
     Console().print(table)
 
 
@@ -280,7 +357,7 @@ def _print_result(found: dict[str, Any], folder: Path) -> None:
         table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
     per_block = "  ".join(f"{value:.2%}" for value in accuracy["per_block"])
     table.add_row("test accuracy, each block alone", per_block)
-    table.add_row("placement", f"{found['placement']} on {found['world_size']}")
+    table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
     table.add_row("training time", f"{found['seconds']:.1f} s")
     for name, text, unit in (
         ("idle_seconds", "waiting, each rank", 1.0),

@@ -51,7 +51,7 @@ def keep_mask(
     size = shape.numel()
     words = torch.empty(-(-size // 4), dtype=torch.int64)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:size]
-    kept = bits >= round(dropout * 2**16) - 2**15
+    kept = bits >= min(round(dropout * 2**16), 2**16 - 1) - 2**15
     return kept.to(dtype).mul_(1 / (1 - dropout)).view(shape)
 
 

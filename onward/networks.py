@@ -20,7 +20,7 @@ from onward.views import LabelEmbedding, Negatives, Plain, Sampler
 
 CHUNK_ROWS = 500
 """Rows of a forward pass that does not train. Rounding depends on it, so it is the same wherever
-a pass is made, and never a single row."""
+a pass is made."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,8 @@ def build(
         if config.objective == "threshold":
             slope = config.slope if config.slope is not None else float(width)
             return Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
-        head = nn.Linear(width, num_classes, bias=False)
+        # Without its own first weights, which torch's global generator would draw.
+        head = nn.utils.skip_init(nn.Linear, width, num_classes, bias=False)
         draw = seeds.generator(seed, "head", number)
         nn.init.normal_(head.weight, std=width**-0.5, generator=draw)
         return CrossEntropy(head)
@@ -256,6 +257,10 @@ def check_network(
         raise SettingError(
             f"network.widths lists the units of each block and needs one at least; got "
             f"{list(config.widths)}."
+        )
+    if not 0 <= config.dropout < 1:
+        raise SettingError(
+            f"network.dropout is a share of the inputs, from 0 to below 1; got {config.dropout}."
         )
     if (config.objective == "threshold") is (config.negatives is None):
         raise SettingError(

@@ -189,9 +189,10 @@ class Threshold(Objective):
             logit = self._signed_logit(name, goodness[name])
             losses.append(F.softplus(-logit))
             sign = 1.0 if name == "positive" else -1.0
-            width = activities[0].numel()
+            width = activities.shape[1:].numel()
             factor = -sign * torch.sigmoid(-logit) * (2 * self.slope / (width * num_rows))
-            derivatives[name] = activities * factor[:, None].to(activities.dtype)
+            rows = factor.view(-1, *[1] * (activities.ndim - 1)).to(activities.dtype)
+            derivatives[name] = activities * rows
         return Gradient(torch.cat(losses).mean(), derivatives, {}, self._separated(goodness))
 
     def nudge(self, outputs: Views) -> dict[str, Tensor]:
@@ -206,7 +207,7 @@ class Threshold(Objective):
 
     def scores(self, activities: Tensor) -> Float[Tensor, " rows"]:
         """Return the goodness of each row as Hinton counts it: the sum of squares."""
-        return self.goodness(activities) * activities[0].numel()
+        return self.goodness(activities) * activities.shape[1:].numel()
 
     def metrics(self, outputs: Views) -> Metrics:
         return self._separated(self._goodness(outputs))

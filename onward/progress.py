@@ -13,6 +13,16 @@ LINE_EVERY_SECONDS = 10.0
 """Longest silence where there is no terminal, as far as there is news."""
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> count(1, "rank"), count(1200, "row")
+        ('1 rank', '1,200 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Bars(results.Listener):
     """A bar a block with its last loss and accuracy; lines where there is no terminal."""
 
@@ -27,15 +37,16 @@ class Bars(results.Listener):
     def begin(self, plan: Plan, placement: Placement) -> None:
         self.total = plan.chapters * len(plan.trained)
         self.started = self.last_line = time.monotonic()
-        ranks = f"{placement.num_ranks} rank{'s' if placement.num_ranks > 1 else ''}"
-        self.console.print(
-            f"{len(plan.trained)} blocks, {plan.epochs} epochs in {plan.chapters} chapters, "
-            f"{sum(plan.rows):,} rows; {placement.name} on {ranks}"
+        self.say(
+            f"{count(len(plan.trained), 'block')}, {count(plan.epochs, 'epoch')} in "
+            f"{count(plan.chapters, 'chapter')}, {count(sum(plan.rows), 'row')}; "
+            f"{placement.name} on {count(placement.num_ranks, 'rank')}"
         )
         warning = stall(plan, placement)
         if warning:
-            self.console.print(f"Note: {warning}")
-        if not self.console.is_terminal:
+            self.say(f"Note: {warning}")
+        # Not a terminal that cannot move its cursor, either.
+        if not self.console.is_interactive:
             return
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -50,13 +61,15 @@ class Bars(results.Listener):
             name = "head   " if block == plan.head else f"block {block}"
             self.tasks[block] = self.bars.add_task(name, total=plan.chapters, figures="")
 
+    def say(self, line: str) -> None:
+        """Print a line, uncut and without colours of its own."""
+        self.console.print(line, soft_wrap=True, highlight=False)
+
     def progress(self, progress: results.Progress) -> None:
         figures = progress.figures
         if progress.block is None:
             accuracy = figures["validation_accuracy"]
-            self.console.print(
-                f"chapter {progress.chapter + 1}: validation accuracy {accuracy:.2%}"
-            )
+            self.say(f"chapter {progress.chapter + 1}: validation accuracy {accuracy:.2%}")
             return
         self.done += 1
         text = f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.2%}"
@@ -66,7 +79,7 @@ class Bars(results.Listener):
             self.last_line = time.monotonic()
             elapsed = self.last_line - self.started
             left = elapsed / self.done * (self.total - self.done)
-            self.console.print(
+            self.say(
                 f"chapter {progress.chapter + 1}, block {progress.block}: {text}; "
                 f"{elapsed:.0f} s, about {left:.0f} s left"
             )

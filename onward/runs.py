@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from onward.checkpoint import save
 from onward.config import RunConfig
@@ -12,49 +14,108 @@ from onward.errors import FileError
 from onward.results import Result
 from onward.training import resolve_precision
 
+FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "result.json")
+"""What a finished run holds, in the order in which it is put there."""
 
-def prepare(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder of a run, before anything is computed.
+PARTIAL = ".partial"
+"""Folder in which a run is written, before it takes its place."""
+
+PROBE_BYTES = 1 << 16
+"""What must fit on the disk before a training is begun."""
+
+
+@contextmanager
+def prepared(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Make the folder of a run before anything is computed, and take it away if that fails.
 
     Raises:
         FileError: It holds something already, or cannot be written to.
     """
+    is_new = False
     try:
-        if folder.exists() and not folder.is_dir():
-            raise FileError(f"{folder} is a file, not a folder. Name another with --out.")
-        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise FileError(
-                f"The folder {folder} holds a run already. Name another with --out, or replace it "
-                f"with --overwrite."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        if isinstance(error, FileError):
+        try:
+            if folder.exists():
+                _check_free(folder, overwrite=overwrite)
+            is_new = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            with _no_trace_of(folder / PARTIAL) as probe:
+                probe.write_bytes(bytes(PROBE_BYTES))
+        except FileError:
             raise
+        except OSError as error:
+            raise FileError(
+                f"The folder {folder} cannot be written to: {error.strerror}. Name another with "
+                f"--out."
+            ) from error
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # It stays where it is not empty.
+                folder.rmdir()
+        raise
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless that is a run which may be replaced."""
+    if not folder.is_dir():
+        raise FileError(f"{folder} is a file, not a folder. Name another with --out.")
+    names = {path.name for path in folder.iterdir()}
+    if names and not names & {FILES[-1], PARTIAL}:
+        raise FileError(f"The folder {folder} holds something else. Name another with --out.")
+    if names and not overwrite:
         raise FileError(
-            f"The folder {folder} cannot be written to: {error.strerror}. Name another with --out."
-        ) from error
+            f"The folder {folder} holds a run already. Name another with --out, or replace it "
+            f"with --overwrite."
+        )
 
 
 def write(folder: Path, config: RunConfig, result: Result) -> None:
-    """Write a finished run: settings, metrics, model, and last the result.
+    """Write a finished run: settings, metrics, model and result, all of them or none.
 
-    Each file is written whole or not at all. `config.toml` repeats the run bit for bit on a
-    machine of the same type: the arithmetic that `auto` stood for is written out.
+    `config.toml` repeats the run bit for bit on a machine of the same type: what depended on the
+    machine and the folder is written out (arithmetic, number of ranks, paths).
 
     Raises:
         FileError: The disk is full, or the folder cannot be written to.
     """
-    precision = resolve_precision(config.training.precision)
-    complete = config.with_settings({"training.precision": precision})
     metrics = [{"chapter": p.chapter, "block": p.block, **p.figures} for p in result.progress]
-    _write(folder / "config.toml", complete.to_toml())
-    _write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
-    save(result.network, folder / "model.safetensors")
-    _write(folder / "result.json", json.dumps(result.to_json(), indent=2) + "\n")
+    texts = {
+        "config.toml": _complete(config, result).to_toml(),
+        "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in metrics),
+        "result.json": json.dumps(result.to_json(), indent=2) + "\n",
+    }
+    try:
+        with _no_trace_of(folder / PARTIAL) as partial:
+            partial.mkdir()
+            for name, text in texts.items():
+                (partial / name).write_text(text)
+            save(result.network, partial / "model.safetensors")
+            for name in FILES:
+                _flush(partial / name)
+            # A run without it is not finished, and may be replaced.
+            (folder / FILES[-1]).unlink(missing_ok=True)
+            for name in FILES:
+                (partial / name).replace(folder / name)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"The run cannot be written to {folder}: {error.strerror}.") from error
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        FileError: The disk is full, or the folder cannot be written to.
+    """
+    try:
+        with _no_trace_of(path.with_name(path.name + PARTIAL)) as partial:
+            with partial.open("wb") as file:
+                write(file)
+            _flush(partial)
+            partial.replace(path)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def read_result(folder: Path) -> Mapping[str, Any]:
@@ -75,14 +136,38 @@ def read_result(folder: Path) -> Mapping[str, Any]:
     return found
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
+def _complete(config: RunConfig, result: Result) -> RunConfig:
+    changes: dict[str, Any] = {
+        "training.precision": resolve_precision(config.training.precision),
+        "placement.nodes": result.facts["world_size"],
+    }
+    if config.data.name.endswith(".npz"):
+        changes["data.name"] = _absolute(config.data.name)
+    if config.data.dir is not None:
+        changes["data.dir"] = _absolute(config.data.dir)
+    return config.with_settings(changes)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+@contextmanager
+def _no_trace_of(path: Path) -> Iterator[Path]:
+    """Remove a file or folder now, where it was left behind, and in the end."""
+
+    def remove() -> None:
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    remove()
     try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
+        yield path
+    finally:
+        remove()
+
+
+def _flush(path: Path) -> None:
+    """Have the disk take a file in; where it is full, this is when it says so."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

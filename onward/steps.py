@@ -80,10 +80,13 @@ def make_step(block: Block, *, closed_form: bool) -> Step:
 
 def has_closed_form(block: Block) -> bool:
     """Return whether the derivative of a block is known in closed form."""
-    match block.objective:
-        case CrossEntropy(head=nn.Linear(bias=None)) | Threshold():
-            return type(block.module) is Dense
-    return False
+    layer, objective = block.module, block.objective
+    # A subclass may have another forward pass or another loss.
+    if type(layer) is not Dense or not (layer.weight.requires_grad and layer.bias.requires_grad):
+        return False
+    if type(objective) is CrossEntropy:
+        return type(objective.head) is nn.Linear and objective.head.bias is None
+    return type(objective) is Threshold
 
 
 class AutogradStep(Step):
@@ -98,7 +101,7 @@ class AutogradStep(Step):
         block.train()
         x, rows = self._learned(views)
         with block.autocast():
-            if isinstance(block.module, Dense):
+            if type(block.module) is Dense:
                 assert isinstance(x, Tensor)
                 nudged = block.module.pre_activations(x)
                 activities = nudged.relu()
@@ -106,16 +109,18 @@ class AutogradStep(Step):
                 nudged = activities = block.module(x)
             loss = block.objective.loss(self._outputs(activities, views, rows))
         outputs = self._outputs(activities.detach(), views, rows)
+        block.objective.eval()
         with torch.no_grad(), block.autocast():
             metrics = block.objective.metrics(outputs)
             nudge = self._nudge(outputs)
         total = loss if nudge is None else loss + (nudged * nudge).sum()
-        names, parameters = zip(*block.trained(), strict=True)
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-        with torch.no_grad():
-            for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
-                if gradient is not None:
-                    self._update(name, parameter, gradient, lr_scale)
+        trained = dict(block.trained())
+        if trained:
+            gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+            with torch.no_grad():
+                for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
+                    if gradient is not None:
+                        self._update(name, parameter, gradient, lr_scale)
         # A unit is a column, or a channel of an image.
         others = [axis for axis in range(activities.ndim) if axis != 1]
         active = activities.detach().amax(dim=others) > 0

@@ -26,6 +26,8 @@ class StreamWorker(Worker):
         arithmetic: Arithmetic,
     ) -> None:
         super().__init__(plan, network, shards, arithmetic)
+        for block in self.blocks:
+            block.forget()
         self.steps: dict[int, Step] = {}
         self.totals: dict[int, StepReport] = {}
         self.elapsed: dict[int, Tensor] = {}
@@ -52,10 +54,15 @@ class StreamWorker(Worker):
                 self._score(time, views["input"])
         else:
             views = self._views(time, block)
+        # Views that this block does not learn from are for a later one.
+        learner = self.blocks[block]
+        others = {n: view.x for n, view in views.items() if n not in learner.objective.views}
+        activities = {name: learner.infer(x) for name, x in others.items()}
         epoch, batch = divmod(time, self.plan.batches(0))
         outputs, told = self.learn(self.steps[block], block, views, epoch, batch, shard=0)
         if block != self.plan.head:
-            parts = [view.x for view in outputs.values() if isinstance(view.x, Tensor)]
+            activities |= {n: v.x for n, v in outputs.items() if isinstance(v.x, Tensor)}
+            parts = [activities[name] for name in self.network.sampler.names]
             self.values[Product(Thing.ACTIVITIES, time, block)] = parts
         self._tell(time, block, told, clock)
 

@@ -88,7 +88,9 @@ def likely_wrong_labels(
         >>> likely_wrong_labels(torch.tensor([0]), torch.tensor([[3.0, 1.0, 2.0]]))
         tensor([2])
     """
-    allowed = hints.float().scatter(1, labels[:, None], float("-inf"))
+    # Even the least likely class is likelier than the true one, which is out of the question.
+    least = torch.finfo(torch.float32).min
+    allowed = hints.float().clamp(min=least / 2).scatter(1, labels[:, None], float("-inf"))
     if generator is None:
         return allowed.argmax(dim=1)
     # The largest of scores with Gumbel noise, -log(-log u), is a sample of their softmax.

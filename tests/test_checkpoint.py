@@ -1,0 +1,618 @@
+import json
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import onward as ow
+from onward import checkpoint, networks
+from onward.checkpoint import FORMAT, PRECISIONS, load, save, shipped, weights_sha256
+from onward.errors import FileError
+from onward.objectives import CrossEntropy
+from onward.optimizers import Adam
+from onward.recipes import RECIPES
+
+INPUTS, CLASSES = 5, 3
+
+recipes = pytest.mark.parametrize("recipe", RECIPES)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network_of(recipe="one-pass", *, widths=(8, 7, 6), seed=3, input_shape=(INPUTS,), **settings):
+    """Make the network of a recipe, with no weight at zero."""
+    config = RECIPES[recipe].config.with_settings(
+        {"network.widths": widths} | {f"network.{n}": v for n, v in settings.items()}
+    )
+    network = networks.build(
+        config.network,
+        config.optimizer,
+        input_shape=input_shape,
+        num_classes=CLASSES,
+        is_image=len(input_shape) > 1,
+        seed=seed,
+    )
+    with torch.no_grad():
+        for number, parameter in enumerate(network.parameters()):
+            parameter.add_(0.1 * draw(*parameter.shape, seed=number))
+    return network
+
+
+def custom_network(seed=0, units=4):
+    """Make a network of no settings, with running statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(INPUTS, units), nn.BatchNorm1d(units), nn.ReLU())
+        block = ow.Block(module, CrossEntropy(nn.Linear(units, CLASSES)), Adam())
+        module[1].running_mean.normal_()
+        module[1].num_batches_tracked.fill_(seed + 5)
+    return ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=CLASSES)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def saved(path):
+    """Save a network and return it; the file is at `path`."""
+    network = network_of("hinton")
+    save(network, path)
+    return network
+
+
+def header_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["onward"])
+
+
+def rewrite(path, *, tensors=None, sign=True, **changes):
+    """Change tensors or entries of the header of a model file."""
+    header = header_of(path) | changes
+    if sign:
+        header["header_sha256"] = checkpoint._header_digest(header)
+    save_file(tensors or load_file(path), path, metadata={"onward": json.dumps(header)})
+
+
+def with_changed(blueprint, *where, value):
+    changed = json.loads(json.dumps(blueprint))
+    inner = changed
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    return changed
+
+
+def assert_same_scores(network, other, x):
+    expected, found = other.scores(x), network.scores(x)
+    assert found.network.equal(expected.network)
+    assert all(a.equal(b) for a, b in zip(found.blocks, expected.blocks, strict=True))
+
+
+# There and back
+
+
+@recipes
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("input_shape", [(INPUTS,), (1, 3, 3)], ids=["vectors", "images"])
+def test_a_network_that_was_saved_and_loaded_gives_the_same_scores(
+    path, recipe, precision, input_shape
+):
+    network, x = network_of(recipe, input_shape=input_shape), draw(9, *input_shape)
+    network.set_precision(PRECISIONS[precision])
+
+    save(network, path)
+    loaded = load(path)
+
+    assert_same_scores(loaded, network, x)
+    assert weights_sha256(loaded) == weights_sha256(network)
+    assert {block.precision for block in loaded.all_blocks} == {PRECISIONS[precision]}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"skip_first": False},
+        {"label_strength": 3.0},
+        {"readout": "softmax"},
+        {"threshold": 2.0, "slope": 5.0},
+    ],
+)
+def test_settings_that_scores_depend_on_come_back(path, settings):
+    network = network_of("hinton", **settings)
+
+    save(network, path)
+
+    assert_same_scores(load(path), network, draw(9, INPUTS))
+
+
+@pytest.mark.parametrize("heads", ["all", "last"])
+def test_the_heads_that_vote_come_back(path, heads):
+    network = network_of(heads=heads)
+
+    save(network, path)
+
+    assert_same_scores(load(path), network, draw(9, INPUTS))
+
+
+@recipes
+def test_a_trained_network_comes_back(path, recipe):
+    network = network_of(recipe)
+    x = draw(30, INPUTS)
+    dataset = ow.dataset(x.numpy(), (torch.arange(30) % CLASSES).numpy())
+    kind = RECIPES[recipe].config.plan.kind
+    ow.train(
+        network,
+        dataset,
+        training=ow.TrainingConfig(epochs=1, batch_size=8),
+        plan=ow.PlanConfig(kind=kind),
+    )
+
+    save(network, path)
+
+    assert_same_scores(load(path), network, x)
+
+
+def test_a_custom_network_comes_back_with_its_running_statistics(path):
+    network, other = custom_network(seed=0), custom_network(seed=1)
+
+    save(network, path)
+    loaded = load(path, other)
+
+    assert loaded is other
+    assert_same_scores(loaded, network, draw(9, INPUTS))
+    assert other.all_blocks[0].module[1].num_batches_tracked == 5
+
+
+def test_weights_can_be_loaded_into_a_network_of_the_same_settings(path, saved):
+    other = network_of("hinton", seed=8)
+
+    load(path, other)
+
+    assert weights_sha256(other) == weights_sha256(saved)
+
+
+def test_a_model_is_found_in_the_folder_of_its_run(tmp_path, saved):
+    assert weights_sha256(load(tmp_path)) == weights_sha256(saved)
+
+
+def test_the_path_of_a_model_may_be_text(path, saved):
+    assert weights_sha256(load(str(path))) == weights_sha256(saved)
+
+
+def test_saving_leaves_the_network_as_it_was(path):
+    network = network_of("hinton")
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+
+    save(network, path)
+
+    assert all(t.equal(before[name]) for name, t in network.state_dict().items())
+
+
+def test_the_same_network_makes_the_same_file(tmp_path, saved, path):
+    save(saved, tmp_path / "again")
+
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+# What a file holds
+
+
+def test_a_file_holds_what_inference_needs_by_name(path, saved):
+    assert load_file(path).keys() == shipped(saved).keys()
+    assert sorted(shipped(saved)) == [
+        "blocks.0.module.bias",
+        "blocks.0.module.weight",
+        "blocks.1.module.bias",
+        "blocks.1.module.weight",
+        "blocks.2.module.bias",
+        "blocks.2.module.weight",
+        "blocks.3.module.weight",
+    ]
+
+
+def test_the_header_says_threshold_slope_and_input_normalization_of_each_block(path):
+    save(network_of("hinton", threshold=0.5), path)
+
+    blocks = header_of(path)["blocks"]
+
+    # Where none is set, the slope is the number of units.
+    assert blocks[:3] == [
+        {
+            "objective": "Threshold",
+            "input_normalization": "mean square 1",
+            "threshold": 0.5,
+            "slope": units,
+        }
+        for units in (8.0, 7.0, 6.0)
+    ]
+    assert blocks[3]["objective"] == "CrossEntropy"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "one-pass",
+        "pff",
+        pytest.param(
+            "backprop",
+        ),
+    ],
+)
+def test_every_block_of_dense_layers_says_how_its_input_is_normalized(path, recipe):
+    save(network_of(recipe), path)
+
+    said = [block.get("input_normalization") for block in header_of(path)["blocks"]]
+    assert set(said) == {"mean square 1"}
+
+
+def test_the_header_says_the_format_the_version_the_precision_and_the_digest(path, saved):
+    header = header_of(path)
+
+    assert header["format"] == FORMAT == 1
+    assert header["version"]
+    assert header["precision"] == "fp32"
+    assert header["weights_sha256"] == weights_sha256(saved)
+
+
+def test_the_header_holds_the_settings_of_the_network(path, saved):
+    blueprint = header_of(path)["blueprint"]
+
+    assert blueprint["config"]["widths"] == [8, 7, 6]
+    assert blueprint["config"]["negatives"] == "hard"
+    assert (blueprint["input_shape"], blueprint["num_classes"]) == ([INPUTS], CLASSES)
+
+
+# The digest
+
+
+def test_every_byte_of_every_weight_counts():
+    network = network_of("hinton", widths=(2, 2))
+    digests = {weights_sha256(network)}
+    flips = 0
+    for tensor in shipped(network).values():
+        array = tensor.numpy().reshape(-1).view(np.uint8)
+        for byte in range(0, len(array), 3):
+            array[byte] ^= 1
+            digests.add(weights_sha256(network))
+            array[byte] ^= 1
+            flips += 1
+
+    assert len(digests) == 1 + flips
+
+
+class Holding(nn.Module):
+    """Holds one array under a name."""
+
+    def __init__(self, name, array):
+        super().__init__()
+        self.register_buffer(name, array)
+
+
+def digest_of(name, array):
+    block = ow.Block(Holding(name, array), CrossEntropy(nn.Identity()), Adam())
+    return weights_sha256(ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=2))
+
+
+def test_name_shape_and_type_count_even_where_the_bytes_are_the_same():
+    digests = {
+        digest_of("a", torch.zeros(2, 6)),
+        digest_of("b", torch.zeros(2, 6)),
+        digest_of("a", torch.zeros(3, 4)),
+        digest_of("a", torch.zeros(12)),
+        digest_of("a", torch.zeros(2, 6, dtype=torch.int32)),
+        digest_of("a", torch.zeros(2, 3, dtype=torch.float64)),
+    }
+
+    assert len(digests) == 6
+
+
+def test_arrays_of_every_type_have_a_digest():
+    for dtype in (torch.bool, torch.int64, torch.bfloat16, torch.float16, torch.float64):
+        assert len(digest_of("a", torch.zeros((), dtype=dtype))) == 64
+
+
+def test_an_array_has_one_digest_however_it_lies_in_memory():
+    array = draw(3, 4)
+
+    assert digest_of("a", array.T.contiguous()) == digest_of("a", array.T)
+
+
+def test_the_number_of_a_block_counts():
+    first, second = (custom_network(seed).all_blocks[0] for seed in (0, 1))
+    digests = {
+        weights_sha256(ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=CLASSES))
+        for blocks in ([first, second], [second, first])
+    }
+
+    assert len(digests) == 2
+
+
+def test_what_is_for_training_only_does_not_count():
+    network = network_of("hinton")
+    before = weights_sha256(network)
+
+    network.line[0].objective.peer_mean.fill_(9.0)
+    network.line[0].moments["module.weight"]["momentum"].fill_(9.0)
+
+    assert weights_sha256(network) == before
+
+
+# Files that cannot be used
+
+
+def assert_refused(path, match, network=None):
+    with pytest.raises(FileError, match=match):
+        load(path, network)
+
+
+def test_a_missing_file_is_said_to_be_missing(path):
+    assert_refused(path, "There is no model at .*model.safetensors. A finished run has a")
+
+
+def test_a_folder_without_a_model_is_said_to_have_none(tmp_path):
+    assert_refused(tmp_path, "There is no model at .*model.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_damaged(path, saved, share):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+
+    assert_refused(path, "The model file .* is damaged")
+
+
+def test_a_file_with_something_after_its_end_is_damaged(path, saved):
+    path.write_bytes(path.read_bytes() + b"more")
+
+    assert_refused(path, "The model file .* is damaged")
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_every_flipped_bit_in_the_weights_is_found(damaged_file, place, bit):
+    path, whole = damaged_file
+    (length,) = struct.unpack("<Q", whole[:8])
+    first = 8 + length
+    damaged = bytearray(whole)
+    damaged[first + int(place * (len(whole) - first))] ^= 1 << bit
+    path.write_bytes(damaged)
+
+    assert_refused(path, "is damaged: its weights do not have its checksum")
+
+
+@pytest.fixture(scope="module")
+def damaged_file(tmp_path_factory):
+    """Return a path to write to, and the bytes of a good model."""
+    path = tmp_path_factory.mktemp("damaged") / "model.safetensors"
+    save(network_of("pff", widths=(4, 4)), path)
+    return path, path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"hello, world\n", b"\x80\x04K\x01.", b"\x00" * 100, b"PK\x03\x04" + b"\x00" * 60],
+    ids=["text", "pickle", "zeros", "zip"],
+)
+def test_another_kind_of_file_is_damaged(path, content):
+    path.write_bytes(content)
+
+    assert_refused(path, "The model file .* is damaged")
+
+
+def test_arrays_of_another_program_are_told_apart(path):
+    save_file({"weight": torch.zeros(2)}, path)
+
+    assert_refused(path, "was not written by onward: it has no onward header")
+
+
+@pytest.mark.parametrize("header", ["[]", "null", "1", '"x"', "{}", '{"format": "1"}'])
+def test_a_header_of_another_kind_is_told_apart(path, header):
+    save_file({"weight": torch.zeros(2)}, path, metadata={"onward": header})
+
+    assert_refused(path, "was not written by onward: it has no onward header")
+
+
+def test_a_header_that_is_no_json_is_damaged(path):
+    save_file({"weight": torch.zeros(2)}, path, metadata={"onward": "{format"})
+
+    assert_refused(path, "The model file .* is damaged")
+
+
+def test_a_newer_format_is_refused_with_the_version_to_install(path, saved):
+    rewrite(path, format=FORMAT + 1, version="7.1.0")
+
+    assert_refused(path, "has format 2, and this version .* up to 1. Install onward 7.1.0 or newer")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "fp8"}, {"precision": None}], ids=["unknown", "none"]
+)
+def test_an_unknown_precision_is_damage(path, saved, changes):
+    rewrite(path, **changes)
+
+    assert_refused(path, "is damaged: its header is not complete")
+
+
+def test_another_checksum_is_damage(path, saved):
+    rewrite(path, weights_sha256="0" * 64)
+
+    assert_refused(path, "is damaged: its weights do not have its checksum")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("config", "widths"), []),
+        (("config", "widths"), "many"),
+        (("config", "objective"), "magic"),
+        (("config", "no_such_setting"), 1),
+        (("config",), None),
+        (("input_shape",), 4),
+        pytest.param(("input_shape",), ["four"]),
+        pytest.param(("input_shape",), [-4]),
+        pytest.param(("num_classes",), "three"),
+        pytest.param(("num_classes",), -3),
+        pytest.param(("config", "dropout"), 2.0),
+    ],
+)
+def test_settings_that_describe_no_network_are_refused(path, saved, where, value):
+    rewrite(path, blueprint=with_changed(header_of(path)["blueprint"], *where, value=value))
+
+    assert_refused(path, "describes no known network|does not fit")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("label_strength", 3.0), ("skip_first", False), ("readout", "softmax")],
+)
+def test_settings_that_were_changed_in_the_file_are_found(path, saved, setting, value):
+    blueprint = header_of(path)["blueprint"]
+    changed = with_changed(blueprint, "config", setting, value=value)
+    rewrite(path, sign=False, blueprint=changed)
+
+    assert_refused(path, "is damaged: its header does not have its checksum")
+
+
+def test_other_widths_do_not_fit(path, saved):
+    assert_refused(
+        path,
+        r"does not fit the network: blocks.0.module.bias has shape \(8,\) and type torch.float32,"
+        r" expected \(9,\)",
+        network_of("hinton", widths=(9, 7, 6)),
+    )
+
+
+def test_another_type_does_not_fit(path, saved):
+    tensors = load_file(path)
+    tensors["blocks.1.module.weight"] = tensors["blocks.1.module.weight"].double()
+    rewrite(path, tensors=tensors)
+
+    assert_refused(path, r"blocks.1.module.weight has shape \(7, 8\) and type torch.float64")
+
+
+@pytest.mark.parametrize("change", ["one less", "one more"])
+def test_other_names_do_not_fit(path, saved, change):
+    tensors = load_file(path)
+    if change == "one less":
+        del tensors["blocks.3.module.weight"]
+    else:
+        tensors["blocks.4.module.weight"] = torch.zeros(2)
+    rewrite(path, tensors=tensors)
+
+    assert_refused(path, r"1 names are on one side only, blocks.[34].module.weight first")
+
+
+def test_a_network_of_another_recipe_does_not_fit(path, saved):
+    assert_refused(path, "does not fit the network", network_of("one-pass"))
+
+
+def test_a_custom_network_is_loaded_into_a_network_only(path):
+    save(custom_network(), path)
+
+    assert_refused(path, "was not built from settings. Build it as before and pass it")
+
+
+def test_a_custom_network_does_not_fit_one_of_other_widths(path):
+    save(custom_network(units=4), path)
+
+    assert_refused(path, "does not fit the network", custom_network(units=5))
+
+
+def test_a_damaged_file_leaves_the_network_that_was_passed_as_it_was(path, saved):
+    tensors = load_file(path)
+    tensors["blocks.0.module.bias"] += 1
+    rewrite(path, tensors=tensors)
+    network = network_of("hinton", seed=8)
+    before = weights_sha256(network)
+
+    assert_refused(path, "is damaged", network)
+
+    assert weights_sha256(network) == before
+
+
+class Explosive:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.write_text, (self.path, "boom"))
+
+
+@pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle", "torch.save"])
+def test_nothing_in_a_file_is_unpickled(path, tmp_path, write):
+    with path.open("wb") as file:
+        write(Explosive(tmp_path / "boom"), file)
+
+    assert_refused(path, "is damaged")
+
+    assert not (tmp_path / "boom").exists()
+
+
+# Nothing half-written
+
+
+def assert_not_saved(network, path, folder):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(FileError, match="The model cannot be written to"):
+        save(network, path)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_that_does_not_exist_is_not_made(tmp_path):
+    assert_not_saved(network_of(), tmp_path / "nowhere" / "model.safetensors", tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_to_be_in_the_way(tmp_path):
+    (tmp_path / "taken").write_text("text")
+
+    assert_not_saved(network_of(), tmp_path / "taken" / "model.safetensors", tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_file_stays(path, tmp_path):
+    path.mkdir()
+
+    assert_not_saved(network_of(), path, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_nothing_is_written_into_a_read_only_folder(path, tmp_path):
+    tmp_path.chmod(0o500)
+
+    assert_not_saved(network_of(), path, tmp_path)
+
+
+def test_a_disk_that_fills_up_leaves_the_model_that_was_there(monkeypatch, path, saved, tmp_path):
+    whole = path.read_bytes()
+
+    def write_half(tensors, filename, metadata):
+        Path(filename).write_bytes(whole[: len(whole) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", write_half)
+    assert_not_saved(network_of(seed=8), path, tmp_path)
+
+    assert path.read_bytes() == whole
+
+
+def test_a_new_model_takes_the_place_of_the_old_and_leaves_nothing_beside_it(path, saved, tmp_path):
+    network = network_of("one-pass", seed=8)
+
+    save(network, path)
+
+    assert weights_sha256(load(path)) == weights_sha256(network)
+    assert list(tmp_path.iterdir()) == [path]

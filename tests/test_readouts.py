@@ -1,0 +1,355 @@
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import onward as ow
+from onward import networks
+from onward.networks import Evaluation, evaluate
+from onward.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
+
+ROWS, CLASSES = 11, 3
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def goodness_network(readout="goodness", *, image=False, widths=(8, 7, 6), **settings):
+    """Make a network with a threshold in each block, and with a head that is not zero."""
+    network = ow.mlp(
+        (1, 3, 3) if image else (5,),
+        num_classes=CLASSES,
+        widths=widths,
+        objective="threshold",
+        negatives="hard",
+        readout=readout,
+        is_image=image,
+        seed=1,
+        **settings,
+    )
+    with torch.no_grad():
+        network.head.module.weight.copy_(draw(*network.head.module.weight.shape, seed=2))
+    return network
+
+
+def heads_network(**settings):
+    return ow.mlp((5,), num_classes=CLASSES, widths=(8, 7, 6), seed=1, **settings)
+
+
+NETWORKS = {
+    "goodness": goodness_network,
+    "softmax": lambda: goodness_network("softmax"),
+    "all heads": heads_network,
+    "last head": lambda: heads_network(heads="last"),
+    "backprop": lambda: heads_network(one_block=True),
+}
+every_readout = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
+
+
+def activities_of(network, row):
+    """Pass one row through the blocks, the slow way."""
+    found = []
+    for block in network.line:
+        row = block.module(row[None])[0]
+        found.append(row)
+    return found
+
+
+def with_label(image_or_vector, label, *, image):
+    flat, code = image_or_vector.flatten(), torch.zeros(CLASSES)
+    code[label] = 1
+    return torch.cat([code, flat[CLASSES:] if image else flat])
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+# Goodness
+
+
+@torch.no_grad()
+def slow_goodness(network, x, *, image):
+    """Return the sum of squares of every row, label and block, one at a time."""
+    goodness = torch.zeros(len(network.line), len(x), CLASSES)
+    for number, row in enumerate(x):
+        for label in range(CLASSES):
+            shown = with_label(row, label, image=image)
+            for block, activities in enumerate(activities_of(network, shown)):
+                goodness[block, number, label] = sum(a**2 for a in activities.tolist())
+    return goodness
+
+
+@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("skip_first", [False, True])
+def test_the_score_of_a_label_is_the_goodness_it_gathers(skip_first, image):
+    network = goodness_network(image=image, skip_first=skip_first)
+    x = draw(ROWS, 1, 3, 3) if image else draw(ROWS, 5)
+
+    scores = network.scores(x)
+
+    goodness = slow_goodness(network, x, image=image)
+    close(scores.network, goodness[1 if skip_first else 0 :].sum(dim=0))
+
+
+def test_the_predicted_label_is_the_one_that_gathers_most_goodness():
+    network, x = goodness_network(), draw(ROWS, 5)
+
+    predicted = network.predict(x)
+
+    assert predicted.equal(slow_goodness(network, x, image=False)[1:].sum(dim=0).argmax(dim=1))
+
+
+def test_the_score_of_a_block_is_its_own_goodness_and_the_first_has_one_too():
+    network, x = goodness_network(), draw(ROWS, 5)
+
+    scores = network.scores(x)
+
+    close(torch.stack(scores.blocks), slow_goodness(network, x, image=False))
+
+
+def test_a_single_block_counts_although_it_is_the_first():
+    network, x = goodness_network(widths=(8,)), draw(ROWS, 5)
+
+    scores = network.scores(x)
+
+    assert scores.network.equal(scores.blocks[0])
+
+
+def test_the_head_has_no_say_in_goodness():
+    network, x = goodness_network(), draw(ROWS, 5)
+    before = network.scores(x).network
+
+    nn.init.zeros_(network.head.module.weight)
+
+    assert network.scores(x).network.equal(before)
+
+
+# Heads of the blocks
+
+
+@torch.no_grad()
+def slow_log_probabilities(network, x):
+    found = torch.zeros(len(network.line), len(x), CLASSES)
+    for number, row in enumerate(x):
+        for k, activities in enumerate(activities_of(network, row)):
+            p = (network.line[k].objective.head.weight @ activities).exp()
+            found[k, number] = (p / p.sum()).log()
+    return found
+
+
+def test_heads_add_up_their_log_probabilities():
+    network, x = heads_network(), draw(ROWS, 5)
+
+    scores = network.scores(x)
+
+    close(scores.network, slow_log_probabilities(network, x).sum(dim=0))
+
+
+def test_the_last_head_may_decide_alone():
+    network, x = heads_network(heads="last"), draw(ROWS, 5)
+
+    scores = network.scores(x)
+
+    close(scores.network, slow_log_probabilities(network, x)[-1])
+
+
+@pytest.mark.parametrize("heads", ["all", "last"])
+def test_the_scores_of_a_block_with_a_head_are_its_log_probabilities(heads):
+    network, x = heads_network(heads=heads), draw(ROWS, 5)
+
+    scores = network.scores(x)
+
+    close(torch.stack(scores.blocks), slow_log_probabilities(network, x))
+
+
+# The softmax head
+
+
+@pytest.mark.parametrize("skip_first", [True, False])
+@torch.no_grad()
+def test_the_softmax_head_reads_the_normalized_activities_of_the_neutral_label(skip_first):
+    network = goodness_network("softmax", skip_first=skip_first)
+    x = draw(ROWS, 5)
+
+    scores = network.scores(x)
+
+    for row, found in zip(x, scores.network, strict=True):
+        neutral = torch.cat([torch.full((CLASSES,), 1 / CLASSES), row])
+        read = activities_of(network, neutral)[1 if skip_first else 0 :]
+        normalized = torch.cat([a / a.square().mean().sqrt() for a in read])
+        close(found, (network.head.module.weight @ normalized).log_softmax(dim=0))
+
+
+def test_the_softmax_head_is_one_score_of_the_network_and_none_of_a_block():
+    assert goodness_network("softmax").scores(draw(ROWS, 5)).blocks == ()
+
+
+def test_a_network_can_be_read_in_another_way_than_its_own():
+    x = draw(ROWS, 5)
+    by_goodness, by_softmax = goodness_network("goodness"), goodness_network("softmax")
+
+    assert by_goodness.scores(x, SoftmaxHead()).network.equal(by_softmax.scores(x).network)
+    assert by_softmax.scores(x, GoodnessSweep()).network.equal(by_goodness.scores(x).network)
+
+
+# No prediction depends on the rest of the batch
+
+
+@every_readout
+def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(make):
+    network, x = make(), draw(ROWS, 5)
+    beside = torch.cat([x[:4], 1e3 * draw(ROWS, 5, seed=3)])
+
+    close(network.scores(beside).network[:4], network.scores(x).network[:4])
+
+
+@every_readout
+def test_a_row_alone_is_scored_as_among_others(make):
+    network, x = make(), draw(ROWS, 5)
+
+    alone = torch.cat([network.scores(row[None]).network for row in x])
+
+    close(network.scores(x).network, alone)
+
+
+@every_readout
+@pytest.mark.parametrize("size", [2, 4, 11])
+def test_the_size_of_chunks_changes_rounding_only(monkeypatch, make, size):
+    network, x = make(), draw(ROWS, 5)
+    whole = network.scores(x)
+
+    monkeypatch.setattr(networks, "CHUNK_ROWS", size)
+    chunked = network.scores(x)
+
+    close(chunked.network, whole.network)
+    assert len(chunked.blocks) == len(whole.blocks)
+    for part, expected in zip(chunked.blocks, whole.blocks, strict=True):
+        close(part, expected)
+
+
+@every_readout
+def test_shuffled_rows_are_scored_alike(make):
+    network, x = make(), draw(ROWS, 5)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))
+
+    close(network.scores(x[order]).network, network.scores(x).network[order])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "goodness",
+        ),
+        *(name for name in NETWORKS if name != "goodness"),
+    ],
+)
+def test_no_rows_have_no_scores(name):
+    scores = NETWORKS[name]().scores(draw(0, 5))
+
+    assert scores.network.shape == (0, CLASSES)
+
+
+@every_readout
+def test_scoring_changes_nothing_and_needs_no_gradient(make):
+    network, x = make(), draw(ROWS, 5)
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+
+    scores = network.scores(x.requires_grad_())
+
+    assert not scores.network.requires_grad
+    assert all(t.equal(before[name]) for name, t in network.state_dict().items())
+
+
+def test_dropout_is_for_training_only():
+    network, x = heads_network(dropout=0.5), draw(ROWS, 5)
+    network.train()
+
+    first, second = network.scores(x).network, network.scores(x).network
+
+    assert first.equal(second)
+    close(first, heads_network().scores(x).network)
+
+
+# No label enters
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ow.Network.scores,
+        ow.Network.predict,
+        Readout.scores,
+        GoodnessSweep.scores,
+        SoftmaxHead.scores,
+        SumOfHeads.scores,
+        ow.Block.infer,
+        ow.Block.scores,
+    ],
+)
+def test_nothing_that_predicts_takes_a_label(asked):
+    taken = set(inspect.signature(asked).parameters)
+
+    assert taken <= {"self", "blocks", "sampler", "x", "readout", "activities"}
+
+
+@every_readout
+def test_permuted_labels_change_no_score(monkeypatch, make):
+    network, x = make(), draw(ROWS, 5)
+    labels = torch.arange(ROWS) % CLASSES
+    seen = []
+    scores = network.scores
+
+    def watched(*asked):
+        seen.append(scores(*asked))
+        return seen[-1]
+
+    monkeypatch.setattr(network, "scores", watched)
+    for truth in (labels, labels.roll(1), labels.flip(0), torch.zeros_like(labels)):
+        evaluate(network, x, truth)
+
+    assert len(seen) == 4
+    assert all(found.network.equal(seen[0].network) for found in seen)
+
+
+# How many are right
+
+
+def test_rows_are_counted_whose_class_the_network_and_each_block_names():
+    network, x = heads_network(), draw(ROWS, 5)
+    y = torch.arange(ROWS) % CLASSES
+
+    found = evaluate(network, x, y)
+
+    scores = network.scores(x)
+    each = [int((s.argmax(dim=1) == y).sum()) for s in scores.blocks]
+    assert found == Evaluation(ROWS, int((network.predict(x) == y).sum()), tuple(each))
+
+
+def test_a_network_gets_all_of_its_own_predictions_right():
+    network, x = goodness_network(), draw(ROWS, 5)
+
+    assert evaluate(network, x, network.predict(x)).accuracy == 1
+
+
+def test_accuracy_is_a_share_of_the_rows():
+    found = Evaluation(rows=8, correct=6, correct_blocks=(2, 8))
+
+    assert (found.accuracy, found.block_accuracy) == (0.75, [0.25, 1.0])
+
+
+def test_there_is_no_accuracy_without_rows():
+    found = evaluate(heads_network(), draw(0, 5), torch.zeros(0, dtype=torch.long))
+
+    assert (found.rows, found.accuracy, found.block_accuracy) == (0, None, [])
+
+
+def test_rows_can_be_counted_by_another_readout():
+    network, x = goodness_network(), draw(ROWS, 5)
+    y = network.scores(x, SoftmaxHead()).network.argmax(dim=1)
+
+    assert evaluate(network, x, y, SoftmaxHead()).correct == ROWS
+    assert evaluate(network, x, y).correct < ROWS
