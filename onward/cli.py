@@ -1,7 +1,7 @@
 """The command: reads settings, calls one function, prints.
 
-Exit status: 0 done, 2 something the user can put right (the message says what), 130 interrupted.
-Anything else is a bug and shows its traceback.
+Exit status: 0 done, 2 something the user can put right (the message says what), 130 interrupted,
+141 nobody reads the output. Anything else is a bug and shows its traceback.
 """
 
 import argparse
@@ -70,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OnwardError as error:
         where = f"rank {training.current_rank()}: " if training.is_distributed() else ""
         print(f"onward: {where}{error}", file=sys.stderr)
+        if training.is_distributed():
+            # Threads that wait for messages would keep this rank, and so the others, from ending.
+            sys.stderr.flush()
+            os._exit(2)
         sys.exit(2)
     except KeyboardInterrupt:
         print("onward: interrupted", file=sys.stderr)

@@ -5,17 +5,46 @@ flag or `--set section.name=value` changes is a field of a `RunConfig`.
 """
 
 import difflib
+import math
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 
 from onward.errors import FileError, SettingError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a setting may have: `low` or more (or more than `low`), and below `high`."""
+
+    low: int
+    """Smallest number."""
+
+    high: int | float = math.inf
+    """The number that is too large."""
+
+    above: bool = False
+    """Whether `low` itself is too small."""
+
+    def holds(self, number: int | float) -> bool:
+        """Return whether a number is in the range; NaN is not."""
+        return (self.low < number if self.above else self.low <= number) and number < self.high
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
+        return low if self.high == math.inf else f"{low} and below {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +57,16 @@ class DataConfig:
     dir: str | None = None
     """Folder that holds data sets. None: the environment variable ONWARD_DATA, then a cache."""
 
-    validation: float | int = 0.1
+    validation: NotNegative | Annotated[int, Range(0)] = 0.1
     """Training rows kept apart for validation: a share below 1, or a number of rows; 0 for none."""
 
-    test: float = 0.2
+    test: Annotated[float, Range(0, 1, above=True)] = 0.2
     """Share of the rows kept apart for the test where the data bring no test rows."""
 
     split_seed: int = 0
     """Decides which rows are validation and test rows."""
 
-    shift: int = 0
+    shift: Annotated[int, Range(0)] = 0
     """Largest random shift of training images, in pixels, drawn anew for each row and epoch."""
 
 
@@ -45,7 +74,7 @@ class DataConfig:
 class NetworkConfig:
     """What is trained: blocks of one dense layer, and how classes are read off them."""
 
-    widths: tuple[int, ...] = (500, 500, 500, 500)
+    widths: tuple[Count, ...] = (500, 500, 500, 500)
     """Units of each block; the input width comes from the data."""
 
     objective: Literal["cross-entropy", "threshold"] = "cross-entropy"
@@ -67,22 +96,22 @@ class NetworkConfig:
     negatives: Literal["fixed", "random", "adaptive", "hard"] | None = None
     """How the wrong label of a negative is chosen; None for objectives without negatives."""
 
-    label_strength: float = 1.0
+    label_strength: Positive = 1.0
     """Input value of an embedded label."""
 
-    threshold: float = 1.0
+    threshold: NotNegative = 1.0
     """Mean square of the activities at which a row is a coin toss between positive and negative."""
 
-    slope: float | None = None
+    slope: Positive | None = None
     """Steepness of the threshold, per mean square. None: the number of units, as Hinton."""
 
-    peer: float = 0.0
+    peer: NotNegative = 0.0
     """Strength of peer normalisation; 0 turns it off."""
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Share of each block's inputs that is dropped in training."""
 
-    gain: float = 1.0
+    gain: Positive = 1.0
     """Standard deviation of the first weights, times the square root of the number of inputs."""
 
 
@@ -93,19 +122,19 @@ class OptimizerConfig:
     name: Literal["adam", "sgd"] = "adam"
     """Update rule; both have decoupled weight decay, and sgd averages the gradient."""
 
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate of the blocks."""
 
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decay of the blocks' weights a step, times the learning rate."""
 
-    head_lr: float = 1e-3
+    head_lr: Positive = 1e-3
     """Learning rate of a softmax head that reads several blocks."""
 
-    head_weight_decay: float = 0.0
+    head_weight_decay: NotNegative = 0.0
     """Decay of that head's weights a step, times its learning rate."""
 
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Decay of the mean gradient, for sgd."""
 
 
@@ -113,10 +142,10 @@ class OptimizerConfig:
 class TrainingConfig:
     """How long, in what steps, and with which arithmetic."""
 
-    epochs: int = 10
+    epochs: Count = 10
     """Passes of each block over its training rows."""
 
-    batch_size: int = 100
+    batch_size: Count = 100
     """Rows of a mini-batch."""
 
     seed: int = 0
@@ -133,7 +162,7 @@ class TrainingConfig:
     gradients: Literal["closed-form", "autograd"] = "closed-form"
     """How derivatives are found where both ways are known; equal up to rounding."""
 
-    threads: int = 1
+    threads: Count = 1
     """Threads of each rank. Rounding depends on it."""
 
 
@@ -144,10 +173,10 @@ class PlanConfig:
     kind: Literal["chapters", "stream"] = "chapters"
     """Blocks take turns of a chapter, or all learn from every mini-batch."""
 
-    chapters: int | None = None
+    chapters: Count | None = None
     """Turns of each block (S); with stream, how often is reported. None: one an epoch."""
 
-    hint_age: int | Literal["never"] | None = None
+    hint_age: Annotated[int, Range(0)] | Literal["never"] | None = None
     """Age of the class scores that draw adaptive and hard negatives: in chapters, or in
     mini-batches with stream. None: the number of blocks in a chapter plan, 0 with stream, the
     number of shards where there are several."""
@@ -156,13 +185,13 @@ class PlanConfig:
     """Moments at the start of a chapter: travel (those of the chapter before), restart (none),
     or aged:N (those of N chapters ago)."""
 
-    shards: int = 1
+    shards: Count = 1
     """Parts of the training rows; chapter c learns from part c modulo this number."""
 
     shard_by: Literal["iid", "class"] = "iid"
     """How rows are dealt to shards: at random, or so that each has few classes."""
 
-    validate_every: int | None = None
+    validate_every: Count | None = None
     """Chapters between validations. None: after the last only."""
 
 
@@ -173,7 +202,7 @@ class PlacementConfig:
     name: Literal["sequential", "single-layer", "all-layers", "federated", "stream"] | None = None
     """None: sequential on one rank, else all-layers, federated (several shards) or stream."""
 
-    nodes: int = 1
+    nodes: Count = 1
     """Processes to start on this machine; under torchrun their number is that of torchrun."""
 
     iface: str | None = None
@@ -219,7 +248,8 @@ class RunConfig:
         for name, value in settings.items():
             known = setting_names()
             if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1)
+                same_end = [full for full in known if full.rpartition(".")[2] == name]
+                nearest = same_end or difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean {nearest[0]}?" if nearest else ""
                 raise SettingError(f"Unknown setting {name}.{hint}")
             section, _, key = name.rpartition(".")
@@ -228,6 +258,12 @@ class RunConfig:
             changes: dict[str, Any] = {section: changed}
             config = replace(config, **changes) if section else changed
         return config
+
+    def check(self) -> None:
+        """Raise a `SettingError` where a value is none that its setting can have."""
+        for name in setting_names():
+            section, _, key = name.rpartition(".")
+            self.with_settings({name: getattr(getattr(self, section) if section else self, key)})
 
     def to_toml(self) -> str:
         """Return the run as TOML; settings that are None are left out."""
@@ -269,7 +305,7 @@ def setting_names() -> list[str]:
 
 
 def _types(owner: type) -> dict[str, Any]:
-    return typing.get_type_hints(owner)
+    return typing.get_type_hints(owner, include_extras=True)
 
 
 def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
@@ -282,26 +318,21 @@ def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _read(name: str, value: Any, kind: Any) -> Any:
     """Return a value as the type of its setting, or say why it is none."""
-    if get_origin(kind) in (types.UnionType, typing.Union):
-        options = get_args(kind)
-        if value is None and type(None) in options:
-            return None
-        for option in sorted(options, key=lambda option: option is not int):
-            if option is not type(None):
-                try:
-                    return _read(name, value, option)
-                except SettingError:
-                    continue
-    elif get_origin(kind) is Literal:
-        choices = get_args(kind)
-        if value in choices:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        number = _read(name, value, inner[0])
+        if not inner[1].holds(number):
+            raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+        return number
+    if origin in (types.UnionType, typing.Union):
+        return _read_any(name, value, kind)
+    if origin is Literal:
+        if value in inner:
             return value
-        wanted = ", ".join(str(choice) for choice in choices)
-        raise SettingError(f"{name} must be one of {wanted}; got {value!r}.")
-    elif get_origin(kind) is tuple:
+    elif origin is tuple:
         parts = value.split(",") if isinstance(value, str) else value
         if isinstance(parts, list | tuple):
-            return tuple(_read(name, part, get_args(kind)[0]) for part in parts)
+            return tuple(_read(name, part, inner[0]) for part in parts)
     elif isinstance(value, str) and kind is not str:
         parsed = _parse(value, kind)
         if parsed is not None:
@@ -310,6 +341,19 @@ def _read(name: str, value: Any, kind: Any) -> Any:
         return float(value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
+    raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+
+
+def _read_any(name: str, value: Any, kind: Any) -> Any:
+    """Return a value as the first type of a union that it fits, whole numbers first."""
+    options = [option for option in get_args(kind) if option is not type(None)]
+    if value is None and type(None) in get_args(kind):
+        return None
+    for option in sorted(options, key=lambda option: int not in (option, *get_args(option))):
+        try:
+            return _read(name, value, option)
+        except SettingError:
+            continue
     raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
 
 
@@ -326,10 +370,11 @@ def _say(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if kind in names:
         return names[kind]
+    inner = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return f"{_say(inner[0])} {inner[1]}"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, inner)) if len(inner) > 1 else str(inner[0])
     if get_origin(kind) is tuple:
         return "whole numbers with commas between them"
-    options = [option for option in get_args(kind) if option is not type(None)]
-    return " or ".join(
-        "one of " + ", ".join(map(str, get_args(o))) if get_origin(o) is Literal else _say(o)
-        for o in options
-    )
+    return ", or ".join(_say(option) for option in inner if option is not type(None))

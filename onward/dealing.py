@@ -7,7 +7,7 @@ import torch
 from onward import data as datasets
 from onward.config import RunConfig
 from onward.data import Dataset
-from onward.errors import DataError
+from onward.errors import DataError, SettingError
 from onward.transport import Transport
 from onward.workers import Rows
 
@@ -76,6 +76,12 @@ def deal(
     Raises:
         DataError: There is one class only, over all shards, or the ranks' data do not agree.
     """
+    shift, shape = config.data.shift, dataset.input_shape
+    if shift and (len(shape) != 3 or shift >= min(shape[1:])):
+        raise SettingError(
+            f"data.shift is {shift} pixels, but the rows have shape {shape}. It is for images, of "
+            f"shape (channels, height, width), and smaller than they are."
+        )
     whole = deal_alone(config, dataset)
     number = config.plan.shards
     if is_private(config):

@@ -1,7 +1,5 @@
 """Pictures of plans in a terminal: who does what, and when."""
 
-from itertools import islice
-
 from rich.table import Table
 from rich.text import Text
 
@@ -73,7 +71,9 @@ def clock_times(plan: Plan, placement: Placement, clocks: int) -> list[list[Task
     """Return what each rank does at each tick, where each task takes one and messages none."""
     rows: list[list[Task | None]] = [[] for _ in range(placement.num_ranks)]
     ready: dict[Product, int] = {}
-    for task in islice(plan.tasks(), clocks * placement.num_ranks * 2):
+    for task in plan.tasks():
+        if min(map(len, rows)) >= clocks:
+            break
         row = rows[placement.rank(task)]
         start = max([len(row), *(ready[product] for product in plan.needs(task))])
         if start < clocks:

@@ -6,6 +6,7 @@
   - PlacementError      plan, placement and number of ranks do not fit together
   - FileError           a run folder or model file cannot be read or written
   - DivergedError       a loss is no longer finite
+  - PeerLostError       the connection to another rank is lost
 
 Each also inherits from the builtin that fits, so that code which catches builtins keeps working.
 The command prints the message alone and exits with status 2.
@@ -30,6 +31,10 @@ class PlacementError(OnwardError, ValueError):
 
 class FileError(OnwardError, OSError):
     """A file or folder cannot be read, written, or understood."""
+
+
+class PeerLostError(OnwardError, ConnectionError):
+    """Another rank has ended, or cannot be reached any more."""
 
 
 class DivergedError(OnwardError, ArithmeticError):

@@ -104,9 +104,10 @@ def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[int]) -
         )
     shards = len(plan.rows)
     if name == "federated" and (shards < 2 or shards % num_ranks):
+        wanted = f"{num_ranks}, or to a multiple of it" if num_ranks > 1 else "2 or more"
         raise PlacementError(
             f"A federated run deals {shards} {'shard' if shards == 1 else 'shards'} to {num_ranks} "
-            f"ranks. Set plan.shards to {num_ranks}, or to a multiple of it."
+            f"{'rank' if num_ranks == 1 else 'ranks'}. Set plan.shards to {wanted}."
         )
     if name in ("sequential", "all-layers", "federated"):
         return Placement(name, num_ranks, (), shards)
@@ -155,7 +156,7 @@ def balance(costs: Sequence[int], num_ranks: int, *, passing: bool) -> tuple[int
     """
 
     def run(first: int, last: int) -> int:
-        below = sum(costs[: last - 1]) if passing else sum(costs[first : last - 1])
+        below = sum(costs[: last - 1]) if passing else 0
         return 2 * sum(costs[first:last]) + below
 
     @cache

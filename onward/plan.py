@@ -203,6 +203,11 @@ class ChapterPlan(Plan):
                 f"chapter old: a chapter cannot wait for its own end."
             )
         shards = len(self.rows)
+        if self.chapters < shards:
+            raise SettingError(
+                f"{self.chapters} chapters visit {self.chapters} of {shards} shards, and no rows "
+                f"of the others. Set plan.chapters to {shards} or more, or plan.shards lower."
+            )
         if self.hint_age is not None and shards > 1 and self.hint_age % shards:
             raise SettingError(
                 f"plan.hint_age is {self.hint_age}, but hints of a shard come from its owner's "

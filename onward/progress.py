@@ -29,12 +29,14 @@ class Bars(results.Listener):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bars: Progress | None = None
+        self.names: dict[int, str] = {}
         self.tasks: dict[int, TaskID] = {}
         self.done = 0
         self.total = 0
         self.started = self.last_line = time.monotonic()
 
     def begin(self, plan: Plan, placement: Placement) -> None:
+        self.names = {b: "head" if b == plan.head else f"block {b}" for b in plan.trained}
         self.total = plan.chapters * len(plan.trained)
         self.started = self.last_line = time.monotonic()
         self.say(
@@ -57,8 +59,7 @@ class Bars(results.Listener):
             console=self.console,
         )
         self.bars.start()
-        for block in plan.trained:
-            name = "head   " if block == plan.head else f"block {block}"
+        for block, name in self.names.items():
             self.tasks[block] = self.bars.add_task(name, total=plan.chapters, figures="")
 
     def say(self, line: str) -> None:
@@ -80,7 +81,7 @@ class Bars(results.Listener):
             elapsed = self.last_line - self.started
             left = elapsed / self.done * (self.total - self.done)
             self.say(
-                f"chapter {progress.chapter + 1}, block {progress.block}: {text}; "
+                f"chapter {progress.chapter + 1}, {self.names[progress.block]}: {text}; "
                 f"{elapsed:.0f} s, about {left:.0f} s left"
             )
 

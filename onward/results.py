@@ -122,7 +122,9 @@ class Log:
     def final_validation(self) -> Evaluation:
         """Return the last validation, over all shards."""
         last = [
-            c for (chapter, _), c in self.validations.items() if chapter == self.plan.chapters - 1
+            c
+            for (chapter, _), c in self.validations.items()
+            if chapter == self.plan.chapters - 1 and c[0]
         ]
         if not last:
             return Evaluation(0, 0, ())

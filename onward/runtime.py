@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor
 
 from onward.chapters import ChapterWorker
+from onward.errors import PeerLostError
 from onward.networks import Network
 from onward.placement import Placement, messages
 from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
@@ -151,7 +152,7 @@ class Runtime:
             while product not in self.arrived:
                 failure = self.transport.failure
                 if failure is not None:
-                    raise ConnectionError(
+                    raise PeerLostError(
                         f"Rank {self.transport.rank} waited for the {product.thing} of block "
                         f"{product.block}, time {product.time}, and lost the connection to "
                         f"another rank. The log of the rank that ended first says why."

@@ -59,6 +59,7 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
     """
+    config.check()
     dataset = load_data(config, current_rank())
     transport = _open_transport(config.placement)
     config = with_private_shards(config, transport.num_ranks)
@@ -77,6 +78,7 @@ def preview(config: RunConfig, num_ranks: int) -> tuple[Plan, Placement]:
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
     """
+    config.check()
     config = with_private_shards(config, num_ranks)
     alone = InMemoryTransport.group(1)[0]
     if is_private(config):
@@ -160,6 +162,7 @@ def train(
         plan=plan or PlanConfig(),
         placement=placement or PlacementConfig(),
     )
+    config.check()
     transport = _open_transport(config.placement)
     held, shape = deal(config, dataset, transport)
     return _train(network, config, dataset, held, shape, transport, listener or Listener())
@@ -177,11 +180,6 @@ def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
         SettingError: Settings do not fit together.
     """
     plan, training = config.plan, config.training
-    if training.epochs < 1 or training.batch_size < 1 or (plan.chapters or 1) < 1:
-        raise SettingError(
-            f"training.epochs, training.batch_size and plan.chapters must be at least 1; got "
-            f"{training.epochs}, {training.batch_size} and {plan.chapters}."
-        )
     head, is_stream = network.head, plan.kind == "stream"
     negatives = network.sampler.negatives
     hint_age: int | None = None

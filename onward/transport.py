@@ -10,12 +10,14 @@ import json
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
+
+from onward.errors import PeerLostError
 
 Deliver = Callable[[list[Tensor]], None]
 """What is done with a message that has arrived."""
@@ -161,7 +165,14 @@ class DistributedTransport(Transport):
         for tensor in tensors:
             tensor = tensor.detach().contiguous()
             self._room.acquire()
-            work = dist.isend(tensor, dest)
+            try:
+                work = dist.isend(tensor, dest)
+            except RuntimeError as error:
+                self._fail(error)
+                raise PeerLostError(
+                    f"Rank {self.rank} lost the connection to rank {dest}. Its log says why, or "
+                    f"that of the rank that ended first."
+                ) from error
             assert work is not None
             self._sent.put((work, tensor))
 
@@ -211,7 +222,14 @@ class DistributedTransport(Transport):
     def exchange(self, topic: str, note: Any) -> list[Any]:
         self.store.set(f"{topic}/{self.rank}", json.dumps(note))
         keys = [f"{topic}/{rank}" for rank in range(self.num_ranks)]
-        self.store.wait(keys, timedelta(days=365))
+        while not self.store.check(keys):
+            if self.failure is not None:
+                raise PeerLostError(
+                    f"Rank {self.rank} waited for the others ({topic}), and lost the connection "
+                    f"to one. The log of the rank that ended first says why."
+                ) from self.failure
+            with suppress(dist.DistStoreError):
+                self.store.wait(keys, timedelta(seconds=1))
         return [json.loads(self.store.get(key)) for key in keys]
 
     def close(self) -> None:
@@ -220,6 +238,10 @@ class DistributedTransport(Transport):
         for receiver in self._receivers:
             receiver.join()
         self.exchange("closed", None)
+        # Rank 0 may hold the store that the others still read from.
+        self.store.set(f"gone/{self.rank}", "")
+        if self.rank == 0:
+            self.store.wait([f"gone/{rank}" for rank in range(self.num_ranks)])
         dist.destroy_process_group()
 
 
@@ -251,5 +273,10 @@ def launch(num_ranks: int, command: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        return max(1, error.get_first_failure()[1].exitcode)
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f"onward: rank {rank} was ended by {name}.", file=sys.stderr)
+            return 128 - failure.exitcode
+        return failure.exitcode
     return 0

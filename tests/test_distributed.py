@@ -1,0 +1,180 @@
+"""Runs on several processes over gloo: the first law once more, and what ends a run."""
+
+import re
+from functools import cache
+
+import jaxtyping
+import pytest
+from ranks import EXIT_STATUS, RUNS, config_of, private_config, results, told, train_convolutions
+from test_same_weights import prepare_network
+
+from onward.checkpoint import weights_sha256
+from onward.dealing import Shape, deal, deal_alone, load_data
+from onward.runtime import QUEUE
+from onward.training import build_network, run
+from onward.transport import InMemoryTransport
+
+pytestmark = pytest.mark.distributed
+
+PLACES = [(case, name, number) for case, (_, _, places) in RUNS.items() for name, number in places]
+
+
+@pytest.fixture(scope="module")
+def group():
+    """What four processes told of each job."""
+    return results()
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """Leave out the checks of types and shapes; they are made in test_same_weights."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@cache
+def alone(case):
+    """Return what the same run tells that this process does by itself."""
+    return told(run(config_of(case, results()["folder"], "sequential")))
+
+
+def errors(group, job):
+    return [each["error"] for each in group[job]]
+
+
+# The first law
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "number"), PLACES, ids=["{}, {} on {}".format(*place) for place in PLACES]
+)
+def test_processes_end_in_the_weights_of_one_process(group, case, name, number):
+    first, *_ = group[f"{case}, {name} on {number}"]
+
+    assert first["placement"] == name
+    assert first["weights"] == alone(case)["weights"]
+
+
+def test_processes_end_in_the_weights_of_one_process_with_blocks_of_any_kind(group):
+    expected = told(train_convolutions(group["folder"]))
+
+    first, *_ = group["convolutions_on_three"]
+
+    assert first["weights"] == expected["weights"]
+
+
+def test_ranks_with_files_of_their_own_end_in_the_weights_of_one_process_that_has_them_all(group):
+    config = private_config(group["folder"]).with_settings({"plan.shards": 4})
+    files = [load_data(config, rank) for rank in range(4)]
+    shards = {rank: deal_alone(config, file) for rank, file in enumerate(files)}
+    shape = Shape(
+        tuple(len(rows.y) for rows in shards.values()),
+        tuple(len(rows.y_validation) for rows in shards.values()),
+        num_classes=10,
+    )
+    network = build_network(config, files[0], shape)
+    (expected,) = prepare_network(network, config, shards, shape).run("sequential", 1)
+
+    first, *_ = group["private_files"]
+
+    assert first["weights"] == weights_sha256(expected.worker.network)
+
+
+def test_ranks_that_were_started_by_hand_end_in_the_weights_of_one_process(group):
+    first, second = group["started_by_hand"]
+
+    assert first["weights"] == alone("one-pass")["weights"]
+    assert second is None
+
+
+def test_a_rank_far_behind_ends_in_the_same_weights_and_keeps_few_mini_batches_waiting(group):
+    (first, _), (_, most_waiting) = group["far_behind"]
+
+    assert first["weights"] == alone("stream")["weights"]
+    # There are 36; the others wait where they were made.
+    assert 1 < most_waiting <= QUEUE
+
+
+# What is told
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_rank_0_alone_has_the_result(group, case):
+    for name, number in RUNS[case][2]:
+        first, *others = group[f"{case}, {name} on {number}"]
+
+        assert first["accuracy"] == alone(case)["accuracy"]
+        assert others == [None] * (number - 1)
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_rank_0_hears_of_all_that_other_ranks_have_finished(group, case):
+    for name, number in RUNS[case][2]:
+        first, *_ = group[f"{case}, {name} on {number}"]
+
+        assert first["reports"] == alone(case)["reports"]
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "number"),
+    [
+        ("one-pass", "single-layer", 4),
+        ("hints", "all-layers", 3),
+        ("federated", "federated", 2),
+        ("stream with hints of age 5", "stream", 4),
+    ],
+)
+def test_a_run_says_how_many_bytes_each_rank_has_sent(group, case, name, number):
+    config = config_of(case, group["folder"])
+    dataset = load_data(config, 0)
+    shards, shape = deal(config, dataset, InMemoryTransport.group(1)[0])
+    network = build_network(config, dataset, shape)
+    in_memory = prepare_network(network, config, shards, shape).run(name, number)
+
+    first, *_ = group[f"{case}, {name} on {number}"]
+
+    assert first["bytes_sent"] == [runtime.transport.bytes_sent for runtime in in_memory]
+
+
+# What is refused, on all ranks alike
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (
+            "different_weights",
+            "SettingError: The ranks start from different weights. Seed torch before the network "
+            "is built, the same on all ranks.",
+        ),
+        (
+            "different_data",
+            "DataError: The ranks have different data. Give all of them the same files.",
+        ),
+        (
+            "private_files_not_federated",
+            "PlacementError: Each rank has a shard of its own, and the placement all-layers needs "
+            "all rows everywhere. Use --placement federated.",
+        ),
+    ],
+)
+def test_ranks_that_do_not_fit_together_are_told_so(group, job, message):
+    assert errors(group, job) == [message] * 2
+
+
+# What happens when a rank dies
+
+
+def test_ranks_that_wait_for_one_that_died_say_so_and_end(group):
+    found = errors(group, "deserted")
+
+    assert len(found) == 2
+    for error, rank in zip(found, [0, 3], strict=True):
+        assert re.fullmatch(
+            rf"PeerLostError: Rank {rank} waited for the weights of block \d, time \d, and lost "
+            r"the connection to another rank. The log of the rank that ended first says why.",
+            error,
+        )
+
+
+def test_the_group_ends_with_the_status_of_the_rank_that_died(group):
+    assert group["status"] == EXIT_STATUS

@@ -1,0 +1,584 @@
+import re
+from collections import Counter
+from dataclasses import asdict
+from itertools import combinations, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_plan import chapter_plans, chapters_of_two_blocks, stream_of_two_blocks, stream_plans
+
+from onward.drawing import clock_times
+from onward.errors import PlacementError
+from onward.placement import Placement, balance, messages, place, stall
+from onward.plan import ChapterPlan, Kind, Task, Thing
+
+NAMES = ("sequential", "single-layer", "all-layers", "federated", "stream")
+
+
+def for_all_placements(drawn):
+    """Call a test with plans of many sizes under every placement that can run them."""
+
+    def decorate(test):
+        @settings(max_examples=20, deadline=None, derandomize=True)
+        @given(drawn)
+        def check(kind_and_sizes):
+            kind, sizes = kind_and_sizes
+            plan = kind(**sizes)
+            for placement in placements(plan):
+                test(plan, placement)
+
+        check.__name__ = check.__qualname__ = test.__name__
+        return check
+
+    return decorate
+
+
+def placements(plan):
+    """Return all placements of a plan on up to 5 ranks."""
+    found = []
+    for name in NAMES:
+        for num_ranks in range(1, 6):
+            try:
+                found.append(place(plan, name, num_ranks, [1] * plan.num_blocks))
+            except PlacementError:
+                continue
+    return found
+
+
+plans = chapter_plans() | stream_plans()
+
+
+def chapters(num_blocks=4, num_chapters=8, **changes):
+    return chapters_of_two_blocks(
+        num_blocks=num_blocks, epochs=num_chapters, chapters=num_chapters, **changes
+    )
+
+
+def sent(plan, placement):
+    """Return all messages of a run, with the rank that sends them."""
+    return [
+        (placement.rank(task), message)
+        for task in plan.tasks()
+        for message in messages(plan, placement, task)
+    ]
+
+
+def weights_sent(plan, placement, block):
+    """Return the ranks between which a block's weights go, and how often, the end left out."""
+    return Counter(
+        (source, message.dest)
+        for source, message in sent(plan, placement)
+        for product in message.products
+        if product.thing is Thing.WEIGHTS and product.block == block
+        if product.time < plan.chapters - 1
+    )
+
+
+def makespan(plan, placement):
+    """Return the ticks until the last task is done, gathering left out, one tick a task."""
+    most = sum(1 for _ in plan.tasks())
+    rows = clock_times(plan, placement, clocks=most)
+    return max(
+        tick
+        for row in rows
+        for tick, task in enumerate(row, start=1)
+        if task is not None and task.kind is not Kind.GATHER
+    )
+
+
+# Who does what
+
+
+@for_all_placements(plans)
+def test_every_task_has_a_rank(plan, placement):
+    assert all(placement.rank(task) in range(placement.num_ranks) for task in plan.tasks())
+
+
+@for_all_placements(plans)
+def test_every_rank_trains_something(plan, placement):
+    if plan.chapters >= placement.num_ranks:
+        training = {placement.rank(t) for t in plan.tasks() if t.kind is Kind.TRAIN}
+
+        assert training == set(range(placement.num_ranks))
+
+
+@for_all_placements(plans)
+def test_the_network_is_gathered_on_rank_0(plan, placement):
+    assert placement.rank(plan.gather) == 0
+
+
+def test_sequential_does_everything_on_rank_0():
+    plan = chapters(head_reads=(1, 2, 3), hint_age=4, has_validation=True)
+
+    placement = place(plan, "sequential", 1, [1, 1, 1, 1])
+
+    assert {placement.rank(task) for task in plan.tasks()} == {0}
+
+
+def test_single_layer_keeps_a_block_on_its_rank():
+    plan = chapters(num_blocks=3)
+
+    placement = place(plan, "single-layer", 3, [1, 1, 1])
+
+    trained = [t for t in plan.tasks() if t.kind is Kind.TRAIN]
+    assert [placement.rank(t) for t in trained] == [t.block for t in trained]
+
+
+def test_single_layer_trains_the_head_scores_and_validates_on_the_last_rank():
+    plan = chapters(num_blocks=2, head_reads=(0, 1), hint_age=1, has_validation=True)
+
+    placement = place(plan, "single-layer", 2, [1, 1])
+
+    assert placement.rank(Task(Kind.TRAIN, 3, plan.head)) == 1
+    assert placement.rank(Task(Kind.SCORE, 3, 0)) == 1
+    assert placement.rank(Task(Kind.VALIDATE, 3, 0)) == 1
+
+
+def test_all_layers_deals_whole_chapters_in_turn():
+    plan = chapters(num_blocks=2, num_chapters=6, head_reads=(1,), hint_age=1, has_validation=True)
+
+    placement = place(plan, "all-layers", 3, [1, 1])
+
+    assert all(
+        placement.rank(task) == task.time % 3
+        for task in plan.tasks()
+        if task.kind is not Kind.GATHER
+    )
+
+
+def test_federated_trains_and_validates_a_shard_on_its_owner_alone():
+    plan = chapters(num_chapters=8, rows=(10, 10, 10, 10), has_validation=True)
+
+    placement = place(plan, "federated", 2, [1] * 4)
+
+    for task in plan.tasks():
+        if task.kind is Kind.TRAIN:
+            assert placement.rank(task) == plan.shard(task.time) % 2
+        elif task.kind is Kind.VALIDATE:
+            assert placement.rank(task) == task.block % 2
+
+
+@for_all_placements(chapter_plans())
+def test_hints_of_a_shard_never_leave_their_rank_in_a_federated_run(plan, placement):
+    if placement.name == "federated":
+        things = {p.thing for _, message in sent(plan, placement) for p in message.products}
+
+        assert Thing.HINTS not in things
+
+
+def test_stream_keeps_a_block_and_its_neutral_rows_on_its_rank():
+    plan = stream_of_two_blocks()
+
+    placement = place(plan, "stream", 2, [1, 1])
+
+    for step in range(10):
+        for kind in (Kind.PASS, Kind.TRAIN):
+            assert [placement.rank(Task(kind, step, block)) for block in (0, 1)] == [0, 1]
+        assert placement.rank(Task(Kind.TRAIN, step, plan.head)) == 1
+
+
+# Messages
+
+
+@for_all_placements(plans)
+def test_the_sender_of_a_message_has_made_what_it_holds(plan, placement):
+    for source, message in sent(plan, placement):
+        assert placement.rank(message.task) == source
+        assert set(message.products) <= set(plan.makes(message.task))
+
+
+@for_all_placements(plans)
+def test_the_receiver_of_a_message_needs_all_that_it_holds(plan, placement):
+    needed = {rank: set() for rank in range(placement.num_ranks)}
+    for task in plan.tasks():
+        needed[placement.rank(task)].update(plan.needs(task))
+
+    for _, message in sent(plan, placement):
+        assert set(message.products) <= needed[message.dest]
+
+
+@for_all_placements(plans)
+def test_what_a_rank_needs_and_another_has_made_is_sent_to_it_once(plan, placement):
+    makers = {p: placement.rank(task) for task in plan.tasks() for p in plan.makes(task)}
+    needed = {(p, placement.rank(task)) for task in plan.tasks() for p in plan.needs(task)}
+
+    arrived = Counter((p, m.dest) for _, m in sent(plan, placement) for p in m.products)
+
+    assert arrived == Counter((p, rank) for p, rank in needed if makers[p] != rank)
+
+
+@for_all_placements(plans)
+def test_nothing_is_sent_to_oneself(plan, placement):
+    assert all(source != message.dest for source, message in sent(plan, placement))
+
+
+@for_all_placements(plans)
+def test_no_message_is_empty_and_a_task_sends_one_to_a_rank(plan, placement):
+    found = [message for _, message in sent(plan, placement)]
+
+    assert all(message.products for message in found)
+    assert len({(message.task, message.dest) for message in found}) == len(found)
+
+
+@for_all_placements(plans)
+def test_a_rank_that_does_its_tasks_in_order_waits_only_for_earlier_ones(plan, placement):
+    # So that no two ranks ever wait for each other, whatever the placement.
+    position = {task: number for number, task in enumerate(plan.tasks())}
+
+    for _, message in sent(plan, placement):
+        for product in message.products:
+            waiting = [t for t in plan.uses(product) if placement.rank(t) == message.dest]
+            assert all(position[message.task] < position[task] for task in waiting)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_single_layer_sends_the_weights_of_a_block_to_all_later_ranks(num_ranks):
+    plan = chapters(num_blocks=num_ranks, num_chapters=8)
+
+    placement = place(plan, "single-layer", num_ranks, [1] * num_ranks)
+
+    for block in range(num_ranks):
+        later = range(block + 1, num_ranks)
+        assert weights_sent(plan, placement, block) == {(block, rank): 7 for rank in later}
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_all_layers_sends_the_weights_of_a_block_to_the_next_rank_of_the_ring_only(num_ranks):
+    plan = chapters(num_blocks=2, num_chapters=2 * num_ranks + 1)
+
+    placement = place(plan, "all-layers", num_ranks, [1, 1])
+
+    ring = {(rank, (rank + 1) % num_ranks): 2 for rank in range(num_ranks)}
+    assert all(weights_sent(plan, placement, block) == ring for block in range(2))
+
+
+def test_in_all_layers_moments_go_with_the_weights():
+    plan = chapters(num_blocks=2, num_chapters=4)
+
+    placement = place(plan, "all-layers", 2, [1, 1])
+
+    for _, message in sent(plan, placement):
+        if message.task.time < 3:
+            assert [p.thing for p in message.products if p.thing is not Thing.REPORT] == [
+                Thing.WEIGHTS,
+                Thing.MOMENTS,
+            ]
+
+
+def test_in_all_layers_moments_as_old_as_the_ring_is_long_never_travel():
+    plan = chapters(num_blocks=2, num_chapters=8, moments_age=4)
+
+    placement = place(plan, "all-layers", 4, [1, 1])
+
+    things = {p.thing for _, message in sent(plan, placement) for p in message.products}
+    assert Thing.MOMENTS not in things
+
+
+def test_in_single_layer_moments_never_travel():
+    plan = chapters(num_blocks=4)
+
+    placement = place(plan, "single-layer", 4, [1] * 4)
+
+    things = {p.thing for _, message in sent(plan, placement) for p in message.products}
+    assert Thing.MOMENTS not in things
+
+
+def test_in_a_stream_activities_go_from_each_rank_to_the_next():
+    plan = stream_of_two_blocks(num_blocks=3, head_reads=(), hint_age=None)
+
+    placement = place(plan, "stream", 3, [1, 1, 1])
+
+    routes = Counter(
+        (source, message.dest)
+        for source, message in sent(plan, placement)
+        for product in message.products
+        if product.thing is Thing.ACTIVITIES
+    )
+    assert routes == {(0, 1): 10, (1, 2): 10}
+
+
+# How long it takes, at a tick a task. Formulas: Aktemur et al. 2024 with L blocks, S chapters and
+# N ranks; the ideal of section 4 is drawn in its figures 4 and 5.
+
+
+@pytest.mark.parametrize(("num_blocks", "num_chapters"), [(2, 4), (3, 5), (4, 100)])
+def test_sequential_takes_a_tick_for_each_block_and_chapter(num_blocks, num_chapters):
+    plan = chapters(num_blocks=num_blocks, num_chapters=num_chapters)
+
+    placement = place(plan, "sequential", 1, [1] * num_blocks)
+
+    assert makespan(plan, placement) == num_blocks * num_chapters
+
+
+@pytest.mark.parametrize(("num_blocks", "num_chapters"), [(2, 4), (3, 5), (4, 8), (4, 100)])
+def test_single_layer_takes_a_tick_a_chapter_once_the_pipeline_is_full(num_blocks, num_chapters):
+    plan = chapters(num_blocks=num_blocks, num_chapters=num_chapters)
+
+    placement = place(plan, "single-layer", num_blocks, [1] * num_blocks)
+
+    assert makespan(plan, placement) == num_chapters + num_blocks - 1
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "num_chapters", "num_ranks"),
+    [(2, 4, 2), (3, 6, 2), (3, 6, 3), (4, 8, 2), (4, 8, 4), (4, 100, 2), (4, 100, 4)],
+)
+def test_all_layers_shares_the_ticks_once_the_pipeline_is_full(num_blocks, num_chapters, num_ranks):
+    plan = chapters(num_blocks=num_blocks, num_chapters=num_chapters)
+
+    placement = place(plan, "all-layers", num_ranks, [1] * num_blocks)
+
+    assert makespan(plan, placement) == num_chapters * num_blocks // num_ranks + num_ranks - 1
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "speed_up"), [(1, 1.0), (2, 1.990), (4, 3.883), (5, 3.883), (10, 3.883)]
+)
+def test_more_ranks_than_blocks_do_not_speed_all_layers_up(num_ranks, speed_up):
+    plan = chapters(num_blocks=4, num_chapters=100)
+
+    placement = place(plan, "all-layers", num_ranks, [1] * 4)
+
+    assert 400 / makespan(plan, placement) == pytest.approx(speed_up, abs=5e-4)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_a_stream_takes_a_tick_a_mini_batch_once_the_pipeline_is_full(num_ranks):
+    plan = stream_of_two_blocks(num_blocks=num_ranks, head_reads=(), hint_age=None)
+
+    placement = place(plan, "stream", num_ranks, [1] * num_ranks)
+
+    assert makespan(plan, placement) == 10 + num_ranks - 1
+
+
+@for_all_placements(plans)
+def test_no_placement_takes_longer_than_one_rank(plan, placement):
+    alone = place(plan, "sequential", 1, [1] * plan.num_blocks)
+
+    assert makespan(plan, placement) <= makespan(plan, alone)
+
+
+# Blocks that share a rank
+
+
+@pytest.mark.parametrize("passing", [False, True])
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=7), drawn=st.integers(1, 7))
+def test_the_dearest_run_of_blocks_is_as_cheap_as_any_cut_can_make_it(costs, drawn, passing):
+    num_ranks = min(drawn, len(costs))
+
+    def dearest(ends):
+        first, worst = 0, 0
+        for last in ends:
+            trains = 2 * sum(costs[first:last])
+            passes = sum(costs[: last - 1]) if passing else 0
+            first, worst = last, max(worst, trains + passes)
+        return worst
+
+    owners = balance(costs, num_ranks, passing=passing)
+
+    cuts = [(*cut, len(costs)) for cut in combinations(range(1, len(costs)), num_ranks - 1)]
+    found = tuple(owners.index(rank) for rank in range(1, num_ranks))
+    assert dearest((*found, len(costs))) == min(map(dearest, cuts))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=7), drawn=st.integers(1, 7))
+def test_each_rank_gets_a_run_of_neighbouring_blocks(costs, drawn):
+    num_ranks = min(drawn, len(costs))
+
+    owners = balance(costs, num_ranks, passing=True)
+
+    assert len(owners) == len(costs)
+    assert (owners[0], owners[-1]) == (0, num_ranks - 1)
+    assert all(later - earlier in (0, 1) for earlier, later in pairwise(owners))
+
+
+def test_a_rank_that_passes_rows_through_the_blocks_below_gets_fewer_of_its_own():
+    assert balance([1] * 8, 2, passing=False) == (0, 0, 0, 0, 1, 1, 1, 1)
+    assert balance([1] * 8, 2, passing=True) == (0, 0, 0, 0, 0, 1, 1, 1)
+
+
+# Choosing and refusing
+
+
+@pytest.mark.parametrize(
+    ("plan", "num_ranks", "name"),
+    [
+        pytest.param(chapters(), 1, "sequential", id="chapters on one rank"),
+        pytest.param(chapters(), 3, "all-layers", id="chapters on several ranks"),
+        pytest.param(chapters(rows=(9, 9, 9)), 1, "sequential", id="shards on one rank"),
+        pytest.param(chapters(rows=(9, 9, 9)), 3, "federated", id="shards on several ranks"),
+        pytest.param(stream_of_two_blocks(), 1, "sequential", id="stream on one rank"),
+        pytest.param(stream_of_two_blocks(), 2, "stream", id="stream on several ranks"),
+    ],
+)
+def test_a_placement_is_chosen_where_none_is_named(plan, num_ranks, name):
+    assert place(plan, None, num_ranks, [1] * plan.num_blocks).name == name
+
+
+@pytest.mark.parametrize(
+    ("plan", "name", "num_ranks", "message"),
+    [
+        pytest.param(
+            stream_of_two_blocks(),
+            "all-layers",
+            2,
+            "The placement all-layers cannot run a stream plan. Choose sequential or stream, or "
+            "another --plan.",
+            id="all-layers for a stream",
+        ),
+        pytest.param(
+            stream_of_two_blocks(),
+            "single-layer",
+            2,
+            "The placement single-layer cannot run a stream plan.",
+            id="single-layer for a stream",
+        ),
+        pytest.param(
+            stream_of_two_blocks(),
+            "federated",
+            2,
+            "The placement federated cannot run a stream plan.",
+            id="federated for a stream",
+        ),
+        pytest.param(
+            chapters(),
+            "stream",
+            2,
+            "The placement stream cannot run a chapter plan. Choose sequential or single-layer, "
+            "all-layers or federated, or another --plan.",
+            id="stream for chapters",
+        ),
+        pytest.param(
+            chapters(),
+            "sequential",
+            2,
+            "The placement sequential has work for 1 rank at most (it does everything on rank "
+            "0), but there are 2. Start fewer, or choose another placement.",
+            id="sequential on several ranks",
+        ),
+        pytest.param(
+            chapters(num_blocks=4),
+            "single-layer",
+            5,
+            "The placement single-layer has work for 4 ranks at most (one a block), but there "
+            "are 5.",
+            id="more ranks than blocks",
+        ),
+        pytest.param(
+            stream_of_two_blocks(),
+            "stream",
+            3,
+            "The placement stream has work for 2 ranks at most (one a block), but there are 3.",
+            id="more ranks than blocks of a stream",
+        ),
+        pytest.param(
+            chapters(num_chapters=2),
+            "all-layers",
+            3,
+            "The placement all-layers has work for 2 ranks at most (one a chapter), but there "
+            "are 3.",
+            id="more ranks than chapters",
+        ),
+        pytest.param(
+            chapters(rows=(9, 9)),
+            "federated",
+            3,
+            "The placement federated has work for 2 ranks at most (one a shard), but there are 3.",
+            id="more ranks than shards",
+        ),
+        pytest.param(
+            chapters(rows=(9, 9, 9)),
+            "federated",
+            2,
+            "A federated run deals 3 shards to 2 ranks. Set plan.shards to 2, or to a multiple "
+            "of it.",
+            id="shards that do not divide among ranks",
+        ),
+        pytest.param(
+            chapters(),
+            "federated",
+            1,
+            "A federated run deals 1 shard to 1 rank. Set plan.shards to 2 or more.",
+            id="federated without shards",
+        ),
+    ],
+)
+def test_a_placement_that_cannot_run_a_plan_is_refused(plan, name, num_ranks, message):
+    with pytest.raises(PlacementError, match=re.escape(message)):
+        place(plan, name, num_ranks, [1] * plan.num_blocks)
+
+
+# Waiting for hints
+
+
+def placed(plan, num_ranks):
+    return place(plan, None, num_ranks, [1] * plan.num_blocks)
+
+
+@pytest.mark.parametrize(
+    ("plan", "num_ranks", "message"),
+    [
+        pytest.param(
+            chapters(hint_age=2),
+            4,
+            "plan.hint_age is 2 chapters and there are 4 ranks: chapters wait for the hints of "
+            "others. An age of 4 or more does not stall, but changes the weights.",
+            id="chapters",
+        ),
+        pytest.param(
+            stream_of_two_blocks(hint_age=0),
+            2,
+            "plan.hint_age is 0 mini-batches and there are 2 ranks: every mini-batch waits for "
+            "the whole network (lock-step). An age of 2 or more does not stall, but changes the "
+            "weights.",
+            id="stream of age 0",
+        ),
+        pytest.param(
+            stream_of_two_blocks(hint_age=1),
+            2,
+            "plan.hint_age is 1 mini-batches and there are 2 ranks: the first rank waits for "
+            "hints from the last.",
+            id="stream of an age below the number of ranks",
+        ),
+    ],
+)
+def test_hints_younger_than_there_are_ranks_are_said_to_stall(plan, num_ranks, message):
+    assert message in stall(plan, placed(plan, num_ranks))
+
+
+@pytest.mark.parametrize(
+    ("plan", "num_ranks"),
+    [
+        pytest.param(chapters(hint_age=4), 4, id="as old as there are ranks"),
+        pytest.param(chapters(hint_age=None), 4, id="no hints"),
+        pytest.param(chapters(hint_age=1), 1, id="one rank"),
+        pytest.param(stream_of_two_blocks(hint_age=2), 2, id="stream"),
+    ],
+)
+def test_hints_old_enough_are_not_said_to_stall(plan, num_ranks):
+    assert stall(plan, placed(plan, num_ranks)) is None
+
+
+class WithoutWaitingForHints(ChapterPlan):
+    def needs(self, task):
+        return [product for product in super().needs(task) if product.thing is not Thing.HINTS]
+
+
+@pytest.mark.parametrize("age", range(1, 6))
+def test_all_layers_waits_for_hints_exactly_where_it_is_said_to_stall(age):
+    plan = chapters(num_blocks=4, num_chapters=16, head_reads=(1, 2, 3), hint_age=age)
+    placement = placed(plan, 4)
+
+    without_waiting = makespan(WithoutWaitingForHints(**asdict(plan)), placement)
+
+    waits = makespan(plan, placement) > without_waiting
+    assert waits is (stall(plan, placement) is not None)
+
+
+def test_a_placement_is_a_plain_value():
+    first, same = (place(chapters(), "single-layer", 2, [3, 1, 1, 1]) for _ in range(2))
+
+    assert first == same == Placement("single-layer", 2, (0, 1, 1, 1))

@@ -1,0 +1,482 @@
+import re
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from onward.errors import SettingError
+from onward.plan import ChapterPlan, Kind, Product, Segment, StreamPlan, Task, Thing
+
+
+@st.composite
+def shared_sizes(draw, num_shards):
+    """Draw what both kinds of plan have: chapters that divide epochs, or the other way round."""
+    num_blocks = draw(st.integers(1, 4))
+    reads = draw(st.sampled_from([None, *range(num_blocks)]))
+    longer, shorter = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    epochs, chapters = draw(
+        st.sampled_from([(longer * shorter, shorter), (shorter, longer * shorter)])
+    )
+    batch_size = draw(st.integers(1, 3))
+    # As many mini-batches an epoch as it has chapters, at least.
+    fewest = max(batch_size, (max(1, chapters // epochs) - 1) * batch_size + 1)
+    return {
+        "num_blocks": num_blocks,
+        "head_reads": () if reads is None else tuple(range(reads, num_blocks)),
+        "epochs": epochs,
+        "chapters": chapters,
+        "batch_size": batch_size,
+        "rows": tuple(draw(st.integers(fewest, fewest + 6)) for _ in range(num_shards)),
+        "validate_every": draw(st.sampled_from([None, 1, 2])),
+        "has_validation": draw(st.booleans()),
+    }
+
+
+@st.composite
+def chapter_plans(draw):
+    sizes = draw(shared_sizes(draw(st.integers(1, 3))))
+    # A plan with fewer chapters than shards is refused.
+    sizes["rows"] = sizes["rows"][: sizes["chapters"]]
+    visits = draw(st.none() | st.integers(1, 3))
+    return ChapterPlan, {
+        **sizes,
+        "hint_age": None if visits is None else visits * len(sizes["rows"]),
+        "moments_age": draw(st.none() | st.integers(1, 4)),
+    }
+
+
+@st.composite
+def stream_plans(draw):
+    sizes = draw(shared_sizes(num_shards=1))
+    # Hints of a stream come from a head.
+    ages = st.none() | st.integers(0, 6) if sizes["head_reads"] else st.none()
+    return StreamPlan, {**sizes, "hint_age": draw(ages)}
+
+
+plans = chapter_plans() | stream_plans()
+
+
+def for_all(drawn):
+    """Call a test with plans of many sizes.
+
+    A plan is made in the test and not while it is drawn: hypothesis forbids there what beartype
+    does to check tuples.
+    """
+
+    def decorate(test):
+        @settings(max_examples=40, deadline=None, derandomize=True)
+        @given(drawn)
+        def check(kind_and_sizes):
+            kind, sizes = kind_and_sizes
+            test(kind(**sizes))
+
+        check.__name__ = check.__qualname__ = test.__name__
+        return check
+
+    return decorate
+
+
+def chapters_of_two_blocks(**changes):
+    sizes = {
+        "num_blocks": 2,
+        "head_reads": (),
+        "epochs": 4,
+        "chapters": 4,
+        "batch_size": 2,
+        "rows": (10,),
+        "hint_age": None,
+        "validate_every": None,
+        "has_validation": False,
+    }
+    return ChapterPlan(**sizes | changes)
+
+
+def stream_of_two_blocks(**changes):
+    sizes = {"epochs": 2, "chapters": 2, "head_reads": (1,), "hint_age": 0}
+    plan = chapters_of_two_blocks()
+    names = (
+        "num_blocks",
+        "batch_size",
+        "rows",
+        "validate_every",
+        "has_validation",
+    )
+    return StreamPlan(**{name: getattr(plan, name) for name in names} | sizes | changes)
+
+
+def hints_needed(plan):
+    """Return each training task with the time of the hints that it needs, or None."""
+    needs = {task: plan.needs(task) for task in plan.tasks() if task.kind is Kind.TRAIN}
+    return {
+        task: next((p for p in products if p.thing is Thing.HINTS), None)
+        for task, products in needs.items()
+    }
+
+
+# What waits for what
+
+
+@for_all(plans)
+def test_every_need_of_a_task_was_made_by_an_earlier_one(plan):
+    made = set()
+
+    for task in plan.tasks():
+        assert set(plan.needs(task)) <= made
+        made.update(plan.makes(task))
+
+
+@for_all(plans)
+def test_the_maker_of_a_product_is_the_task_that_makes_it(plan):
+    makers = {product: task for task in plan.tasks() for product in plan.makes(task)}
+
+    assert {product: plan.maker(product) for product in makers} == makers
+
+
+@for_all(plans)
+def test_the_uses_of_a_product_are_the_tasks_that_need_it(plan):
+    users = {product: [] for task in plan.tasks() for product in plan.makes(task)}
+    for task in plan.tasks():
+        for product in plan.needs(task):
+            users[product].append(task)
+
+    for product, tasks in users.items():
+        assert sorted(plan.uses(product)) == sorted(tasks)
+
+
+@for_all(plans)
+def test_no_task_is_done_twice_and_nothing_is_made_twice(plan):
+    tasks = list(plan.tasks())
+    products = [product for task in tasks for product in plan.makes(task)]
+
+    assert len(set(tasks)) == len(tasks)
+    assert len(set(products)) == len(products)
+
+
+@for_all(plans)
+def test_the_last_task_gathers_the_last_weights_and_all_that_is_reported(plan):
+    made = [product for task in plan.tasks() for product in plan.makes(task)]
+    reported = [p for p in made if p.thing in (Thing.REPORT, Thing.COUNTS)]
+    weights = {p.block: p for p in made if p.thing is Thing.WEIGHTS}
+
+    *_, last = plan.tasks()
+
+    assert last == plan.gather
+    assert sorted(plan.needs(last)) == sorted([*weights.values(), *reported])
+    assert sorted(weights) == list(plan.trained)
+
+
+@for_all(plans)
+def test_the_head_comes_after_the_blocks_in_line(plan):
+    is_last = plan.head == plan.num_blocks and list(plan.trained)[-1] == plan.head
+
+    assert is_last if plan.head_reads else plan.head is None
+
+
+# What is learned from what, and when
+
+
+@for_all(chapter_plans())
+def test_each_block_is_trained_once_a_chapter_in_order(plan):
+    for block in plan.trained:
+        times = [t.time for t in plan.tasks() if t.kind is Kind.TRAIN and t.block == block]
+
+        assert times == list(range(plan.chapters))
+
+
+@for_all(stream_plans())
+def test_each_block_of_a_stream_is_trained_on_every_mini_batch_once_and_in_order(plan):
+    for block in plan.trained:
+        times = [t.time for t in plan.tasks() if t.kind is Kind.TRAIN and t.block == block]
+
+        assert times == list(range(plan.epochs * plan.batches(0)))
+
+
+@for_all(plans)
+def test_chapters_cover_every_mini_batch_of_every_epoch_once_and_in_order(plan):
+    assume(len(plan.rows) == 1)
+    covered = [
+        (segment.epoch, batch)
+        for chapter in range(plan.chapters)
+        for segment in plan.segments(chapter)
+        for batch in range(segment.first, segment.last)
+    ]
+
+    expected = [(epoch, batch) for epoch in range(plan.epochs) for batch in range(plan.batches(0))]
+    assert covered == expected
+
+
+@for_all(plans)
+def test_no_chapter_is_empty(plan):
+    segments = [segment for c in range(plan.chapters) for segment in plan.segments(c)]
+
+    assert all(segment.first < segment.last for segment in segments)
+
+
+@for_all(plans)
+def test_every_row_of_an_epoch_is_in_one_mini_batch(plan):
+    for shard, rows in enumerate(plan.rows):
+        full, left = divmod(rows, plan.batch_size)
+
+        assert plan.batches(shard) == full + bool(left)
+
+
+@for_all(chapter_plans())
+def test_chapters_learn_from_the_shards_in_turn(plan):
+    shards = [plan.shard(chapter) for chapter in range(plan.chapters)]
+
+    assert shards == [chapter % len(plan.rows) for chapter in range(plan.chapters)]
+
+
+def test_a_chapter_of_several_epochs_learns_from_all_mini_batches_of_each():
+    plan = chapters_of_two_blocks(epochs=6, chapters=2)
+
+    assert plan.segments(1) == [Segment(3, 0, 5), Segment(4, 0, 5), Segment(5, 0, 5)]
+
+
+def test_a_chapter_shorter_than_an_epoch_learns_from_a_part_of_its_mini_batches():
+    plan = chapters_of_two_blocks(epochs=2, chapters=4)
+
+    assert [plan.segments(chapter) for chapter in range(4)] == [
+        [Segment(0, 0, 2)],
+        [Segment(0, 2, 5)],
+        [Segment(1, 0, 2)],
+        [Segment(1, 2, 5)],
+    ]
+
+
+def test_in_a_chapter_a_block_learns_from_the_blocks_below_as_published_in_it():
+    plan = chapters_of_two_blocks(num_blocks=3)
+
+    needs = plan.needs(Task(Kind.TRAIN, 2, 2))
+
+    assert needs == [
+        Product(Thing.WEIGHTS, 1, 2),
+        Product(Thing.MOMENTS, 1, 2),
+        Product(Thing.WEIGHTS, 2, 0),
+        Product(Thing.WEIGHTS, 2, 1),
+    ]
+
+
+def test_in_a_stream_a_block_learns_from_the_activities_of_the_block_below():
+    plan = stream_of_two_blocks()
+
+    assert plan.needs(Task(Kind.TRAIN, 7, 1)) == [Product(Thing.ACTIVITIES, 7, 0)]
+
+
+def test_the_first_chapter_needs_nothing_of_a_chapter_before():
+    plan = chapters_of_two_blocks(hint_age=1)
+
+    assert plan.needs(Task(Kind.TRAIN, 0, 0)) == []
+
+
+@for_all(chapter_plans())
+def test_the_moments_a_chapter_starts_with_have_their_stated_age(plan):
+    for task in plan.tasks():
+        if task.kind is Kind.TRAIN:
+            moments = [p for p in plan.needs(task) if p.thing is Thing.MOMENTS]
+            has_some = plan.moments_age is not None and task.time >= plan.moments_age
+
+            expected = [Product(Thing.MOMENTS, task.time - (plan.moments_age or 0), task.block)]
+            assert moments == (expected if has_some else [])
+
+
+# Hints
+
+
+@for_all(chapter_plans())
+def test_hints_of_a_chapter_are_exactly_as_old_as_the_plan_says(plan):
+    for task, hints in hints_needed(plan).items():
+        if hints is not None:
+            assert plan.maker(hints) == Task(Kind.SCORE, task.time - plan.hint_age, 0)
+
+
+@for_all(stream_plans())
+def test_hints_of_a_mini_batch_are_exactly_as_old_as_the_plan_says(plan):
+    for task, hints in hints_needed(plan).items():
+        if hints is not None:
+            assert plan.maker(hints) == Task(Kind.TRAIN, task.time - plan.hint_age, plan.head)
+
+
+@for_all(plans)
+def test_hints_are_needed_as_soon_as_there_are_some_and_not_before(plan):
+    assume(plan.hint_age is not None)
+    in_line = {t: hints for t, hints in hints_needed(plan).items() if t.block != plan.head}
+    if isinstance(plan, StreamPlan):
+        # Further blocks get activities, and with them the negatives of the first.
+        in_line = {task: hints for task, hints in in_line.items() if task.block == 0}
+
+    for task, hints in in_line.items():
+        assert (hints is not None) is (task.time >= plan.hint_age)
+
+
+@for_all(plans)
+def test_a_head_never_needs_hints(plan):
+    assert all(hints is None for t, hints in hints_needed(plan).items() if t.block == plan.head)
+
+
+@for_all(plans)
+def test_without_hints_nothing_is_scored(plan):
+    assume(plan.hint_age is None)
+    made = [product for task in plan.tasks() for product in plan.makes(task)]
+
+    assert all(task.kind is not Kind.SCORE for task in plan.tasks())
+    assert all(product.thing is not Thing.HINTS for product in made)
+
+
+@for_all(chapter_plans())
+def test_only_hints_that_will_be_needed_are_scored(plan):
+    scored = [task.time for task in plan.tasks() if task.kind is Kind.SCORE]
+
+    last = plan.chapters - (plan.chapters if plan.hint_age is None else plan.hint_age)
+    assert scored == list(range(last))
+
+
+def test_hints_of_age_0_are_scores_of_the_network_just_before_the_mini_batch():
+    plan = stream_of_two_blocks(epochs=1, chapters=1, batch_size=5)
+
+    order = [str(task) for task in plan.tasks()]
+
+    assert order == ["0P0", "1P0", "2T0", "0T0", "1T0", "0P1", "1P1", "2T1", "0T1", "1T1", "0G0"]
+    assert plan.needs(Task(Kind.TRAIN, 1, 0)) == [Product(Thing.HINTS, 1, 0)]
+    assert plan.maker(Product(Thing.HINTS, 1, 0)) == Task(Kind.TRAIN, 1, 2)
+
+
+# Validation
+
+
+@for_all(plans)
+def test_the_last_chapter_is_validated_on_every_shard(plan):
+    shards = [task.block for task in plan.validations(plan.chapters - 1)]
+
+    assert shards == (list(range(len(plan.rows))) if plan.has_validation else [])
+
+
+@for_all(plans)
+def test_chapters_are_validated_as_often_as_asked_each_on_its_shard(plan):
+    assume(plan.has_validation)
+    validated = {
+        task.time: task.block
+        for task in plan.tasks()
+        if task.kind is Kind.VALIDATE and task.time < plan.chapters - 1
+    }
+
+    every = plan.validate_every or plan.chapters
+    expected = range(every - 1, plan.chapters - 1, every)
+    assert validated == {chapter: plan.shard(chapter) for chapter in expected}
+
+
+@for_all(stream_plans())
+def test_a_stream_reports_at_the_end_of_each_chapter(plan):
+    ends = [
+        (chapter, segment.epoch * plan.batches(0) + segment.last - 1)
+        for chapter in range(plan.chapters)
+        for segment in plan.segments(chapter)[-1:]
+    ]
+    told = [
+        (product.block, product.time)
+        for task in plan.tasks()
+        for product in plan.makes(task)
+        if product.thing is Thing.REPORT
+    ]
+
+    assert plan.chapter_ends == {step: chapter for chapter, step in ends}
+    assert sorted(told) == [(block, step) for block in plan.trained for _, step in ends]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        pytest.param(
+            chapters_of_two_blocks,
+            {"epochs": 10, "chapters": 4},
+            "10 epochs cannot be cut into 4 equal chapters: one of training.epochs and "
+            "plan.chapters must divide the other.",
+            id="fewer chapters that do not divide",
+        ),
+        pytest.param(
+            stream_of_two_blocks,
+            {"epochs": 4, "chapters": 10},
+            "4 epochs cannot be cut into 10 equal chapters",
+            id="more chapters that do not divide",
+        ),
+        pytest.param(
+            chapters_of_two_blocks,
+            {"batch_size": 11},
+            "training.batch_size is 11, but the training set has 10 rows.",
+            id="mini-batch larger than the set",
+        ),
+        pytest.param(
+            chapters_of_two_blocks,
+            {"batch_size": 5, "rows": (10, 4)},
+            "training.batch_size is 5, but shard 1 has 4 rows.",
+            id="mini-batch larger than a shard",
+        ),
+        pytest.param(
+            chapters_of_two_blocks,
+            {"epochs": 1, "chapters": 6},
+            "6 chapters in 1 epochs is more than one chapter a mini-batch: there are 5 "
+            "mini-batches an epoch.",
+            id="more chapters than mini-batches",
+        ),
+        pytest.param(
+            chapters_of_two_blocks,
+            {"hint_age": 0},
+            "plan.hint_age is 0, but in a chapter plan hints are at least one chapter old: a "
+            "chapter cannot wait for its own end.",
+            id="hints of age 0 in a chapter plan",
+        ),
+        pytest.param(
+            chapters_of_two_blocks,
+            {"hint_age": -1},
+            "plan.hint_age is -1, but in a chapter plan hints are at least one chapter old",
+            id="hints of a later chapter",
+        ),
+        pytest.param(
+            stream_of_two_blocks,
+            {"hint_age": -1},
+            "plan.hint_age is -1; it cannot be negative.",
+            id="hints of a later mini-batch",
+        ),
+        pytest.param(
+            chapters_of_two_blocks,
+            {"rows": (10, 10, 10), "hint_age": 4},
+            "plan.hint_age is 4, but hints of a shard come from its owner's last visit, 3 "
+            "chapters before. Use 3 or a multiple, or never.",
+            id="hints of another shard",
+        ),
+        pytest.param(
+            stream_of_two_blocks,
+            {"rows": (10, 10)},
+            "plan.shards is 2, but a stream plan has one stream of mini-batches, and so one "
+            "shard. Shards go with chapters.",
+            id="shards in a stream plan",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(make, changes, message):
+    with pytest.raises(SettingError, match=re.escape(message)):
+        make(**changes)
+
+
+def test_a_mini_batch_may_be_the_whole_set():
+    assert chapters_of_two_blocks(batch_size=10).segments(0) == [Segment(0, 0, 1)]
+
+
+# How it reads
+
+
+def test_a_task_prints_as_block_kind_and_time():
+    assert str(Task(Kind.TRAIN, time=7, block=2)) == "2T7"
+
+
+def test_a_chapter_plan_prints_in_the_order_in_which_one_rank_does_it():
+    plan = chapters_of_two_blocks(
+        epochs=2, chapters=2, hint_age=1, has_validation=True, head_reads=(1,)
+    )
+
+    order = " ".join(map(str, plan.tasks()))
+
+    assert order == "0T0 1T0 2T0 0S0 0T1 1T1 2T1 0V1 0G1"
