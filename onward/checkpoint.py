@@ -67,7 +67,11 @@ def save(network: Network, path: Path | str) -> None:
     # Clones, since safetensors refuses tensors that share memory.
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in shipped(network).items()}
     try:
+        # safetensors makes files for their owner alone; this one is as others are.
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(tensors, partial, metadata={"onward": json.dumps(header)})
+        partial.chmod(mode)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -93,6 +97,10 @@ def load(path: Path | str, network: Network | None = None) -> Network:
         path = path / "model.safetensors"
     if not path.is_file():
         raise FileError(f"There is no model at {path}. A finished run has a model.safetensors.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise FileError(f"The model file {path} cannot be read: {error.strerror}.") from error
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

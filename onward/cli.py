@@ -31,7 +31,7 @@ from onward.networks import Network, evaluate
 from onward.placement import stall
 from onward.progress import Bars, count
 from onward.recipes import RECIPES
-from onward.transport import launch
+from onward.transport import launch, leave
 
 FLAGS = {
     "--data": ("data.name", "digits, mnist, fashion-mnist, cifar10, or a path to an .npz file"),
@@ -70,10 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OnwardError as error:
         where = f"rank {training.current_rank()}: " if training.is_distributed() else ""
         print(f"onward: {where}{error}", file=sys.stderr)
-        if training.is_distributed():
-            # Threads that wait for messages would keep this rank, and so the others, from ending.
-            sys.stderr.flush()
-            os._exit(2)
+        leave(2)
         sys.exit(2)
     except KeyboardInterrupt:
         print("onward: interrupted", file=sys.stderr)

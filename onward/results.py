@@ -1,5 +1,6 @@
 """What a run tells: while it goes, and at its end."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,7 @@ class Log:
     listener: Listener
     entries: list[Progress] = field(default_factory=list)
     validations: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, product: Product, tensors: list[Tensor]) -> None:
         """Take a report, or a count of validation rows."""
@@ -113,11 +115,14 @@ class Log:
                 {
                     "validation_accuracy": counts[1] / counts[0],
                     "rows": counts[0],
+                    "shard": product.block,
                     **{f"block_{b}": c / counts[0] for b, c in enumerate(counts[2:]) if c >= 0},
                 },
             )
-        self.entries.append(entry)
-        self.listener.progress(entry)
+        # Threads that receive messages come here too.
+        with self.lock:
+            self.entries.append(entry)
+            self.listener.progress(entry)
 
     def final_validation(self) -> Evaluation:
         """Return the last validation, over all shards."""

@@ -95,7 +95,7 @@ def preview(config: RunConfig, num_ranks: int) -> tuple[Plan, Placement]:
         _, shape = deal(config, dataset, alone)
     network = build_network(config, dataset, shape)
     plan = make_plan(config, network, shape)
-    return plan, place(plan, config.placement.name, num_ranks, block_costs(network))
+    return plan, _place(config, plan, num_ranks, network)
 
 
 def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
@@ -108,6 +108,16 @@ def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
         is_image=dataset.is_image,
         seed=config.training.seed,
     )
+
+
+def _place(config: RunConfig, plan: Plan, num_ranks: int, network: Network) -> Placement:
+    placement = place(plan, config.placement.name, num_ranks, block_costs(network))
+    if is_private(config) and placement.name != "federated":
+        raise PlacementError(
+            f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
+            f"everywhere. Use --placement federated, on two ranks or more."
+        )
+    return placement
 
 
 def block_costs(network: Network) -> list[int]:
@@ -251,14 +261,9 @@ def _train(
     network.set_precision(PRECISIONS[precision])
     torch.set_num_threads(config.training.threads)
     plan = make_plan(config, network, shape)
-    placement = place(plan, config.placement.name, transport.num_ranks, block_costs(network))
+    placement = _place(config, plan, transport.num_ranks, network)
     if placement.name == "federated":
         held = {s: rows for s, rows in held.items() if s % transport.num_ranks == transport.rank}
-    elif is_private(config):
-        raise PlacementError(
-            f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
-            f"everywhere. Use --placement federated."
-        )
     digests = transport.exchange("weights", weights_sha256(network))
     if len(set(digests)) > 1:
         raise SettingError(
@@ -300,7 +305,7 @@ def _train(
     per_rank = {name: [each[name] for each in everywhere] for name in figures}
     facts = {
         "recipe": config.recipe,
-        "data": dataset.name,
+        "data": config.data.name if is_private(config) else dataset.name,
         "rows": {
             "training": sum(shape.rows),
             "validation": sum(shape.validation_rows),

@@ -245,6 +245,17 @@ class DistributedTransport(Transport):
         dist.destroy_process_group()
 
 
+def leave(status: int) -> None:
+    """End this rank at once, if it is one of several that are connected.
+
+    Threads that wait for messages would keep it, and so the others, from ending.
+    """
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def launch(num_ranks: int, command: list[str]) -> int:
     """Start a command as several ranks on this machine and wait for them, as torchrun does.
 
@@ -255,6 +266,7 @@ def launch(num_ranks: int, command: list[str]) -> int:
     Returns:
         The exit status: 0, or that of the rank that failed first.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -272,6 +284,8 @@ def launch(num_ranks: int, command: list[str]) -> int:
     )
     try:
         elastic_launch(config, sys.executable)(*command)
+    except SignalException as error:
+        raise KeyboardInterrupt from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

@@ -257,7 +257,7 @@ def test_a_list_as_in_a_file_is_taken_for_whole_numbers():
         (
             "data.validation",
             "all",
-            "data.validation must be a number of 0 or more, or a whole number of 0 or more; got 'all'",
+            "data.validation must be a number of 0 or more, or a whole number of 0 or more;",
         ),
         ("network.slope", "steep", "network.slope must be a number above 0; got 'steep'."),
         ("recipe", None, "recipe must be text; got None."),

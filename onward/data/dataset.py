@@ -13,6 +13,9 @@ from torch import Tensor
 from onward.data.splits import hold_out
 from onward.errors import DataError
 
+MOST_CLASSES = 1_000_000
+"""A number that is larger is taken for a mistake, before memory is asked for it."""
+
 Numbers = Tensor | NDArray[Any]
 """What a user may hand over: an array or a tensor of any real type."""
 
@@ -246,6 +249,11 @@ def _count_classes(labels: dict[str, Tensor], num_classes: int | None, name: str
                 f"{name}: the largest label is {num_classes - 1}, but there are only {num_rows} "
                 f"rows. Labels number the classes from 0; pass num_classes if some have no rows."
             )
+    if num_classes > MOST_CLASSES:
+        raise DataError(
+            f"{name}: {num_classes:,} classes are more than the {MOST_CLASSES:,} that are taken. "
+            f"Number the classes from 0."
+        )
     for what, part in labels.items():
         wrong = ((part < 0) | (part >= num_classes)).nonzero()
         if len(wrong):

@@ -1,0 +1,421 @@
+import csv
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import onward as ow
+from onward import cli, progress, training
+from onward.cli import FLAGS, main, parse, read_config
+from onward.config import RunConfig
+from onward.progress import Bars
+from onward.recipes import RECIPES
+from onward.runs import FILES, read_result
+
+SMALL = ("--epochs", "2", "--widths", "24,16", "--batch-size", "200")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("ONWARD_DATA", raising=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run on rows of eight numbers, the data in a file next to it."""
+    folder = tmp_path_factory.mktemp("finished")
+    random = np.random.default_rng(0)
+    x = random.integers(256, size=(300, 8), dtype=np.uint8)
+    np.savez(folder / "data.npz", x=x, y=(x[:, 0] > 127).astype(int) + (x[:, 1] > 127))
+    arguments = ("--data", folder / "data.npz", *SMALL, "--batch-size", 50, "--out", folder / "run")
+    assert onward("train", *arguments) == 0
+    return folder / "run"
+
+
+def onward(*arguments):
+    """Run the command in this process, and return its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+def config_of(*arguments):
+    return read_config(parse(["train", *arguments]))
+
+
+# All commands
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "evaluate", "predict", "recipes", "data"])
+def test_every_command_explains_itself(command, capsys):
+    assert onward(command, "--help") == 0
+
+    assert f"usage: onward {command}" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert onward("--version") == 0
+
+    assert capsys.readouterr().out.startswith("onward 0.")
+
+
+def test_without_a_command_the_usage_is_shown(capsys):
+    assert onward() == 2
+
+    assert "usage: onward [-h] [--version] COMMAND" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_so_and_has_the_status_of_a_signal(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run", interrupt)
+
+    assert onward("train", *SMALL, "--out", "run") == 130
+    assert capsys.readouterr().err == "onward: interrupted\n"
+    assert os.listdir() == []
+
+
+def test_a_bug_shows_its_traceback(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("an index is out of range")
+
+    monkeypatch.setattr(training, "run", fail)
+
+    with pytest.raises(RuntimeError, match="an index is out of range"):
+        main(["train", *SMALL, "--out", "run"])
+
+
+def test_a_message_in_a_distributed_run_says_which_rank_it_comes_from(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+
+    assert onward("train", "nothing") == 2
+
+    assert capsys.readouterr().err.startswith("onward: rank 3: There is no recipe nothing.")
+
+
+# Settings
+
+VALUES = {
+    "--data": ("data.name", "mnist", "mnist"),
+    "--data-dir": ("data.dir", "/data", "/data"),
+    "--validation": ("data.validation", "0.25", 0.25),
+    "--shift": ("data.shift", "2", 2),
+    "--widths": ("network.widths", "32,16", (32, 16)),
+    "--heads": ("network.heads", "last", "last"),
+    "--negatives": ("network.negatives", "random", "random"),
+    "--readout": ("network.readout", "softmax", "softmax"),
+    "--dropout": ("network.dropout", "0.5", 0.5),
+    "--epochs": ("training.epochs", "12", 12),
+    "--batch-size": ("training.batch_size", "64", 64),
+    "--seed": ("training.seed", "7", 7),
+    "--precision": ("training.precision", "fp32", "fp32"),
+    "--threads": ("training.threads", "2", 2),
+    "--plan": ("plan.kind", "stream", "stream"),
+    "--chapters": ("plan.chapters", "6", 6),
+    "--hint-age": ("plan.hint_age", "never", "never"),
+    "--shards": ("plan.shards", "4", 4),
+    "--shard-by": ("plan.shard_by", "class", "class"),
+    "--validate-every": ("plan.validate_every", "3", 3),
+    "--placement": ("placement.name", "single-layer", "single-layer"),
+    "--nodes": ("placement.nodes", "4", 4),
+    "--iface": ("placement.iface", "eth0", "eth0"),
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_sets_its_setting_and_no_other(flag):
+    setting, text, value = VALUES[flag]
+
+    assert config_of(flag, text) == RECIPES["one-pass"].config.with_settings({setting: value})
+
+
+def test_set_reaches_any_setting():
+    config = config_of("--set", "optimizer.lr=0.5", "--set", "network.one_block = true")
+
+    assert (config.optimizer.lr, config.network.one_block) == (0.5, True)
+
+
+def test_set_goes_before_a_flag_and_a_flag_before_the_recipe():
+    config = config_of("pff", "--epochs", "5", "--seed", "1", "--set", "training.seed=2")
+
+    assert (config.training.epochs, config.training.seed) == (5, 2)
+    assert config.network.negatives == "adaptive"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_what_its_name_stands_for(recipe):
+    assert config_of(recipe) == RECIPES[recipe].config
+
+
+def test_without_a_recipe_the_first_one_is_trained():
+    assert config_of() == RECIPES["one-pass"].config
+
+
+def test_a_run_file_changes_the_recipe_that_it_names(tmp_path):
+    (tmp_path / "run.toml").write_text('recipe = "hinton"\n[training]\nepochs = 3\n')
+
+    expected = RECIPES["hinton"].config.with_settings({"training.epochs": 3, "training.seed": 5})
+    assert config_of("run.toml", "--seed", "5") == expected
+
+
+def test_a_run_file_that_names_no_recipe_changes_the_first_one(tmp_path):
+    (tmp_path / "run.toml").write_text("[training]\nepochs = 3\n")
+
+    expected = RECIPES["one-pass"].config.with_settings({"training.epochs": 3})
+    assert config_of("run.toml") == expected
+
+
+# onward train
+
+
+def test_train_writes_a_run_folder_and_says_where(capsys):
+    assert onward("train", *SMALL, "--out", "here") == 0
+
+    assert sorted(os.listdir("here")) == sorted(FILES)
+    assert "Run folder: here\n" in capsys.readouterr().out
+
+
+def test_train_prints_results_on_one_stream_and_progress_on_the_other(capsys):
+    onward("train", *SMALL, "--out", "run")
+
+    found = read_result(Path("run"))
+    shown = capsys.readouterr()
+    assert f"{found['accuracy']['test']:.2%}" in shown.out
+    assert found["weights_sha256"][:16] in shown.out
+    assert shown.err.startswith("2 blocks, 2 epochs in 2 chapters, 1,293 rows; sequential on 1 ")
+
+
+def test_run_folders_are_named_by_date_recipe_and_data_and_never_meet(monkeypatch):
+    monkeypatch.setattr(cli.time, "strftime", lambda pattern: "20261121-120000")
+
+    for _ in range(3):
+        assert onward("train", *SMALL) == 0
+
+    name = "20261121-120000-one-pass-digits"
+    assert sorted(os.listdir("runs")) == [name, f"{name}-2", f"{name}-3"]
+
+
+def test_overwrite_replaces_a_run():
+    onward("train", *SMALL, "--out", "run")
+    onward("train", *SMALL, "--out", "run", "--overwrite", "--seed", "1")
+
+    assert read_result(Path("run"))["seed"] == 1
+    assert sorted(os.listdir("run")) == sorted(FILES)
+
+
+def test_a_training_that_fails_leaves_the_run_that_it_was_to_replace(finished, capsys):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+
+    status = onward("train", *SMALL, "--set", "optimizer.lr=1e30", "--out", finished, "--overwrite")
+
+    assert status == 2
+    assert "is no longer finite" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+# Progress
+
+
+class Telling:
+    """A run of two chapters of two blocks, told to a listener."""
+
+    def __init__(self, **console):
+        self.file = io.StringIO()
+        self.bars = Bars(Console(file=self.file, width=100, **console))
+        config = config_of(*SMALL)
+        plan, placement = training.preview(config, 1)
+        self.bars.begin(plan, placement)
+        for chapter in range(2):
+            for block in range(2):
+                figures = {"loss": 0.5 / (chapter + 1), "accuracy": 0.75 + 0.1 * chapter}
+                self.bars.progress(ow.Progress(chapter, block, figures))
+        self.bars.progress(ow.Progress(1, None, {"validation_accuracy": 0.625}))
+        self.bars.end()
+        self.text = self.file.getvalue()
+
+
+def test_in_a_terminal_each_block_has_a_bar_with_its_loss_accuracy_and_time_left():
+    lines = Telling(force_terminal=True, color_system=None).text.splitlines()
+
+    for block in range(2):
+        bar = next(line for line in reversed(lines) if f"block {block} " in line)
+        assert "2/2 loss 0.2500  accuracy 85.00% 0:00:00" in bar
+
+
+def test_in_a_terminal_validation_stands_above_the_bars():
+    lines = Telling(force_terminal=True, color_system=None).text.splitlines()
+
+    first = next(n for n, line in enumerate(lines) if "validation accuracy 62.50%" in line)
+    assert "block 0" in lines[first + 1]
+
+
+@pytest.mark.parametrize("dumb", [False, True], ids=["no terminal", "dumb terminal"])
+def test_elsewhere_there_are_few_lines_and_no_control_codes(dumb, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+
+    text = Telling(force_terminal=dumb).text
+
+    assert text.splitlines() == [
+        "2 blocks, 2 epochs in 2 chapters, 1,293 rows; sequential on 1 rank",
+        "chapter 2, block 1: loss 0.2500  accuracy 85.00%; 0 s, about 0 s left",
+        "chapter 2: validation accuracy 62.50%",
+    ]
+
+
+def test_elsewhere_a_long_run_says_a_line_now_and_then(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
+
+    lines = Telling().text.splitlines()
+
+    assert [line.partition(":")[0] for line in lines[1:5]] == [
+        f"chapter {chapter}, block {block}" for chapter in (1, 2) for block in (0, 1)
+    ]
+
+
+def test_a_run_that_will_stall_says_so_beforehand(capsys):
+    onward("plan", "hinton", "--nodes", "2", "--widths", "8,8", "--epochs", "1")
+
+    note = capsys.readouterr().out.splitlines()[-1]
+    assert note.startswith("Note: plan.hint_age is 0 mini-batches and there are 2 ranks: ")
+
+
+# onward plan
+
+
+def test_plan_prints_a_table_and_a_picture_and_starts_nothing(capsys):
+    assert onward("plan", "--nodes", "2", "--widths", "8,8", "--epochs", "4") == 0
+
+    shown = capsys.readouterr().out
+    assert "all-layers: 2 ranks" in shown
+    assert "rank 0  0T0 1T0 0T2 1T2" in shown
+    assert "rank 1      0T1 1T1 0T3 1T3" in shown
+    assert os.listdir() == []
+
+
+def test_the_plan_of_ranks_with_files_of_their_own_is_shown_as_well(capsys):
+    for rank in range(2):
+        np.savez(f"shard-{rank}.npz", x=np.eye(20), y=np.arange(20) % 2)
+
+    arguments = ("--data", "shard-{rank}.npz", "--batch-size", "5", "--epochs", "2")
+    assert onward("plan", *arguments, "--nodes", "2", "--widths", "8") == 0
+
+    assert "federated: 2 ranks" in capsys.readouterr().out
+
+
+# onward evaluate
+
+
+def test_evaluate_finds_the_accuracy_that_training_found(finished, capsys):
+    assert onward("evaluate", finished) == 0
+
+    shown = capsys.readouterr().out
+    accuracy = read_result(finished)["accuracy"]
+    assert f"{finished} on the 60 test rows of data.npz" in shown
+    for part in (accuracy["test"], *accuracy["per_block"]):
+        assert f"{part:.2%}" in shown
+
+
+def test_evaluate_takes_other_data(finished, capsys):
+    np.savez("other.npz", x=np.zeros((4, 8)), y=[0, 1, 0, 1], x_test=np.ones((2, 8)), y_test=[1, 1])
+
+    assert onward("evaluate", finished, "--data", "other.npz") == 0
+
+    assert "on the 2 test rows of other.npz" in capsys.readouterr().out
+
+
+# onward predict
+
+
+def test_predict_prints_a_label_and_the_scores_of_each_row(finished, capsys):
+    x = np.random.default_rng(1).random((5, 8))
+    np.savez("new.npz", x=x)
+
+    assert onward("predict", finished, "new.npz") == 0
+
+    header, *lines = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert header == ["label", "score_0", "score_1", "score_2"]
+    scores = ow.load(finished).scores(torch.tensor(x, dtype=torch.float32)).network.float()
+    assert [int(line[0]) for line in lines] == scores.argmax(dim=1).tolist()
+    assert [[float(score) for score in line[1:]] for line in lines] == scores.tolist()
+
+
+@pytest.mark.parametrize("model", ["", "model.safetensors"], ids=["run folder", "model file"])
+def test_predict_writes_labels_and_scores(finished, model, capsys):
+    x = np.random.default_rng(1).random((5, 8))
+    np.savez("new.npz", x=x)
+
+    assert onward("predict", finished / model, "new.npz", "--out", "found.npz") == 0
+
+    scores = ow.load(finished).scores(torch.tensor(x, dtype=torch.float32)).network.float()
+    with np.load("found.npz") as found:
+        assert sorted(found) == ["labels", "scores"]
+        np.testing.assert_array_equal(found["labels"], scores.argmax(dim=1))
+        np.testing.assert_array_equal(found["scores"], scores)
+    assert capsys.readouterr().out == "5 labels and scores in found.npz\n"
+    assert sorted(os.listdir()) == ["found.npz", "new.npz"]
+
+
+def test_predict_takes_bytes_for_pixels(finished, capsys):
+    pixels = np.random.default_rng(1).integers(256, size=(5, 8), dtype=np.uint8)
+    np.savez("bytes.npz", x=pixels)
+    np.savez("floats.npz", x=pixels.astype(np.float32) / 255)
+
+    onward("predict", finished, "bytes.npz")
+    of_bytes = capsys.readouterr().out
+    onward("predict", finished, "floats.npz")
+
+    assert of_bytes == capsys.readouterr().out
+
+
+def test_predict_ends_quietly_where_nobody_reads_on(finished, monkeypatch, capsys):
+    np.savez("new.npz", x=np.zeros((5, 8)))
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+
+    with os.fdopen(write_end, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert onward("predict", finished, "new.npz") == 141
+
+    assert capsys.readouterr().err == ""
+
+
+# onward recipes, onward data
+
+
+def test_recipes_lists_each_with_its_source(capsys):
+    assert onward("recipes") == 0
+
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for recipe in RECIPES.values():
+        assert recipe.name in shown
+        assert recipe.source.split(",")[0] in shown
+
+
+def test_data_lists_each_set_uncut_and_where_it_was_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = tmp_path / "a-folder-with-a-name-that-is-longer-than-a-column" / "mnist"
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (folder / f"{part}-{kind}-ubyte").touch()
+
+    assert onward("data", "--data-dir", folder.parent) == 0
+
+    shown = capsys.readouterr().out
+    for name in ow.data.catalog.NAMES:
+        assert f"│ {name} " in shown
+    where = "".join(line.split("│")[-2].strip() for line in shown.splitlines() if "│" in line)
+    assert str(folder) in where
+
+
+def test_the_defaults_of_the_command_are_those_of_the_settings():
+    assert RunConfig().recipe == parse(["train"]).recipe

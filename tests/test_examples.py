@@ -1,0 +1,107 @@
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from onward.cli import main
+from onward.runs import read_result
+from onward.transport import launch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """Run an example as a script, in this process, and return what it printed."""
+
+    def run(script, *arguments):
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capfd.readouterr().out
+
+    return run
+
+
+def onward(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 0
+
+
+def accuracy_in(printed):
+    """Return the number before the first percent sign."""
+    return float(printed.partition("%")[0].rpartition(" ")[2])
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda script: script.name)
+def test_every_example_says_what_it_shows_and_how_to_run_it(script):
+    text = script.read_text()
+
+    assert text.startswith('"""')
+    assert f"\n    python examples/{script.name}" in text
+
+
+def test_arrays_of_ones_own_are_learned_from_saved_and_loaded(run):
+    printed = run("own_data.py")
+
+    assert accuracy_in(printed) > 80
+    *_, predicted, truth = printed.splitlines()
+    assert predicted.removeprefix("predicted ") == truth.removeprefix("in truth  ")
+
+
+def test_blocks_of_convolutions_learn(run):
+    printed = run("convolution_blocks.py")
+
+    assert accuracy_in(printed) > 95
+    assert "ranks 1, weights " in printed
+
+
+@pytest.mark.distributed
+def test_blocks_of_convolutions_end_in_the_same_weights_on_two_ranks(run, capfd):
+    alone = run("convolution_blocks.py")
+    status = launch(2, [str(EXAMPLES / "convolution_blocks.py")])
+
+    assert status == 0
+    assert capfd.readouterr().out == alone.replace("ranks 1", "ranks 2")
+
+
+def test_runs_are_put_side_by_side(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    small = ("--epochs", "2", "--widths", "32,16")
+    onward("train", "one-pass", *small, "--out", tmp_path / "one")
+    onward("train", "backprop", *small, "--out", tmp_path / "two")
+
+    printed = run("compare.py", tmp_path / "one", tmp_path / "two")
+
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines()]
+    table = {row[0]: row[1:] for row in rows if row and row[0]}
+    assert table["recipe"] == ["one-pass", "backprop"]
+    assert table["placement"] == ["sequential"] * 2
+    found = [read_result(tmp_path / name) for name in ("one", "two")]
+    assert table["test accuracy"] == [f"{each['accuracy']['test']:.2%}" for each in found]
+    assert str(tmp_path / "one") in printed
+
+
+def test_a_comparison_with_a_run_that_is_not_finished_is_refused(run, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        run("compare.py", tmp_path)
+
+    assert ended.value.code == 2
+    assert f"compare: There is no finished run in {tmp_path}" in capfd.readouterr().err
+
+
+def test_the_federated_run_file_deals_four_shards_to_four_ranks(capsys):
+    onward("plan", EXAMPLES / "federated.toml")
+
+    assert "federated: 4 ranks" in capsys.readouterr().out
+
+
+def test_the_federated_run_file_learns(tmp_path, capsys):
+    # One process does the same as four: the plan says which rows each chapter learns from.
+    onward("train", EXAMPLES / "federated.toml", "--nodes", "1", "--out", tmp_path / "run")
+
+    found = read_result(tmp_path / "run")
+    assert found["accuracy"]["test"] > 0.93
+    assert (found["placement"], found["shards"]) == ("federated", 4)
