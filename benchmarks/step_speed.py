@@ -5,7 +5,8 @@
 
 Network [784, 2000 x 4], 10 classes, random inputs in memory, one thread, one process. Contestants:
 
-    one-pass   the library's one-pass recipe, a mini-batch through all blocks (stream plan)
+    one-pass   the library's one-pass recipe, a mini-batch through all blocks (stream plan);
+               without dropout, which the others do not have either
     two-pass   the library's hinton recipe: positive, negative and neutral pass, softmax head,
                hard negatives, peer normalisation
     fp32 ff    Forward-Forward as it is usually written: autograd, fp32, a positive, a negative and
@@ -55,6 +56,7 @@ def library(recipe: str, widths: tuple[int, ...], batch: int) -> Callable[[], No
             "network.widths": widths,
             "training.batch_size": batch,
             "training.epochs": 1000,
+            "network.dropout": 0.0,
             "plan.kind": "stream",
             "data.validation": 0,
         }
