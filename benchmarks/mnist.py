@@ -72,7 +72,12 @@ def run_case(case: str, seed: int, options: Any) -> dict[str, Any]:
     result = ow.run(config, Printer())
     assert result is not None
     curve = [(p.chapter + 1, p.figures) for p in result.progress if p.block is None]
-    return {"case": case, "settings": config.to_toml(), **result.to_json(), "curve": curve}
+    return {
+        "case": case,
+        "settings": config.with_settings({"data.dir": None}).to_toml(),
+        **result.to_json(),
+        "curve": curve,
+    }
 
 
 def quick(case: str, options: Any) -> float:

@@ -153,7 +153,7 @@ def test_a_run_says_how_many_bytes_each_rank_has_sent(group, case, name, number)
         (
             "private_files_not_federated",
             "PlacementError: Each rank has a shard of its own, and the placement all-layers needs "
-            "all rows everywhere. Use --placement federated.",
+            "all rows everywhere. Use --placement federated, on two ranks or more.",
         ),
     ],
 )
