@@ -31,9 +31,11 @@ from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHe
 from onward.recipes import RECIPES, Recipe
 from onward.results import Listener, Progress, Result
 from onward.training import run, train
+from onward.version import VERSION as __version__
 from onward.views import LabelEmbedding, Negatives, Plain, Sampler, View
 
 __all__ = [
+    "__version__",
     "Adam",
     "Block",
     "CrossEntropy",

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from onward.errors import FileError
 from onward.layers import Dense
 from onward.networks import Network, build
 from onward.objectives import Threshold
+from onward.version import VERSION
 
 FORMAT = 1
 """Version of the layout of model files; newer ones are refused."""
@@ -56,7 +56,7 @@ def save(network: Network, path: Path | str) -> None:
     blueprint = network.blueprint
     header: dict[str, Any] = {
         "format": FORMAT,
-        "version": version("onward"),
+        "version": VERSION,
         "precision": precision,
         "blueprint": asdict(blueprint) if blueprint else None,
         "blocks": [_describe(block.module, block.objective) for block in network.all_blocks],

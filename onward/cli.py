@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +31,7 @@ from onward.placement import stall
 from onward.progress import Bars, count
 from onward.recipes import RECIPES
 from onward.transport import launch, leave
+from onward.version import VERSION
 
 FLAGS = {
     "--data": ("data.name", "digits, mnist, fashion-mnist, cifar10, or a path to an .npz file"),
@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="onward", description="Train neural networks layer by layer, on one machine or many."
     )
-    parser.add_argument("--version", action="version", version=f"onward {version('onward')}")
+    parser.add_argument("--version", action="version", version=f"onward {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ import platform
 import resource
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from onward.results import Listener, Log, Result
 from onward.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
 from onward.transport import DistributedTransport, InMemoryTransport, Transport
+from onward.version import VERSION
 from onward.workers import Arithmetic, Rows
 
 
@@ -324,7 +324,7 @@ def _train(
         **per_rank,
         "weights_sha256": weights_sha256(network),
         "versions": {
-            "onward": version("onward"),
+            "onward": VERSION,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

@@ -11,6 +11,7 @@ MODULES = {
 }
 
 ORDER = [
+    "version",
     "errors",
     "seeds",
     "config",
