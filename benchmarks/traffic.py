@@ -1,7 +1,7 @@
 """What crosses the wire, and what does each rank hold, for each placement?
 
     python benchmarks/traffic.py            8 chapters of [784, 2000 x 4], about three minutes
-    python benchmarks/traffic.py --quick    2 chapters, under a minute
+    python benchmarks/traffic.py --quick    4 chapters, under a minute
 
 Real ranks on this machine, loopback. Bytes are those handed to the transport by all ranks together,
 and do not depend on the number of rows; the formulas are those of the PFF paper's scheme
