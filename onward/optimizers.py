@@ -5,7 +5,6 @@ plain tensors with names, because it travels between machines and rests in files
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,14 +29,9 @@ class Optimizer(ABC):
 
     @abstractmethod
     def step(
-        self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        moments: Sequence[Moments],
-        *,
-        lr_scale: float,
+        self, parameter: Tensor, gradient: Tensor, moments: Moments, *, lr_scale: float
     ) -> None:
-        """Update parameters in place, except for the count of steps (see `count`)."""
+        """Update a parameter and its moments in place, but not the count of steps (see `count`)."""
 
     @abstractmethod
     def count(self, moments: Moments) -> None:
@@ -74,34 +68,26 @@ class Adam(Optimizer):
         moments["step"] += 1
 
     def step(
-        self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        moments: Sequence[Moments],
-        *,
-        lr_scale: float,
+        self, parameter: Tensor, gradient: Tensor, moments: Moments, *, lr_scale: float
     ) -> None:
-        for matrices in (True, False):
-            chosen = [i for i, p in enumerate(parameters) if (p.ndim > 1) is matrices]
-            if chosen:
-                adam(
-                    [parameters[i] for i in chosen],
-                    [gradients[i] for i in chosen],
-                    [moments[i]["exp_avg"] for i in chosen],
-                    [moments[i]["exp_avg_sq"] for i in chosen],
-                    [],
-                    # The function counts too, and a slice must not: it gets a copy, one behind.
-                    [moments[i]["step"] - 1 for i in chosen],
-                    fused=True,
-                    decoupled_weight_decay=True,
-                    amsgrad=False,
-                    beta1=self.beta1,
-                    beta2=self.beta2,
-                    lr=self.lr * lr_scale,
-                    weight_decay=self.weight_decay if matrices else 0.0,
-                    eps=self.eps,
-                    maximize=False,
-                )
+        adam(
+            [parameter],
+            [gradient],
+            [moments["exp_avg"]],
+            [moments["exp_avg_sq"]],
+            [],
+            # The function counts too, and a slice must not: it gets a copy, one behind.
+            [moments["step"] - 1],
+            fused=True,
+            decoupled_weight_decay=True,
+            amsgrad=False,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=self.lr * lr_scale,
+            weight_decay=self.weight_decay if parameter.ndim > 1 else 0.0,
+            eps=self.eps,
+            maximize=False,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,22 +115,15 @@ class SGD(Optimizer):
         pass
 
     def step(
-        self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        moments: Sequence[Moments],
-        *,
-        lr_scale: float,
+        self, parameter: Tensor, gradient: Tensor, moments: Moments, *, lr_scale: float
     ) -> None:
         lr = self.lr * lr_scale
-        if self.weight_decay:
-            for parameter in parameters:
-                if parameter.ndim > 1:
-                    parameter.mul_(1 - lr * self.weight_decay)
+        if self.weight_decay and parameter.ndim > 1:
+            parameter.mul_(1 - lr * self.weight_decay)
         sgd(
-            list(parameters),
-            list(gradients),
-            [m["momentum"] for m in moments],
+            [parameter],
+            [gradient],
+            [moments["momentum"]],
             fused=True,
             weight_decay=0.0,
             momentum=self.momentum,

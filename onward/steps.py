@@ -43,6 +43,10 @@ class Step(ABC):
             The block's outputs before the update, detached, and what the step told.
         """
 
+    def infer(self, x: Tensor) -> Tensor:
+        """Pass rows through the block as it now is, without training it."""
+        return self.block.infer(x)
+
     def _learned(self, views: Views) -> tuple[Tensor | tuple[Tensor, ...], list[int]]:
         """Return the inputs the objective learns from, joined, and the rows of each view."""
         chosen = [views[name] for name in self.block.objective.views]
@@ -63,7 +67,7 @@ class Step(ABC):
     def _update(self, name: str, parameter: Tensor, gradient: Tensor, lr_scale: float) -> None:
         moments, optimizer = self.block.moments[name], self.block.optimizer
         optimizer.count(moments)
-        optimizer.step([parameter.detach()], [gradient], [moments], lr_scale=lr_scale)
+        optimizer.step(parameter.detach(), gradient, moments, lr_scale=lr_scale)
 
     def _outputs(self, activities: Tensor, views: Views, rows: list[int]) -> dict[str, View]:
         names = self.block.objective.views
@@ -151,8 +155,8 @@ class ClosedFormStep(Step):
     ) -> tuple[dict[str, View], StepReport]:
         x, rows = self._learned(views)
         assert isinstance(x, Tensor)
-        x = self._inputs(x, seed)
-        activities = F.linear(x, self.product_weight, self.layer.bias.to(self.dtype)).relu_()
+        x = self._dropped(self._normalized(x), seed)
+        activities = self._activities(x)
         outputs = self._outputs(activities, views, rows)
         gradient = self.block.objective.gradient(outputs)
         derivative = joined([gradient.activities[n] for n in self.block.objective.views])
@@ -174,13 +178,22 @@ class ClosedFormStep(Step):
         active = (ones @ activities)[0] > 0
         return outputs, _report(gradient.loss, gradient.metrics, active)
 
-    def _inputs(self, x: Tensor, seed: int) -> Tensor:
-        x = normalize_length(x.flatten(1)).to(self.dtype)
-        if self.layer.dropout:
-            draw = torch.Generator().manual_seed(seed)
-            mask = keep_mask(x.shape, self.layer.dropout, generator=draw, dtype=self.dtype)
-            x = x * mask
-        return x
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> Tensor:
+        # The weights are in the type of the products already.
+        return self._activities(self._normalized(x))
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        return normalize_length(x.flatten(1)).to(self.dtype)
+
+    def _dropped(self, x: Tensor, seed: int) -> Tensor:
+        if not self.layer.dropout:
+            return x
+        draw = torch.Generator().manual_seed(seed)
+        return x * keep_mask(x.shape, self.layer.dropout, generator=draw, dtype=self.dtype)
+
+    def _activities(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.product_weight, self.layer.bias.to(self.dtype)).relu_()
 
     def _update_weight(self, derivative: Tensor, x: Tensor, lr_scale: float) -> None:
         moments = self.block.moments["module.weight"]
@@ -194,7 +207,7 @@ class ClosedFormStep(Step):
             if product.dtype != gradient.dtype:
                 gradient.copy_(product)
             part = {name: t[chosen] if t.ndim else t for name, t in moments.items()}
-            optimizer.step([weight], [gradient], [part], lr_scale=lr_scale)
+            optimizer.step(weight, gradient, part, lr_scale=lr_scale)
             if product.dtype != gradient.dtype:
                 self.product_weight[chosen] = weight
 

@@ -46,8 +46,7 @@ class StreamWorker(Worker):
 
     def train(self, time: int, block: int) -> None:
         clock = Clock()
-        if block not in self.steps:
-            self.steps[block] = self.make_step(block)
+        step = self._step(block)
         if block == self.plan.head:
             views = self._neutral_view(time)
             if self.plan.hint_age is not None:
@@ -55,11 +54,14 @@ class StreamWorker(Worker):
         else:
             views = self._views(time, block)
         # Views that this block does not learn from are for a later one.
-        learner = self.blocks[block]
-        others = {n: view.x for n, view in views.items() if n not in learner.objective.views}
-        activities = {name: learner.infer(x) for name, x in others.items()}
+        learned = self.blocks[block].objective.views
+        activities = {
+            name: step.infer(view.x)
+            for name, view in views.items()
+            if name not in learned and isinstance(view.x, Tensor)
+        }
         epoch, batch = divmod(time, self.plan.batches(0))
-        outputs, told = self.learn(self.steps[block], block, views, epoch, batch, shard=0)
+        outputs, told = self.learn(step, block, views, epoch, batch, shard=0)
         if block != self.plan.head:
             activities |= {n: v.x for n, v in outputs.items() if isinstance(v.x, Tensor)}
             parts = [activities[name] for name in self.network.sampler.names]
@@ -71,7 +73,7 @@ class StreamWorker(Worker):
             (x,) = self.values[Product(Thing.NEUTRAL, time, block - 1)]
         else:
             x = self.network.sampler.neutral(self._inputs(time + self.plan.lead))
-        self.values[Product(Thing.NEUTRAL, time, block)] = [self.blocks[block].infer(x)]
+        self.values[Product(Thing.NEUTRAL, time, block)] = [self._step(block).infer(x)]
 
     def hint_rows(self, time: int) -> int:
         return self._num_rows(time)
@@ -86,6 +88,11 @@ class StreamWorker(Worker):
                 return super().layout(product)
         example = self.examples[product.block]
         return [example.expand(rows, *example.shape[1:])] * views
+
+    def _step(self, block: int) -> Step:
+        if block not in self.steps:
+            self.steps[block] = self.make_step(block)
+        return self.steps[block]
 
     def _num_rows(self, time: int) -> int:
         first = time % self.plan.batches(0) * self.plan.batch_size

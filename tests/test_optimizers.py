@@ -27,9 +27,9 @@ def follow(rule, parameters, gradients, *, lr_scale=1.0, moments=None):
     """Let parameters take a step for each entry of gradients."""
     moments = moments or [rule.moments(p) for p in parameters]
     for each in gradients:
-        for state in moments:
+        for parameter, own, state in zip(parameters, each, moments, strict=True):
             rule.count(state)
-        rule.step(parameters, each, moments, lr_scale=lr_scale)
+            rule.step(parameter, own, state, lr_scale=lr_scale)
     return moments
 
 
@@ -175,7 +175,7 @@ def in_slices(rule, rows, columns, size):
         for first in range(0, rows, size):
             chosen = slice(first, first + size)
             part = {name: m[chosen] if m.ndim else m for name, m in state.items()}
-            rule.step([sliced[chosen]], [gradient(t, sliced)[chosen]], [part], lr_scale=1.0)
+            rule.step(sliced[chosen], gradient(t, sliced)[chosen], part, lr_scale=1.0)
     return whole, sliced
 
 

@@ -578,6 +578,20 @@ def test_passing_rows_through_changes_nothing_and_drops_nothing():
     assert all(t.equal(before[name]) for name, t in state_of(block).items())
 
 
+@pytest.mark.parametrize("closed_form", [True, False])
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 0), (torch.bfloat16, 2**-7)])
+def test_a_step_passes_rows_through_the_block_as_it_now_is(closed_form, precision, tolerance):
+    block = block_of("cross-entropy", SGD(lr=10.0), dropout=0.5, precision=precision)
+    step, x = make_step(block, closed_form=closed_form), draw(4, INPUTS, seed=9)
+    before = step.infer(x)
+    step(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
+
+    after = step.infer(x)
+
+    assert not after.equal(before)
+    close(after, block.infer(x), tolerance)
+
+
 @pytest.mark.usefixtures("kept_generator")
 def test_a_step_trains_again_after_rows_were_passed_through():
     block, beside = mixed_block(), mixed_block()
