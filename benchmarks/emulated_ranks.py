@@ -6,10 +6,11 @@
 Four processes on two cores say nothing about four machines, unless each gets the same fixed share
 of a core. So every rank is put into a control group (cgroup v1, cpu controller, root only) with a
 quota of a quarter core and a period of 10 ms, and is compared with one rank under the same quota.
-Whether the machine can give four quotas at once is measured first, with products of matrices:
-`calibration` is the speed of each of four such loops over that of one alone.
+Whether the machine can give four quotas at once is measured first, with loops that do the training
+steps of a block each, and send nothing: `calibration` is the speed of each of four such loops over
+that of one alone. It is below 1 where the four are in each other's way, in the cache for instance.
 
-Work: one-pass, 4 equal blocks of 2000 units, S chapters of 20 mini-batches of 512 rows; a task
+Work: one-pass, 4 equal blocks of 2000 units, S chapters of 16 mini-batches of 512 rows; a task
 takes over two seconds under the quota. Timed: from the first task to the gathered network.
 
     speedup              time of one rank over time of four, median of the pairs
@@ -37,15 +38,18 @@ import common
 import torch
 
 import onward as ow
+from onward.checkpoint import PRECISIONS
 from onward.placement import Placement, place
 from onward.plan import ChapterPlan, Kind, Plan, Product
+from onward.steps import make_step
+from onward.training import resolve_precision
 from onward.transport import launch
 
 GROUPS = Path("/sys/fs/cgroup/cpu")
 PERIOD_MICROSECONDS = 10_000
 QUOTA = 0.25
 BATCH_SIZE = 512
-BATCHES = 20
+BATCHES = 16
 CLASSES = 10
 
 
@@ -83,42 +87,53 @@ def join(path: str | None) -> None:
         Path(path, "cgroup.procs").write_text(str(os.getpid()))
 
 
-def loop_body(group: str, seconds: float, start: Any, results: Any) -> None:
-    """Multiply matrices for a while and say how often."""
-    x, w = torch.rand(100, 1000), torch.rand(1000, 1000)
+def loop_body(
+    group: str, width: int, batch_size: int, seconds: float, start: Any, speeds: Any
+) -> None:
+    """Do training steps of one block for a while and say how many a second."""
+    torch.set_num_threads(1)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(batch_size, width, generator=draw)
+    views = {"input": ow.View(x, torch.randint(CLASSES, (batch_size,), generator=draw))}
+    network = ow.mlp((width,), num_classes=CLASSES, widths=(width,))
+    network.set_precision(PRECISIONS[resolve_precision("auto")])
+    step = make_step(network.line[0], closed_form=True)
+    step(views, seed=0, lr_scale=1.0)
     join(group)
     start.wait()
-    products, end = 0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        x @ w
-        products += 1
-    results.put(products / seconds)
+    steps, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        step(views, seed=steps, lr_scale=1.0)
+        steps += 1
+    speeds.put(steps / (time.perf_counter() - begin))
 
 
-def measure_loops(groups: list[ControlGroup], seconds: float) -> float:
+def measure_loops(groups: list[ControlGroup], width: int, batch_size: int, seconds: float) -> float:
     """Return the mean speed of loops that run at once, a group each."""
     context = multiprocessing.get_context("fork")
-    start, results = context.Barrier(len(groups)), context.Queue()
+    start, speeds = context.Barrier(len(groups)), context.Queue()
     loops = [
-        context.Process(target=loop_body, args=(str(group.path), seconds, start, results))
+        context.Process(
+            target=loop_body, args=(str(group.path), width, batch_size, seconds, start, speeds)
+        )
         for group in groups
     ]
     for loop in loops:
         loop.start()
-    speeds = [results.get() for _ in loops]
+    found = [speeds.get(timeout=600) for _ in loops]
     for loop in loops:
         loop.join()
-    return statistics.mean(speeds)
+    return statistics.mean(found)
 
 
-def calibrate(ranks: int, seconds: float, repeats: int) -> float:
+def calibrate(ranks: int, width: int, batch_size: int, seconds: float, repeats: int) -> float:
     """Return the speed of each of some loops under quotas over that of one alone."""
     groups = make_groups(ranks)
     try:
         ratios = []
         for _ in range(repeats):
-            alone = measure_loops(groups[:1], seconds)
-            ratios.append(measure_loops(groups, seconds) / alone)
+            alone = measure_loops(groups[:1], width, batch_size, seconds)
+            ratios.append(measure_loops(groups, width, batch_size, seconds) / alone)
     finally:
         for group in groups:
             group.remove()
@@ -201,7 +216,7 @@ def main() -> None:
         common.skip(
             "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
         )
-    chapters = {"full": 16, "quick": 4, "smoke": 4}[form]
+    chapters = {"full": 8, "quick": 4, "smoke": 4}[form]
     pairs = {"full": 5, "quick": 1, "smoke": 1}[form]
     batch_size = 32 if form == "smoke" else BATCH_SIZE
     work = {
@@ -212,8 +227,10 @@ def main() -> None:
     }
     ranks = 2 if form == "smoke" else 4
     load = os.getloadavg()[0]
-    repeats = {"full": 5, "quick": 2, "smoke": 1}[form]
-    calibration = calibrate(ranks, 0.3 if form == "smoke" else 3.0, repeats)
+    seconds = {"full": 5.0, "quick": 3.0, "smoke": 0.3}[form]
+    calibration = calibrate(
+        ranks, work["width"], batch_size, seconds, repeats=5 if form == "full" else 1
+    )
     print(f"calibration {calibration:.3f}, load {load:.2f}, {chapters} chapters, {pairs} pairs")
     plan = ChapterPlan(
         num_blocks=4,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ranks import MEGABYTE, results, sizes
 
-from onward.transport import IN_FLIGHT, InMemoryTransport
+from onward.transport import IN_FLIGHT, LINE, SMALL, Buffers, InMemoryTransport
 
 distributed = pytest.mark.distributed
 
@@ -21,6 +21,56 @@ def pair():
     received = []
     receiver.expect(0, [[torch.empty(2)], [torch.empty(3), torch.empty(())]], received.append)
     return sender, receiver, received
+
+
+# Memory for what arrives
+
+
+def large(dtype=torch.float32):
+    return torch.empty(3, SMALL, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+def test_a_buffer_has_the_shape_and_type_asked_for_and_begins_a_cache_line(dtype):
+    buffer = Buffers().empty_like(large(dtype))
+
+    assert (buffer.shape, buffer.dtype) == ((3, SMALL), dtype)
+    assert buffer.data_ptr() % LINE == 0
+    assert buffer.fill_(1).sum() == 3 * SMALL
+
+
+def test_memory_is_used_again_once_the_tensor_is_gone():
+    buffers = Buffers()
+    buffer = buffers.empty_like(large())
+    address = buffer.data_ptr()
+    assert buffers.empty_like(large()).data_ptr() != address
+
+    del buffer
+
+    assert address in [buffers.empty_like(large()).data_ptr() for _ in range(2)]
+
+
+def test_memory_is_in_use_as_long_as_anything_shares_it():
+    buffers, parameter = Buffers(), torch.nn.Parameter(large())
+    parameter.data = buffers.empty_like(large()).fill_(1)
+    part = buffers.empty_like(large()).fill_(2)[1]
+
+    others = [buffers.empty_like(large()).fill_(3) for _ in range(4)]
+
+    assert len({t.data_ptr() for t in others}) == 4
+    assert (parameter == 1).all()
+    assert (part == 2).all()
+
+
+def test_reserved_memory_is_what_is_handed_out():
+    buffers = Buffers()
+    buffers.reserve([[large()], [large(), torch.empty(())]])
+    ready = {memory.ctypes.data for memory in buffers.free[large().nbytes]}
+
+    taken = [buffers.empty_like(large()) for _ in range(2)]
+
+    assert {t.data_ptr() for t in taken} == ready
+    assert len(ready) == 2
 
 
 # In one process
