@@ -20,6 +20,7 @@ FIGURES = {
     },
     "federated": {"digits_pooled", "digits_iid", "digits_class"},
     "mnist": {"one-pass", "hinton", "pff-adaptive-goodness", "pff-random-softmax", "backprop"},
+    "same_weights": {"pff adaptive goodness"},
     "step_speed": {
         "one_pass_vs_fp32_ff",
         "one_pass_vs_bf16_backprop",
