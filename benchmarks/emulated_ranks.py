@@ -216,7 +216,7 @@ def main() -> None:
         common.skip(
             "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
         )
-    chapters = {"full": 8, "quick": 4, "smoke": 4}[form]
+    chapters = {"full": 6, "quick": 4, "smoke": 4}[form]
     pairs = {"full": 5, "quick": 1, "smoke": 1}[form]
     batch_size = 32 if form == "smoke" else BATCH_SIZE
     work = {

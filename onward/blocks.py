@@ -50,6 +50,25 @@ class Block(nn.Module):
         self.moments: dict[str, Moments] = {}
         self.forget()
 
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Return the activities of the module, for training or not, as it was set.
+
+        Raises:
+            ValueError: The module changed its input, which others still read.
+        """
+        parts = x if isinstance(x, tuple) else (x,)
+        # Tensors of torch.inference_mode do not count their changes.
+        counted = [part for part in parts if not part.is_inference()]
+        versions = [part._version for part in counted]
+        activities: Tensor = self.module(x)
+        if [part._version for part in counted] != versions:
+            raise ValueError(
+                f"The module {type(self.module).__name__} changes its input in place, which other "
+                f"blocks and later epochs read too. Let its first operation make a new tensor "
+                f"(inplace=False)."
+            )
+        return activities
+
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that learn, by name; frozen ones are left out."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
@@ -68,8 +87,7 @@ class Block(nn.Module):
         """Pass rows through without training: running statistics and weights stay as they are."""
         self.eval()
         with self.autocast():
-            activities: Tensor = self.module(x)
-        return activities
+            return self(x)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def scores(self, activities: Tensor) -> Tensor:

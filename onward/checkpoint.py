@@ -38,7 +38,7 @@ def shipped(network: Network) -> dict[str, Tensor]:
 
 def weights_sha256(network: Network) -> str:
     """Return a digest of the names, shapes, types and bytes of all that inference needs."""
-    return _digest(shipped(network))
+    return tensors_sha256(shipped(network))
 
 
 def save(network: Network, path: Path | str) -> None:
@@ -113,7 +113,7 @@ def load(path: Path | str, network: Network | None = None) -> Network:
         network = _rebuild(path, header)
     wanted = shipped(network)
     _check_tensors(path, tensors, wanted)
-    if _digest(tensors) != header["weights_sha256"]:
+    if tensors_sha256(tensors) != header["weights_sha256"]:
         raise FileError(f"The model file {path} is damaged: its weights do not have its checksum.")
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -122,7 +122,8 @@ def load(path: Path | str, network: Network | None = None) -> Network:
     return network
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of the names, shapes, types and bytes of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous()

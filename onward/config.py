@@ -18,6 +18,9 @@ import tomli_w
 
 from onward.errors import FileError, SettingError
 
+NONE = "none"
+"""How a run file or a flag says None."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -162,7 +165,7 @@ class TrainingConfig:
     gradients: Literal["closed-form", "autograd"] = "closed-form"
     """How derivatives are found where both ways are known; equal up to rounding."""
 
-    threads: Count = 1
+    threads: Annotated[int, Range(1, 1025)] = 1
     """Threads of each rank. Rounding depends on it."""
 
 
@@ -266,8 +269,8 @@ class RunConfig:
             self.with_settings({name: getattr(getattr(self, section) if section else self, key)})
 
     def to_toml(self) -> str:
-        """Return the run as TOML; settings that are None are left out."""
-        return tomli_w.dumps(_without_none(asdict(self)))
+        """Return the run as TOML; None, which TOML does not know, is written as a word."""
+        return tomli_w.dumps(_none_as_word(asdict(self)))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -308,11 +311,10 @@ def _types(owner: type) -> dict[str, Any]:
     return typing.get_type_hints(owner, include_extras=True)
 
 
-def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+def _none_as_word(tree: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: _without_none(value) if isinstance(value, dict) else value
+        name: _none_as_word(value) if isinstance(value, dict) else NONE if value is None else value
         for name, value in tree.items()
-        if value is not None
     }
 
 
@@ -347,7 +349,7 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 def _read_any(name: str, value: Any, kind: Any) -> Any:
     """Return a value as the first type of a union that it fits, whole numbers first."""
     options = [option for option in get_args(kind) if option is not type(None)]
-    if value is None and type(None) in get_args(kind):
+    if value in (None, NONE) and type(None) in get_args(kind):
         return None
     for option in sorted(options, key=lambda option: int not in (option, *get_args(option))):
         try:

@@ -1,10 +1,13 @@
 """Which rows each rank learns from: loading, validation rows, shards."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from onward import data as datasets
+from onward.checkpoint import tensors_sha256
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.errors import DataError, SettingError
@@ -76,6 +79,15 @@ def deal(
     Raises:
         DataError: There is one class only, over all shards, or the ranks' data do not agree.
     """
+    held = hold(config, dataset, transport.rank)
+    note = describe(held, dataset)
+    if transport.num_ranks > 1 and not is_private(config):
+        note["sha256"] = tensors_sha256({"x": dataset.x, "y": dataset.y})
+    return held, agree(config, transport.exchange("data", note))
+
+
+def hold(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Rows]:
+    """Return the shards that a rank has rows of, by number."""
     shift, shape = config.data.shift, dataset.input_shape
     if shift and (len(shape) != 3 or shift >= min(shape[1:])):
         raise SettingError(
@@ -85,39 +97,48 @@ def deal(
     whole = deal_alone(config, dataset)
     number = config.plan.shards
     if is_private(config):
-        held = {transport.rank: whole}
-    elif number == 1:
-        held = {0: whole}
-    else:
-        by, seed = config.plan.shard_by, config.training.seed
-        parts = datasets.shards(whole.y, number, by, seed=seed)
-        cuts = torch.arange(len(whole.y_validation)).tensor_split(number)
-        held = {
-            shard: Rows(
-                whole.x[rows], whole.y[rows], whole.x_validation[cut], whole.y_validation[cut]
-            )
-            for shard, (rows, cut) in enumerate(zip(parts, cuts, strict=True))
-        }
-    note = {
+        return {rank: whole}
+    if number == 1:
+        return {0: whole}
+    by, seed = config.plan.shard_by, config.training.seed
+    parts = datasets.shards(whole.y, number, by, seed=seed)
+    cuts = torch.arange(len(whole.y_validation)).tensor_split(number)
+    return {
+        shard: Rows(whole.x[rows], whole.y[rows], whole.x_validation[cut], whole.y_validation[cut])
+        for shard, (rows, cut) in enumerate(zip(parts, cuts, strict=True))
+    }
+
+
+def describe(held: Mapping[int, Rows], dataset: Dataset) -> dict[str, Any]:
+    """Return what a rank tells the others of its rows."""
+    classes = torch.cat([rows.y for rows in held.values()]).bincount(minlength=dataset.num_classes)
+    return {
         "rows": [len(rows.y) for rows in held.values()],
         "validation_rows": [len(rows.y_validation) for rows in held.values()],
-        "classes": whole.y.bincount(minlength=dataset.num_classes).tolist(),
+        "classes": classes.tolist(),
         "input_shape": list(dataset.input_shape),
     }
-    notes = transport.exchange("data", note)
+
+
+def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> Shape:
+    """Return the shape of the data of all ranks, from what each says of its own.
+
+    Raises:
+        DataError: There is one class only, over all shards, or the ranks' data do not agree.
+    """
     shapes = sorted({tuple(n["input_shape"]) for n in notes})
     if len(shapes) > 1:
         raise DataError(f"The ranks have rows of different shapes: {shapes}. They must be alike.")
     if not is_private(config):
-        if any(n != note for n in notes):
+        if any(note != notes[0] for note in notes):
             raise DataError("The ranks have different data. Give all of them the same files.")
-        notes = [note]
+        notes = notes[:1]
     num_classes = max(len(n["classes"]) for n in notes)
     totals = [
         sum(n["classes"][c] for n in notes if c < len(n["classes"])) for c in range(num_classes)
     ]
     datasets.check_classes(totals)
-    return held, Shape(
+    return Shape(
         tuple(rows for n in notes for rows in n["rows"]),
         tuple(rows for n in notes for rows in n["validation_rows"]),
         num_classes,

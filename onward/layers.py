@@ -86,7 +86,10 @@ class Dense(nn.Module):
     def pre_activations(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows units"]:
         """Return what goes into the ReLU."""
         x = normalize_length(x.flatten(1))
-        return F.linear(F.dropout(x, self.dropout, self.training), self.weight, self.bias)
+        if self.training and self.dropout:
+            draw = torch.default_generator
+            x = x * keep_mask(x.shape, self.dropout, generator=draw, dtype=x.dtype)
+        return F.linear(x, self.weight, self.bias)
 
     def forward(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows units"]:
         return self.pre_activations(x).relu()

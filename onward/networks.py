@@ -80,12 +80,29 @@ class Network(nn.Module):
                 raise ValueError(
                     f"Block {number} of {len(blocks)} reads several blocks, and only the last may."
                 )
+            if block.reads is not None and block.reads != tuple(
+                read for read in range(number) if read in block.reads
+            ):
+                raise ValueError(
+                    f"Block {number} reads {block.reads}. It may read the blocks 0 to "
+                    f"{number - 1}, each once and in ascending order."
+                )
             unknown = set(block.objective.views) - set(sampler.names)
             if block.reads is None and unknown:
                 raise ValueError(
                     f"Block {number} learns from the views {block.objective.views}, but the "
                     f"sampler {type(sampler).__name__} makes {sampler.names}."
                 )
+
+        owners: dict[int, int] = {}
+        for number, block in enumerate(self.all_blocks):
+            for name, parameter in block.named_parameters():
+                owner = owners.setdefault(id(parameter), number)
+                if owner != number:
+                    raise ValueError(
+                        f"Blocks {owner} and {number} share the parameter {name}. Each block "
+                        f"learns on its own, maybe on another machine: give it its own."
+                    )
 
     @property
     def all_blocks(self) -> list[Block]:
@@ -205,16 +222,23 @@ def build(
         )
     inputs = torch.Size(sampler.width(input_shape)).numel()
     widths = (inputs, *config.widths)
-    layers = [
-        Dense(
-            n_in,
-            n_out,
-            generator=seeds.generator(seed, "weights", number),
-            dropout=config.dropout,
-            gain=config.gain,
-        )
-        for number, (n_in, n_out) in enumerate(pairwise(widths))
-    ]
+    try:
+        layers = [
+            Dense(
+                n_in,
+                n_out,
+                generator=seeds.generator(seed, "weights", number),
+                dropout=config.dropout,
+                gain=config.gain,
+            )
+            for number, (n_in, n_out) in enumerate(pairwise(widths))
+        ]
+    except RuntimeError as error:
+        gigabytes = 4e-9 * sum(n * m for n, m in pairwise(widths))
+        raise SettingError(
+            f"network.widths = {list(config.widths)} with {inputs} inputs needs {gigabytes:,.0f} "
+            f"GB for its weights alone, and this machine has no room for them."
+        ) from error
     rule, head_rule = _rules(optimizer)
 
     def objective(number: int) -> Objective:

@@ -121,20 +121,20 @@ def stall(plan: Plan, placement: Placement) -> str | None:
     if age is None or placement.num_ranks == 1:
         return None
     if isinstance(plan, StreamPlan):
-        unit, wanted = "mini-batches", placement.num_ranks
+        unit = "mini-batches"
         effect = (
             "every mini-batch waits for the whole network (lock-step)"
             if age == 0
             else "the first rank waits for hints from the last"
         )
     else:
-        unit, wanted = "chapters", placement.num_ranks
+        unit = "chapters"
         effect = "chapters wait for the hints of others"
-    if age >= wanted:
+    if age >= placement.num_ranks:
         return None
     return (
         f"plan.hint_age is {age} {unit} and there are {placement.num_ranks} ranks: {effect}. An "
-        f"age of {wanted} or more does not stall, but changes the weights."
+        f"age of {placement.num_ranks} or more does not stall, but changes the weights."
     )
 
 

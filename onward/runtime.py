@@ -7,6 +7,7 @@ rank knows beforehand how many bytes it gets from whom, and in which order.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -141,7 +142,7 @@ class Runtime:
                 self.on_product(product, parts)
             with self.changed:
                 if product.thing in (Thing.ACTIVITIES, Thing.NEUTRAL):
-                    self.changed.wait_for(lambda: len(queued) < QUEUE)
+                    self.changed.wait_for(partial(has_room, queued, product))
                     queued.add(product)
                 self.arrived[product] = parts
                 self.changed.notify_all()
@@ -167,6 +168,11 @@ class Runtime:
     def _wake(self) -> None:
         with self.changed:
             self.changed.notify_all()
+
+
+def has_room(queued: set[Product], product: Product) -> bool:
+    """Return whether a product may join those that wait: of so many mini-batches and no more."""
+    return len({product.time} | {other.time for other in queued}) <= QUEUE
 
 
 def make_worker(

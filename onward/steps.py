@@ -110,7 +110,7 @@ class AutogradStep(Step):
                 nudged = block.module.pre_activations(x)
                 activities = nudged.relu()
             else:
-                nudged = activities = block.module(x)
+                nudged = activities = block(x)
             loss = block.objective.loss(self._outputs(activities, views, rows))
         outputs = self._outputs(activities.detach(), views, rows)
         block.objective.eval()

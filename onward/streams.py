@@ -1,6 +1,7 @@
 """The worker of a stream plan: every mini-batch updates every block, and blocks stay put."""
 
 from collections.abc import Mapping
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -26,13 +27,12 @@ class StreamWorker(Worker):
         arithmetic: Arithmetic,
     ) -> None:
         super().__init__(plan, network, shards, arithmetic)
-        for block in self.blocks:
-            block.forget()
         self.steps: dict[int, Step] = {}
         self.totals: dict[int, StepReport] = {}
         self.elapsed: dict[int, Tensor] = {}
-        self.orders: dict[int, Tensor] = {}
-        self.shifted: dict[int, Tensor] = {}
+        # Of two epochs, since rows with the neutral label may be ahead of the others.
+        self.epoch_order = lru_cache(maxsize=2)(partial(self.order, shard=0))
+        self.epoch_inputs = lru_cache(maxsize=2)(partial(self.inputs, shard=0))
         self.fixed: Tensor | None = None
         if network.sampler.negatives is Negatives.FIXED:
             self.fixed = self.negative_labels(shards[0].y, None, 0, 0)
@@ -64,7 +64,8 @@ class StreamWorker(Worker):
         outputs, told = self.learn(step, block, views, epoch, batch, shard=0)
         if block != self.plan.head:
             activities |= {n: v.x for n, v in outputs.items() if isinstance(v.x, Tensor)}
-            parts = [activities[name] for name in self.network.sampler.names]
+            # As a message would bring them: the next block may be on another rank.
+            parts = [activities[name].contiguous() for name in self.network.sampler.names]
             self.values[Product(Thing.ACTIVITIES, time, block)] = parts
         self._tell(time, block, told, clock)
 
@@ -73,7 +74,7 @@ class StreamWorker(Worker):
             (x,) = self.values[Product(Thing.NEUTRAL, time, block - 1)]
         else:
             x = self.network.sampler.neutral(self._inputs(time + self.plan.lead))
-        self.values[Product(Thing.NEUTRAL, time, block)] = [self._step(block).infer(x)]
+        self.values[Product(Thing.NEUTRAL, time, block)] = [self._step(block).infer(x).contiguous()]
 
     def hint_rows(self, time: int) -> int:
         return self._num_rows(time)
@@ -101,19 +102,11 @@ class StreamWorker(Worker):
     def _rows(self, time: int) -> Tensor:
         """Return the numbers of the rows of a mini-batch."""
         epoch, batch = divmod(time, self.plan.batches(0))
-        if epoch not in self.orders:
-            # Rows with the neutral label may be an epoch ahead of the others.
-            self.orders = {e: kept for e, kept in self.orders.items() if abs(e - epoch) < 2}
-            self.orders[epoch] = self.order(epoch, 0)
-        return self.orders[epoch][batch * self.plan.batch_size :][: self.plan.batch_size]
+        return self.epoch_order(epoch)[batch * self.plan.batch_size :][: self.plan.batch_size]
 
     def _inputs(self, time: int) -> Tensor:
         """Return the rows of a mini-batch as its epoch sees them."""
-        epoch = time // self.plan.batches(0)
-        if epoch not in self.shifted:
-            self.shifted = {e: kept for e, kept in self.shifted.items() if abs(e - epoch) < 2}
-            self.shifted[epoch] = self.inputs(epoch, 0)
-        return self.shifted[epoch][self._rows(time)]
+        return self.epoch_inputs(time // self.plan.batches(0))[self._rows(time)]
 
     def _views(self, time: int, block: int) -> dict[str, View]:
         rows = self._rows(time)

@@ -4,17 +4,31 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from onward.checkpoint import PRECISIONS, weights_sha256
+from onward.checkpoint import PRECISIONS, tensors_sha256, weights_sha256
 from onward.config import PlacementConfig, PlanConfig, RunConfig, TrainingConfig
 from onward.data import Dataset
-from onward.dealing import Shape, deal, deal_alone, is_private, load_data, with_private_shards
+from onward.dealing import (
+    Shape,
+    agree,
+    deal,
+    describe,
+    hold,
+    is_private,
+    load_data,
+    with_private_shards,
+)
 from onward.errors import PlacementError, SettingError
 from onward.networks import Network, build, evaluate
+from onward.objectives import Threshold
 from onward.placement import Placement, place
 from onward.plan import ChapterPlan, Plan, StreamPlan
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
@@ -60,6 +74,7 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
         OnwardError: Settings or data cannot be used; the message says why.
     """
     config.check()
+    _check_nodes(config.placement)
     dataset = load_data(config, current_rank())
     transport = _open_transport(config.placement)
     config = with_private_shards(config, transport.num_ranks)
@@ -80,22 +95,15 @@ def preview(config: RunConfig, num_ranks: int) -> tuple[Plan, Placement]:
     """
     config.check()
     config = with_private_shards(config, num_ranks)
-    alone = InMemoryTransport.group(1)[0]
-    if is_private(config):
-        parts = [load_data(config, rank) for rank in range(num_ranks)]
-        shapes = [deal_alone(config, part) for part in parts]
-        dataset = parts[0]
-        shape = Shape(
-            tuple(len(rows.y) for rows in shapes),
-            tuple(len(rows.y_validation) for rows in shapes),
-            max(part.num_classes for part in parts),
-        )
-    else:
-        dataset = load_data(config, 0)
-        _, shape = deal(config, dataset, alone)
+    ranks = range(num_ranks if is_private(config) else 1)
+    parts = [load_data(config, rank) for rank in ranks]
+    notes = [
+        describe(hold(config, part, rank), part) for rank, part in zip(ranks, parts, strict=True)
+    ]
+    dataset, shape = parts[0], agree(config, notes)
     network = build_network(config, dataset, shape)
     plan = make_plan(config, network, shape)
-    return plan, _place(config, plan, num_ranks, network)
+    return plan, _place(config, plan, num_ranks, network, dataset.input_shape)
 
 
 def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
@@ -110,8 +118,11 @@ def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
     )
 
 
-def _place(config: RunConfig, plan: Plan, num_ranks: int, network: Network) -> Placement:
-    placement = place(plan, config.placement.name, num_ranks, block_costs(network))
+def _place(
+    config: RunConfig, plan: Plan, num_ranks: int, network: Network, input_shape: tuple[int, ...]
+) -> Placement:
+    costs = block_costs(network, input_shape)
+    placement = place(plan, config.placement.name, num_ranks, costs)
     if is_private(config) and placement.name != "federated":
         raise PlacementError(
             f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
@@ -120,9 +131,77 @@ def _place(config: RunConfig, plan: Plan, num_ranks: int, network: Network) -> P
     return placement
 
 
-def block_costs(network: Network) -> list[int]:
-    """Return what each block of the line costs, in parameters."""
-    return [sum(p.numel() for p in block.module.parameters()) for block in network.line]
+@torch.no_grad()
+def block_costs(network: Network, input_shape: tuple[int, ...]) -> list[int]:
+    """Return what passing a row through each block of the line costs, in FLOPs, head included.
+
+    Args:
+        network: The blocks.
+        input_shape: Shape of a row of the data.
+    """
+    activities = torch.zeros(1, *network.sampler.width(input_shape))
+    costs = []
+    for block in network.line:
+        with FlopCounterMode(display=False) as counter:
+            activities = block.infer(activities)
+            block.scores(activities)
+        costs.append(max(counter.get_total_flops(), 1))
+    return costs
+
+
+@contextmanager
+def threads_kept(number: int) -> Iterator[None]:
+    """Compute with some threads, and go back to as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held."""
+    # getrusage would tell the launcher's peak where that is larger: it is inherited.
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _check_alike(network: Network, config: RunConfig, precision: str, transport: Transport) -> None:
+    """Refuse ranks that would train something else than the others."""
+    settings = config.with_settings({"data.dir": None, "training.precision": precision})
+    settings = replace(settings, placement=PlacementConfig())
+    notes = transport.exchange(
+        "start from",
+        {
+            "settings": settings.to_toml(),
+            "versions": f"onward {VERSION}, torch {torch.__version__}",
+            "weights": tensors_sha256(network.state_dict()),
+        },
+    )
+    ours = notes[transport.rank]
+    for rank, theirs in enumerate(notes):
+        for what in ("versions", "settings", "weights"):
+            if theirs[what] != ours[what]:
+                raise SettingError(
+                    _difference(what, transport.rank, ours[what], rank, theirs[what])
+                )
+
+
+def _difference(what: str, here: int, ours: str, rank: int, theirs: str) -> str:
+    if what == "weights":
+        return (
+            "The ranks start from different weights. Seed torch before the network is built, the "
+            "same on all ranks."
+        )
+    mine, other = set(ours.splitlines()), set(theirs.splitlines())
+    return (
+        f"The ranks have different {what}, and would not train the same network: rank {here} has "
+        f"{', '.join(sorted(mine - other))}; rank {rank} has {', '.join(sorted(other - mine))}."
+    )
 
 
 def train(
@@ -173,6 +252,7 @@ def train(
         placement=placement or PlacementConfig(),
     )
     config.check()
+    _check_nodes(config.placement)
     transport = _open_transport(config.placement)
     held, shape = deal(config, dataset, transport)
     return _train(network, config, dataset, held, shape, transport, listener or Listener())
@@ -242,6 +322,15 @@ def moments_age(optimizer_state: str) -> int | None:
     return 1 if optimizer_state == "travel" else None
 
 
+def _check_nodes(placement: PlacementConfig) -> None:
+    if placement.nodes > 1 and not is_distributed():
+        raise SettingError(
+            f"placement.nodes is {placement.nodes}, and this is one process: only the command "
+            f"starts others. Use `onward train ... --nodes {placement.nodes}`, or start this "
+            f"script with torchrun --nproc-per-node {placement.nodes}."
+        )
+
+
 def _open_transport(placement: PlacementConfig) -> Transport:
     if is_distributed():
         return DistributedTransport(placement.iface)
@@ -259,17 +348,11 @@ def _train(
 ) -> Result | None:
     precision = resolve_precision(config.training.precision)
     network.set_precision(PRECISIONS[precision])
-    torch.set_num_threads(config.training.threads)
     plan = make_plan(config, network, shape)
-    placement = _place(config, plan, transport.num_ranks, network)
+    placement = _place(config, plan, transport.num_ranks, network, dataset.input_shape)
     if placement.name == "federated":
         held = {s: rows for s, rows in held.items() if s % transport.num_ranks == transport.rank}
-    digests = transport.exchange("weights", weights_sha256(network))
-    if len(set(digests)) > 1:
-        raise SettingError(
-            "The ranks start from different weights. Seed torch before the network is built, the "
-            "same on all ranks."
-        )
+    _check_alike(network, config, precision, transport)
     arithmetic = Arithmetic(
         seed=config.training.seed,
         schedule=config.training.schedule,
@@ -284,7 +367,7 @@ def _train(
     if transport.rank == 0:
         listener.begin(plan, placement)
     try:
-        with global_generator_kept():
+        with global_generator_kept(), threads_kept(config.training.threads):
             runtime.run()
     finally:
         if transport.rank == 0:
@@ -295,8 +378,9 @@ def _train(
         "idle_seconds": runtime.idle_seconds,
         "bytes_sent": transport.bytes_sent,
         "validation_seconds": worker.validation_seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "seconds": seconds - worker.validation_seconds,
     }
-    figures["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     everywhere = transport.exchange("figures", figures)
     transport.close()
     if transport.rank:
@@ -320,8 +404,8 @@ def _train(
         "precision": precision,
         "placement": placement.name,
         "world_size": transport.num_ranks,
-        "seconds": seconds - max(per_rank["validation_seconds"]),
         **per_rank,
+        "seconds": max(per_rank["seconds"]),
         "weights_sha256": weights_sha256(network),
         "versions": {
             "onward": VERSION,
@@ -345,12 +429,13 @@ def _test(network: Network, dataset: Dataset, log: Log, facts: dict[str, Any]) -
     readouts: dict[str, float] = {}
     per_block = test.block_accuracy
     if network.sampler.negatives is not None:
-        skip_first = getattr(network.readout, "skip_first", True)
-        others: dict[str, Readout] = {"goodness": GoodnessSweep(skip_first)}
+        others: dict[str, Readout] = {}
+        if all(isinstance(block.objective, Threshold) for block in network.line):
+            others["goodness"] = GoodnessSweep(getattr(network.readout, "skip_first", True))
         if network.head is not None:
             others["softmax"] = SoftmaxHead()
         for name, readout in others.items():
-            found = evaluate(network, x, y, readout)
+            found = test if readout == network.readout else evaluate(network, x, y, readout)
             readouts[name] = found.correct / max(found.rows, 1)
             per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))

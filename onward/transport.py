@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,12 @@ Deliver = Callable[[list[Tensor]], None]
 
 POSTED = 3
 """Messages asked for ahead from each source, so that they arrive while a rank computes."""
+
+RUNS = count()
+"""Numbers the transports of a process."""
+
+OPEN: "list[DistributedTransport]" = []
+"""Transports of this process that have not parted."""
 
 LINE = 64
 """Bytes of a cache line."""
@@ -118,7 +124,9 @@ class InMemoryTransport(Transport):
         layouts, deliver = self.peers[dest].inbox[self.rank]
         layout = next(layouts)
         assert [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in layout]
-        deliver([tensor.detach().clone() for tensor in tensors])
+        # Rows one after the other, as on the wire.
+        kept = torch.contiguous_format
+        deliver([tensor.detach().clone(memory_format=kept) for tensor in tensors])
 
     def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
         self.inbox[source] = (iter(layouts), deliver)
@@ -184,11 +192,12 @@ class DistributedTransport(Transport):
             os.environ["GLOO_SOCKET_IFNAME"] = iface
         store, self.rank, self.num_ranks = next(iter(rendezvous("env://")))
         # torchrun restarts a group with the store of the last try, and would find its addresses
-        # there (pytorch#135712); a prefix for each try keeps them apart.
+        # there (pytorch#135712), and a process may train more than once; a prefix keeps them apart.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"onward-{attempt}", store
+            f"onward-{attempt}-{next(RUNS)}", store
         )
+        OPEN.append(self)
         # gloo's own limit of 30 minutes is shorter than a long chapter.
         dist.init_process_group(
             "gloo",
@@ -274,6 +283,11 @@ class DistributedTransport(Transport):
                     f"Rank {self.rank} waited for the others ({topic}), and lost the connection "
                     f"to one. The log of the rank that ended first says why."
                 ) from self.failure
+            if self.store.check(["ended"]):
+                raise PeerLostError(
+                    f"Rank {self.rank} waited for the others ({topic}), and rank "
+                    f"{self.store.get('ended').decode()} has ended. Its log says why."
+                )
             # A wait with a time limit would print a warning for each limit that passes.
             time.sleep(0.02)
         return [json.loads(self.store.get(key)) for key in keys]
@@ -289,6 +303,7 @@ class DistributedTransport(Transport):
         if self.rank == 0:
             self.store.wait([f"gone/{rank}" for rank in range(self.num_ranks)])
         dist.destroy_process_group()
+        OPEN.remove(self)
 
 
 def leave(status: int) -> None:
@@ -296,7 +311,9 @@ def leave(status: int) -> None:
 
     Threads that wait for messages would keep it, and so the others, from ending.
     """
-    if dist.is_initialized():
+    if OPEN:
+        if status:
+            OPEN[-1].store.set("ended", str(OPEN[-1].rank))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -95,6 +95,9 @@ class Worker(ABC):
         self.plan = plan
         self.network = network
         self.blocks = network.all_blocks
+        for block in self.blocks:
+            # Moments of what learns now, by the rule of now: the layouts of messages follow them.
+            block.forget()
         self.shards = shards
         self.arithmetic = arithmetic
         self.values: dict[Product, list[Tensor]] = {}
@@ -154,6 +157,9 @@ class Worker(ABC):
 
     def accept(self, product: Product, tensors: list[Tensor]) -> None:
         """Take a product that another rank has made."""
+        if product.thing in (Thing.WEIGHTS, Thing.MOMENTS):
+            likes = self.layout(product)
+            tensors = [laid_out(t, like) for t, like in zip(tensors, likes, strict=True)]
         if product.thing is Thing.WEIGHTS:
             for target, tensor in zip(self._weights(product.block), tensors, strict=True):
                 target.data = tensor
@@ -248,3 +254,13 @@ class Worker(ABC):
     def _moments(self, block: int) -> list[Tensor]:
         moments = self.blocks[block].moments
         return [moments[name][part] for name in sorted(moments) for part in sorted(moments[name])]
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor with the strides of another, which products may round by.
+
+    Messages hold rows one after the other; a network may hold its channels last.
+    """
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like).copy_(tensor)

@@ -200,7 +200,11 @@ def test_more_ranks_than_there_is_work_for_are_refused(refused, arguments, messa
         (["--chapters", "0"], "plan.chapters must be a whole number of 1 or more; got '0'."),
         (["--widths", "8,0"], "network.widths must be a whole number of 1 or more; got '0'."),
         (["--nodes", "0"], "placement.nodes must be a whole number of 1 or more; got '0'."),
-        (["--threads", "0"], "training.threads must be a whole number of 1 or more; got '0'."),
+        (
+            ["--threads", "0"],
+            "training.threads must be a whole number of 1 or more and below 1025;",
+        ),
+        (["--threads", "9999"], "training.threads must be a whole number of 1 or more and below"),
         (["--shards", "0"], "plan.shards must be a whole number of 1 or more; got '0'."),
         (["--validate-every", "0"], "plan.validate_every must be a whole number of 1 or more; got"),
         (["--shift", "-1"], "data.shift must be a whole number of 0 or more; got '-1'."),
@@ -346,7 +350,7 @@ def test_shards_of_one_class_each_are_refused_where_all_have_the_same(capfd):
         main(["train", *arguments, "--epochs", "2", "--out", "run"])
 
     assert ended.value.code == 2
-    message = "onward: rank 0: The classes of the 56 training rows are [0], and learning takes two "
+    message = "onward: The classes of the 56 training rows are [0], and learning takes two "
     assert message in capfd.readouterr().err
     assert sorted(os.listdir()) == ["shard-0.npz", "shard-1.npz"]
 
@@ -629,3 +633,12 @@ def test_predictions_into_a_folder_that_is_not_there_are_refused(refused, finish
 
     message = "nowhere/found.npz cannot be written: No such file or directory."
     assert message in refused("predict", finished, "new.npz", "--out", "nowhere/found.npz")
+
+
+def test_widths_that_no_machine_has_memory_for_are_refused(refused):
+    said = refused("train", "--epochs", "1", "--widths", "1000000000000")
+
+    assert said == (
+        "network.widths = [1000000000000] with 64 inputs needs 256,000 GB for its weights alone, "
+        "and this machine has no room for them."
+    )

@@ -76,11 +76,15 @@ def test_a_file_may_leave_settings_out(tmp_path):
     assert config == RunConfig().with_settings({"training.epochs": 3})
 
 
-def test_settings_that_are_none_are_left_out_of_a_file():
-    text = RunConfig().to_toml()
+def test_a_file_and_a_flag_say_none_where_a_setting_is_none(tmp_path):
+    # The recipe has another slope, which a file without the setting would bring back.
+    config = RECIPES["pff"].config.with_settings({"network.slope": "none"})
+    (tmp_path / "run.toml").write_text(config.to_toml())
 
-    assert "slope" not in text
-    assert "seed = 0" in text
+    read = RECIPES["pff"].config.with_settings(read_settings(tmp_path / "run.toml"))
+
+    assert config.network.slope is None
+    assert read == config
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -233,8 +237,8 @@ def test_a_list_as_in_a_file_is_taken_for_whole_numbers():
         ("network.heads", 1, "network.heads must be one of all, last; got 1."),
         (
             "network.negatives",
-            "none",
-            "network.negatives must be one of fixed, random, adaptive, hard; got 'none'.",
+            "few",
+            "network.negatives must be one of fixed, random, adaptive, hard; got 'few'.",
         ),
         ("network.widths", "500,x", "network.widths must be a whole number; got 'x'."),
         ("network.widths", [500, 2.5], "network.widths must be a whole number; got 2.5."),

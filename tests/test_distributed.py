@@ -54,6 +54,16 @@ def test_processes_end_in_the_weights_of_one_process(group, case, name, number):
     assert first["weights"] == alone(case)["weights"]
 
 
+def test_the_same_processes_may_train_one_network_after_the_other(group):
+    (first, second, again), others = group["twice"]
+
+    assert others == [None, None, None]
+    assert (
+        first["weights"] == again["weights"] == told(train_convolutions(group["folder"]))["weights"]
+    )
+    assert second["weights"] != first["weights"]
+
+
 def test_processes_end_in_the_weights_of_one_process_with_blocks_of_any_kind(group):
     expected = told(train_convolutions(group["folder"]))
 

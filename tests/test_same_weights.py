@@ -144,12 +144,15 @@ class Prepared:
     shards: dict[int, Rows]
     arithmetic: Arithmetic
 
+    def costs(self):
+        return block_costs(self.network, tuple(self.shards[0].x.shape[1:]))
+
     def run(self, name, num_ranks):
         """Run a placement in this process; return its runtimes, rank 0 first.
 
         In a federated run each rank holds its own shards and no others.
         """
-        placement = place(self.plan, name, num_ranks, block_costs(self.network))
+        placement = place(self.plan, name, num_ranks, self.costs())
         networks = [copy.deepcopy(self.network) for _ in range(num_ranks)]
         with global_generator_kept():
             if name != "federated":
@@ -274,11 +277,47 @@ def test_ranks_with_private_shards_end_in_the_weights_of_one_that_has_them_all(
 
 
 @cache
-def trained_convolutions(kind, name, num_ranks):
+def trained_convolutions(kind, name, num_ranks, layout=torch.contiguous_format):
+    network = convolutions().to(memory_format=layout)
+    return trained_network(network, kind, name, num_ranks)
+
+
+def trained_network(network, kind, name, num_ranks):
     config = RunConfig().with_settings(SMALL | {"training.epochs": 3, "plan.kind": kind})
     shards, shape = deal(config, digits(), InMemoryTransport.group(1)[0])
-    first, *_ = prepare_network(convolutions(), config, shards, shape).run(name, num_ranks)
+    first, *_ = prepare_network(network, config, shards, shape).run(name, num_ranks)
     return first.worker.network
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "num_ranks"),
+    [("chapters", "single-layer", 3), ("chapters", "all-layers", 2), ("stream", "stream", 4)],
+)
+def test_convolutions_with_channels_last_obey_the_law_too(kind, name, num_ranks):
+    expected = trained_convolutions(kind, "sequential", 1, torch.channels_last)
+
+    actual = trained_convolutions(kind, name, num_ranks, torch.channels_last)
+
+    assert_same_weights(actual, expected)
+    # The law is not kept by giving up the layout.
+    assert actual.line[1].module[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def frozen_late():
+    """Return convolutions of which a weight was frozen, and a rule changed, after the building."""
+    network = convolutions()
+    network.line[0].module[0].weight.requires_grad_(False)
+    network.line[1].optimizer = ow.SGD(lr=0.1)
+    return network
+
+
+def test_what_learns_and_by_which_rule_may_change_after_a_network_is_built():
+    expected = trained_network(frozen_late(), "chapters", "sequential", 1)
+
+    actual = trained_network(frozen_late(), "chapters", "all-layers", 2)
+
+    assert_same_weights(actual, expected)
+    assert actual.line[0].module[0].weight.equal(convolutions().line[0].module[0].weight)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +446,7 @@ def size(prepared, product):
 )
 def test_a_rank_sends_the_bytes_that_follow_from_the_plan(recipe, changes, name):
     prepared = prepare(recipe, changes)
-    placement = place(prepared.plan, name, 4, block_costs(prepared.network))
+    placement = place(prepared.plan, name, 4, prepared.costs())
     wanted = {
         (product, placement.rank(prepared.plan.maker(product)), placement.rank(task))
         for task in prepared.plan.tasks()

@@ -88,11 +88,13 @@ both_ways = pytest.mark.parametrize("closed_form", [True, False])
 
 @pytest.mark.parametrize("rows_a_slice", [None, 1, 3], ids=["whole", "rows", "uneven-slices"])
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.usefixtures("kept_generator")
 @objectives
-def test_the_closed_form_ends_where_autograd_ends(monkeypatch, name, rule, rows_a_slice):
+def test_the_closed_form_ends_where_autograd_ends(monkeypatch, name, dropout, rule, rows_a_slice):
     if rows_a_slice:
         monkeypatch.setattr(steps, "SLICE_BYTES", rows_a_slice * INPUTS * 8)
-    reference = block_of(name, RULES[rule], dtype=torch.float64)
+    reference = block_of(name, RULES[rule], dtype=torch.float64, dropout=dropout)
     block = deepcopy(reference)
     step, autograd = make_step(block, closed_form=True), make_step(reference, closed_form=False)
 
@@ -590,6 +592,27 @@ def test_a_step_passes_rows_through_the_block_as_it_now_is(closed_form, precisio
 
     assert not after.equal(before)
     close(after, block.infer(x), tolerance)
+
+
+@pytest.mark.usefixtures("kept_generator")
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_module_that_changes_its_input_is_refused(trains):
+    # The rows are the data set's, or those of another block.
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(INPUTS, UNITS))
+    block = Block(module, CrossEntropy(linear()), RULES["sgd"])
+    views = views_of("cross-entropy", seed=0)
+
+    with pytest.raises(ValueError, match=r"The module Sequential changes its input in place"):
+        AutogradStep(block)(views, seed=0, lr_scale=1.0) if trains else block.infer(
+            views["input"].x
+        )
+
+
+def test_a_network_predicts_within_torchs_inference_mode():
+    network = ow.mlp((4,), num_classes=3, widths=(8,))
+
+    with torch.inference_mode():
+        assert network.predict(torch.zeros(2, 4)).shape == (2,)
 
 
 @pytest.mark.usefixtures("kept_generator")

@@ -43,7 +43,7 @@ class Dataset:
     """How many classes there are, whether or not each has a row."""
 
     is_image: bool
-    """Whether an embedded label overwrites the first inputs. Otherwise it is appended."""
+    """Whether an embedded label overwrites the first inputs. Otherwise it comes before them."""
 
     groups: Int[Tensor, " rows"] | None = None
     """Group of each training row (patient, writer, machine), which no split cuts."""
