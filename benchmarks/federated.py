@@ -1,7 +1,8 @@
 """What does it cost in accuracy that rows never leave their owners?
 
-    python benchmarks/federated.py --data-dir DIR          digits and MNIST, three seeds, an hour
-    python benchmarks/federated.py --quick                 digits, one seed, under a minute
+    python benchmarks/federated.py --data-dir DIR               digits and MNIST, three seeds, an hour
+    python benchmarks/federated.py --data digits --seeds 1      one data set, one seed
+    python benchmarks/federated.py --quick                      digits, one seed, under a minute
 
 Four shards, dealt at random or by class (each owner has few classes), one-pass recipe. A chapter
 learns from one shard for an epoch, and the shards take turns; there are four times as many epochs
@@ -48,12 +49,14 @@ def accuracy(name: str, dealt: str, seed: int, data_dir: str | None, epochs: int
 
 
 def main() -> None:
-    options = common.parser(__doc__).parse_args()
+    parser = common.parser(__doc__)
+    parser.add_argument("--data", choices=SETTINGS, action="append")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
     form = common.form_of(options)
-    seeds = 3 if form == "full" else 1
-    names = list(SETTINGS) if form == "full" else ["digits"]
+    seeds = options.seeds if form == "full" else 1
+    names = options.data or (list(SETTINGS) if form == "full" else ["digits"])
     figures: dict[str, float] = {}
-    every: dict[str, list[float]] = {}
     for name in names:
         epochs = 1 if form == "smoke" else SETTINGS[name]["training.epochs"]
         try:
@@ -61,13 +64,14 @@ def main() -> None:
         except ow.DataError as error:
             print(f"{name} is left out: {error}")
             continue
+        every: dict[str, list[float]] = {}
         for dealt in ("pooled", "iid", "class"):
             found = [accuracy(name, dealt, s, options.data_dir, epochs) for s in range(seeds)]
             print(f"{name:8} {dealt:8} {common.spread(found)}", flush=True)
-            every[f"{name}_{dealt}"] = found
+            every[dealt] = found
             figures[f"{name}_{dealt}"] = round(statistics.mean(found), 4)
-    if form == "full":
-        common.record(options.out / "federated.json", {"accuracy": every})
+        if form == "full":
+            common.record(options.out / f"federated-{name}.json", {"accuracy": every})
     common.last_line(figures, form)
 
 

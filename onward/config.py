@@ -146,7 +146,7 @@ class TrainingConfig:
     """How long, in what steps, and with which arithmetic."""
 
     epochs: Count = 10
-    """Passes of each block over its training rows."""
+    """Passes of each block over the training rows, or over those of the shard it visits."""
 
     batch_size: Count = 100
     """Rows of a mini-batch."""
