@@ -1,6 +1,6 @@
 """What does it cost in accuracy that rows never leave their owners?
 
-    python benchmarks/federated.py --data-dir DIR               digits and MNIST, three seeds, an hour
+    python benchmarks/federated.py --data-dir DIR               digits and MNIST, three seeds: hours
     python benchmarks/federated.py --data digits --seeds 1      one data set, one seed
     python benchmarks/federated.py --quick                      digits, one seed, under a minute
 
