@@ -109,18 +109,18 @@ class Block(nn.Module):
 class StepReport:
     """What one step, or several added up, told about a block."""
 
-    steps: int
-    """Number of steps in the sums."""
+    rows: int
+    """Number of rows in the sums, of all views that were learned from."""
 
     sums: Tensor
-    """Sums over the steps of loss, accuracy and goodness gap."""
+    """Sums over the rows of loss, accuracy and goodness gap."""
 
     active: Tensor
     """Units that were active in at least one row."""
 
     def add(self, other: "StepReport") -> "StepReport":
         """Add the figures of another step, in place, and return the sum."""
-        self.steps += other.steps
+        self.rows += other.rows
         self.sums += other.sums
         self.active |= other.active
         return self

@@ -43,6 +43,7 @@ FLAGS = {
     "--negatives": ("network.negatives", "fixed, random, adaptive or hard"),
     "--readout": ("network.readout", "heads, goodness or softmax"),
     "--dropout": ("network.dropout", "share of each block's inputs dropped in training"),
+    "--lr": ("optimizer.lr", "learning rate of the blocks"),
     "--epochs": ("training.epochs", "passes of each block over the rows"),
     "--batch-size": ("training.batch_size", "rows of a mini-batch"),
     "--seed": ("training.seed", "decides all randomness"),
@@ -59,6 +60,14 @@ FLAGS = {
     "--iface": ("placement.iface", "network interface between machines"),
 }
 """Flags of `train` and `plan`, the settings they stand for, and what they say."""
+
+
+class Output(Console):
+    """The standard output, where results go."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the command end as it does for any other output that nobody reads."""
+        raise BrokenPipeError
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -117,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
 
-    plan = command("plan", plan_command, "Show plan and placement of a run; starts nothing.")
+    plan = command("plan", plan_command, "Show plan and placement of a run; trains nothing.")
     _add_settings(plan)
 
     evaluate_parser = command("evaluate", evaluate_command, "Test a trained network.")
@@ -235,7 +244,7 @@ def plan_command(options: argparse.Namespace) -> None:
     """Print the tasks of each rank, and draw how they begin."""
     config = read_config(options)
     plan, placement = training.preview(config, config.placement.nodes)
-    console = Console()
+    console = Output()
     console.print(plan_table(plan, placement))
     console.print(staircase(plan, placement, clocks=40, width=console.width), soft_wrap=True)
     console.print(legend(plan), soft_wrap=True)
@@ -254,6 +263,12 @@ def evaluate_command(options: argparse.Namespace) -> None:
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     torch.set_num_threads(config.training.threads)
     dataset = dealing.load_data(config, 0)
+    if options.data is None and data_changed(options.run, dataset):
+        print(
+            f"onward: note: {dataset.name} has changed since the network was trained on it: test "
+            f"rows of now may be training rows of then.",
+            file=sys.stderr,
+        )
     _check_rows(network, dataset.input_shape, dataset.name)
     if dataset.num_classes > network.num_classes:
         raise DataError(
@@ -267,11 +282,17 @@ def evaluate_command(options: argparse.Namespace) -> None:
     table.add_row("network", f"{found.accuracy or 0:.2%}")
     for number, accuracy in enumerate(found.block_accuracy):
         table.add_row(f"block {number} alone", f"{accuracy:.2%}")
-    console = Console()
+    console = Output()
     console.print(
         f"{options.run} on the {found.rows:,} test rows of {dataset.name}", soft_wrap=True
     )
     console.print(table)
+
+
+def data_changed(folder: Path, dataset: data.Dataset) -> bool:
+    """Return whether the rows of a run's data set are others than when it was trained."""
+    known = runs.read_result(folder).get("data_sha256")
+    return known is not None and known != dealing.data_sha256(dataset)
 
 
 def predict_command(options: argparse.Namespace) -> None:
@@ -317,7 +338,7 @@ def recipes_command(options: argparse.Namespace) -> None:
         table.add_column(name)
     for recipe in RECIPES.values():
         table.add_row(recipe.name, recipe.summary, recipe.source)
-    Console().print(table)
+    Output().print(table)
 
 
 def data_command(options: argparse.Namespace) -> None:
@@ -332,7 +353,7 @@ def data_command(options: argparse.Namespace) -> None:
         figures = (listing.num_classes, listing.num_rows, listing.num_test_rows)
         shape = " x ".join(map(str, listing.shape))
         table.add_row(listing.name, shape, *(f"{f:,}" for f in figures), listing.where)
-    Console().print(table)
+    Output().print(table)
 
 
 def _check_rows(network: Network, shape: tuple[int, ...], where: str) -> None:
@@ -367,6 +388,6 @@ def _print_result(found: dict[str, Any], folder: Path) -> None:
     ):
         table.add_row(text, "  ".join(f"{value * unit:.1f}" for value in found[name]))
     table.add_row("weights sha256", found["weights_sha256"][:16] + "…")
-    console = Console()
+    console = Output()
     console.print(table)
     console.print(f"Run folder: {folder}", soft_wrap=True)

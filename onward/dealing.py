@@ -82,8 +82,13 @@ def deal(
     held = hold(config, dataset, transport.rank)
     note = describe(held, dataset)
     if transport.num_ranks > 1 and not is_private(config):
-        note["sha256"] = tensors_sha256({"x": dataset.x, "y": dataset.y})
+        note["sha256"] = data_sha256(dataset)
     return held, agree(config, transport.exchange("data", note))
+
+
+def data_sha256(dataset: Dataset) -> str:
+    """Return a digest of the rows that may be learned from, and of their classes."""
+    return tensors_sha256({"x": dataset.x, "y": dataset.y})
 
 
 def hold(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Rows]:

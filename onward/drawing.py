@@ -12,7 +12,8 @@ STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
 def plan_table(plan: Plan, placement: Placement) -> Table:
     """Return a table of the tasks of each rank: how many of each kind, and messages sent."""
-    table = Table(title=f"{placement.name}: {placement.num_ranks} ranks")
+    ranks = "1 rank" if placement.num_ranks == 1 else f"{placement.num_ranks} ranks"
+    table = Table(title=f"{placement.name}: {ranks}")
     for name in ("rank", "blocks", "train", "pass", "score", "validate", "messages", "to ranks"):
         table.add_column(name, justify="right")
     tasks: dict[int, list[Task]] = {rank: [] for rank in range(placement.num_ranks)}
@@ -86,8 +87,9 @@ def clock_times(plan: Plan, placement: Placement, clocks: int) -> list[list[Task
 def legend(plan: Plan) -> str:
     """Say how to read a drawing."""
     time = "mini-batch" if isinstance(plan, StreamPlan) else "chapter"
+    head = "HT7 is the head. " if plan.head is not None else ""
     return (
-        f"2T7 is block 2, train, {time} 7. P pass with the neutral label, S score for hints, "
+        f"2T7 is block 2, train, {time} 7. {head}P pass with the neutral label, S score for hints, "
         f"V validate, G gather."
     )
 

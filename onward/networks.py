@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -141,9 +142,13 @@ class Network(nn.Module):
             torch.cat([chunk.network for chunk in chunks]), tuple(torch.cat(b) for b in each)
         )
 
-    def predict(self, x: Float[Tensor, "rows ..."]) -> Int[Tensor, " rows"]:
-        """Return the most likely class of each row."""
-        return self.scores(x).network.argmax(dim=1)
+    def predict(self, x: Tensor | np.ndarray) -> Int[Tensor, " rows"]:
+        """Return the most likely class of each row.
+
+        Args:
+            x: Rows of the shape and scale the network was trained on, of any number type.
+        """
+        return self.scores(torch.as_tensor(x, dtype=torch.float32)).network.argmax(dim=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,14 +121,14 @@ def stall(plan: Plan, placement: Placement) -> str | None:
     if age is None or placement.num_ranks == 1:
         return None
     if isinstance(plan, StreamPlan):
-        unit = "mini-batches"
+        unit = "mini-batch" if age == 1 else "mini-batches"
         effect = (
             "every mini-batch waits for the whole network (lock-step)"
             if age == 0
             else "the first rank waits for hints from the last"
         )
     else:
-        unit = "chapters"
+        unit = "chapter" if age == 1 else "chapters"
         effect = "chapters wait for the hints of others"
     if age >= placement.num_ranks:
         return None

@@ -112,7 +112,8 @@ class Plan(ABC):
             if self.batch_size > rows:
                 where = f"shard {shard} has" if len(self.rows) > 1 else "the training set has"
                 raise SettingError(
-                    f"training.batch_size is {self.batch_size}, but {where} {rows} rows."
+                    f"training.batch_size is {self.batch_size}, but {where} {rows} rows. "
+                    f"Set --batch-size to {rows} or less."
                 )
             if self.chapters // self.epochs > self.batches(shard):
                 raise SettingError(

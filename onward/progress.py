@@ -32,12 +32,14 @@ class Bars(results.Listener):
         self.names: dict[int, str] = {}
         self.tasks: dict[int, TaskID] = {}
         self.done = 0
+        self.shards = 1
         self.total = 0
         self.started = self.last_line = time.monotonic()
 
     def begin(self, plan: Plan, placement: Placement) -> None:
         self.names = {b: "head" if b == plan.head else f"block {b}" for b in plan.trained}
         self.total = plan.chapters * len(plan.trained)
+        self.shards = len(plan.rows)
         self.started = self.last_line = time.monotonic()
         self.say(
             f"{count(len(plan.trained), 'block')}, {count(plan.epochs, 'epoch')} in "
@@ -70,7 +72,8 @@ class Bars(results.Listener):
         figures = progress.figures
         if progress.block is None:
             accuracy = figures["validation_accuracy"]
-            self.say(f"chapter {progress.chapter + 1}: validation accuracy {accuracy:.2%}")
+            shard = f", shard {figures['shard']}" if self.shards > 1 else ""
+            self.say(f"chapter {progress.chapter + 1}{shard}: validation accuracy {accuracy:.2%}")
             return
         self.done += 1
         text = f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.2%}"

@@ -128,7 +128,7 @@ class AutogradStep(Step):
         # A unit is a column, or a channel of an image.
         others = [axis for axis in range(activities.ndim) if axis != 1]
         active = activities.detach().amax(dim=others) > 0
-        return outputs, _report(loss.detach(), metrics, active)
+        return outputs, _report(sum(rows), loss.detach(), metrics, active)
 
 
 class ClosedFormStep(Step):
@@ -176,7 +176,7 @@ class ClosedFormStep(Step):
             if parameters[name].requires_grad:
                 self._update(f"objective.{name}", parameters[name], own, lr_scale)
         active = (ones @ activities)[0] > 0
-        return outputs, _report(gradient.loss, gradient.metrics, active)
+        return outputs, _report(sum(rows), gradient.loss, gradient.metrics, active)
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
@@ -217,6 +217,6 @@ def joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _report(loss: Tensor, metrics: Metrics, active: Tensor) -> StepReport:
+def _report(rows: int, loss: Tensor, metrics: Metrics, active: Tensor) -> StepReport:
     sums = torch.stack([loss, metrics.accuracy, metrics.goodness_gap]).double()
-    return StepReport(1, sums, active)
+    return StepReport(rows, sums * rows, active)

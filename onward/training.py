@@ -19,6 +19,7 @@ from onward.data import Dataset
 from onward.dealing import (
     Shape,
     agree,
+    data_sha256,
     deal,
     describe,
     hold,
@@ -138,13 +139,28 @@ def block_costs(network: Network, input_shape: tuple[int, ...]) -> list[int]:
     Args:
         network: The blocks.
         input_shape: Shape of a row of the data.
+
+    Raises:
+        SettingError: Rows do not fit a block, or a head scores another number of classes.
     """
     activities = torch.zeros(1, *network.sampler.width(input_shape))
     costs = []
-    for block in network.line:
+    for number, block in enumerate(network.line):
+        shape = tuple(activities.shape[1:])
         with FlopCounterMode(display=False) as counter:
-            activities = block.infer(activities)
-            block.scores(activities)
+            try:
+                activities = block.infer(activities)
+                scores = block.scores(activities)
+            except (RuntimeError, IndexError) as error:
+                raise SettingError(
+                    f"Block {number} cannot take rows of shape {shape}: {error}. The rows of the "
+                    f"data have shape {input_shape}."
+                ) from error
+        if scores.ndim == 2 and scores.shape[1] != network.num_classes:
+            raise SettingError(
+                f"Block {number} scores {scores.shape[1]} classes, and the network was built for "
+                f"{network.num_classes}. Give its head {network.num_classes} outputs."
+            )
         costs.append(max(counter.get_total_flops(), 1))
     return costs
 
@@ -348,6 +364,11 @@ def _train(
 ) -> Result | None:
     precision = resolve_precision(config.training.precision)
     network.set_precision(PRECISIONS[precision])
+    if shape.num_classes > network.num_classes:
+        raise SettingError(
+            f"The data have {shape.num_classes} classes, and the network was built for "
+            f"{network.num_classes}. Give num_classes={shape.num_classes}."
+        )
     plan = make_plan(config, network, shape)
     placement = _place(config, plan, transport.num_ranks, network, dataset.input_shape)
     if placement.name == "federated":
@@ -404,6 +425,7 @@ def _train(
         "precision": precision,
         "placement": placement.name,
         "world_size": transport.num_ranks,
+        "data_sha256": data_sha256(dataset),
         **per_rank,
         "seconds": max(per_rank["seconds"]),
         "weights_sha256": weights_sha256(network),

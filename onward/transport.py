@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
-from onward.errors import PeerLostError
+from onward.errors import PeerLostError, SettingError
 
 Deliver = Callable[[list[Tensor]], None]
 """What is done with a message that has arrived."""
@@ -189,6 +190,11 @@ class DistributedTransport(Transport):
         if iface is None and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             iface = "lo" if os.path.exists("/sys/class/net/lo") else None
         if iface is not None:
+            known = [name for _, name in socket.if_nameindex()]
+            if iface not in known:
+                raise SettingError(
+                    f"This machine has no network interface {iface}. It has {', '.join(known)}."
+                )
             os.environ["GLOO_SOCKET_IFNAME"] = iface
         store, self.rank, self.num_ranks = next(iter(rendezvous("env://")))
         # torchrun restarts a group with the store of the last try, and would find its addresses

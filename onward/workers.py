@@ -227,7 +227,7 @@ class Worker(ABC):
         Raises:
             DivergedError: The loss is not finite.
         """
-        loss, accuracy, gap = (total.sums / total.steps).tolist()
+        loss, accuracy, gap = (total.sums / total.rows).tolist()
         if not math.isfinite(loss):
             raise DivergedError(
                 f"The loss of block {product.block} is no longer finite ({loss}) at time "

@@ -114,3 +114,23 @@ def test_the_peak_of_memory_grows_with_what_is_held():
 
     assert peak_memory_bytes() >= before
     assert peak_memory_bytes() > held.nbytes
+
+
+def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(ow.SettingError, match=r"no network interface nope\. It has .*lo"):
+        DistributedTransport("nope")
+
+
+def test_a_row_counts_once_in_the_figures_of_a_chapter_whatever_its_mini_batch():
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(13, 4, generator=draw), torch.arange(13) % 2
+    network = ow.mlp((4,), num_classes=2, widths=(8,), optimizer=ow.OptimizerConfig(lr=1e-12))
+    dataset = ow.dataset(x, y, x_test=x, y_test=y)
+
+    training = ow.TrainingConfig(epochs=1, batch_size=12, precision="fp32")
+    result = ow.train(network, dataset, training=training, validation=0)
+
+    # Nothing was learned, so that the rows of the chapter and of the test are right alike.
+    assert result.progress[0].figures["accuracy"] == pytest.approx(result.accuracy)

@@ -1,6 +1,7 @@
 import csv
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,6 +115,7 @@ VALUES = {
     "--negatives": ("network.negatives", "random", "random"),
     "--readout": ("network.readout", "softmax", "softmax"),
     "--dropout": ("network.dropout", "0.5", 0.5),
+    "--lr": ("optimizer.lr", "0.25", 0.25),
     "--epochs": ("training.epochs", "12", 12),
     "--batch-size": ("training.batch_size", "64", 64),
     "--seed": ("training.seed", "7", 7),
@@ -419,3 +421,28 @@ def test_data_lists_each_set_uncut_and_where_it_was_found(tmp_path, monkeypatch,
 
 def test_the_defaults_of_the_command_are_those_of_the_settings():
     assert RunConfig().recipe == parse(["train"]).recipe
+
+
+@pytest.mark.parametrize("command", ["recipes", "data", "plan"])
+def test_a_table_ends_quietly_where_nobody_reads_it(command):
+    closed, output = os.pipe()
+    os.close(closed)
+    with os.fdopen(output, "w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "onward", command], stdout=stdout, stderr=subprocess.PIPE
+        )
+
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_evaluate_notes_that_the_data_have_changed(tmp_path, capsys):
+    x = np.random.default_rng(0).random((60, 4))
+    np.savez("grows.npz", x=x, y=np.arange(60) % 2)
+    assert onward("train", "--data", "grows.npz", *SMALL, "--batch-size", 20, "--out", "run") == 0
+    assert onward("evaluate", "run") == 0
+    assert "note" not in capsys.readouterr().err
+
+    np.savez("grows.npz", x=np.concatenate([x, x[:9]]), y=np.arange(69) % 2)
+
+    assert onward("evaluate", "run") == 0
+    assert "onward: note: grows.npz has changed since the network" in capsys.readouterr().err

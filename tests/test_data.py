@@ -192,6 +192,11 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
             id="beyond float32",
         ),
         pytest.param(
+            {"x": np.array([[0], [0], [0], [1e20]])},
+            "arrays: x holds values up to 1e+20, whose squares are too large for float32.",
+            id="squares beyond float32",
+        ),
+        pytest.param(
             {"y": np.array([0, 1, 0])},
             "arrays: y has the shape (3,), but there are 4 rows and each needs one number: the "
             "shape must be (4,).",

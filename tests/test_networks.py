@@ -2,10 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import onward as ow
+from onward.errors import SettingError
 from onward.training import block_costs
 
 
@@ -56,3 +59,29 @@ def test_a_block_costs_what_a_row_through_it_and_its_head_costs():
         2 * (64 * 9 * 4 + 4 * 64 * 10),
         2 * (4 * 64 * 8 + 8 * 10),
     ]
+
+
+def test_a_head_of_another_number_of_classes_is_refused():
+    wide = ow.Block(nn.Linear(4, 4), ow.CrossEntropy(nn.Linear(4, 5)), ow.Adam())
+
+    with pytest.raises(SettingError, match=r"Block 1 scores 5 classes, and the network was built"):
+        block_costs(network(block(), wide), (4,))
+
+
+def test_rows_that_do_not_fit_are_refused_before_training():
+    with pytest.raises(SettingError, match=r"Block 0 cannot take rows of shape \(1, 8, 8\)"):
+        ow.train(ow.mlp((4,), num_classes=10), ow.load_data("digits"))
+
+
+def test_data_of_more_classes_than_the_network_tells_apart_are_refused():
+    with pytest.raises(SettingError, match=r"The data have 10 classes, and the network was"):
+        ow.train(ow.mlp((1, 8, 8), num_classes=5), ow.load_data("digits"))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint8])
+def test_a_network_predicts_arrays_and_tensors_of_any_number_type(dtype):
+    stack, x = ow.mlp((4,), num_classes=3, widths=(8,)), np.eye(4, dtype=dtype)
+    expected = stack.predict(torch.eye(4))
+
+    assert stack.predict(x).equal(expected)
+    assert stack.predict(torch.from_numpy(x)).equal(expected)

@@ -539,7 +539,7 @@ def placed(plan, num_ranks):
         pytest.param(
             stream_of_two_blocks(hint_age=1),
             2,
-            "plan.hint_age is 1 mini-batches and there are 2 ranks: the first rank waits for "
+            "plan.hint_age is 1 mini-batch and there are 2 ranks: the first rank waits for "
             "hints from the last.",
             id="stream of an age below the number of ranks",
         ),

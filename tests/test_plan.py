@@ -405,13 +405,13 @@ def test_a_stream_reports_at_the_end_of_each_chapter(plan):
         pytest.param(
             chapters_of_two_blocks,
             {"batch_size": 11},
-            "training.batch_size is 11, but the training set has 10 rows.",
+            "training.batch_size is 11, but the training set has 10 rows. Set --batch-size to 10",
             id="mini-batch larger than the set",
         ),
         pytest.param(
             chapters_of_two_blocks,
             {"batch_size": 5, "rows": (10, 4)},
-            "training.batch_size is 5, but shard 1 has 4 rows.",
+            "training.batch_size is 5, but shard 1 has 4 rows. Set --batch-size to 4 or less.",
             id="mini-batch larger than a shard",
         ),
         pytest.param(

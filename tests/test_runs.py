@@ -60,6 +60,10 @@ def is_number(value):
     return isinstance(value, float) and math.isfinite(value)
 
 
+def is_digest(value):
+    return len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
 def is_count(value):
     return type(value) is int and value >= 0
 
@@ -104,13 +108,14 @@ RESULT = {
     "precision": {"fp32", "bf16"}.__contains__,
     "placement": is_text,
     "world_size": is_count,
+    "data_sha256": is_digest,
     "seconds": is_number,
     "cpu_seconds": listed(is_number),
     "idle_seconds": listed(is_number),
     "bytes_sent": listed(is_count),
     "validation_seconds": listed(is_number),
     "peak_memory_bytes": listed(is_count),
-    "weights_sha256": lambda value: len(value) == 64 and set(value) <= set("0123456789abcdef"),
+    "weights_sha256": is_digest,
     "versions": {"onward": is_text, "torch": is_text, "python": is_text},
     "machine": {
         "platform": is_text,

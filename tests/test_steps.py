@@ -342,8 +342,8 @@ def test_a_step_reports_the_loss_and_the_units_that_were_active(name, closed_for
     _, report = make_step(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
 
     expected = torch.stack([loss.detach(), metrics.accuracy, metrics.goodness_gap])
-    torch.testing.assert_close(report.sums.float(), expected, equal_nan=True)
-    assert report.steps == 1
+    torch.testing.assert_close((report.sums / report.rows).float(), expected, equal_nan=True)
+    assert report.rows == sum(len(view.labels) for view in views.values())
     assert report.active.nonzero()[:, 0].tolist() == [0, 1, 3, 4, 5, 6]
 
 
@@ -353,7 +353,7 @@ def test_reports_add_up():
 
     total = first.add(second)
 
-    assert (total.steps, total.sums.tolist()) == (3, [5.0, 7.0, 9.0])
+    assert (total.rows, total.sums.tolist()) == (3, [5.0, 7.0, 9.0])
     assert total.active.tolist() == [True, True, False]
 
 

@@ -16,6 +16,9 @@ from onward.errors import DataError
 MOST_CLASSES = 1_000_000
 """A number that is larger is taken for a mistake, before memory is asked for it."""
 
+LARGEST = 1e12
+"""Largest value of a row: the squares of many such can still be added up in float32."""
+
 Numbers = Tensor | NDArray[Any]
 """What a user may hand over: an array or a tensor of any real type."""
 
@@ -194,6 +197,11 @@ def rows(values: Numbers, what: str) -> Float[Tensor, "rows ..."]:
         raise DataError(
             f"{what} holds {(~finite).sum()} values that are NaN or infinite in float32, "
             f"the first in row {np.argwhere(~finite)[0, 0]}. Replace them or leave out their rows."
+        )
+    if len(found) and np.abs(found).max() > LARGEST:
+        raise DataError(
+            f"{what} holds values up to {np.abs(found).max():.3g}, whose squares are too large for "
+            f"float32. Divide them by a constant, so that most lie between -10 and 10."
         )
     return torch.from_numpy(found)
 
