@@ -206,6 +206,7 @@ def task_costs(result: Mapping[str, Any], share: float) -> dict[tuple[int, int],
 
 def main() -> None:
     parser = common.parser(__doc__)
+    parser.add_argument("--pairs", type=int, default=5, help="of the full form")
     parser.add_argument("--body", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.body:
@@ -217,7 +218,7 @@ def main() -> None:
             "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
         )
     chapters = {"full": 6, "quick": 4, "smoke": 4}[form]
-    pairs = {"full": 5, "quick": 1, "smoke": 1}[form]
+    pairs = options.pairs if form == "full" else 1
     batch_size = 32 if form == "smoke" else BATCH_SIZE
     work = {
         "chapters": chapters,

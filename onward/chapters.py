@@ -53,7 +53,7 @@ class ChapterWorker(Worker):
                 _, told = self.learn(step, block, seen, segment.epoch, batch, shard)
                 total = told if total is None else total.add(told)
         assert total is not None
-        self.values[Product(Thing.MOMENTS, time, block)] = self._moments(block)
+        self._hand_over_moments(time, block)
         self.report(Product(Thing.REPORT, time, block), total, clock.read())
 
     def score(self, time: int) -> None:
@@ -88,6 +88,15 @@ class ChapterWorker(Worker):
         learner.moments = {
             name: {part: next(tensors) for part in sorted(learner.moments[name])}
             for name in sorted(learner.moments)
+        }
+
+    def _hand_over_moments(self, chapter: int, block: int) -> None:
+        """Make the moments of a block a product, which alone holds their memory from here."""
+        learner = self.blocks[block]
+        self.values[Product(Thing.MOMENTS, chapter, block)] = self._moments(block)
+        learner.moments = {
+            name: {part: tensor.to("meta") for part, tensor in parts.items()}
+            for name, parts in learner.moments.items()
         }
 
     @property

@@ -35,7 +35,7 @@ from onward.errors import PeerLostError, SettingError
 Deliver = Callable[[list[Tensor]], None]
 """What is done with a message that has arrived."""
 
-POSTED = 3
+POSTED = 2
 """Messages asked for ahead from each source, so that they arrive while a rank computes."""
 
 RUNS = count()
@@ -244,7 +244,8 @@ class DistributedTransport(Transport):
 
     def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
         rest = iter(layouts)
-        first = list(islice(rest, POSTED + 1))
+        first = list(islice(rest, POSTED + 2))
+        # Those asked for, the one in use, and room for the part of others that stays longer.
         self._buffers.reserve(first)
         arguments = (source, chain(first, rest), deliver)
         receiver = threading.Thread(target=self._receive, args=arguments, daemon=True)

@@ -263,4 +263,4 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if tensor.stride() == like.stride():
         return tensor
-    return torch.empty_like(like).copy_(tensor)
+    return torch.empty_like(like, device=tensor.device).copy_(tensor)
