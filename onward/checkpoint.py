@@ -128,7 +128,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(array.view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(array.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

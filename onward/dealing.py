@@ -28,6 +28,9 @@ class Shape:
     num_classes: int
     """Number of classes over all shards."""
 
+    data_sha256: str
+    """Digest of the rows that are not test rows: rank 0's, where each rank has its own."""
+
 
 def load_data(config: RunConfig, rank: int) -> Dataset:
     """Load the data of a rank: all rows, or its own shard where the name holds `{rank}`."""
@@ -80,10 +83,7 @@ def deal(
         DataError: There is one class only, over all shards, or the ranks' data do not agree.
     """
     held = hold(config, dataset, transport.rank)
-    note = describe(held, dataset)
-    if transport.num_ranks > 1 and not is_private(config):
-        note["sha256"] = data_sha256(dataset)
-    return held, agree(config, transport.exchange("data", note))
+    return held, agree(config, transport.exchange("data", describe(held, dataset)))
 
 
 def data_sha256(dataset: Dataset) -> str:
@@ -122,6 +122,7 @@ def describe(held: Mapping[int, Rows], dataset: Dataset) -> dict[str, Any]:
         "validation_rows": [len(rows.y_validation) for rows in held.values()],
         "classes": classes.tolist(),
         "input_shape": list(dataset.input_shape),
+        "sha256": data_sha256(dataset),
     }
 
 
@@ -147,4 +148,5 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> Shape:
         tuple(rows for n in notes for rows in n["rows"]),
         tuple(rows for n in notes for rows in n["validation_rows"]),
         num_classes,
+        notes[0]["sha256"],
     )

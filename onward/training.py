@@ -19,7 +19,6 @@ from onward.data import Dataset
 from onward.dealing import (
     Shape,
     agree,
-    data_sha256,
     deal,
     describe,
     hold,
@@ -75,7 +74,6 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
         OnwardError: Settings or data cannot be used; the message says why.
     """
     config.check()
-    _check_nodes(config.placement)
     dataset = load_data(config, current_rank())
     transport = _open_transport(config.placement)
     config = with_private_shards(config, transport.num_ranks)
@@ -188,12 +186,17 @@ def peak_memory_bytes() -> int:
 
 def _check_alike(network: Network, config: RunConfig, precision: str, transport: Transport) -> None:
     """Refuse ranks that would train something else than the others."""
-    settings = config.with_settings({"data.dir": None, "training.precision": precision})
+    # Where data lie may differ, and their content has been compared.
+    settings = config.with_settings(
+        {"data.name": "", "data.dir": None, "training.precision": precision}
+    )
     settings = replace(settings, placement=PlacementConfig())
+    # The settings do not know the optimizers of a network that a user has built.
+    optimizers = [f"block {n}: {b.optimizer}" for n, b in enumerate(network.all_blocks)]
     notes = transport.exchange(
         "start from",
         {
-            "settings": settings.to_toml(),
+            "settings": "\n".join([settings.to_toml(), *optimizers]),
             "versions": f"onward {VERSION}, torch {torch.__version__}",
             "weights": tensors_sha256(network.state_dict()),
         },
@@ -268,7 +271,6 @@ def train(
         placement=placement or PlacementConfig(),
     )
     config.check()
-    _check_nodes(config.placement)
     transport = _open_transport(config.placement)
     held, shape = deal(config, dataset, transport)
     return _train(network, config, dataset, held, shape, transport, listener or Listener())
@@ -338,18 +340,16 @@ def moments_age(optimizer_state: str) -> int | None:
     return 1 if optimizer_state == "travel" else None
 
 
-def _check_nodes(placement: PlacementConfig) -> None:
-    if placement.nodes > 1 and not is_distributed():
+def _open_transport(placement: PlacementConfig) -> Transport:
+    if is_distributed():
+        return DistributedTransport(placement.iface)
+    if placement.nodes > 1:
         raise SettingError(
             f"placement.nodes is {placement.nodes}, and this is one process: only the command "
             f"starts others. Use `onward train ... --nodes {placement.nodes}`, or start this "
             f"script with torchrun --nproc-per-node {placement.nodes}."
         )
 
-
-def _open_transport(placement: PlacementConfig) -> Transport:
-    if is_distributed():
-        return DistributedTransport(placement.iface)
     return InMemoryTransport.group(1)[0]
 
 
@@ -425,7 +425,7 @@ def _train(
         "precision": precision,
         "placement": placement.name,
         "world_size": transport.num_ranks,
-        "data_sha256": data_sha256(dataset),
+        "data_sha256": shape.data_sha256,
         **per_rank,
         "seconds": max(per_rank["seconds"]),
         "weights_sha256": weights_sha256(network),

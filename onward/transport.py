@@ -20,6 +20,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import chain, count, islice
 from typing import Any
@@ -320,7 +321,9 @@ def leave(status: int) -> None:
     """
     if OPEN:
         if status:
-            OPEN[-1].store.set("ended", str(OPEN[-1].rank))
+            # The store may be gone with the rank that held it.
+            with suppress(RuntimeError):
+                OPEN[-1].store.set("ended", str(OPEN[-1].rank))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

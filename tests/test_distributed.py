@@ -9,7 +9,7 @@ from ranks import EXIT_STATUS, RUNS, config_of, private_config, results, told, t
 from test_same_weights import prepare_network
 
 from onward.checkpoint import weights_sha256
-from onward.dealing import Shape, deal, deal_alone, load_data
+from onward.dealing import Shape, data_sha256, deal, deal_alone, load_data
 from onward.runtime import QUEUE
 from onward.training import build_network, run
 from onward.transport import InMemoryTransport
@@ -80,6 +80,7 @@ def test_ranks_with_files_of_their_own_end_in_the_weights_of_one_process_that_ha
         tuple(len(rows.y) for rows in shards.values()),
         tuple(len(rows.y_validation) for rows in shards.values()),
         num_classes=10,
+        data_sha256=data_sha256(files[0]),
     )
     network = build_network(config, files[0], shape)
     (expected,) = prepare_network(network, config, shards, shape).run("sequential", 1)

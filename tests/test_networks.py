@@ -68,16 +68,6 @@ def test_a_head_of_another_number_of_classes_is_refused():
         block_costs(network(block(), wide), (4,))
 
 
-def test_rows_that_do_not_fit_are_refused_before_training():
-    with pytest.raises(SettingError, match=r"Block 0 cannot take rows of shape \(1, 8, 8\)"):
-        ow.train(ow.mlp((4,), num_classes=10), ow.load_data("digits"))
-
-
-def test_data_of_more_classes_than_the_network_tells_apart_are_refused():
-    with pytest.raises(SettingError, match=r"The data have 10 classes, and the network was"):
-        ow.train(ow.mlp((1, 8, 8), num_classes=5), ow.load_data("digits"))
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint8])
 def test_a_network_predicts_arrays_and_tensors_of_any_number_type(dtype):
     stack, x = ow.mlp((4,), num_classes=3, widths=(8,)), np.eye(4, dtype=dtype)

@@ -1,10 +1,21 @@
 """Messages between ranks. What gloo does to careless callers is in the names of the tests."""
 
+import threading
+
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import MEGABYTE, results, sizes
 
-from onward.transport import IN_FLIGHT, LINE, SMALL, Buffers, InMemoryTransport
+from onward.errors import PeerLostError, SettingError
+from onward.transport import (
+    IN_FLIGHT,
+    LINE,
+    SMALL,
+    Buffers,
+    DistributedTransport,
+    InMemoryTransport,
+)
 
 distributed = pytest.mark.distributed
 
@@ -209,3 +220,27 @@ def test_no_rank_parts_before_everything_is_received(group):
 def test_ranks_of_one_machine_listen_on_loopback_only(group):
     for rank in group["listening"]:
         assert rank == {"addresses": ["127.0.0.1"], "interface": "lo"}
+
+
+# What ends a wait
+
+
+def test_a_rank_that_waits_hears_that_another_has_ended():
+    transport = object.__new__(DistributedTransport)
+    transport.rank, transport.num_ranks, transport.failure = 0, 2, None
+    transport.store = dist.HashStore()
+    end = threading.Timer(0.1, transport.store.set, ("ended", "1"))
+    end.start()
+
+    with pytest.raises(
+        PeerLostError, match=r"waited for the others \(data\), and rank 1 has ended"
+    ):
+        transport.exchange("data", None)
+    end.join()
+
+
+def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(SettingError, match=r"no network interface nope\. It has .*lo"):
+        DistributedTransport("nope")

@@ -1,0 +1,443 @@
+"""A data set made of arrays, and how its rows are split."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onward.data import (
+    check_classes,
+    download,
+    from_arrays,
+    shards,
+    split_validation,
+)
+from onward.errors import DataError
+
+any_seed = st.integers(0, 2**40)
+several = settings(max_examples=50, deadline=None, derandomize=True)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+    """Keep the user's own folders out of the tests."""
+    monkeypatch.delenv("ONWARD_DATA", raising=False)
+    monkeypatch.setattr(download, "cache", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def of_classes(y, **settings):
+    """Make a data set of these labels whose only input is the number of the row."""
+    y = np.asarray(y)
+    return from_arrays(np.arange(len(y), dtype=np.float32)[:, None], y, **settings)
+
+
+def without_test_rows(y, **settings):
+    """Make a data set all of whose labels are training rows."""
+    return of_classes(
+        y, x_test=np.zeros((1, 1)), y_test=np.zeros(1), allow_one_class=True, **settings
+    )
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "kind", [bool, np.int8, np.uint32, np.int64, np.float16, np.float64, ">f4"]
+)
+def test_inputs_and_labels_of_any_real_type_become_float32_and_int64(kind):
+    dataset = from_arrays(np.eye(10).astype(kind), (np.arange(10) % 2).astype(kind))
+
+    assert (dataset.x.dtype, dataset.y.dtype) == (torch.float32, torch.int64)
+    assert dataset.x.unique().tolist() == [0, 1]
+
+
+def test_tensors_are_taken_as_well_as_arrays():
+    x, y = torch.eye(10, dtype=torch.bfloat16, requires_grad=True), torch.arange(10) % 2
+
+    dataset = from_arrays(x, y, x_test=x, y_test=y)
+
+    assert dataset.x.equal(torch.eye(10))
+    assert dataset.y.equal(y)
+
+
+def test_bytes_are_scaled_from_0_to_1_and_other_types_keep_their_values():
+    x, y = np.array([[0, 51], [102, 255]]), np.array([0, 1])
+
+    as_bytes = from_arrays(x.astype(np.uint8), y, x_test=x.astype(np.uint8), y_test=y)
+    as_numbers = from_arrays(x, y, x_test=x, y_test=y)
+
+    torch.testing.assert_close(as_bytes.x, torch.tensor([[0, 0.2], [0.4, 1]]))
+    assert as_bytes.x_test.equal(as_bytes.x)
+    assert as_numbers.x.tolist() == x.tolist()
+
+
+def test_a_data_set_does_not_change_with_the_array_it_was_made_of():
+    x, y = np.zeros((4, 1), dtype=np.float32), np.array([0, 1, 0, 1])
+    dataset = from_arrays(x, y, x_test=x, y_test=y)
+
+    x[:] = 7
+    y[:] = 7
+
+    assert dataset.x.max() == 0
+    assert dataset.y.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_image"),
+    [((1, 8, 8), True), ((3, 8, 8), True), ((2, 8, 8), False), ((8, 8), False), ((8,), False)],
+)
+def test_rows_of_one_or_three_channels_are_images_unless_told_otherwise(shape, is_image):
+    x, y = np.zeros((10, *shape)), np.arange(10) % 2
+
+    assert from_arrays(x, y).is_image is is_image
+    assert from_arrays(x, y, is_image=not is_image).is_image is not is_image
+
+
+def test_there_are_as_many_classes_as_the_largest_label_says_unless_told_otherwise():
+    y, y_test = np.array([0, 1, 1]), np.array([0, 2])
+    arrays = {"x_test": np.zeros((2, 1)), "y_test": y_test}
+
+    assert from_arrays(np.zeros((3, 1)), y, **arrays).num_classes == 3
+    assert from_arrays(np.zeros((3, 1)), y, **arrays, num_classes=10).num_classes == 10
+
+
+def test_a_data_set_knows_its_number_of_training_rows_and_their_shape():
+    dataset = from_arrays(np.zeros((10, 1, 4, 4)), np.arange(10) % 2, test=4)
+
+    assert dataset.num_rows == 6
+    assert dataset.input_shape == (1, 4, 4)
+
+
+def test_test_rows_are_taken_from_the_training_rows_by_class():
+    dataset = of_classes([0] * 30 + [1] * 10, test=0.2)
+
+    assert dataset.y.bincount().tolist() == [24, 8]
+    assert dataset.y_test.bincount().tolist() == [6, 2]
+    assert sorted(torch.cat([dataset.x, dataset.x_test]).flatten().tolist()) == list(range(40))
+
+
+def test_test_rows_are_decided_by_the_split_seed_alone():
+    first, same, other = (of_classes([0, 1] * 50, split_seed=seed) for seed in (1, 1, 2))
+
+    assert first.x_test.equal(same.x_test)
+    assert not first.x_test.equal(other.x_test)
+
+
+def test_test_rows_never_share_a_group_with_training_rows():
+    groups = np.arange(40) // 4
+
+    dataset = of_classes([0, 1] * 20, groups=groups)
+
+    in_test = groups[dataset.x_test.flatten().long().numpy()]
+    assert dataset.groups.tolist() == groups[dataset.x.flatten().long().numpy()].tolist()
+    assert len(dataset.x_test) == 8
+    assert not set(in_test) & set(dataset.groups.tolist())
+
+
+ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(
+            {"x": np.zeros((0, 2)), "y": np.zeros(0)},
+            "arrays: x has the shape (0, 2). It needs one row or more",
+            id="no rows",
+        ),
+        pytest.param({"x": np.zeros(4)}, "arrays: x has the shape (4,).", id="rows of no shape"),
+        pytest.param(
+            {"x": np.array([["a"]] * 4)},
+            "arrays: x holds values of type <U1. It needs real numbers",
+            id="words",
+        ),
+        pytest.param(
+            {"x": np.zeros((4, 2), complex)},
+            "arrays: x holds values of type complex128.",
+            id="complex numbers",
+        ),
+        pytest.param(
+            {"x": np.array([[0, 0], [0, 0], [np.nan, 0], [0, np.inf]])},
+            "arrays: x holds 2 values that are NaN or infinite in float32, the first in row 2.",
+            id="not a number",
+        ),
+        pytest.param(
+            {"x": np.array([[0], [0], [0], [1e300]])},
+            "arrays: x holds 1 values that are NaN or infinite in float32, the first in row 3.",
+            id="beyond float32",
+        ),
+        pytest.param(
+            {"x": np.array([[0], [0], [0], [1e20]])},
+            "arrays: x holds values up to 1e+20, whose squares are too large for float32.",
+            id="squares beyond float32",
+        ),
+        pytest.param(
+            {"y": np.array([0, 1, 0])},
+            "arrays: y has the shape (3,), but there are 4 rows and each needs one number: the "
+            "shape must be (4,).",
+            id="fewer labels than rows",
+        ),
+        pytest.param(
+            {"y": np.eye(4)},
+            "arrays: y has the shape (4, 4), but there are 4 rows",
+            id="labels of two dimensions",
+        ),
+        pytest.param(
+            {"y": np.array([0, 1, 0.5, 1])},
+            "arrays: y holds 0.5 in row 2. It needs whole numbers.",
+            id="half a label",
+        ),
+        pytest.param(
+            {"y": np.array([0, np.nan, 0, 1])},
+            "arrays: y holds nan in row 1.",
+            id="label not a number",
+        ),
+        pytest.param(
+            {"y": np.array([0, 1, 0, np.inf])}, "arrays: y holds inf in row 3.", id="infinite label"
+        ),
+        pytest.param(
+            {"y": np.array([0, 1, -1, 1])},
+            "arrays: y holds the label -1 in row 2. With 2 classes, labels run from 0 to 1.",
+            id="negative label",
+        ),
+        pytest.param(
+            {"y": np.array([0, 1, 2, 3]), "num_classes": 3},
+            "arrays: y holds the label 3 in row 3. With 3 classes, labels run from 0 to 2.",
+            id="label above num_classes",
+        ),
+        pytest.param(
+            {"x_test": np.zeros((2, 2)), "y_test": np.array([0, 5]), "num_classes": 2},
+            "arrays: y_test holds the label 5 in row 1. With 2 classes, labels run from 0 to 1.",
+            id="test label above num_classes",
+        ),
+        pytest.param(
+            {"y": np.array([0, 1, 0, 255])},
+            "arrays: the largest label is 255, but there are only 4 rows. Labels number the "
+            "classes from 0; pass num_classes",
+            id="more classes than rows",
+        ),
+        pytest.param(
+            {"groups": np.zeros(3)},
+            "arrays: groups has the shape (3,), but there are 4 rows",
+            id="fewer groups than rows",
+        ),
+        pytest.param(
+            {"groups": np.zeros(4)},
+            "All 4 rows belong to one group, which would have to be cut to hold rows out for test.",
+            id="one group",
+        ),
+        pytest.param(
+            {"x_test": np.zeros((2, 2))},
+            "arrays: x_test is given without y_test. Give both",
+            id="no test labels",
+        ),
+        pytest.param(
+            {"y_test": np.zeros(2)},
+            "arrays: y_test is given without x_test. Give both",
+            id="no test inputs",
+        ),
+        pytest.param(
+            {"x_test": np.zeros((2, 3)), "y_test": np.zeros(2)},
+            "arrays: rows of x have the shape (2,) and rows of x_test (3,).",
+            id="test rows of another shape",
+        ),
+        pytest.param(
+            {"x_test": np.zeros((2, 2), np.uint8), "y_test": np.zeros(2)},
+            "arrays: x is float64 and x_test is uint8, but only uint8 is scaled by 1/255.",
+            id="test rows of another type",
+        ),
+        pytest.param(
+            {"x_test": np.zeros((0, 2)), "y_test": np.zeros(0)},
+            "arrays: x_test has the shape (0, 2).",
+            id="no test rows",
+        ),
+        pytest.param(
+            {"test": 1.0},
+            "1.0 of 4 rows cannot be held out for test so that rows are left on both sides. Give "
+            "a share between 0 and 1, or a number of rows below 4.",
+            id="all rows for the test",
+        ),
+        pytest.param(
+            {"y": np.array([1, 1, 1, 1])},
+            "The classes of the 3 training rows are [1], and learning takes two at least.",
+            id="one class",
+        ),
+    ],
+)
+def test_arrays_that_cannot_be_learned_from_are_refused(changes, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        from_arrays(**ARRAYS | changes)
+
+
+def test_one_shard_of_many_may_have_one_class():
+    dataset = of_classes([1] * 10, allow_one_class=True, num_classes=3)
+
+    assert dataset.y.unique().tolist() == [1]
+
+
+def test_classes_are_checked_over_all_shards_by_their_counts():
+    check_classes([0, 3, 0, 1])
+
+    with pytest.raises(DataError, match=re.escape("The classes of the 3 training rows are [1]")):
+        check_classes([0, 3])
+
+
+# Splits
+
+
+@several
+@given(
+    y=st.lists(st.integers(0, 3), min_size=2, max_size=60),
+    size=st.floats(0.01, 0.99) | st.integers(1, 59),
+    seed=any_seed,
+)
+def test_training_and_validation_rows_are_disjoint_and_cover_all_rows(y, size, seed):
+    dataset = without_test_rows(y, num_classes=4)
+    held = size if isinstance(size, int) else int(np.ceil(size * len(y)))
+    if held >= len(y):
+        with pytest.raises(DataError, match=f"{size} of {len(y)} rows cannot be held out"):
+            split_validation(dataset, size, seed=seed)
+        return
+
+    training, validation = split_validation(dataset, size, seed=seed)
+
+    assert sorted(training.tolist() + validation.tolist()) == list(range(len(y)))
+    assert len(validation) == held
+    assert training.equal(training.sort().values)
+    assert validation.equal(validation.sort().values)
+
+
+@several
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=2, max_size=5),
+    share=st.floats(0.2, 0.8),
+    seed=any_seed,
+)
+def test_validation_rows_have_the_classes_of_all_rows(counts, share, seed):
+    dataset = without_test_rows(np.repeat(np.arange(len(counts)), counts))
+    held = int(np.ceil(share * sum(counts)))
+    if len(counts) > min(held, sum(counts) - held):
+        return  # Too few rows on one side for every class to have one.
+
+    _, validation = split_validation(dataset, share, seed=seed)
+
+    expected = torch.tensor(counts) * held / sum(counts)
+    of_each_class = dataset.y[validation].bincount(minlength=len(counts))
+    assert ((of_each_class - expected).abs() <= 1).all()
+
+
+def test_rows_are_held_out_by_chance_where_a_class_has_a_single_row():
+    dataset = without_test_rows([0] * 9 + [1])
+
+    validations = [split_validation(dataset, 4, seed=seed)[1] for seed in range(20)]
+
+    assert {len(validation) for validation in validations} == {4}
+    assert {9 in validation for validation in validations} == {True, False}
+
+
+@several
+@given(
+    groups=st.lists(st.integers(-3, 6), min_size=4, max_size=60).filter(lambda g: len(set(g)) > 1),
+    share=st.floats(0.05, 0.9),
+    seed=any_seed,
+)
+def test_no_group_has_both_training_and_validation_rows(groups, share, seed):
+    dataset = without_test_rows(np.zeros(len(groups)), groups=np.array(groups))
+    if np.ceil(share * len(groups)) == len(groups):
+        return  # No rows would be left; the first property says what happens then.
+
+    training, validation = split_validation(dataset, share, seed=seed)
+
+    assert sorted(training.tolist() + validation.tolist()) == list(range(len(groups)))
+    assert len(training)
+    assert len(validation)
+    assert not set(dataset.groups[training].tolist()) & set(dataset.groups[validation].tolist())
+
+
+def test_validation_rows_are_decided_by_the_seed_alone():
+    dataset = without_test_rows([0, 1] * 50)
+
+    first, same, other = (split_validation(dataset, 0.1, seed=seed)[1] for seed in (1, 1, 2))
+
+    assert first.equal(same)
+    assert not first.equal(other)
+
+
+@pytest.mark.parametrize("none", [0, 0.0])
+def test_validation_of_0_keeps_all_rows_for_training(none):
+    training, validation = split_validation(without_test_rows([0, 1, 1]), none, seed=0)
+
+    assert training.tolist() == [0, 1, 2]
+    assert validation.tolist() == []
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.0, 1.5, float("nan"), float("inf"), -1, 4, 100])
+def test_validation_that_leaves_no_rows_on_one_side_is_refused(wrong):
+    message = re.escape(f"{wrong} of 4 rows cannot be held out for validation")
+
+    with pytest.raises(DataError, match=message):
+        split_validation(without_test_rows([0, 1, 1, 0]), wrong, seed=0)
+
+
+def test_validation_of_a_single_group_is_refused():
+    dataset = without_test_rows([0, 1, 1, 0], groups=np.full(4, 7))
+
+    with pytest.raises(DataError, match="All 4 rows belong to one group"):
+        split_validation(dataset, 0.5, seed=0)
+
+
+@several
+@given(
+    y=st.lists(st.integers(0, 9), min_size=1, max_size=80),
+    number=st.integers(1, 80),
+    by=st.sampled_from(["iid", "class"]),
+    seed=any_seed,
+)
+def test_shards_are_disjoint_cover_all_rows_and_are_of_near_equal_size(y, number, by, seed):
+    if number > len(y):
+        message = f"{len(y)} rows cannot be dealt out to {number} shards"
+        with pytest.raises(DataError, match=message):
+            shards(torch.tensor(y), number, by, seed=seed)
+        return
+
+    parts = shards(torch.tensor(y), number, by, seed=seed)
+
+    sizes = [len(part) for part in parts]
+    assert len(parts) == number
+    assert torch.cat(parts).sort().values.tolist() == list(range(len(y)))
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_shards_by_class_have_two_classes_at_most_where_random_ones_have_many():
+    y = torch.arange(1000) % 10
+
+    by_class = [len(y[part].unique()) for part in shards(y, 10, "class", seed=0)]
+    at_random = [len(y[part].unique()) for part in shards(y, 10, "iid", seed=0)]
+
+    assert max(by_class) == 2
+    assert min(at_random) == 10
+
+
+@pytest.mark.parametrize("by", ["iid", "class"])
+def test_shards_are_decided_by_the_seed_alone(by):
+    y = torch.arange(100) % 10
+
+    first, same, other = (torch.cat(shards(y, 4, by, seed=seed)) for seed in (1, 1, 2))
+
+    assert first.equal(same)
+    assert not first.equal(other)
+
+
+def test_shards_by_another_word_are_refused():
+    with pytest.raises(DataError, match='dealt out by "iid" or by "class"; got "label"'):
+        shards(torch.arange(4), 2, "label", seed=0)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_less_than_one_shard_is_refused(number):
+    with pytest.raises(DataError, match=f"4 rows cannot be dealt out to {number} shards"):
+        shards(torch.arange(4), number, "iid", seed=0)

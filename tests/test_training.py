@@ -1,0 +1,124 @@
+"""What `train` refuses before it starts, what it reports, what it leaves as it was."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import onward as ow
+from onward.config import PlacementConfig, RunConfig
+from onward.errors import SettingError
+from onward.training import _check_alike
+from onward.transport import InMemoryTransport
+
+
+class Notes(InMemoryTransport):
+    """A transport that knows what the other rank says: the same, but for some words."""
+
+    def __init__(self, what, ours="", theirs=""):
+        super().__init__(0, [self, self])
+        self.what, self.ours, self.theirs = what, ours, theirs
+
+    def exchange(self, topic, note):
+        return [note, {**note, self.what: note[self.what].replace(self.ours, self.theirs)}]
+
+
+def check(transport, **settings):
+    network = ow.mlp((4,), num_classes=3, widths=(8,))
+    _check_alike(network, RunConfig().with_settings(settings), "fp32", transport)
+
+
+@pytest.mark.parametrize(
+    ("what", "ours", "theirs", "message"),
+    [
+        (
+            "settings",
+            "\nlr = 0.001\n",
+            "\nlr = 0.002\n",
+            "rank 0 has lr = 0.001; rank 1 has lr = 0.002",
+        ),
+        ("settings", '"fp32"', '"bf16"', 'rank 1 has precision = "bf16"'),
+        ("settings", "Adam(lr=0.001", "Adam(lr=0.01", "rank 1 has block 0: Adam(lr=0.01"),
+        ("versions", "torch 2", "torch 3", "The ranks have different versions"),
+        ("weights", "a", "b", "The ranks start from different weights."),
+    ],
+)
+def test_ranks_that_would_train_something_else_are_refused(what, ours, theirs, message):
+    with pytest.raises(ow.SettingError, match=re.escape(message)):
+        check(Notes(what, ours, theirs))
+
+
+def test_where_data_lie_and_where_tasks_run_may_differ():
+    said = []
+
+    class Listening(Notes):
+        def exchange(self, topic, note):
+            said.append(note["settings"])
+            return [note, note]
+
+    check(
+        Listening("weights"), **{"data.name": "/a/x.npz", "data.dir": "/here", "placement.nodes": 2}
+    )
+    check(
+        Listening("weights"),
+        **{"data.name": "/b/x.npz", "data.dir": "/there", "placement.name": "all-layers"},
+    )
+
+    assert said[0] == said[1]
+
+
+def test_one_process_cannot_be_several_nodes():
+    config = RunConfig(placement=PlacementConfig(nodes=4))
+
+    with pytest.raises(ow.SettingError, match=r"placement\.nodes is 4, and this is one process"):
+        ow.run(config)
+
+
+def test_a_run_leaves_the_number_of_threads_as_it_was():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        training = ow.TrainingConfig(epochs=1, threads=1)
+        ow.train(
+            ow.mlp((1, 8, 8), num_classes=10, widths=(8,)),
+            ow.load_data("digits"),
+            training=training,
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_row_counts_once_in_the_figures_of_a_chapter_whatever_its_mini_batch():
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(13, 4, generator=draw), torch.arange(13) % 2
+    network = ow.mlp((4,), num_classes=2, widths=(8,), optimizer=ow.OptimizerConfig(lr=1e-12))
+    dataset = ow.dataset(x, y, x_test=x, y_test=y)
+
+    training = ow.TrainingConfig(epochs=1, batch_size=12, precision="fp32")
+    result = ow.train(network, dataset, training=training, validation=0)
+
+    # Nothing was learned, so that the rows of the chapter and of the test are right alike.
+    assert result.progress[0].figures["accuracy"] == pytest.approx(result.accuracy)
+
+
+def test_rows_that_do_not_fit_are_refused_before_training():
+    with pytest.raises(SettingError, match=r"Block 0 cannot take rows of shape \(1, 8, 8\)"):
+        ow.train(ow.mlp((4,), num_classes=10), ow.load_data("digits"))
+
+
+def test_data_of_more_classes_than_the_network_tells_apart_are_refused():
+    with pytest.raises(SettingError, match=r"The data have 10 classes, and the network was"):
+        ow.train(ow.mlp((1, 8, 8), num_classes=5), ow.load_data("digits"))
+
+
+def test_the_peak_of_memory_is_that_of_the_rank_and_not_of_what_launched_it():
+    told = "from onward.training import peak_memory_bytes; print(peak_memory_bytes())"
+    launch = f"os.execv(sys.executable, [sys.executable, '-c', {told!r}])"
+    fat = f"import os, sys; x = b'x' * 10**9; {launch}"
+
+    done = subprocess.run([sys.executable, "-c", fat], capture_output=True, text=True, check=True)
+
+    assert 10**8 < int(done.stdout) < 10**9
