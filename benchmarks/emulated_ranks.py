@@ -169,9 +169,9 @@ def run(ranks: int, options: Mapping[str, Any], *, quotas: bool) -> dict[str, An
     groups = make_groups(ranks) if quotas else []
     with tempfile.TemporaryDirectory() as folder:
         work = {
+            "placement": "all-layers" if ranks > 1 else "sequential",
             **options,
             "groups": [str(group.path) for group in groups],
-            "placement": "all-layers" if ranks > 1 else "sequential",
             "out": f"{folder}/result.json",
         }
         try:

@@ -121,8 +121,9 @@ class ChapterWorker(Worker):
         done, views = self.passed.pop(key, (0, {}))
         if not views:
             views = self._first_views(chapter, segment, rows, labels)
-        for below in self.blocks[done:block]:
-            views = {name: passed(below, x) for name, x in views.items()}
+        for number in range(done, block):
+            with self.recorder.span("forward", f"{number}P{chapter}"):
+                views = {name: passed(self.blocks[number], x) for name, x in views.items()}
         self.passed[key] = (block, views)
         return {name: View(x, labels) for name, x in views.items()}
 
@@ -148,7 +149,8 @@ class ChapterWorker(Worker):
         assert head is not None
         x = select(self.inputs(segment.epoch, self.plan.shard(chapter)), rows)
         chunks = self.network.sampler.neutral(x).split(CHUNK_ROWS)
-        parts = [read_activities(line, head, chunk) for chunk in chunks]
+        with self.recorder.span("forward", f"P{chapter}"):
+            parts = [read_activities(line, head, chunk) for chunk in chunks]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 

@@ -22,14 +22,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from onward import checkpoint, data, dealing, runs, training
+from onward import checkpoint, costs, data, dealing, runs, training
 from onward.config import RunConfig, read_settings
-from onward.drawing import legend, plan_table, staircase
+from onward.drawing import advice, choices_table, forecast_table, legend, plan_table, staircase
 from onward.errors import DataError, FileError, OnwardError, SettingError
 from onward.networks import Network, evaluate
 from onward.placement import stall
+from onward.planner import choices, read_link, read_speeds
 from onward.progress import Bars, count
 from onward.recipes import RECIPES
+from onward.report import draw_timelines
+from onward.simulation import KnownCosts, Link, simulate
 from onward.transport import launch, leave
 from onward.version import VERSION
 
@@ -57,6 +60,7 @@ FLAGS = {
     "--validate-every": ("plan.validate_every", "chapters between validations"),
     "--placement": ("placement.name", "sequential, single-layer, all-layers, federated or stream"),
     "--nodes": ("placement.nodes", "processes to start on this machine"),
+    "--directory": ("placement.directory", "shared folder for messages, instead of a network"),
     "--iface": ("placement.iface", "network interface between machines"),
 }
 """Flags of `train` and `plan`, the settings they stand for, and what they say."""
@@ -128,6 +132,23 @@ def make_parser() -> argparse.ArgumentParser:
 
     plan = command("plan", plan_command, "Show plan and placement of a run; trains nothing.")
     _add_settings(plan)
+    plan.add_argument(
+        "--measure", action="store_true", help="time a few steps here, and say how the run would go"
+    )
+    plan.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE.json",
+        help="file with measured times: read, or, with --measure, written",
+    )
+    plan.add_argument(
+        "--link",
+        metavar="BANDWIDTH[,LATENCY]",
+        help="the network of each rank, such as 1gbit or 100mbit,20ms (default: no limit)",
+    )
+    plan.add_argument(
+        "--speeds", metavar="S,S,...", help="speed of each rank, 1 being that of this machine"
+    )
 
     evaluate_parser = command("evaluate", evaluate_command, "Test a trained network.")
     evaluate_parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -135,6 +156,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--data", metavar="NAME", help="another data set than that of the run: its test rows"
     )
     evaluate_parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+
+    trace = command("trace", trace_command, "Draw what each rank of a run did, and when.")
+    trace.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    trace.add_argument(
+        "--out", type=Path, metavar="FILE.png", help="picture (default: RUN/trace.png)"
+    )
+    trace.add_argument(
+        "--simulate", action="store_true", help="draw beside it how it would go with free messages"
+    )
 
     predict = command("predict", predict_command, "Predict the classes of rows.")
     predict.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
@@ -243,7 +273,10 @@ def _launch(config: RunConfig, folder: Path) -> None:
 def plan_command(options: argparse.Namespace) -> None:
     """Print the tasks of each rank, and draw how they begin."""
     config = read_config(options)
-    plan, placement = training.preview(config, config.placement.nodes)
+    links = read_link(options.link) if options.link else Link()
+    speeds = read_speeds(options.speeds, config.placement.nodes) if options.speeds else None
+    begun = training.preview(config, config.placement.nodes)
+    plan, placement = begun.plan, begun.placement
     console = Output()
     console.print(plan_table(plan, placement))
     console.print(staircase(plan, placement, clocks=40, width=console.width), soft_wrap=True)
@@ -251,6 +284,21 @@ def plan_command(options: argparse.Namespace) -> None:
     warning = stall(plan, placement)
     if warning:
         console.print(f"Note: {warning}", soft_wrap=True)
+    if not (options.measure or options.costs):
+        return
+    if options.measure:
+        with training.threads_kept(config.training.threads):
+            found = costs.measure(begun.network, begun.rows, plan.batch_size, begun.arithmetic)
+        if options.costs:
+            runs.write_whole(options.costs, lambda file: file.write(found.to_json().encode()))
+    else:
+        found = costs.read(options.costs)
+    found.check(plan)
+    simulation = simulate(plan, placement, found, links, speeds)
+    console.print(forecast_table(simulation))
+    others = choices(plan, placement.num_ranks, begun.shares, found, links, speeds)
+    console.print(choices_table(plan, placement, others))
+    console.print(advice(plan, others), soft_wrap=True)
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
@@ -293,6 +341,20 @@ def data_changed(folder: Path, dataset: data.Dataset) -> bool:
     """Return whether the rows of a run's data set are others than when it was trained."""
     known = runs.read_result(folder).get("data_sha256")
     return known is not None and known != dealing.data_sha256(dataset)
+
+
+def trace_command(options: argparse.Namespace) -> None:
+    """Draw the timeline of a run, and the one that follows from its tasks alone."""
+    timelines = {"measured": runs.read_timeline(options.run)}
+    if options.simulate:
+        config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
+        begun = training.preview(config, config.placement.nodes)
+        known = KnownCosts.of(begun.plan, timelines["measured"])
+        simulation = simulate(begun.plan, begun.placement, known, timeline=True)
+        timelines["simulated: the same tasks, messages at no cost"] = simulation.spans
+    path = options.out or options.run / "trace.png"
+    draw_timelines(timelines, path)
+    print(f"Picture: {path}. {options.run / 'trace.json'} opens in ui.perfetto.dev.")
 
 
 def predict_command(options: argparse.Namespace) -> None:

@@ -197,6 +197,10 @@ class PlanConfig:
     validate_every: Count | None = None
     """Chapters between validations. None: after the last only."""
 
+    wire: Literal["bf16"] | None = None
+    """Type to which the activities are rounded that blocks hand on in a stream plan, wherever
+    they run. None: as they come out of the block, which is bf16 where the products are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementConfig:
@@ -210,6 +214,10 @@ class PlacementConfig:
 
     iface: str | None = None
     """Network interface between machines. None: loopback on one machine, else gloo's choice."""
+
+    directory: str | None = None
+    """Folder that all ranks share and exchange block states through, as files, instead of over a
+    network; for chapter plans."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +271,18 @@ class RunConfig:
         return config
 
     def check(self) -> None:
-        """Raise a `SettingError` where a value is none that its setting can have."""
+        """Raise a `SettingError` where a value is none that its setting can have.
+
+        So also where two do not go together, whatever the data.
+        """
         for name in setting_names():
             section, _, key = name.rpartition(".")
             self.with_settings({name: getattr(getattr(self, section) if section else self, key)})
+        if self.placement.directory is not None and self.plan.kind == "stream":
+            raise SettingError(
+                "placement.directory is for chapter plans: a stream would write a file for every "
+                "mini-batch of every block. Use --plan chapters, or leave it out."
+            )
 
     def to_toml(self) -> str:
         """Return the run as TOML; None, which TOML does not know, is written as a word."""

@@ -1,13 +1,20 @@
 """Pictures of plans in a terminal: who does what, and when."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from onward.placement import Placement, messages
 from onward.plan import Kind, Plan, Product, StreamPlan, Task
+from onward.planner import Choice
+from onward.simulation import Simulation
 
 STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
 """Colours of chapters (of mini-batches, in a stream plan), in turn."""
+
+MOST_CHOICES = 8
+"""Ways to run that a table shows."""
 
 
 def plan_table(plan: Plan, placement: Placement) -> Table:
@@ -82,6 +89,76 @@ def clock_times(plan: Plan, placement: Placement, clocks: int) -> list[list[Task
         for product in plan.makes(task):
             ready[product] = start + 1
     return rows
+
+
+def forecast_table(simulation: Simulation) -> Table:
+    """Return a table of what each rank would do all the time."""
+    table = Table(title=f"The run would take about {duration(simulation.seconds)}")
+    for name in ("rank", "works, s", "waits, s", "sends, MB"):
+        table.add_column(name, justify="right")
+    for rank, busy in enumerate(simulation.busy):
+        table.add_row(
+            str(rank),
+            f"{busy:.1f}",
+            f"{simulation.seconds - busy:.1f}",
+            f"{simulation.bytes_sent(rank) / 1e6:.1f}",
+        )
+    return table
+
+
+def choices_table(plan: Plan, placement: Placement, found: Sequence[Choice]) -> Table:
+    """Return a table of the ways to run, the fastest first, and the one asked for in any case."""
+    table = Table(title="Ways to run it, the fastest first")
+    table.add_column("placement", no_wrap=True)
+    for name in ("ranks", "chapters", "time", "speed-up", "sent, MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("weights", no_wrap=True)
+    (alone,) = (c for c in found if c.placement.name == "sequential")
+    for number, choice in enumerate(found):
+        is_asked = (choice.plan, choice.placement) == (plan, placement)
+        if number >= MOST_CHOICES and not is_asked and choice is not alone:
+            continue
+        simulation = choice.simulation
+        table.add_row(
+            choice.placement.name,
+            str(choice.placement.num_ranks),
+            f"{choice.plan.chapters:,}",
+            duration(simulation.seconds),
+            f"{alone.simulation.seconds / simulation.seconds:.2f}",
+            f"{sum(simulation.bytes_by_link.values()) / 1e6:,.1f}",
+            "asked for" if is_asked else "the same" if choice.plan == plan else "others",
+        )
+    return table
+
+
+def advice(plan: Plan, found: Sequence[Choice]) -> str:
+    """Say which of the ways to run is the fastest."""
+    best = found[0]
+    if best.placement.num_ranks == 1:
+        return "One rank is the fastest: messages would take longer than the work they spare."
+    (alone,) = (c for c in found if c.placement.name == "sequential")
+    told = (
+        f"The fastest is {best.placement.name}: {duration(best.simulation.seconds)}, "
+        f"{alone.simulation.seconds / best.simulation.seconds:.2f} times as fast as one rank."
+    )
+    if best.plan != plan:
+        told += f" It needs --chapters {best.plan.chapters}, which ends in other weights."
+    return told
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    Example:
+        >>> duration(4.25), duration(250.0), duration(9000.0)
+        ('4.2 s', '4 min 10 s', '2 h 30 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def legend(plan: Plan) -> str:

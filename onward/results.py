@@ -10,6 +10,7 @@ from torch import Tensor
 from onward.networks import Evaluation, Network
 from onward.placement import Placement
 from onward.plan import Plan, Product, StreamPlan, Thing
+from onward.timeline import Span
 from onward.workers import REPORT_FIELDS
 
 
@@ -64,6 +65,9 @@ class Result:
 
     facts: Mapping[str, Any]
     """Settings and figures of the run, as in `result.json`."""
+
+    timeline: list[Span] = field(default_factory=list)
+    """What each rank did and when."""
 
     @property
     def accuracy(self) -> float | None:

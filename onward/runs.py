@@ -12,9 +12,10 @@ from onward.checkpoint import save
 from onward.config import RunConfig
 from onward.errors import FileError
 from onward.results import Result
+from onward.timeline import Span, from_chrome, to_chrome
 from onward.training import resolve_precision
 
-FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "result.json")
+FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "result.json")
 """What a finished run holds, in the order in which it is put there."""
 
 PARTIAL = ".partial"
@@ -82,6 +83,7 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
     texts = {
         "config.toml": _complete(config, result).to_toml(),
         "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in metrics),
+        "trace.json": json.dumps(to_chrome(result.timeline)) + "\n",
         "result.json": json.dumps(result.to_json(), indent=2) + "\n",
     }
     try:
@@ -134,6 +136,21 @@ def read_result(folder: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise FileError(f"{path} is damaged: it holds no object.")
     return found
+
+
+def read_timeline(folder: Path) -> list[Span]:
+    """Read what each rank of a run did, and when.
+
+    Raises:
+        FileError: There is no `trace.json`, or it is damaged.
+    """
+    path = folder / "trace.json"
+    try:
+        return from_chrome(json.loads(path.read_text()))
+    except OSError as error:
+        raise FileError(f"There is no timeline in {folder}: {path} is missing.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{path} is damaged: {error!r}.") from error
 
 
 def _complete(config: RunConfig, result: Result) -> RunConfig:

@@ -5,7 +5,6 @@ rank knows beforehand how many bytes it gets from whom, and in which order.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -17,6 +16,7 @@ from onward.networks import Network
 from onward.placement import Placement, messages
 from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
 from onward.streams import StreamWorker
+from onward.timeline import SHORTEST_SECONDS, WORDS, Recorder
 from onward.transport import InMemoryTransport, Transport
 from onward.workers import Arithmetic, Rows, Worker
 
@@ -36,6 +36,7 @@ class Runtime:
         worker: Does the tasks of this rank.
         transport: How messages travel.
         on_product: Told of each report and of each count of validation rows.
+        recorder: Notes what the rank does. None: nothing is noted.
     """
 
     def __init__(
@@ -45,12 +46,15 @@ class Runtime:
         worker: Worker,
         transport: Transport,
         on_product: OnProduct = lambda product, tensors: None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.plan = plan
         self.placement = placement
         self.worker = worker
         self.transport = transport
         self.on_product = on_product
+        self.recorder = recorder or Recorder(transport.rank, most=0)
+        worker.recorder = transport.recorder = self.recorder
         self.idle_seconds = 0.0
         # How many tasks of this rank still need a product that is here.
         self.uses_left: dict[Product, int] = {}
@@ -73,11 +77,13 @@ class Runtime:
         needs = self.plan.needs(task)
         for product in needs:
             if product not in self.uses_left:
-                self.worker.accept(product, self._wait_for(product))
+                self.worker.accept(product, self._wait_for(product, task))
                 self.uses_left[product] = self._uses_here(product)
-        self.worker.execute(task)
+        with self.recorder.span(WORDS[task.kind], str(task)):
+            self.worker.execute(task)
         for message in messages(self.plan, self.placement, task):
-            self.transport.send(message.dest, [t for p in message.products for t in self._sent(p)])
+            tensors = [t for p in message.products for t in self._sent(p)]
+            self.transport.send(message.dest, tensors, str(task))
         for product in self.plan.makes(task):
             self._told(product)
             self.uses_left[product] = self._uses_here(product)
@@ -127,7 +133,10 @@ class Runtime:
         self.queued[source] = queued
 
         def deliver(tensors: list[Tensor]) -> None:
-            self._take(next(coming), tensors, queued)
+            products = next(coming)
+            now = self.recorder.now()
+            self.recorder.add("receive", str(self.plan.maker(products[0])), now, now)
+            self._take(products, tensors, queued)
 
         self.transport.expect(source, layouts, deliver)
 
@@ -147,9 +156,9 @@ class Runtime:
                 self.arrived[product] = parts
                 self.changed.notify_all()
 
-    def _wait_for(self, product: Product) -> list[Tensor]:
+    def _wait_for(self, product: Product, task: Task) -> list[Tensor]:
         with self.changed:
-            start = time.perf_counter()
+            start = self.recorder.now()
             while product not in self.arrived:
                 failure = self.transport.failure
                 if failure is not None:
@@ -159,7 +168,10 @@ class Runtime:
                         f"another rank. The log of the rank that ended first says why."
                     ) from failure
                 self.changed.wait()
-            self.idle_seconds += time.perf_counter() - start
+            end = self.recorder.now()
+            self.idle_seconds += end - start
+            if end - start > SHORTEST_SECONDS:
+                self.recorder.add("wait", str(task), start, end)
             for queued in self.queued.values():
                 queued.discard(product)
             self.changed.notify_all()

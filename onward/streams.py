@@ -40,9 +40,11 @@ class StreamWorker(Worker):
         example = torch.zeros(2, *sampler.width(tuple(shards[0].x.shape[1:])))
         # One row of what each block puts out, for the sizes of messages.
         self.examples: list[Tensor] = []
+        self.types: list[torch.dtype] = []
         for block in network.line:
             example = block.infer(example)
-            self.examples.append(example[:1])
+            self.examples.append(self._on_the_wire(example[:1]))
+            self.types.append(example.dtype)
 
     def train(self, time: int, block: int) -> None:
         clock = Clock()
@@ -65,16 +67,25 @@ class StreamWorker(Worker):
         if block != self.plan.head:
             activities |= {n: v.x for n, v in outputs.items() if isinstance(v.x, Tensor)}
             # As a message would bring them: the next block may be on another rank.
-            parts = [activities[name].contiguous() for name in self.network.sampler.names]
+            parts = [self._on_the_wire(activities[name]) for name in self.network.sampler.names]
             self.values[Product(Thing.ACTIVITIES, time, block)] = parts
         self._tell(time, block, told, clock)
 
     def pass_neutral(self, time: int, block: int) -> None:
         if block:
-            (x,) = self.values[Product(Thing.NEUTRAL, time, block - 1)]
+            (x,) = self._read(Product(Thing.NEUTRAL, time, block - 1))
         else:
             x = self.network.sampler.neutral(self._inputs(time + self.plan.lead))
-        self.values[Product(Thing.NEUTRAL, time, block)] = [self._step(block).infer(x).contiguous()]
+        x = self._on_the_wire(self._step(block).infer(x))
+        self.values[Product(Thing.NEUTRAL, time, block)] = [x]
+
+    def _on_the_wire(self, x: Tensor) -> Tensor:
+        """Return activities as they travel, also where the next block is on the same rank."""
+        return x.to(torch.bfloat16 if self.arithmetic.bf16_wire else x.dtype).contiguous()
+
+    def _read(self, product: Product) -> list[Tensor]:
+        """Return activities as the next block reads them: in the type they were made in."""
+        return [x.to(self.types[product.block]) for x in self.values[product]]
 
     def hint_rows(self, time: int) -> int:
         return self._num_rows(time)
@@ -113,7 +124,7 @@ class StreamWorker(Worker):
         labels = self.shards[0].y[rows]
         if block:
             names = self.network.sampler.names
-            parts = self.values[Product(Thing.ACTIVITIES, time, block - 1)]
+            parts = self._read(Product(Thing.ACTIVITIES, time, block - 1))
             return {name: View(x, labels) for name, x in zip(names, parts, strict=True)}
         negatives = None
         if self.fixed is not None:
@@ -124,7 +135,7 @@ class StreamWorker(Worker):
         return self.network.sampler.views(self._inputs(time), labels, negatives)
 
     def _neutral_view(self, time: int) -> dict[str, View]:
-        read = [self.values[Product(Thing.NEUTRAL, time, b)][0] for b in self.plan.head_reads]
+        read = [self._read(Product(Thing.NEUTRAL, time, b))[0] for b in self.plan.head_reads]
         labels = self.shards[0].y[self._rows(time + self.plan.lead)]
         return {"input": View(tuple(read), labels)}
 

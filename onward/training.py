@@ -4,11 +4,11 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +26,7 @@ from onward.dealing import (
     load_data,
     with_private_shards,
 )
+from onward.directory import DirectoryTransport
 from onward.errors import PlacementError, SettingError
 from onward.networks import Network, build, evaluate
 from onward.objectives import Threshold
@@ -35,6 +36,7 @@ from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
 from onward.results import Listener, Log, Result
 from onward.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
+from onward.timeline import Recorder, Span, merged
 from onward.transport import DistributedTransport, InMemoryTransport, Transport
 from onward.version import VERSION
 from onward.workers import Arithmetic, Rows
@@ -82,8 +84,22 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
     return _train(network, config, dataset, held, shape, transport, listener or Listener())
 
 
-def preview(config: RunConfig, num_ranks: int) -> tuple[Plan, Placement]:
-    """Make plan and placement of a run without starting it, to look at or to find mistakes.
+class Preview(NamedTuple):
+    """A run that has not been started."""
+
+    plan: Plan
+    placement: Placement
+    network: Network
+    """The network with its first weights."""
+    rows: Rows
+    """The rows of one shard."""
+    arithmetic: Arithmetic
+    shares: list[int]
+    """What each block of the line costs of a pass through it, see `block_costs`."""
+
+
+def preview(config: RunConfig, num_ranks: int) -> Preview:
+    """Make all of a run that is there before it starts, to look at or to find mistakes.
 
     Args:
         config: The run.
@@ -96,13 +112,26 @@ def preview(config: RunConfig, num_ranks: int) -> tuple[Plan, Placement]:
     config = with_private_shards(config, num_ranks)
     ranks = range(num_ranks if is_private(config) else 1)
     parts = [load_data(config, rank) for rank in ranks]
-    notes = [
-        describe(hold(config, part, rank), part) for rank, part in zip(ranks, parts, strict=True)
-    ]
+    held = [hold(config, part, rank) for rank, part in zip(ranks, parts, strict=True)]
+    notes = [describe(own, part) for own, part in zip(held, parts, strict=True)]
     dataset, shape = parts[0], agree(config, notes)
     network = build_network(config, dataset, shape)
+    network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
     plan = make_plan(config, network, shape)
-    return plan, _place(config, plan, num_ranks, network, dataset.input_shape)
+    shares = block_costs(network, dataset.input_shape)
+    placement = _place(config, plan, num_ranks, shares)
+    return Preview(plan, placement, network, held[0][0], make_arithmetic(config), shares)
+
+
+def make_arithmetic(config: RunConfig) -> Arithmetic:
+    """Return the settings of a run that decide weights beside the plan."""
+    return Arithmetic(
+        seed=config.training.seed,
+        schedule=config.training.schedule,
+        closed_form=config.training.gradients == "closed-form",
+        bf16_wire=config.plan.wire == "bf16",
+        shift=config.data.shift,
+    )
 
 
 def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
@@ -117,11 +146,8 @@ def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
     )
 
 
-def _place(
-    config: RunConfig, plan: Plan, num_ranks: int, network: Network, input_shape: tuple[int, ...]
-) -> Placement:
-    costs = block_costs(network, input_shape)
-    placement = place(plan, config.placement.name, num_ranks, costs)
+def _place(config: RunConfig, plan: Plan, num_ranks: int, shares: Sequence[int]) -> Placement:
+    placement = place(plan, config.placement.name, num_ranks, shares)
     if is_private(config) and placement.name != "federated":
         raise PlacementError(
             f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
@@ -341,6 +367,9 @@ def moments_age(optimizer_state: str) -> int | None:
 
 
 def _open_transport(placement: PlacementConfig) -> Transport:
+    if is_distributed() and placement.directory is not None:
+        num_ranks = int(os.environ["WORLD_SIZE"])
+        return DirectoryTransport(Path(placement.directory), current_rank(), num_ranks)
     if is_distributed():
         return DistributedTransport(placement.iface)
     if placement.nodes > 1:
@@ -370,21 +399,18 @@ def _train(
             f"{network.num_classes}. Give num_classes={shape.num_classes}."
         )
     plan = make_plan(config, network, shape)
-    placement = _place(config, plan, transport.num_ranks, network, dataset.input_shape)
+    shares = block_costs(network, dataset.input_shape)
+    placement = _place(config, plan, transport.num_ranks, shares)
     if placement.name == "federated":
         held = {s: rows for s, rows in held.items() if s % transport.num_ranks == transport.rank}
     _check_alike(network, config, precision, transport)
-    arithmetic = Arithmetic(
-        seed=config.training.seed,
-        schedule=config.training.schedule,
-        closed_form=config.training.gradients == "closed-form",
-        shift=config.data.shift,
-    )
     log = Log(plan, listener)
-    worker = make_worker(plan, network, held, arithmetic)
-    runtime = Runtime(plan, placement, worker, transport, log.take)
+    worker = make_worker(plan, network, held, make_arithmetic(config))
+    recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
+    runtime = Runtime(plan, placement, worker, transport, log.take, recorder)
     transport.exchange("start", None)
-    start, cpu_start = time.perf_counter(), time.process_time()
+    recorder.start()
+    cpu_start = time.process_time()
     if transport.rank == 0:
         listener.begin(plan, placement)
     try:
@@ -393,7 +419,7 @@ def _train(
     finally:
         if transport.rank == 0:
             listener.end()
-    seconds = time.perf_counter() - start
+    seconds = recorder.now()
     figures = {
         "cpu_seconds": time.process_time() - cpu_start,
         "idle_seconds": runtime.idle_seconds,
@@ -403,6 +429,7 @@ def _train(
         "seconds": seconds - worker.validation_seconds,
     }
     everywhere = transport.exchange("figures", figures)
+    timeline = merged(transport.exchange("timeline", recorder.note()))
     transport.close()
     if transport.rank:
         return None
@@ -441,10 +468,17 @@ def _train(
             "load": os.getloadavg()[0],
         },
     }
-    return _test(network, dataset, log, facts)
+    return _test(network, dataset, log, facts, timeline)
 
 
-def _test(network: Network, dataset: Dataset, log: Log, facts: dict[str, Any]) -> Result:
+def spans_kept(num_ranks: int) -> int:
+    """Return the spans that each rank keeps for the timeline, so that its file stays small."""
+    return min(10_000, max(200, 200_000 // num_ranks))
+
+
+def _test(
+    network: Network, dataset: Dataset, log: Log, facts: dict[str, Any], timeline: list[Span]
+) -> Result:
     """Look at the test rows, once."""
     x, y = dataset.x_test, dataset.y_test
     test = evaluate(network, x, y)
@@ -461,4 +495,5 @@ def _test(network: Network, dataset: Dataset, log: Log, facts: dict[str, Any]) -
             readouts[name] = found.correct / max(found.rows, 1)
             per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
-    return Result(network, test, log.final_validation(), readouts, per_block, progress, facts)
+    validation = log.final_validation()
+    return Result(network, test, validation, readouts, per_block, progress, facts, timeline)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import chain, count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
 from onward.errors import PeerLostError, SettingError
+from onward.timeline import Recorder
 
 Deliver = Callable[[list[Tensor]], None]
 """What is done with a message that has arrived."""
@@ -42,7 +43,7 @@ POSTED = 2
 RUNS = count()
 """Numbers the transports of a process."""
 
-OPEN: "list[DistributedTransport]" = []
+OPEN: "list[Transport]" = []
 """Transports of this process that have not parted."""
 
 LINE = 64
@@ -63,16 +64,23 @@ class Transport(ABC):
 
     def __init__(self) -> None:
         self.bytes_sent = 0
+        self.recorder: Recorder | None = None
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
 
-    def send(self, dest: int, tensors: Sequence[Tensor]) -> None:
-        """Hand tensors to a rank; returns before they have arrived. They must not change after."""
-        self.bytes_sent += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self._send(dest, tensors)
+    def send(self, dest: int, tensors: Sequence[Tensor], label: str = "") -> None:
+        """Hand tensors to a rank; returns before they have arrived. They must not change after.
+
+        Args:
+            dest: The rank.
+            tensors: What it gets.
+            label: What a timeline calls the message.
+        """
+        self.bytes_sent += sum(tensor.nbytes for tensor in tensors)
+        self._send(dest, tensors, label)
 
     @abstractmethod
-    def _send(self, dest: int, tensors: Sequence[Tensor]) -> None: ...
+    def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None: ...
 
     @abstractmethod
     def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
@@ -100,6 +108,10 @@ class Transport(ABC):
     def close(self) -> None:
         """Wait until everything sent has been received, then part."""
 
+    @abstractmethod
+    def say_ended(self) -> None:
+        """Tell the others that this rank ends before its time."""
+
 
 class InMemoryTransport(Transport):
     """Joins ranks of one process: what is sent is delivered at once. For tests and for reading."""
@@ -122,7 +134,7 @@ class InMemoryTransport(Transport):
         """Number of ranks."""
         return len(self.peers)
 
-    def _send(self, dest: int, tensors: Sequence[Tensor]) -> None:
+    def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None:
         layouts, deliver = self.peers[dest].inbox[self.rank]
         layout = next(layouts)
         assert [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in layout]
@@ -139,6 +151,9 @@ class InMemoryTransport(Transport):
         return [note]
 
     def close(self) -> None:
+        pass
+
+    def say_ended(self) -> None:
         pass
 
 
@@ -174,6 +189,17 @@ class Buffers:
         """Have memory ready for messages of these shapes, to be held at the same time."""
         held = [self.empty_like(like).zero_() for layout in layouts for like in layout]
         del held
+
+
+class Sent(NamedTuple):
+    """A tensor on its way, which must live until it has arrived."""
+
+    work: dist.Work
+    tensor: Tensor
+    label: str
+    start: float
+    is_last: bool
+    """Whether it ends its message."""
 
 
 class DistributedTransport(Transport):
@@ -213,15 +239,16 @@ class DistributedTransport(Transport):
             world_size=self.num_ranks,
             timeout=timedelta(days=365),
         )
-        self._sent: queue.SimpleQueue[tuple[dist.Work, Tensor] | None] = queue.SimpleQueue()
+        self._sent: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(IN_FLIGHT)
         self._sender = threading.Thread(target=self._wait_for_sends, daemon=True)
         self._sender.start()
         self._receivers: list[threading.Thread] = []
         self._buffers = Buffers()
 
-    def _send(self, dest: int, tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
+    def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None:
+        start = self.recorder.now() if self.recorder else 0.0
+        for number, tensor in enumerate(tensors, start=1):
             tensor = tensor.detach().contiguous()
             self._room.acquire()
             try:
@@ -233,14 +260,16 @@ class DistributedTransport(Transport):
                     f"that of the rank that ended first."
                 ) from error
             assert work is not None
-            self._sent.put((work, tensor))
+            self._sent.put(Sent(work, tensor, label, start, is_last=number == len(tensors)))
 
     def _wait_for_sends(self) -> None:
         while (sent := self._sent.get()) is not None:
             try:
-                sent[0].wait()
+                sent.work.wait()
             except RuntimeError as error:
                 self._fail(error)
+            if sent.is_last and self.recorder:
+                self.recorder.add("send", sent.label, sent.start, self.recorder.now())
             self._room.release()
 
     def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
@@ -300,6 +329,11 @@ class DistributedTransport(Transport):
             time.sleep(0.02)
         return [json.loads(self.store.get(key)) for key in keys]
 
+    def say_ended(self) -> None:
+        # The store may be gone with the rank that held it.
+        with suppress(RuntimeError):
+            self.store.set("ended", str(self.rank))
+
     def close(self) -> None:
         self._sent.put(None)
         self._sender.join()
@@ -321,9 +355,7 @@ def leave(status: int) -> None:
     """
     if OPEN:
         if status:
-            # The store may be gone with the rank that held it.
-            with suppress(RuntimeError):
-                OPEN[-1].store.set("ended", str(OPEN[-1].rank))
+            OPEN[-1].say_ended()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

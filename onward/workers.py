@@ -20,6 +20,7 @@ from onward.networks import Network, evaluate
 from onward.optimizers import lr_scale
 from onward.plan import Kind, Plan, Product, Task, Thing
 from onward.steps import Step, make_step
+from onward.timeline import Recorder
 from onward.views import (
     LabelEmbedding,
     Negatives,
@@ -59,6 +60,9 @@ class Arithmetic:
 
     closed_form: bool = True
     """Whether closed forms are used where there are some."""
+
+    bf16_wire: bool = False
+    """Whether activities that blocks hand on in a stream are rounded to bf16."""
 
     shift: int = 0
     """Largest random shift of training images, in pixels."""
@@ -102,6 +106,7 @@ class Worker(ABC):
         self.arithmetic = arithmetic
         self.values: dict[Product, list[Tensor]] = {}
         self.validation_seconds = 0.0
+        self.recorder = Recorder(0, most=0)
 
     def execute(self, task: Task) -> None:
         """Do a task, once all it needs is here."""

@@ -231,9 +231,9 @@ def far_behind(folder):
             time.sleep(1)
         train(worker, step, block)
 
-    def noted(runtime, product):
+    def noted(runtime, product, task):
         waiting.append(sum(p.thing is Thing.ACTIVITIES for p in list(runtime.arrived)))
-        return wait_for(runtime, product)
+        return wait_for(runtime, product, task)
 
     StreamWorker.train, Runtime._wait_for = train_late, noted
     try:
@@ -265,6 +265,26 @@ def started_by_hand(folder):
         return told(run(config.with_settings({"placement.iface": "lo"})))
     finally:
         os.environ |= given
+
+
+def run_in_directory(name, placement, folder):
+    config = config_of(name, folder, placement)
+    return told(run(config.with_settings({"placement.directory": str(folder / "shared")})))
+
+
+@job(4)
+def through_a_directory(folder):
+    return run_in_directory("one-pass", "all-layers", folder)
+
+
+@job(3)
+def through_the_same_directory(folder):
+    return run_in_directory("hints", "single-layer", folder)
+
+
+@job(2)
+def a_stream_through_a_directory(folder):
+    run_in_directory("stream", "stream", folder)
 
 
 @job(2)

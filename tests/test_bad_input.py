@@ -642,3 +642,67 @@ def test_widths_that_no_machine_has_memory_for_are_refused(refused):
         "network.widths = [1000000000000] with 64 inputs needs 256,000 GB for its weights alone, "
         "and this machine has no room for them."
     )
+
+
+# Forecasts and timelines
+
+
+@pytest.mark.parametrize("link", ["", "fast", "1 gigabyte", "0mbit", "10mbit,20", "-1mbit"])
+def test_a_link_that_is_none_is_refused(refused, link):
+    said = refused("plan", *QUICK, "--measure", f"--link={link or ' '}")
+
+    assert "--link takes a bandwidth" in said
+    assert "100mbit,20ms" in said
+
+
+@pytest.mark.parametrize("speeds", ["1", "1,2,3", "1,0", "1,-1", "1,fast", "1,inf"])
+def test_speeds_that_are_not_one_for_each_rank_are_refused(refused, speeds):
+    said = refused("plan", *QUICK, "--nodes", 2, "--chapters", 2, "--measure", "--speeds", speeds)
+
+    assert "--speeds takes a positive number for each of 2 ranks" in said or "must" in said
+
+
+def test_costs_that_are_missing_are_refused(refused):
+    assert "cannot be read: nothing.json" in refused("plan", *QUICK, "--costs", "nothing.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"train": "much"}'])
+def test_a_file_that_holds_no_costs_is_refused(refused, text):
+    Path("costs.json").write_text(text)
+
+    said = refused("plan", *QUICK, "--costs", "costs.json")
+
+    assert "costs.json does not hold costs" in said
+    assert "onward plan --measure --costs costs.json" in said
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1", "NaN", '"fast"'])
+def test_costs_that_are_no_times_are_refused(refused, value, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", *QUICK, "--measure", "--costs", "costs.json"])
+    text = Path("costs.json").read_text()
+    Path("costs.json").write_text(text.replace('"score": 0.0', f'"score": {value}'))
+
+    assert "does not hold costs" in refused("plan", *QUICK, "--costs", "costs.json")
+
+
+def test_costs_of_another_number_of_blocks_are_refused(refused, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--epochs", "1", "--widths", "8,8", "--measure", "--costs", "costs.json"])
+
+    said = refused("plan", *QUICK, "--costs", "costs.json")
+
+    assert "The costs are those of 2 trained blocks, and the plan has 1" in said
+
+
+def test_a_run_without_a_timeline_cannot_be_drawn(refused, finished):
+    shutil.copytree(finished, "run")
+    Path("run/trace.json").unlink()
+
+    assert "There is no timeline in run" in refused("trace", "run")
+
+
+def test_a_stream_through_a_folder_is_refused(refused):
+    said = refused("train", *QUICK, "--plan", "stream", "--directory", "shared", "--nodes", 2)
+
+    assert "placement.directory is for chapter plans" in said

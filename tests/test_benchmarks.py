@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 FIGURES = {
+    "chapter_length": {"accuracy", "speedup", "megabytes"},
     "emulated_ranks": {
         "speedup",
         "ideal",
@@ -18,9 +19,11 @@ FIGURES = {
         "calibration",
         "load",
     },
+    "hint_age": {"chapters", "mini_batches"},
     "federated": {"digits_pooled", "digits_iid", "digits_class"},
     "mnist": {"one-pass", "hinton", "pff-adaptive-goodness", "pff-random-softmax", "backprop"},
     "same_weights": {"pff adaptive goodness"},
+    "simulation": {"worst_error", "ranks_4096_seconds"},
     "step_speed": {
         "one_pass_vs_fp32_ff",
         "one_pass_vs_bf16_backprop",

@@ -130,6 +130,7 @@ VALUES = {
     "--placement": ("placement.name", "single-layer", "single-layer"),
     "--nodes": ("placement.nodes", "4", 4),
     "--iface": ("placement.iface", "eth0", "eth0"),
+    "--directory": ("placement.directory", "shared", "shared"),
 }
 
 
@@ -234,7 +235,7 @@ class Telling:
         self.file = io.StringIO()
         self.bars = Bars(Console(file=self.file, width=100, **console))
         config = config_of(*SMALL)
-        plan, placement = training.preview(config, 1)
+        plan, placement, *_ = training.preview(config, 1)
         self.bars.begin(plan, placement)
         for chapter in range(2):
             for block in range(2):

@@ -54,6 +54,25 @@ def test_processes_end_in_the_weights_of_one_process(group, case, name, number):
     assert first["weights"] == alone(case)["weights"]
 
 
+@pytest.mark.parametrize(
+    ("job", "case"),
+    [("through_a_directory", "one-pass"), ("through_the_same_directory", "hints")],
+)
+def test_processes_that_share_a_folder_end_in_the_weights_of_one_process(group, job, case):
+    first, *_ = group[job]
+
+    assert first["weights"] == alone(case)["weights"]
+
+
+def test_the_folder_is_empty_in_the_end(group):
+    assert list((group["folder"] / "shared").iterdir()) == []
+
+
+def test_a_stream_does_not_go_through_a_directory(group):
+    for error in errors(group, "a_stream_through_a_directory"):
+        assert "placement.directory is for chapter plans" in error
+
+
 def test_the_same_processes_may_train_one_network_after_the_other(group):
     (first, second, again), others = group["twice"]
 

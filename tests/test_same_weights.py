@@ -19,7 +19,7 @@ from onward.plan import ChapterPlan, Kind, Plan, Task, Thing
 from onward.recipes import RECIPES
 from onward.runtime import Runtime, make_worker, run_in_memory
 from onward.seeds import generator, global_generator_kept
-from onward.training import block_costs, build_network, make_plan
+from onward.training import block_costs, build_network, make_arithmetic, make_plan
 from onward.transport import InMemoryTransport
 from onward.views import wrong_labels
 from onward.workers import Arithmetic, Rows, Worker
@@ -95,6 +95,8 @@ STREAMS = {
         "hinton",
         {**HINTON, "plan.hint_age": 5, "training.precision": "bf16"},
     ),
+    "bf16 on the wire": ("hinton", {**HINTON, "plan.hint_age": 1, "plan.wire": "bf16"}),
+    "one-pass, bf16 on the wire": ("one-pass", {**STREAM, "plan.wire": "bf16"}),
     "never hints": ("hinton", {**HINTON, "plan.hint_age": "never"}),
     "hints of age 5, softmax, shifted": (
         "hinton",
@@ -186,13 +188,8 @@ def prepare(recipe, changes):
 
 def prepare_network(network, config, shards, shape):
     network.set_precision(PRECISIONS[config.training.precision])
-    arithmetic = Arithmetic(
-        seed=config.training.seed,
-        schedule=config.training.schedule,
-        closed_form=config.training.gradients == "closed-form",
-        shift=config.data.shift,
-    )
-    return Prepared(make_plan(config, network, shape), network, shards, arithmetic)
+    plan, arithmetic = make_plan(config, network, shape), make_arithmetic(config)
+    return Prepared(plan, network, shards, arithmetic)
 
 
 @cache
@@ -480,9 +477,9 @@ def test_what_was_sent_does_not_change_while_it_may_be_on_its_way(
     sent = []
     send = InMemoryTransport.send
 
-    def kept(transport, dest, tensors):
+    def kept(transport, dest, tensors, label):
         sent.extend((tensor.detach(), tensor.detach().clone()) for tensor in tensors)
-        send(transport, dest, tensors)
+        send(transport, dest, tensors, label)
 
     monkeypatch.setattr(InMemoryTransport, "send", kept)
     prepare(recipe, changes).run(name, 4)

@@ -1,0 +1,127 @@
+"""Which placement suits some ranks and their links: every choice is simulated."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from onward.errors import PlacementError, SettingError
+from onward.placement import Name, Placement, place
+from onward.plan import ChapterPlan, Plan, StreamPlan
+from onward.simulation import FREE, Costs, Link, Simulation, simulate
+
+FINER = (1, 2, 4, 8)
+"""How many times as many chapters a choice has as the plan that was asked for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to run."""
+
+    plan: Plan
+    """What is computed; another number of chapters ends in other weights."""
+
+    placement: Placement
+    """Where."""
+
+    simulation: Simulation
+    """How it would go."""
+
+
+def choices(
+    plan: Plan,
+    num_ranks: int,
+    shares: Sequence[int],
+    costs: Costs,
+    links: Link | Sequence[Link] = FREE,
+    speeds: Sequence[float] | None = None,
+) -> list[Choice]:
+    """Simulate every placement of a plan on some ranks, with more and shorter chapters too.
+
+    Args:
+        plan: What is computed.
+        num_ranks: Ranks at hand; sequential uses one of them.
+        shares: Cost of each block of the line, by which `place` balances them.
+        costs: What tasks take and products weigh.
+        links: The link of every rank, or of each.
+        speeds: Speed of each rank; None for 1 everywhere.
+
+    Returns:
+        The choices, the fastest first.
+    """
+    found = []
+    for candidate in _plans(plan):
+        for name in _names(candidate):
+            if name == "sequential" and candidate != plan:
+                continue
+            ranks = 1 if name == "sequential" else num_ranks
+            try:
+                placement = place(candidate, name, ranks, shares)
+            except PlacementError:
+                continue
+            own_links = links if isinstance(links, Link) else links[:ranks]
+            own_speeds = speeds[:ranks] if speeds is not None else None
+            simulation = simulate(candidate, placement, costs, own_links, own_speeds)
+            found.append(Choice(candidate, placement, simulation))
+    return sorted(found, key=lambda choice: choice.simulation.seconds)
+
+
+def _plans(plan: Plan) -> Iterator[Plan]:
+    """Yield the plan, and others with more chapters."""
+    for factor in FINER if isinstance(plan, ChapterPlan) else (1,):
+        try:
+            yield replace(plan, chapters=factor * plan.chapters)
+        except SettingError:
+            continue
+
+
+def _names(plan: Plan) -> tuple[Name, ...]:
+    if isinstance(plan, StreamPlan):
+        return ("sequential", "stream")
+    if len(plan.rows) > 1:
+        return ("sequential", "federated", "all-layers", "single-layer")
+    return ("sequential", "all-layers", "single-layer")
+
+
+def read_link(text: str) -> Link:
+    """Read a link as a person writes it: bandwidth, and latency if there is any.
+
+    Raises:
+        SettingError: The text says something else.
+
+    Example:
+        >>> read_link("100mbit,20ms")
+        Link(bytes_per_second=12500000.0, latency=0.02)
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(rf"{number}([kmg]?)bit(?:,{number}(ms|s))?", text.replace(" ", "").lower())
+    if found is None or not float(found[1]):
+        raise SettingError(
+            f"--link takes a bandwidth, and a latency if there is one, such as 1gbit or "
+            f"100mbit,20ms; got {text}."
+        )
+    bits = float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2]]
+    latency = float(found[3] or 0) * (1e-3 if found[4] == "ms" else 1.0)
+    return Link(bits / 8, latency)
+
+
+def read_speeds(text: str, num_ranks: int) -> list[float]:
+    """Read the speed of each rank as a person writes them.
+
+    Raises:
+        SettingError: They are no positive numbers, or not one for each rank.
+
+    Example:
+        >>> read_speeds("1, 1, 0.5, 1", 4)
+        [1.0, 1.0, 0.5, 1.0]
+    """
+    try:
+        speeds = [float(part) for part in text.split(",")]
+    except ValueError:
+        speeds = []
+    if len(speeds) != num_ranks or not all(0 < speed < math.inf for speed in speeds):
+        raise SettingError(
+            f"--speeds takes a positive number for each of {num_ranks} ranks, such as "
+            f"{','.join(['1'] * num_ranks)}; got {text}."
+        )
+    return speeds

@@ -1,0 +1,89 @@
+"""Pictures of runs, for people who would rather look than read; needs the extra `report`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onward.errors import FileError, SettingError
+from onward.timeline import Span
+
+COLOURS = {
+    "train": "#2a78b5",
+    "forward": "#8ec4ea",
+    "score": "#e9a23b",
+    "validate": "#9b6fc0",
+    "gather": "#666666",
+    "wait": "#eeeeee",
+    "send": "#4a9d5b",
+    "receive": "#c0392b",
+}
+"""Colour of what a rank does, in the order of the legend."""
+
+MOST_RANKS = 64
+"""Ranks that a picture shows; the lanes of more would be too thin to see."""
+
+
+def draw_timelines(timelines: Mapping[str, Sequence[Span]], path: Path) -> None:
+    """Draw timelines below each other, on one scale, a lane a rank.
+
+    Args:
+        timelines: Spans by title.
+        path: File that is written, whose ending says the format: .png, .svg or .pdf.
+
+    Raises:
+        SettingError: matplotlib is not installed.
+        FileError: The file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise SettingError(
+            "Pictures are drawn with matplotlib, which is not installed. Install it with:\n"
+            '    pip install "onward[report]"'
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    lanes = {
+        title: min(1 + max((s.rank for s in spans), default=0), MOST_RANKS)
+        for title, spans in timelines.items()
+    }
+    figure, axes = pyplot.subplots(
+        len(timelines),
+        squeeze=False,
+        sharex=True,
+        figsize=(12, 1.2 + sum(0.5 + 0.45 * n for n in lanes.values())),
+        height_ratios=list(lanes.values()),
+        layout="constrained",
+    )
+    seen: set[str] = set()
+    for axis, (title, spans) in zip(axes[:, 0], timelines.items(), strict=True):
+        seen |= {span.what for span in spans}
+        _draw(axis, title, spans, lanes[title])
+    axes[-1, 0].set_xlabel("seconds")
+    handles = [Patch(color=colour, label=what) for what, colour in COLOURS.items() if what in seen]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(COLOURS), frameon=False)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise FileError(f"The picture cannot be written to {path}: {error}.") from error
+    finally:
+        pyplot.close(figure)
+
+
+def _draw(axis: Any, title: str, spans: Sequence[Span], lanes: int) -> None:
+    """Draw the lanes of one timeline: tasks in the upper part of a lane, messages below."""
+    for what, colour in COLOURS.items():
+        for rank in range(lanes):
+            own = [s for s in spans if s.rank == rank and s.what == what]
+            if what == "receive":
+                axis.plot([s.end for s in own], [rank + 0.38] * len(own), "^", color=colour, ms=3)
+                continue
+            place = (rank + 0.22, 0.16) if what == "send" else (rank - 0.4, 0.6)
+            bars = [(s.start, s.end - s.start) for s in own]
+            axis.broken_barh(bars, place, facecolors=colour, linewidth=0)
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.set_yticks(range(lanes), [f"rank {rank}" for rank in range(lanes)])
+    axis.set_ylim(lanes - 0.4, -0.6)
+    axis.spines[["top", "right"]].set_visible(False)
