@@ -21,8 +21,9 @@ import torch
 import onward as ow
 from onward.costs import BlockCosts, measure
 from onward.placement import place
+from onward.preparation import preview
 from onward.simulation import Link, simulate
-from onward.training import preview, run
+from onward.training import run
 
 RANKS = 4
 EPOCHS = 6

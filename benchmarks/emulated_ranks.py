@@ -1,7 +1,8 @@
 """How close does all-layers on four ranks come to its ideal speed-up, on a small machine?
 
-    sudo python benchmarks/emulated_ranks.py            5 alternating pairs, about 20 minutes
-    sudo python benchmarks/emulated_ranks.py --quick    1 pair, under 150 seconds
+    sudo python benchmarks/emulated_ranks.py               5 alternating pairs, about 20 minutes
+    sudo python benchmarks/emulated_ranks.py --quick       1 pair, under 150 seconds
+    sudo python benchmarks/emulated_ranks.py --replicas    8 ranks on 4 blocks, about 10 minutes
 
 Four processes on two cores say nothing about four machines, unless each gets the same fixed share
 of a core. So every rank is put into a control group (cgroup v1, cpu controller, root only) with a
@@ -21,6 +22,13 @@ takes over two seconds under the quota. Timed: from the first task to the gather
                          the smallest of the runs
 
 The second reading is two ranks without quotas on the machine's own cores.
+
+--replicas: eight ranks in four teams of two, which share each task by rows or by units, beside one
+rank that trains without slices, all under a quota of a fifth of a core; 8 chapters.
+
+    replicas_speedup    time of one rank over time of eight, by cut
+    replicas_ideal      the same for teams that take half the time of one rank for every task, and
+                        messages that take none
 """
 
 import argparse
@@ -41,13 +49,14 @@ import onward as ow
 from onward.checkpoint import PRECISIONS
 from onward.placement import Placement, place
 from onward.plan import ChapterPlan, Kind, Plan, Product
+from onward.preparation import resolve_precision
 from onward.steps import make_step
-from onward.training import resolve_precision
 from onward.transport import launch
 
 GROUPS = Path("/sys/fs/cgroup/cpu")
 PERIOD_MICROSECONDS = 10_000
 QUOTA = 0.25
+REPLICAS_QUOTA = 0.2
 BATCH_SIZE = 512
 BATCHES = 16
 CLASSES = 10
@@ -56,11 +65,11 @@ CLASSES = 10
 class ControlGroup:
     """A share of a core for the processes put into it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, quota: float) -> None:
         self.path = GROUPS / name
         self.path.mkdir()
         self._set("cpu.cfs_period_us", PERIOD_MICROSECONDS)
-        self._set("cpu.cfs_quota_us", round(QUOTA * PERIOD_MICROSECONDS))
+        self._set("cpu.cfs_quota_us", round(quota * PERIOD_MICROSECONDS))
         # So that other work on the machine cannot take the quota away.
         self._set("cpu.shares", 65_536)
 
@@ -77,8 +86,8 @@ class ControlGroup:
                 time.sleep(0.1)
 
 
-def make_groups(number: int) -> list[ControlGroup]:
-    return [ControlGroup(f"onward-{os.getpid()}-{rank}") for rank in range(number)]
+def make_groups(number: int, quota: float = QUOTA) -> list[ControlGroup]:
+    return [ControlGroup(f"onward-{os.getpid()}-{rank}", quota) for rank in range(number)]
 
 
 def join(path: str | None) -> None:
@@ -156,7 +165,8 @@ def train_body(work: Mapping[str, Any]) -> None:
         network,
         dataset,
         training=ow.TrainingConfig(epochs=work["chapters"], batch_size=work["batch_size"]),
-        placement=ow.PlacementConfig(name=work["placement"]),
+        plan=ow.PlanConfig(slices=work.get("slices", 1), cut=work.get("cut", "rows")),
+        placement=ow.PlacementConfig(name=work["placement"], replicas=work.get("slices", 1)),
         validation=0,
     )
     if result is not None:
@@ -164,9 +174,11 @@ def train_body(work: Mapping[str, Any]) -> None:
         Path(work["out"]).write_text(json.dumps({**result.to_json(), "tasks": tasks}))
 
 
-def run(ranks: int, options: Mapping[str, Any], *, quotas: bool) -> dict[str, Any]:
+def run(
+    ranks: int, options: Mapping[str, Any], *, quotas: bool, quota: float = QUOTA
+) -> dict[str, Any]:
     """Train on some ranks, and return the result."""
-    groups = make_groups(ranks) if quotas else []
+    groups = make_groups(ranks, quota) if quotas else []
     with tempfile.TemporaryDirectory() as folder:
         work = {
             "placement": "all-layers" if ranks > 1 else "sequential",
@@ -204,8 +216,51 @@ def task_costs(result: Mapping[str, Any], share: float) -> dict[tuple[int, int],
     return {(chapter, block): cpu / share for chapter, block, cpu in result["tasks"]}
 
 
+def chapters_of(work: Mapping[str, Any]) -> ChapterPlan:
+    """Return the plan of a run, without slices."""
+    return ChapterPlan(
+        num_blocks=4,
+        head_reads=(),
+        epochs=work["chapters"],
+        chapters=work["chapters"],
+        batch_size=work["batch_size"],
+        rows=(work["rows"],),
+        hint_age=None,
+        validate_every=None,
+        has_validation=False,
+    )
+
+
+def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
+    """Compare eight ranks in teams of two with one rank."""
+    quota = REPLICAS_QUOTA
+    work = {**work, "chapters": 8}
+    one = run(1, work, quotas=True, quota=quota)
+    costs = task_costs(one, quota)
+    plan = chapters_of(work)
+    ideal = 2 * sum(costs.values()) / makespan(plan, place(plan, "all-layers", 4, [1] * 4), costs)
+    print(f"one rank: {one['seconds']:.1f} s; ideal speed-up of eight: {ideal:.2f}", flush=True)
+    figures: dict[str, Any] = {"replicas_speedup": {}, "replicas_ideal": round(ideal, 3)}
+    runs = {"one": one}
+    for cut in ("rows", "units"):
+        eight = run(8, {**work, "slices": 2, "cut": cut}, quotas=True, quota=quota)
+        runs[cut] = eight
+        figures["replicas_speedup"][cut] = round(one["seconds"] / eight["seconds"], 3)
+        shares = [cpu / eight["seconds"] for cpu in eight["cpu_seconds"]]
+        print(
+            f"eight ranks, {cut}: {eight['seconds']:.1f} s, {figures['replicas_speedup'][cut]} "
+            f"times one; sent {sum(eight['bytes_sent']) / 1e6:.0f} MB; shares of a core "
+            f"{', '.join(f'{share:.3f}' for share in shares)}",
+            flush=True,
+        )
+    if form == "full":
+        common.record(out / "emulated_ranks_replicas.json", {"figures": figures, "runs": runs})
+    return figures
+
+
 def main() -> None:
     parser = common.parser(__doc__)
+    parser.add_argument("--replicas", action="store_true", help="8 ranks on 4 blocks")
     parser.add_argument("--pairs", type=int, default=5, help="of the full form")
     parser.add_argument("--body", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -226,6 +281,8 @@ def main() -> None:
         "rows": BATCHES * batch_size,
         "batch_size": batch_size,
     }
+    if options.replicas:
+        return common.last_line(replicas(work, form, options.out), form)
     ranks = 2 if form == "smoke" else 4
     load = os.getloadavg()[0]
     seconds = {"full": 5.0, "quick": 3.0, "smoke": 0.3}[form]
@@ -233,17 +290,7 @@ def main() -> None:
         ranks, work["width"], batch_size, seconds, repeats=5 if form == "full" else 1
     )
     print(f"calibration {calibration:.3f}, load {load:.2f}, {chapters} chapters, {pairs} pairs")
-    plan = ChapterPlan(
-        num_blocks=4,
-        head_reads=(),
-        epochs=chapters,
-        chapters=chapters,
-        batch_size=batch_size,
-        rows=(work["rows"],),
-        hint_age=None,
-        validate_every=None,
-        has_validation=False,
-    )
+    plan = chapters_of(work)
     placement = place(plan, "all-layers", ranks, [1] * 4)
     found: dict[str, list[float]] = {name: [] for name in ("speedup", "ideal", "efficiency")}
     runs = []

@@ -28,25 +28,11 @@ import emulated_ranks
 import torch
 
 from onward.placement import Name, place
-from onward.plan import ChapterPlan, Kind, Plan, Product, Task, Thing
+from onward.plan import Kind, Plan, Product, Task, Thing
 from onward.simulation import KnownCosts, Link, simulate
 from onward.transport import DistributedTransport, launch
 
 RANKS = 4
-
-
-def chapters(number: int, rows: int, batch_size: int) -> ChapterPlan:
-    return ChapterPlan(
-        num_blocks=4,
-        head_reads=(),
-        epochs=number,
-        chapters=number,
-        batch_size=batch_size,
-        rows=(rows,),
-        hint_age=None,
-        validate_every=None,
-        has_validation=False,
-    )
 
 
 def link_body(group: str, numbers: int, repeats: int, out: str) -> None:
@@ -95,7 +81,7 @@ def measure_link(numbers: int, repeats: int) -> Link:
 def compare(name: Name, work: dict[str, Any], link: Link) -> dict[str, Any]:
     """Run a placement, and simulate it from what its own tasks took."""
     measured = emulated_ranks.run(RANKS, {**work, "placement": name}, quotas=True)
-    plan = chapters(work["chapters"], work["rows"], work["batch_size"])
+    plan = emulated_ranks.chapters_of(work)
     weight = 4 * work["width"] ** 2
     costs = Emulated(
         {
@@ -133,7 +119,7 @@ def main() -> None:
         return link_body(groups[int(os.environ["RANK"])], *rest)
     torch.set_num_threads(1)
     form = common.form_of(options)
-    plan = chapters(4096, 1, 1)
+    plan = emulated_ranks.chapters_of({"chapters": 4096, "batch_size": 1, "rows": 1})
     costs = Emulated({task: 1.0 for task in plan.tasks() if task.kind is Kind.TRAIN}, 16_000_000)
     start = time.perf_counter()
     simulate(plan, place(plan, "all-layers", 4096, [1] * 4), costs, Link(125e6, 1e-3))

@@ -36,8 +36,8 @@ from onward.config import RunConfig
 from onward.dealing import deal
 from onward.placement import place
 from onward.plan import Kind, Task
+from onward.preparation import make_plan
 from onward.runtime import Runtime, make_worker
-from onward.training import make_plan
 from onward.transport import InMemoryTransport
 from onward.workers import Arithmetic
 

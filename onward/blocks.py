@@ -1,5 +1,6 @@
 """The block: layers, a local objective and an optimiser; the unit of placement."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,8 +75,30 @@ class Block(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def forget(self) -> None:
-        """Put the optimiser back to its state before the first step."""
-        self.moments = {name: self.optimizer.moments(p.detach()) for name, p in self.trained()}
+        """Put the optimiser back to its state before the first step.
+
+        Until a step begins, that state is shapes in no memory.
+        """
+        self.moments = {
+            name: {
+                part: tensor.to("meta")
+                for part, tensor in self.optimizer.moments(p.detach().to("meta")).items()
+            }
+            for name, p in self.trained()
+        }
+
+    def begin(self) -> None:
+        """Have the optimiser's state, that before the first step where there is none."""
+        if any(tensor.is_meta for parts in self.moments.values() for tensor in parts.values()):
+            self.moments = {name: self.optimizer.moments(p.detach()) for name, p in self.trained()}
+
+    def release(self) -> None:
+        """Let go of weights that come from elsewhere before they are needed: NaN, in no memory."""
+        # First, while the weights have strides that the moments follow.
+        self.forget()
+        for tensor in self.state_dict(keep_vars=True).values():
+            nothing = math.nan if tensor.is_floating_point() else 0
+            tensor.data = tensor.detach().new_full((), nothing).expand(tensor.shape)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the block computes: bf16 products where it is set so."""

@@ -1,6 +1,6 @@
 """The worker of a chapter plan: blocks take turns, each on rows passed through those below it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from onward.blocks import Block, StepReport
 from onward.networks import CHUNK_ROWS, Network
 from onward.plan import ChapterPlan, Product, Segment, Thing
 from onward.readouts import SoftmaxHead, read_activities
+from onward.sliced import make_sliced_step
+from onward.team import Alone, Team
 from onward.views import Negatives, View
 from onward.workers import Arithmetic, Clock, Rows, Worker
 
@@ -41,7 +43,13 @@ class ChapterWorker(Worker):
         self._begin_moments(time, block)
         shard = self.plan.shard(time)
         labels = self.shards[shard].y
-        step = self.make_step(block)
+        step = make_sliced_step(
+            self.blocks[block],
+            closed_form=self.arithmetic.closed_form,
+            slices=self.plan.slices,
+            cut=self.plan.cut,
+            team=self.team,
+        )
         total: StepReport | None = None
         for segment in self.plan.segments(time):
             order = self._order(segment, shard)
@@ -53,20 +61,27 @@ class ChapterWorker(Worker):
                 _, told = self.learn(step, block, seen, segment.epoch, batch, shard)
                 total = told if total is None else total.add(told)
         assert total is not None
+        total = step.finish(total)
         self._hand_over_moments(time, block)
         self.report(Product(Thing.REPORT, time, block), total, clock.read())
 
     def score(self, time: int) -> None:
         head, x = self.network.head, self.shards[self.plan.shard(time)].x
         if head is None:
-            hints = self.network.scores(x).network
+            hints = in_chunks(len(x), lambda part: self.network.scores(x[part]).network, self.team)
         elif time == self.chapter and len(self.read) == 1 and not self._inputs_change:
             # Passed through the blocks already, for the head to learn from.
             (read,) = self.read.values()
-            chunks = zip(*(part.split(CHUNK_ROWS) for part in read), strict=True)
-            hints = torch.cat([head.scores(head.infer(chunk)) for chunk in chunks])
+
+            def scored(part: slice) -> Tensor:
+                return head.scores(head.infer(tuple(activities[part] for activities in read)))
+
+            hints = in_chunks(len(x), scored, self.team)
         else:
-            hints = self.network.scores(x, SoftmaxHead()).network
+            readout = SoftmaxHead()
+            hints = in_chunks(
+                len(x), lambda part: self.network.scores(x[part], readout).network, self.team
+            )
         self.values[Product(Thing.HINTS, time, 0)] = [hints.float()]
 
     def hint_rows(self, time: int) -> int:
@@ -92,12 +107,8 @@ class ChapterWorker(Worker):
 
     def _hand_over_moments(self, chapter: int, block: int) -> None:
         """Make the moments of a block a product, which alone holds their memory from here."""
-        learner = self.blocks[block]
         self.values[Product(Thing.MOMENTS, chapter, block)] = self._moments(block)
-        learner.moments = {
-            name: {part: tensor.to("meta") for part, tensor in parts.items()}
-            for name, parts in learner.moments.items()
-        }
+        self.blocks[block].forget()
 
     @property
     def _inputs_change(self) -> bool:
@@ -123,7 +134,9 @@ class ChapterWorker(Worker):
             views = self._first_views(chapter, segment, rows, labels)
         for number in range(done, block):
             with self.recorder.span("forward", f"{number}P{chapter}"):
-                views = {name: passed(self.blocks[number], x) for name, x in views.items()}
+                views = {
+                    name: passed(self.blocks[number], x, self.team) for name, x in views.items()
+                }
         self.passed[key] = (block, views)
         return {name: View(x, labels) for name, x in views.items()}
 
@@ -159,12 +172,41 @@ def select(x: Tensor, rows: Tensor) -> Tensor:
     return x if len(rows) == len(x) else x[rows]
 
 
-def passed(block: Block, x: Tensor) -> Tensor:
+def passed(block: Block, x: Tensor, team: Team | None = None) -> Tensor:
     """Pass rows through a block in chunks, without training it."""
-    chunks = x.split(CHUNK_ROWS)
-    first = block.infer(chunks[0])
-    activities = first.new_empty(len(x), *first.shape[1:])
-    activities[: len(first)] = first
-    for number, chunk in enumerate(chunks[1:], start=1):
-        activities[number * CHUNK_ROWS :][: len(chunk)] = block.infer(chunk)
-    return activities
+    return in_chunks(len(x), lambda part: block.infer(x[part]), team or Alone())
+
+
+def in_chunks(rows: int, work: Callable[[slice], Tensor], team: Team) -> Tensor:
+    """Do something with rows, chunk by chunk, and join what it yields.
+
+    Chunks of `CHUNK_ROWS` are dealt to the ranks of a team, each of which gets all results.
+
+    Args:
+        rows: Number of rows.
+        work: Returns a row for each row of a chunk.
+        team: Who shares the work.
+    """
+    firsts = range(0, rows, CHUNK_ROWS)
+
+    def bounds(member: int) -> range:
+        chunks = firsts[member * len(firsts) // team.size : (member + 1) * len(firsts) // team.size]
+        return range(chunks[0], min(chunks[-1] + CHUNK_ROWS, rows)) if chunks else range(0)
+
+    own = bounds(team.index)
+    # A rank without a chunk looks at a row, to know what others will tell.
+    first = work(slice(own.start, min(own.start + CHUNK_ROWS, own.stop)) if own else slice(0, 1))
+    found = first.new_empty(rows, *first.shape[1:])
+    if own:
+        found[own.start : own.start + len(first)] = first
+    for start in own[CHUNK_ROWS::CHUNK_ROWS]:
+        chunk = slice(start, min(start + CHUNK_ROWS, own.stop))
+        found[chunk] = work(chunk)
+    if team.size > 1:
+        every = [bounds(member) for member in range(team.size)]
+        layouts = [[found[r.start : r.stop]] for r in every]
+        told = team.exchange(layouts[team.index], layouts)
+        for (part,), theirs in zip(told, every, strict=True):
+            if theirs != own:
+                found[theirs.start : theirs.stop] = part
+    return found

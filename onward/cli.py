@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from onward import checkpoint, costs, data, dealing, runs, training
+from onward import checkpoint, costs, data, dealing, doctor, preparation, runs, training
 from onward.config import RunConfig, read_settings
 from onward.drawing import advice, choices_table, forecast_table, legend, plan_table, staircase
 from onward.errors import DataError, FileError, OnwardError, SettingError
@@ -55,10 +55,13 @@ FLAGS = {
     "--plan": ("plan.kind", "chapters or stream; this changes the weights"),
     "--chapters": ("plan.chapters", "turns of each block"),
     "--hint-age": ("plan.hint_age", "age of hints: a number, or never"),
+    "--slices": ("plan.slices", "parts of every mini-batch, which as many ranks can share"),
+    "--cut": ("plan.cut", "what a slice is a part of: rows, or units"),
     "--shards": ("plan.shards", "parts of the rows, for a federated run"),
     "--shard-by": ("plan.shard_by", "iid or class"),
     "--validate-every": ("plan.validate_every", "chapters between validations"),
     "--placement": ("placement.name", "sequential, single-layer, all-layers, federated or stream"),
+    "--replicas": ("placement.replicas", "ranks that share each task, of a plan with slices"),
     "--nodes": ("placement.nodes", "processes to start on this machine"),
     "--directory": ("placement.directory", "shared folder for messages, instead of a network"),
     "--iface": ("placement.iface", "network interface between machines"),
@@ -178,6 +181,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="file for `labels` and `scores` (default: CSV on the screen)",
     )
 
+    check = command("doctor", doctor_command, "Check this machine, and the way between ranks.")
+    for flag in ("--nodes", "--iface"):
+        check.add_argument(flag, dest=flag[2:], help=FLAGS[flag][1], metavar=flag[2:].upper())
+
     command("recipes", recipes_command, "List the recipes, each with its paper.")
     listing = command("data", data_command, "List the data sets, and where they are found.")
     listing.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
@@ -237,7 +244,7 @@ def train_command(options: argparse.Namespace) -> None:
     folder = options.out or _new_folder(config)
     if not training.is_distributed():
         # Mistakes show here, once, rather than on every rank.
-        training.preview(config, config.placement.nodes)
+        preparation.preview(config, config.placement.nodes)
     is_first = training.current_rank() == 0
     with runs.prepared(folder, overwrite=options.overwrite) if is_first else nullcontext():
         if config.placement.nodes > 1 and not training.is_distributed():
@@ -275,7 +282,7 @@ def plan_command(options: argparse.Namespace) -> None:
     config = read_config(options)
     links = read_link(options.link) if options.link else Link()
     speeds = read_speeds(options.speeds, config.placement.nodes) if options.speeds else None
-    begun = training.preview(config, config.placement.nodes)
+    begun = preparation.preview(config, config.placement.nodes)
     plan, placement = begun.plan, begun.placement
     console = Output()
     console.print(plan_table(plan, placement))
@@ -348,7 +355,7 @@ def trace_command(options: argparse.Namespace) -> None:
     timelines = {"measured": runs.read_timeline(options.run)}
     if options.simulate:
         config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
-        begun = training.preview(config, config.placement.nodes)
+        begun = preparation.preview(config, config.placement.nodes)
         known = KnownCosts.of(begun.plan, timelines["measured"])
         simulation = simulate(begun.plan, begun.placement, known, timeline=True)
         timelines["simulated: the same tasks, messages at no cost"] = simulation.spans
@@ -391,6 +398,31 @@ def predict_command(options: argparse.Namespace) -> None:
 def _close_output() -> None:
     """Drop what could not be written, or Python would try again when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def doctor_command(options: argparse.Namespace) -> None:
+    """Say what is found, and what to do where something is not as it should be."""
+    given = {"placement.nodes": options.nodes, "placement.iface": options.iface}
+    placement = RunConfig().with_settings({n: v for n, v in given.items() if v}).placement
+    if placement.nodes > 1 and not training.is_distributed():
+        command = ["-m", "onward", "doctor"]
+        if placement.iface is not None:
+            command += ["--iface", placement.iface]
+        status = launch(placement.nodes, command)
+        if status:
+            sys.exit(status)
+        return
+    findings = []
+    if training.current_rank() == 0:
+        findings += doctor.check_machine()
+    if training.is_distributed():
+        transport = training.open_transport(placement)
+        findings += doctor.check_ranks(transport)
+        transport.close()
+    for finding in findings:
+        print(f"{finding.what:14} {finding.told}")
+        if finding.advice:
+            print(f"{'':14} -> {finding.advice}")
 
 
 def recipes_command(options: argparse.Namespace) -> None:

@@ -194,6 +194,13 @@ class PlanConfig:
     shard_by: Literal["iid", "class"] = "iid"
     """How rows are dealt to shards: at random, or so that each has few classes."""
 
+    slices: Count = 1
+    """Parts of every mini-batch in which a block is trained, which as many ranks can share."""
+
+    cut: Literal["rows", "units"] = "rows"
+    """What a slice is a part of: the rows of the mini-batch (gradients are summed), or the units
+    of the block (only class scores or goodness are)."""
+
     validate_every: Count | None = None
     """Chapters between validations. None: after the last only."""
 
@@ -211,6 +218,9 @@ class PlacementConfig:
 
     nodes: Count = 1
     """Processes to start on this machine; under torchrun their number is that of torchrun."""
+
+    replicas: Count = 1
+    """Ranks that share each task, of a plan with as many slices or a multiple."""
 
     iface: str | None = None
     """Network interface between machines. None: loopback on one machine, else gloo's choice."""
@@ -282,6 +292,16 @@ class RunConfig:
             raise SettingError(
                 "placement.directory is for chapter plans: a stream would write a file for every "
                 "mini-batch of every block. Use --plan chapters, or leave it out."
+            )
+        if self.placement.directory is not None and self.placement.replicas > 1:
+            raise SettingError(
+                "placement.directory is for ranks that work alone: replicas would write files for "
+                "every mini-batch. Leave out one of the two."
+            )
+        if self.plan.kind == "stream" and self.plan.slices > 1:
+            raise SettingError(
+                f"plan.slices is {self.plan.slices}, but the steps of a stream plan are not cut. "
+                f"Slices go with --plan chapters."
             )
 
     def to_toml(self) -> str:

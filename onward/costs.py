@@ -16,7 +16,7 @@ from onward.blocks import Block
 from onward.chapters import passed
 from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate
-from onward.plan import Kind, Plan, Product, StreamPlan, Task, Thing
+from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
 from onward.readouts import read_activities
 from onward.simulation import Costs, stream_rows
 from onward.steps import make_step
@@ -58,10 +58,13 @@ class BlockCosts(Costs):
     views: int
     """Views of a row."""
 
+    gradients: tuple[int, ...]
+    """Bytes of what a slice of rows yields for each block that is trained."""
+
     classes: int
     """Number of classes."""
 
-    def seconds(self, plan: Plan, task: Task, passed: int) -> float:
+    def seconds(self, plan: Plan, task: Task, passed: int, ranks: int) -> float:
         match task.kind:
             case Kind.GATHER:
                 return 0.0
@@ -73,15 +76,40 @@ class BlockCosts(Costs):
         shard = plan.shard(task.time)
         epoch = plan.rows[shard] / plan.batch_size
         if task.kind is Kind.SCORE:
-            return epoch * self.score
+            return epoch * self.score / ranks
         # A chapter passes each of its rows once, however often it learns from them.
         segments = plan.segments(task.time)
         rows = epoch * (segments[0].last - segments[0].first) / plan.batches(shard)
-        if task.block == plan.head:
-            below = sum(self.neutral)
-        else:
-            below = sum(self.forward[passed : task.block])
-        return rows * (len(segments) * self.train[task.block] + below)
+        learning = len(segments) * self.train[task.block]
+        if task.block != plan.head:
+            return rows * (learning + sum(self.forward[passed : task.block])) / ranks
+        # Every rank passes all rows on to a head, and where units are cut it learns from all.
+        is_shared = isinstance(plan, ChapterPlan) and plan.cut == "rows"
+        return rows * (learning / (ranks if is_shared else 1) + sum(self.neutral))
+
+    def exchanged(self, plan: Plan, task: Task, passed: int, ranks: int) -> tuple[int, int]:
+        assert isinstance(plan, ChapterPlan)
+        if task.kind is Kind.SCORE:
+            rows = plan.rows[plan.shard(task.time)]
+            return 1, 4 * self.classes * rows // ranks
+        block, segments = task.block, plan.segments(task.time)
+        steps = sum(segment.last - segment.first for segment in segments)
+        each = steps * plan.batch_size // len(segments)
+        passes, num_bytes = 0, 0
+        if block != plan.head:
+            passes = self.views * (block - passed)
+            per_row = sum(self.activities[passed:block]) * self.views // plan.batch_size
+            num_bytes = per_row * each // ranks
+        own = plan.slices // ranks
+        if plan.cut == "rows":
+            return passes + steps, num_bytes + steps * own * self.gradients[block]
+        if block == plan.head:
+            return passes, num_bytes
+        # Logits of each class, or the goodness of each view.
+        figures = self.classes if self.views == 1 else self.views
+        sums = 4 * figures * plan.batch_size * own
+        whole = (self.weights[block] + self.moments[block]) * own // plan.slices
+        return passes + steps + 1, num_bytes + steps * sums + whole
 
     def num_bytes(self, plan: Plan, product: Product) -> int:
         match product.thing:
@@ -167,10 +195,12 @@ def measure(
     has_negatives = sampler.negatives is not None
     negatives = (labels + 1) % network.num_classes if has_negatives else None
     views, neutral = sampler.views(x, labels, negatives), sampler.neutral(x)
-    train, forward, of_neutral, activities = [], [], [], []
+    train, forward, of_neutral, activities, gradients = [], [], [], [], []
     for block in network.line:
+        step = make_step(block, closed_form=closed_form)
         # A learning rate of zero: the weights stay as they are.
-        train.append(timer(make_step(block, closed_form=closed_form), views, seed=0, lr_scale=0.0))
+        train.append(timer(step, views, seed=0, lr_scale=0.0))
+        gradients.append(step.gradients(views, seed=0).num_bytes)
         forward.append(timer(through, block, views))
         of_neutral.append(timer(passed, block, neutral))
         views, neutral = through(block, views), passed(block, neutral)
@@ -180,7 +210,9 @@ def measure(
     if head is not None:
         read = read_activities(network.line, head, sampler.neutral(x))
         step = make_step(head, closed_form=closed_form)
-        train.append(timer(step, {"input": View(read, labels)}, seed=0, lr_scale=0.0))
+        seen = {"input": View(read, labels)}
+        train.append(timer(step, seen, seed=0, lr_scale=0.0))
+        gradients.append(step.gradients(seen, seed=0).num_bytes)
         score = timer(lambda: head.scores(head.infer(read)))
     elif sampler.negatives is not None and sampler.negatives.needs_hints:
         score = timer(network.scores, x)
@@ -203,6 +235,7 @@ def measure(
         ),
         activities=tuple(activities),
         views=len(sampler.names),
+        gradients=tuple(gradients),
         classes=network.num_classes,
     )
 

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onward.placement import Placement, messages
-from onward.plan import Kind, Plan, Product, StreamPlan, Task
+from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task
 from onward.planner import Choice
 from onward.simulation import Simulation
 
@@ -26,9 +26,10 @@ def plan_table(plan: Plan, placement: Placement) -> Table:
     tasks: dict[int, list[Task]] = {rank: [] for rank in range(placement.num_ranks)}
     sent: dict[int, list[int]] = {rank: [] for rank in range(placement.num_ranks)}
     for task in plan.tasks():
-        rank = placement.rank(task)
-        tasks[rank].append(task)
-        sent[rank] += [message.dest for message in messages(plan, placement, task)]
+        for rank in placement.ranks(task):
+            tasks[rank].append(task)
+        for message in messages(plan, placement, task):
+            sent[message.source].append(message.dest)
     for rank, own in tasks.items():
         count = {kind: sum(task.kind is kind for task in own) for kind in Kind}
         blocks = sorted({task.block for task in own if task.kind is Kind.TRAIN})
@@ -82,9 +83,9 @@ def clock_times(plan: Plan, placement: Placement, clocks: int) -> list[list[Task
     for task in plan.tasks():
         if min(map(len, rows)) >= clocks:
             break
-        row = rows[placement.rank(task)]
-        start = max([len(row), *(ready[product] for product in plan.needs(task))])
-        if start < clocks:
+        team = [rows[rank] for rank in placement.ranks(task)]
+        start = max([*map(len, team), *(ready[product] for product in plan.needs(task))])
+        for row in team if start < clocks else ():
             row.extend([None] * (start - len(row)) + [task])
         for product in plan.makes(task):
             ready[product] = start + 1
@@ -110,7 +111,7 @@ def choices_table(plan: Plan, placement: Placement, found: Sequence[Choice]) -> 
     """Return a table of the ways to run, the fastest first, and the one asked for in any case."""
     table = Table(title="Ways to run it, the fastest first")
     table.add_column("placement", no_wrap=True)
-    for name in ("ranks", "chapters", "time", "speed-up", "sent, MB"):
+    for name in ("ranks", "chapters", "slices", "time", "speed-up", "sent, MB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("weights", no_wrap=True)
     (alone,) = (c for c in found if c.placement.name == "sequential")
@@ -123,6 +124,7 @@ def choices_table(plan: Plan, placement: Placement, found: Sequence[Choice]) -> 
             choice.placement.name,
             str(choice.placement.num_ranks),
             f"{choice.plan.chapters:,}",
+            slices(choice.plan),
             duration(simulation.seconds),
             f"{alone.simulation.seconds / simulation.seconds:.2f}",
             f"{sum(simulation.bytes_by_link.values()) / 1e6:,.1f}",
@@ -141,9 +143,24 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
         f"The fastest is {best.placement.name}: {duration(best.simulation.seconds)}, "
         f"{alone.simulation.seconds / best.simulation.seconds:.2f} times as fast as one rank."
     )
-    if best.plan != plan:
-        told += f" It needs --chapters {best.plan.chapters}, which ends in other weights."
+    changes = []
+    if best.plan.chapters != plan.chapters:
+        changes.append(f"--chapters {best.plan.chapters}")
+    if isinstance(best.plan, ChapterPlan) and slices(best.plan) != slices(plan):
+        changes.append(f"--slices {best.plan.slices} --cut {best.plan.cut}")
+    if best.placement.replicas > 1:
+        changes.append(f"--replicas {best.placement.replicas}")
+    if changes:
+        told += f" It needs {' '.join(changes)}"
+        told += ", which ends in other weights." if best.plan != plan else "."
     return told
+
+
+def slices(plan: Plan) -> str:
+    """Return how a plan cuts its mini-batches, in short."""
+    if not isinstance(plan, ChapterPlan) or plan.slices == 1:
+        return "1"
+    return f"{plan.slices} of {plan.cut}"
 
 
 def duration(seconds: float) -> str:

@@ -56,9 +56,23 @@ class Objective(nn.Module, ABC):
     def loss(self, outputs: Views) -> Float[Tensor, ""]:
         """Return the mean loss, to be differentiated by autograd: the definition."""
 
-    @abstractmethod
     def gradient(self, outputs: Views) -> Gradient:
         """Return the derivatives of `loss` in closed form, in the precision of the activities."""
+        units = slice(None)
+        return self.gradient_from(self.partial(outputs, units), outputs, units)
+
+    def partial(self, outputs: Views, units: slice) -> Tensor:
+        """Return what some units add to the figures of each row that the loss depends on.
+
+        Args:
+            outputs: The activities of these units.
+            units: Which they are.
+        """
+        raise NotImplementedError
+
+    def gradient_from(self, total: Tensor, outputs: Views, units: slice) -> Gradient:
+        """Return the derivatives for some units, given `partial` summed over all units."""
+        raise NotImplementedError
 
     @abstractmethod
     def scores(self, activities: Tensor) -> Tensor:
@@ -105,13 +119,20 @@ class CrossEntropy(Objective):
         (view,) = outputs.values()
         return F.cross_entropy(self.logits(_tensor(view)), view.labels)
 
-    def gradient(self, outputs: Views) -> Gradient:
+    def partial(self, outputs: Views, units: slice) -> Tensor:
+        """Return what these units add to the logits."""
+        (view,) = outputs.values()
+        assert isinstance(self.head, nn.Linear)
+        activities = _tensor(view)
+        weight = self.head.weight[:, units].to(activities.dtype)
+        return F.linear(activities, weight).to(self.head.weight.dtype)
+
+    def gradient_from(self, total: Tensor, outputs: Views, units: slice) -> Gradient:
         ((name, view),) = outputs.items()
         assert isinstance(self.head, nn.Linear)
         activities = _tensor(view)
-        weight = self.head.weight.to(activities.dtype)
-        logits = F.linear(activities, weight)
-        log_p = logits.to(self.head.weight.dtype).log_softmax(dim=1)
+        weight = self.head.weight[:, units].to(activities.dtype)
+        log_p = total.log_softmax(dim=1)
         error = log_p.exp()
         error[torch.arange(len(error)), view.labels] -= 1
         error = (error / len(error)).to(activities.dtype)
@@ -163,10 +184,13 @@ class Threshold(Objective):
 
     def goodness(self, activities: Tensor) -> Float[Tensor, " rows"]:
         """Return the mean square of each row."""
+        return self._squares(activities) / activities.shape[1:].numel()
+
+    def _squares(self, activities: Tensor) -> Float[Tensor, " rows"]:
         flat = activities.flatten(1)
         dtype = torch.promote_types(flat.dtype, torch.float32)
         length: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=dtype)
-        return length.square() / flat.shape[1]
+        return length.square()
 
     def _signed_logit(self, name: str, goodness: Tensor) -> Float[Tensor, " rows"]:
         sign = 1.0 if name == "positive" else -1.0
@@ -180,16 +204,21 @@ class Threshold(Objective):
         ]
         return torch.cat(losses).mean()
 
-    def gradient(self, outputs: Views) -> Gradient:
-        num_rows = sum(len(view.labels) for view in outputs.values())
-        goodness = self._goodness(outputs)
+    def partial(self, outputs: Views, units: slice) -> Tensor:
+        """Return the sum of squares of these units, the rows of all views one after the other."""
+        return torch.cat([self._squares(_tensor(view)) for view in outputs.values()])
+
+    def gradient_from(self, total: Tensor, outputs: Views, units: slice) -> Gradient:
+        num_rows = len(total)
+        width = len(self.peer_mean)
+        parts = (total / width).split([len(view.labels) for view in outputs.values()])
+        goodness = dict(zip(outputs, parts, strict=True))
         losses, derivatives = [], {}
         for name, view in outputs.items():
             activities = _tensor(view)
             logit = self._signed_logit(name, goodness[name])
             losses.append(F.softplus(-logit))
             sign = 1.0 if name == "positive" else -1.0
-            width = activities.shape[1:].numel()
             factor = -sign * torch.sigmoid(-logit) * (2 * self.slope / (width * num_rows))
             rows = factor.view(-1, *[1] * (activities.ndim - 1)).to(activities.dtype)
             derivatives[name] = activities * rows

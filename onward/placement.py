@@ -9,7 +9,7 @@ from functools import cache
 from typing import Literal
 
 from onward.errors import PlacementError
-from onward.plan import Kind, Plan, Product, StreamPlan, Task
+from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task
 
 Name = Literal["sequential", "single-layer", "all-layers", "federated", "stream"]
 
@@ -25,18 +25,36 @@ class Placement:
     """Number of ranks (world size)."""
 
     owners: tuple[int, ...]
-    """Rank of each block, the head included, where blocks stay; empty where chapters go round."""
+    """Team of each block, the head included, where blocks stay; empty where chapters go round. A
+    team is one rank, unless there are replicas."""
 
     shards: int = 1
     """Shards of the plan: a shard's validation stays with its owner."""
 
+    replicas: int = 1
+    """Ranks of a team, which share its tasks: neighbours, team 0 being ranks 0 and up."""
+
+    @property
+    def num_teams(self) -> int:
+        """Number of teams."""
+        return self.num_ranks // self.replicas
+
     def rank(self, task: Task) -> int:
-        """Return the rank that does a task."""
+        """Return the rank that does a task, the first where several share it."""
+        return self._team(task) * self.replicas
+
+    def ranks(self, task: Task) -> range:
+        """Return the ranks that share a task. Validation and gathering are done by one."""
+        first = self.rank(task)
+        shared = task.kind in (Kind.TRAIN, Kind.SCORE)
+        return range(first, first + (self.replicas if shared else 1))
+
+    def _team(self, task: Task) -> int:
         if task.kind is Kind.GATHER:
             return 0
         if not self.owners:
             by_shard = task.kind is Kind.VALIDATE and self.shards > 1
-            return (task.block if by_shard else task.time) % self.num_ranks
+            return (task.block if by_shard else task.time) % self.num_teams
         if task.kind in (Kind.SCORE, Kind.VALIDATE):
             return self.owners[-1]
         return self.owners[task.block]
@@ -49,6 +67,9 @@ class Message:
     task: Task
     """The task that made it."""
 
+    source: int
+    """The rank that sends it."""
+
     dest: int
     """The rank that needs it."""
 
@@ -59,17 +80,28 @@ class Message:
 def messages(plan: Plan, placement: Placement, task: Task) -> list[Message]:
     """Return the messages that follow a task: who needs what of it elsewhere.
 
-    Both ends derive them from the plan, so nothing is negotiated.
+    Both ends derive them from the plan, so nothing is negotiated. All ranks of a team hold what it
+    made; each sends to the ranks that have its own place in their teams.
     """
-    source = placement.rank(task)
+    makers = placement.ranks(task)
     held: dict[int, list[Product]] = {}
     for product in plan.makes(task):
-        for dest in sorted({placement.rank(use) for use in plan.uses(product)} - {source}):
+        needed = {rank for use in plan.uses(product) for rank in placement.ranks(use)}
+        for dest in sorted(needed - set(makers)):
             held.setdefault(dest, []).append(product)
-    return [Message(task, dest, tuple(products)) for dest, products in sorted(held.items())]
+    return [
+        Message(task, makers[dest % len(makers)], dest, tuple(products))
+        for dest, products in sorted(held.items())
+    ]
 
 
-def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[int]) -> Placement:
+def place(
+    plan: Plan,
+    name: Name | None,
+    num_ranks: int,
+    costs: Sequence[int],
+    replicas: int = 1,
+) -> Placement:
     """Deal the tasks of a plan to ranks.
 
     Args:
@@ -78,6 +110,7 @@ def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[int]) -
             for several shards, all-layers for the rest.
         num_ranks: Number of ranks.
         costs: Cost of each block in the line, in any unit, such as its parameters.
+        replicas: Ranks that share each task.
 
     Raises:
         PlacementError: The plan cannot be dealt so, or has no work for so many ranks.
@@ -86,8 +119,15 @@ def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[int]) -
         single-layer, all-layers, federated: Aktemur et al. 2024, arXiv:2404.08573, sections 4.1
         to 4.3. stream: one run of blocks a rank, activities travel.
     """
+    slices = plan.slices if isinstance(plan, ChapterPlan) else 1
+    if num_ranks % replicas or slices % replicas:
+        raise PlacementError(
+            f"placement.replicas is {replicas}, with {num_ranks} ranks and plan.slices = {slices}: "
+            f"it must divide both. Slices are what replicas share."
+        )
+    num_teams = num_ranks // replicas
     if name is None:
-        name = _usual(plan, num_ranks)
+        name = _usual(plan, num_teams)
     if name != "sequential" and (name == "stream") is not isinstance(plan, StreamPlan):
         fitting = (
             "stream" if isinstance(plan, StreamPlan) else "single-layer, all-layers or federated"
@@ -97,28 +137,31 @@ def place(plan: Plan, name: Name | None, num_ranks: int, costs: Sequence[int]) -
             f"{fitting}, or another --plan."
         )
     most, unit = _most_ranks(plan, name)
-    if num_ranks > most:
+    if num_teams > most:
+        many = most * replicas
         raise PlacementError(
-            f"The placement {name} has work for {most} {'rank' if most == 1 else 'ranks'} at most "
+            f"The placement {name} has work for {many} {'rank' if many == 1 else 'ranks'} at most "
             f"({unit}), but there are {num_ranks}. Start fewer, or choose another placement."
         )
     shards = len(plan.rows)
-    if name == "federated" and (shards < 2 or shards % num_ranks):
-        wanted = f"{num_ranks}, or to a multiple of it" if num_ranks > 1 else "2 or more"
+    if name == "federated" and (shards < 2 or shards % num_teams):
+        wanted = f"{num_teams}, or to a multiple of it" if num_teams > 1 else "2 or more"
+        owner = "rank" if replicas == 1 else "team"
         raise PlacementError(
-            f"A federated run deals {shards} {'shard' if shards == 1 else 'shards'} to {num_ranks} "
-            f"{'rank' if num_ranks == 1 else 'ranks'}. Set plan.shards to {wanted}."
+            f"A federated run deals {shards} {'shard' if shards == 1 else 'shards'} to {num_teams} "
+            f"{owner}{'' if num_teams == 1 else 's'}. Set plan.shards to {wanted}."
         )
     if name in ("sequential", "all-layers", "federated"):
-        return Placement(name, num_ranks, (), shards)
-    owners = balance(costs, num_ranks, passing=name == "single-layer")
-    return Placement(name, num_ranks, owners + (num_ranks - 1,) * bool(plan.head_reads), shards)
+        return Placement(name, num_ranks, (), shards, replicas)
+    owners = balance(costs, num_teams, passing=name == "single-layer")
+    owners += (num_teams - 1,) * bool(plan.head_reads)
+    return Placement(name, num_ranks, owners, shards, replicas)
 
 
 def stall(plan: Plan, placement: Placement) -> str | None:
     """Say why ranks will wait for hints, if they will; None where nothing stalls."""
     age = plan.hint_age
-    if age is None or placement.num_ranks == 1:
+    if age is None or placement.num_teams == 1:
         return None
     if isinstance(plan, StreamPlan):
         unit = "mini-batch" if age == 1 else "mini-batches"
@@ -130,7 +173,7 @@ def stall(plan: Plan, placement: Placement) -> str | None:
     else:
         unit = "chapter" if age == 1 else "chapters"
         effect = "chapters wait for the hints of others"
-    if age >= placement.num_ranks:
+    if age >= placement.num_teams:
         return None
     return (
         f"plan.hint_age is {age} {unit} and there are {placement.num_ranks} ranks: {effect}. An "

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from onward.errors import SettingError
 
@@ -196,6 +196,12 @@ class ChapterPlan(Plan):
     moments_age: int | None = 1
     """Age in chapters of the moments a chapter starts with; None to start without."""
 
+    slices: int = 1
+    """Parts of every mini-batch in which a block is trained (R)."""
+
+    cut: Literal["rows", "units"] = "rows"
+    """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hint_age is not None and self.hint_age < 1:
@@ -204,6 +210,14 @@ class ChapterPlan(Plan):
                 f"chapter old: a chapter cannot wait for its own end."
             )
         shards = len(self.rows)
+        for rows in self.rows if self.cut == "rows" else ():
+            last = (rows - 1) % self.batch_size + 1
+            if last < self.slices:
+                raise SettingError(
+                    f"plan.slices is {self.slices}, but the last mini-batch of an epoch has "
+                    f"{last} {'row' if last == 1 else 'rows'}: {rows} rows in mini-batches of "
+                    f"{self.batch_size}. Choose another training.batch_size."
+                )
         if self.chapters < shards:
             raise SettingError(
                 f"{self.chapters} chapters visit {self.chapters} of {shards} shards, and no rows "

@@ -4,14 +4,18 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from onward.errors import PlacementError, SettingError
 from onward.placement import Name, Placement, place
 from onward.plan import ChapterPlan, Plan, StreamPlan
 from onward.simulation import FREE, Costs, Link, Simulation, simulate
 
-FINER = (1, 2, 4, 8)
+FINER = (2, 4, 8)
 """How many times as many chapters a choice has as the plan that was asked for."""
+
+TEAMS = (2, 4)
+"""Ranks that share each task, of a plan with as many slices."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,13 @@ def choices(
         The choices, the fastest first.
     """
     found = []
-    for candidate in _plans(plan):
+    for candidate, replicas in _plans(plan):
         for name in _names(candidate):
             if name == "sequential" and candidate != plan:
                 continue
             ranks = 1 if name == "sequential" else num_ranks
             try:
-                placement = place(candidate, name, ranks, shares)
+                placement = place(candidate, name, ranks, shares, min(replicas, ranks))
             except PlacementError:
                 continue
             own_links = links if isinstance(links, Link) else links[:ranks]
@@ -66,13 +70,22 @@ def choices(
     return sorted(found, key=lambda choice: choice.simulation.seconds)
 
 
-def _plans(plan: Plan) -> Iterator[Plan]:
-    """Yield the plan, and others with more chapters."""
-    for factor in FINER if isinstance(plan, ChapterPlan) else (1,):
+def _plans(plan: Plan) -> Iterator[tuple[Plan, int]]:
+    """Yield the plan, others with more chapters or with slices, and the ranks of a team."""
+    yield plan, 1
+    if not isinstance(plan, ChapterPlan):
+        return
+    others: list[dict[str, Any]] = [{"chapters": factor * plan.chapters} for factor in FINER]
+    others += [{"slices": n, "cut": cut} for n in TEAMS for cut in ("rows", "units")]
+    for change in others:
         try:
-            yield replace(plan, chapters=factor * plan.chapters)
+            other = replace(plan, **change)
         except SettingError:
             continue
+        if other.slices > 1:
+            yield other, other.slices
+        elif other != plan:
+            yield other, 1
 
 
 def _names(plan: Plan) -> tuple[Name, ...]:

@@ -11,9 +11,9 @@ from typing import IO, Any
 from onward.checkpoint import save
 from onward.config import RunConfig
 from onward.errors import FileError
+from onward.preparation import resolve_precision
 from onward.results import Result
 from onward.timeline import Span, from_chrome, to_chrome
-from onward.training import resolve_precision
 
 FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "result.json")
 """What a finished run holds, in the order in which it is put there."""

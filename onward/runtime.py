@@ -55,6 +55,8 @@ class Runtime:
         self.on_product = on_product
         self.recorder = recorder or Recorder(transport.rank, most=0)
         worker.recorder = transport.recorder = self.recorder
+        worker.team = transport.team(placement.replicas)
+        worker.release(self._from_elsewhere())
         self.idle_seconds = 0.0
         # How many tasks of this rank still need a product that is here.
         self.uses_left: dict[Product, int] = {}
@@ -69,7 +71,7 @@ class Runtime:
     def run(self) -> None:
         """Do all tasks of this rank."""
         for task in self.plan.tasks():
-            if self.placement.rank(task) == self.transport.rank:
+            if self.transport.rank in self.placement.ranks(task):
                 self.do(task)
 
     def do(self, task: Task) -> None:
@@ -82,6 +84,8 @@ class Runtime:
         with self.recorder.span(WORDS[task.kind], str(task)):
             self.worker.execute(task)
         for message in messages(self.plan, self.placement, task):
+            if message.source != self.transport.rank:
+                continue
             tensors = [t for p in message.products for t in self._sent(p)]
             self.transport.send(message.dest, tensors, str(task))
         for product in self.plan.makes(task):
@@ -93,8 +97,16 @@ class Runtime:
                 self.uses_left[product] -= 1
                 self._drop_unused(product)
 
+    def _from_elsewhere(self) -> list[int]:
+        """Return the blocks that are first trained on other ranks: their weights come from there.
+
+        In a stream plan so do those of all blocks of others, when the network is gathered.
+        """
+        first = (Task(Kind.TRAIN, 0, block) for block in self.plan.trained)
+        return [t.block for t in first if self.transport.rank not in self.placement.ranks(t)]
+
     def _uses_here(self, product: Product) -> int:
-        return sum(self.placement.rank(t) == self.transport.rank for t in self.plan.uses(product))
+        return sum(self.transport.rank in self.placement.ranks(t) for t in self.plan.uses(product))
 
     def _drop_unused(self, product: Product) -> None:
         if not self.uses_left[product]:
@@ -119,9 +131,9 @@ class Runtime:
 
         def incoming() -> Iterator[tuple[Product, ...]]:
             for task in self.plan.tasks():
-                if self.placement.rank(task) == source:
+                if source in self.placement.ranks(task):
                     for message in messages(self.plan, self.placement, task):
-                        if message.dest == here:
+                        if (message.source, message.dest) == (source, here):
                             yield message.products
 
         def layout(products: tuple[Product, ...]) -> list[Tensor]:
@@ -214,6 +226,14 @@ def run_in_memory(
             networks, InMemoryTransport.group(placement.num_ranks), strict=True
         )
     ]
+    if placement.replicas > 1:
+        # Ranks of a team wait for each other in the middle of a task.
+        threads = [threading.Thread(target=runtime.run) for runtime in runtimes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return runtimes
     for task in plan.tasks():
         runtimes[placement.rank(task)].do(task)
     return runtimes

@@ -36,14 +36,23 @@ class Costs(ABC):
     """What tasks take and what their products weigh."""
 
     @abstractmethod
-    def seconds(self, plan: Plan, task: Task, passed: int) -> float:
-        """Return how long a rank of speed 1 works on a task.
+    def seconds(self, plan: Plan, task: Task, passed: int, ranks: int) -> float:
+        """Return how long each rank of speed 1 works on a task.
 
         Args:
             plan: What is computed.
             task: One of its tasks.
             passed: Blocks that the rank has passed this chapter's rows through already.
+            ranks: Ranks that share the task.
         """
+
+    def exchanged(self, plan: Plan, task: Task, passed: int, ranks: int) -> tuple[int, int]:
+        """Return what ranks that share a task tell each other in it.
+
+        Returns:
+            How often they do, and the bytes that each gives to each other in all.
+        """
+        return 0, 0
 
     @abstractmethod
     def num_bytes(self, plan: Plan, product: Product) -> int:
@@ -63,7 +72,7 @@ class KnownCosts(Costs):
         took = {(span.what, span.label): span.end - span.start for span in timeline}
         return cls({task: took.get((WORDS[task.kind], str(task)), 0.0) for task in plan.tasks()})
 
-    def seconds(self, plan: Plan, task: Task, passed: int) -> float:
+    def seconds(self, plan: Plan, task: Task, passed: int, ranks: int) -> float:
         return self.measured.get(task, 0.0)
 
     def num_bytes(self, plan: Plan, product: Product) -> int:
@@ -153,7 +162,9 @@ class _Simulator:
         self.timeline = timeline
         self.todo: list[deque[Task]] = [deque() for _ in range(ranks)]
         for task in plan.tasks():
-            self.todo[placement.rank(task)].append(task)
+            for rank in placement.ranks(task):
+                self.todo[rank].append(task)
+        self.ready: Counter[Task] = Counter()
         self.here: list[set[Product]] = [set() for _ in range(ranks)]
         self.missing: list[set[Product]] = [set() for _ in range(ranks)]
         self.free = [0.0] * ranks
@@ -178,7 +189,7 @@ class _Simulator:
         heapq.heappush(self.events, (time, next(self.numbers), happen))
 
     def _next_task(self, rank: int, now: float) -> None:
-        """Start the next task of a rank, or note what it waits for."""
+        """Start the next task of a rank, if all that share it are there; else let it wait."""
         if not self.todo[rank]:
             return
         task = self.todo[rank][0]
@@ -186,22 +197,44 @@ class _Simulator:
         self.missing[rank] = missing
         if missing:
             return
-        self.found.waiting[rank] += now - self.free[rank]
-        self._span(rank, "wait", str(task), self.free[rank], now)
-        chapter, passed = self.passed[rank]
-        seconds = self.costs.seconds(self.plan, task, passed if chapter == task.time else 0)
-        if task.kind is Kind.TRAIN and task.block != self.plan.head:
-            self.passed[rank] = (task.time, task.block)
-        seconds /= self.speeds[rank]
-        self.found.busy[rank] += seconds
-        self._span(rank, WORDS[task.kind], str(task), now, now + seconds)
-        self._at(now + seconds, partial(self._done, rank))
+        team = self.placement.ranks(task)
+        self.ready[task] += 1
+        if self.ready[task] < len(team):
+            return
+        del self.ready[task]
+        chapter, passed = self.passed[team[0]]
+        passed = passed if chapter == task.time else 0
+        seconds = self.costs.seconds(self.plan, task, passed, len(team))
+        seconds /= min(self.speeds[member] for member in team)
+        if len(team) > 1:
+            seconds += self._exchange(task, team, passed)
+        for member in team:
+            self.found.waiting[member] += now - self.free[member]
+            self._span(member, "wait", str(task), self.free[member], now)
+            if task.kind is Kind.TRAIN and task.block != self.plan.head:
+                self.passed[member] = (task.time, task.block)
+            self.found.busy[member] += seconds
+            self._span(member, WORDS[task.kind], str(task), now, now + seconds)
+            self._at(now + seconds, partial(self._done, member))
+
+    def _exchange(self, task: Task, team: range, passed: int) -> float:
+        """Return the seconds in which ranks that share a task tell each other what they found."""
+        times, num_bytes = self.costs.exchanged(self.plan, task, passed, len(team))
+        for source in team:
+            for dest in team:
+                if source != dest:
+                    self.found.bytes_by_link[source, dest] += num_bytes
+        links = [self.links[member] for member in team]
+        slowest = min(link.bytes_per_second for link in links)
+        return times * max(link.latency for link in links) + num_bytes * (len(team) - 1) / slowest
 
     def _done(self, rank: int, now: float) -> None:
         task = self.todo[rank].popleft()
         self.free[rank] = now
         self.found.seconds = max(self.found.seconds, now)
         for message in messages(self.plan, self.placement, task):
+            if message.source != rank:
+                continue
             num_bytes = sum(self.costs.num_bytes(self.plan, p) for p in message.products)
             self.found.bytes_by_link[rank, message.dest] += num_bytes
             begin = max(now, self.sent_until[rank])

@@ -8,6 +8,7 @@ and it updates them slice by slice while a slice of the gradient is in the proce
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,37 @@ from torch import Tensor, nn
 
 from onward.blocks import Block, StepReport
 from onward.layers import Dense, keep_mask, normalize_length
-from onward.objectives import CrossEntropy, Metrics, Threshold
+from onward.objectives import CrossEntropy, Gradient, Metrics, Threshold
 from onward.views import View, Views
+
+ALL = slice(None)
+"""All units."""
 
 SLICE_BYTES = 2 << 20
 """Size of a gradient slice that stays in cache between the product and the update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What a batch says about a block, before any update."""
+
+    outputs: dict[str, View]
+    """The block's outputs, detached."""
+
+    named: dict[str, Tensor]
+    """Derivative of the mean loss by each parameter that learns, by name."""
+
+    report: StepReport
+    """What is told of the batch."""
+
+    def content(self) -> list[Tensor]:
+        """Return what others need of it: sums, units that were active, derivatives."""
+        return [self.report.sums, self.report.active.byte(), *self.named.values()]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the content."""
+        return sum(tensor.nbytes for tensor in self.content())
 
 
 class Step(ABC):
@@ -27,6 +54,7 @@ class Step(ABC):
 
     def __init__(self, block: Block) -> None:
         self.block = block
+        block.begin()
 
     @abstractmethod
     def __call__(
@@ -42,6 +70,14 @@ class Step(ABC):
         Returns:
             The block's outputs before the update, detached, and what the step told.
         """
+
+    def gradients(self, views: Views, *, seed: int) -> Gradients:
+        """Return what a batch says, and leave the block as it is."""
+        raise NotImplementedError
+
+    def finish(self, told: StepReport) -> StepReport:
+        """Make the block whole at the end of a task, and return what was told of all of it."""
+        return told
 
     def infer(self, x: Tensor) -> Tensor:
         """Pass rows through the block as it now is, without training it."""
@@ -65,9 +101,12 @@ class Step(ABC):
         return torch.cat([nudges.get(name, zeros[name]) for name in outputs])
 
     def _update(self, name: str, parameter: Tensor, gradient: Tensor, lr_scale: float) -> None:
+        self._count(name)
         moments, optimizer = self.block.moments[name], self.block.optimizer
-        optimizer.count(moments)
         optimizer.step(parameter.detach(), gradient, moments, lr_scale=lr_scale)
+
+    def _count(self, name: str) -> None:
+        self.block.optimizer.count(self.block.moments[name])
 
     def _outputs(self, activities: Tensor, views: Views, rows: list[int]) -> dict[str, View]:
         names = self.block.objective.views
@@ -96,10 +135,17 @@ def has_closed_form(block: Block) -> bool:
 class AutogradStep(Step):
     """Any block, by automatic differentiation of its loss: the reference."""
 
-    @torch.enable_grad()
     def __call__(
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, View], StepReport]:
+        found = self.gradients(views, seed=seed)
+        trained = dict(self.block.trained())
+        for name, gradient in found.named.items():
+            self._update(name, trained[name], gradient, lr_scale)
+        return found.outputs, found.report
+
+    @torch.enable_grad()
+    def gradients(self, views: Views, *, seed: int) -> Gradients:
         block = self.block
         torch.manual_seed(seed)
         block.train()
@@ -119,16 +165,14 @@ class AutogradStep(Step):
             nudge = self._nudge(outputs)
         total = loss if nudge is None else loss + (nudged * nudge).sum()
         trained = dict(block.trained())
+        gradients: dict[str, Tensor] = {}
         if trained:
-            gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
-            with torch.no_grad():
-                for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
-                    if gradient is not None:
-                        self._update(name, parameter, gradient, lr_scale)
+            found = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+            gradients = {n: g for n, g in zip(trained, found, strict=True) if g is not None}
         # A unit is a column, or a channel of an image.
         others = [axis for axis in range(activities.ndim) if axis != 1]
         active = activities.detach().amax(dim=others) > 0
-        return outputs, _report(sum(rows), loss.detach(), metrics, active)
+        return Gradients(outputs, gradients, report(sum(rows), loss.detach(), metrics, active))
 
 
 class ClosedFormStep(Step):
@@ -153,35 +197,65 @@ class ClosedFormStep(Step):
     def __call__(
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, View], StepReport]:
-        x, rows = self._learned(views)
-        assert isinstance(x, Tensor)
-        x = self._dropped(self._normalized(x), seed)
-        activities = self._activities(x)
+        x, rows = self.inputs(views, seed)
+        activities = self.activities(x)
         outputs = self._outputs(activities, views, rows)
         gradient = self.block.objective.gradient(outputs)
-        derivative = joined([gradient.activities[n] for n in self.block.objective.views])
-        torch.ops.aten.threshold_backward.grad_input(
-            derivative, activities, 0, grad_input=derivative
-        )
+        derivative = self.derivative(gradient, activities)
         nudge = self._nudge(outputs)
         if nudge is not None:
             derivative += nudge
-        # Sums over the rows, as products: a sum in another type would make a copy first.
-        ones = torch.ones(1, len(activities), dtype=self.dtype)
-        bias_gradient = (ones @ derivative)[0].to(self.weight.dtype)
-        self._update("module.bias", self.layer.bias, bias_gradient, lr_scale)
-        self._update_weight(derivative, x, lr_scale)
+        self._update("module.bias", self.layer.bias, self.summed(derivative), lr_scale)
+        self._count("module.weight")
+        self.update_weight(slice(0, len(self.weight)), derivative, x, lr_scale)
         parameters = dict(self.block.objective.named_parameters())
         for name, own in gradient.parameters.items():
             if parameters[name].requires_grad:
                 self._update(f"objective.{name}", parameters[name], own, lr_scale)
-        active = (ones @ activities)[0] > 0
-        return outputs, _report(sum(rows), gradient.loss, gradient.metrics, active)
+        active = self.summed(activities) > 0
+        return outputs, report(sum(rows), gradient.loss, gradient.metrics, active)
+
+    @torch.no_grad()
+    def gradients(self, views: Views, *, seed: int) -> Gradients:
+        x, rows = self.inputs(views, seed)
+        activities = self.activities(x)
+        outputs = self._outputs(activities, views, rows)
+        gradient = self.block.objective.gradient(outputs)
+        derivative = self.derivative(gradient, activities)
+        named = {"module.weight": derivative.T @ x, "module.bias": self.summed(derivative)}
+        for name, parameter in self.block.objective.named_parameters():
+            if parameter.requires_grad and name in gradient.parameters:
+                named[f"objective.{name}"] = gradient.parameters[name]
+        active = self.summed(activities) > 0
+        return Gradients(outputs, named, report(sum(rows), gradient.loss, gradient.metrics, active))
+
+    def inputs(self, views: Views, seed: int) -> tuple[Tensor, list[int]]:
+        """Return what the layer multiplies with, and the rows of each view in it."""
+        x, rows = self._learned(views)
+        assert isinstance(x, Tensor)
+        return self._dropped(self._normalized(x), seed), rows
+
+    def activities(self, x: Tensor, units: slice = ALL) -> Tensor:
+        """Return the activities of some units."""
+        bias = self.layer.bias[units].to(self.dtype)
+        return F.linear(x, self.product_weight[units], bias).relu_()
+
+    def derivative(self, gradient: Gradient, activities: Tensor) -> Tensor:
+        """Return the derivative of the loss by the pre-activations."""
+        derivative = joined([gradient.activities[n] for n in self.block.objective.views])
+        torch.ops.aten.threshold_backward.grad_input(
+            derivative, activities, 0, grad_input=derivative
+        )
+        return derivative
+
+    def summed(self, x: Tensor) -> Tensor:
+        """Return the sum over the rows, as a product: a sum in another type would copy first."""
+        return (torch.ones(1, len(x), dtype=self.dtype) @ x)[0].to(self.weight.dtype)
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
         # The weights are in the type of the products already.
-        return self._activities(self._normalized(x))
+        return self.activities(self._normalized(x))
 
     def _normalized(self, x: Tensor) -> Tensor:
         return normalize_length(x.flatten(1)).to(self.dtype)
@@ -192,24 +266,26 @@ class ClosedFormStep(Step):
         draw = torch.Generator().manual_seed(seed)
         return x * keep_mask(x.shape, self.layer.dropout, generator=draw, dtype=self.dtype)
 
-    def _activities(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.product_weight, self.layer.bias.to(self.dtype)).relu_()
-
-    def _update_weight(self, derivative: Tensor, x: Tensor, lr_scale: float) -> None:
+    def update_weight(self, units: slice, derivative: Tensor, x: Tensor, lr_scale: float) -> None:
+        """Update the weights of some units from the derivative by their pre-activations."""
         moments = self.block.moments["module.weight"]
-        optimizer = self.block.optimizer
-        optimizer.count(moments)
-        for first in range(0, len(self.weight), self.slice):
-            chosen = slice(first, first + self.slice)
+        for first in range(units.start, units.stop, self.slice):
+            chosen = slice(first, min(first + self.slice, units.stop))
             weight = self.weight[chosen]
             product, gradient = self.product[: len(weight)], self.gradient[: len(weight)]
-            torch.mm(derivative[:, chosen].T, x, out=product)
+            columns = slice(chosen.start - units.start, chosen.stop - units.start)
+            torch.mm(derivative[:, columns].T, x, out=product)
             if product.dtype != gradient.dtype:
                 gradient.copy_(product)
             part = {name: t[chosen] if t.ndim else t for name, t in moments.items()}
-            optimizer.step(weight, gradient, part, lr_scale=lr_scale)
+            self.block.optimizer.step(weight, gradient, part, lr_scale=lr_scale)
             if product.dtype != gradient.dtype:
                 self.product_weight[chosen] = weight
+
+    def take_weight(self) -> None:
+        """Take the weights anew for products, after they were changed from outside."""
+        if self.product_weight is not self.weight:
+            self.product_weight.copy_(self.weight)
 
 
 def joined(parts: list[Tensor]) -> Tensor:
@@ -217,6 +293,7 @@ def joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _report(rows: int, loss: Tensor, metrics: Metrics, active: Tensor) -> StepReport:
+def report(rows: int, loss: Tensor, metrics: Metrics, active: Tensor) -> StepReport:
+    """Return what is told of a batch, its means over so many rows."""
     sums = torch.stack([loss, metrics.accuracy, metrics.goodness_gap]).double()
     return StepReport(rows, sums * rows, active)

@@ -4,34 +4,36 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from onward.checkpoint import PRECISIONS, tensors_sha256, weights_sha256
 from onward.config import PlacementConfig, PlanConfig, RunConfig, TrainingConfig
 from onward.data import Dataset
 from onward.dealing import (
     Shape,
-    agree,
     deal,
-    describe,
-    hold,
     is_private,
     load_data,
     with_private_shards,
 )
 from onward.directory import DirectoryTransport
-from onward.errors import PlacementError, SettingError
-from onward.networks import Network, build, evaluate
+from onward.errors import SettingError
+from onward.networks import Network, evaluate
 from onward.objectives import Threshold
-from onward.placement import Placement, place
-from onward.plan import ChapterPlan, Plan, StreamPlan
+from onward.preparation import (
+    block_costs,
+    build_network,
+    make_arithmetic,
+    make_plan,
+    place_plan,
+    resolve_precision,
+)
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
 from onward.results import Listener, Log, Result
 from onward.runtime import Runtime, make_worker
@@ -39,7 +41,7 @@ from onward.seeds import global_generator_kept
 from onward.timeline import Recorder, Span, merged
 from onward.transport import DistributedTransport, InMemoryTransport, Transport
 from onward.version import VERSION
-from onward.workers import Arithmetic, Rows
+from onward.workers import Rows
 
 
 def is_distributed() -> bool:
@@ -50,14 +52,6 @@ def is_distributed() -> bool:
 def current_rank() -> int:
     """Return the rank of this process; 0 where there is one."""
     return int(os.environ.get("RANK", "0")) if is_distributed() else 0
-
-
-def resolve_precision(name: str) -> str:
-    """Return the arithmetic that `auto` stands for on this machine."""
-    if name != "auto":
-        return name
-    known = torch.cpu.get_capabilities()
-    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
 
 
 def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
@@ -77,116 +71,11 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
     """
     config.check()
     dataset = load_data(config, current_rank())
-    transport = _open_transport(config.placement)
+    transport = open_transport(config.placement)
     config = with_private_shards(config, transport.num_ranks)
     held, shape = deal(config, dataset, transport)
     network = build_network(config, dataset, shape)
     return _train(network, config, dataset, held, shape, transport, listener or Listener())
-
-
-class Preview(NamedTuple):
-    """A run that has not been started."""
-
-    plan: Plan
-    placement: Placement
-    network: Network
-    """The network with its first weights."""
-    rows: Rows
-    """The rows of one shard."""
-    arithmetic: Arithmetic
-    shares: list[int]
-    """What each block of the line costs of a pass through it, see `block_costs`."""
-
-
-def preview(config: RunConfig, num_ranks: int) -> Preview:
-    """Make all of a run that is there before it starts, to look at or to find mistakes.
-
-    Args:
-        config: The run.
-        num_ranks: Ranks it is meant for.
-
-    Raises:
-        OnwardError: Settings or data cannot be used; the message says why.
-    """
-    config.check()
-    config = with_private_shards(config, num_ranks)
-    ranks = range(num_ranks if is_private(config) else 1)
-    parts = [load_data(config, rank) for rank in ranks]
-    held = [hold(config, part, rank) for rank, part in zip(ranks, parts, strict=True)]
-    notes = [describe(own, part) for own, part in zip(held, parts, strict=True)]
-    dataset, shape = parts[0], agree(config, notes)
-    network = build_network(config, dataset, shape)
-    network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
-    plan = make_plan(config, network, shape)
-    shares = block_costs(network, dataset.input_shape)
-    placement = _place(config, plan, num_ranks, shares)
-    return Preview(plan, placement, network, held[0][0], make_arithmetic(config), shares)
-
-
-def make_arithmetic(config: RunConfig) -> Arithmetic:
-    """Return the settings of a run that decide weights beside the plan."""
-    return Arithmetic(
-        seed=config.training.seed,
-        schedule=config.training.schedule,
-        closed_form=config.training.gradients == "closed-form",
-        bf16_wire=config.plan.wire == "bf16",
-        shift=config.data.shift,
-    )
-
-
-def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
-    """Build the network of a run, with its first weights."""
-    return build(
-        config.network,
-        config.optimizer,
-        input_shape=dataset.input_shape,
-        num_classes=shape.num_classes,
-        is_image=dataset.is_image,
-        seed=config.training.seed,
-    )
-
-
-def _place(config: RunConfig, plan: Plan, num_ranks: int, shares: Sequence[int]) -> Placement:
-    placement = place(plan, config.placement.name, num_ranks, shares)
-    if is_private(config) and placement.name != "federated":
-        raise PlacementError(
-            f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
-            f"everywhere. Use --placement federated, on two ranks or more."
-        )
-    return placement
-
-
-@torch.no_grad()
-def block_costs(network: Network, input_shape: tuple[int, ...]) -> list[int]:
-    """Return what passing a row through each block of the line costs, in FLOPs, head included.
-
-    Args:
-        network: The blocks.
-        input_shape: Shape of a row of the data.
-
-    Raises:
-        SettingError: Rows do not fit a block, or a head scores another number of classes.
-    """
-    activities = torch.zeros(1, *network.sampler.width(input_shape))
-    costs = []
-    for number, block in enumerate(network.line):
-        shape = tuple(activities.shape[1:])
-        with FlopCounterMode(display=False) as counter:
-            try:
-                activities = block.infer(activities)
-                scores = block.scores(activities)
-            except (RuntimeError, IndexError) as error:
-                raise SettingError(
-                    f"Block {number} cannot take rows of shape {shape}: {error}. The rows of the "
-                    f"data have shape {input_shape}."
-                ) from error
-        if scores.ndim == 2 and scores.shape[1] != network.num_classes:
-            raise SettingError(
-                f"Block {number} scores {scores.shape[1]} classes, and the network was built for "
-                f"{network.num_classes}. Give its head {network.num_classes} outputs."
-            )
-        costs.append(max(counter.get_total_flops(), 1))
-    return costs
 
 
 @contextmanager
@@ -297,76 +186,17 @@ def train(
         placement=placement or PlacementConfig(),
     )
     config.check()
-    transport = _open_transport(config.placement)
+    transport = open_transport(config.placement)
     held, shape = deal(config, dataset, transport)
     return _train(network, config, dataset, held, shape, transport, listener or Listener())
 
 
-def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
-    """Make the plan of a run.
-
-    Args:
-        config: Settings of the run.
-        network: Says how many blocks there are, and whether they use hints.
-        shape: Rows of each shard.
+def open_transport(placement: PlacementConfig) -> Transport:
+    """Return the way to the other ranks: of torchrun, or none where this is one process.
 
     Raises:
-        SettingError: Settings do not fit together.
+        OnwardError: Several ranks are asked for, and this is one process, or the way is not open.
     """
-    plan, training = config.plan, config.training
-    head, is_stream = network.head, plan.kind == "stream"
-    negatives = network.sampler.negatives
-    hint_age: int | None = None
-    if negatives is not None and negatives.needs_hints and plan.hint_age != "never":
-        usual = 0 if is_stream else len(network.line)
-        if len(shape.rows) > 1:
-            usual = len(shape.rows)
-        hint_age = usual if plan.hint_age is None else plan.hint_age
-    if is_stream and hint_age is not None and head is None:
-        raise SettingError(
-            "In a stream plan, hints come from a softmax head, and this network has none. Use "
-            "--negatives hard, --readout softmax, or --plan chapters."
-        )
-    shared: dict[str, Any] = {
-        "num_blocks": len(network.line),
-        "head_reads": head.reads if head is not None and head.reads else (),
-        "epochs": training.epochs,
-        "chapters": plan.chapters or training.epochs,
-        "batch_size": training.batch_size,
-        "rows": shape.rows,
-        "hint_age": hint_age,
-        "validate_every": plan.validate_every,
-        "has_validation": any(shape.validation_rows),
-    }
-    if is_stream:
-        if plan.optimizer_state != "travel":
-            raise SettingError(
-                f"plan.optimizer_state is {plan.optimizer_state}, but in a stream plan blocks "
-                f"stay where they are and keep their moments. It goes with --plan chapters."
-            )
-        return StreamPlan(**shared)
-    return ChapterPlan(**shared, moments_age=moments_age(plan.optimizer_state))
-
-
-def moments_age(optimizer_state: str) -> int | None:
-    """Return the age in chapters of the moments a chapter starts with; None for none.
-
-    Example:
-        >>> moments_age("travel"), moments_age("restart"), moments_age("aged:4")
-        (1, None, 4)
-    """
-    name, _, age = optimizer_state.partition(":")
-    if name == "aged" and age.isdecimal() and int(age) > 0:
-        return int(age)
-    if optimizer_state not in ("travel", "restart"):
-        raise SettingError(
-            f"plan.optimizer_state must be travel, restart or aged:N with N of at least 1; got "
-            f"{optimizer_state}."
-        )
-    return 1 if optimizer_state == "travel" else None
-
-
-def _open_transport(placement: PlacementConfig) -> Transport:
     if is_distributed() and placement.directory is not None:
         num_ranks = int(os.environ["WORLD_SIZE"])
         return DirectoryTransport(Path(placement.directory), current_rank(), num_ranks)
@@ -400,9 +230,10 @@ def _train(
         )
     plan = make_plan(config, network, shape)
     shares = block_costs(network, dataset.input_shape)
-    placement = _place(config, plan, transport.num_ranks, shares)
+    placement = place_plan(config, plan, transport.num_ranks, shares)
     if placement.name == "federated":
-        held = {s: rows for s, rows in held.items() if s % transport.num_ranks == transport.rank}
+        team = transport.rank // placement.replicas
+        held = {s: rows for s, rows in held.items() if s % placement.num_teams == team}
     _check_alike(network, config, precision, transport)
     log = Log(plan, listener)
     worker = make_worker(plan, network, held, make_arithmetic(config))

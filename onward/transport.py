@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
 from onward.errors import PeerLostError, SettingError
+from onward.team import Alone, Team
 from onward.timeline import Recorder
 
 Deliver = Callable[[list[Tensor]], None]
@@ -105,6 +106,10 @@ class Transport(ABC):
         """
 
     @abstractmethod
+    def team(self, size: int) -> Team:
+        """Return the team of this rank, where ranks work in teams of a size; all ranks call it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Wait until everything sent has been received, then part."""
 
@@ -121,12 +126,15 @@ class InMemoryTransport(Transport):
         self.rank = rank
         self.peers = peers
         self.inbox: dict[int, tuple[Iterator[Sequence[Tensor]], Deliver]] = {}
+        self.mail: dict[int, queue.SimpleQueue[list[Tensor]]] = {}
 
     @staticmethod
     def group(num_ranks: int) -> "list[InMemoryTransport]":
         """Return the transports of some ranks that know each other."""
         peers: list[InMemoryTransport] = []
         peers.extend(InMemoryTransport(rank, peers) for rank in range(num_ranks))
+        for peer in peers:
+            peer.mail = {rank: queue.SimpleQueue() for rank in range(num_ranks)}
         return peers
 
     @property
@@ -150,11 +158,33 @@ class InMemoryTransport(Transport):
             raise NotImplementedError("Ranks of one process take turns, and cannot wait.")
         return [note]
 
+    def team(self, size: int) -> Team:
+        return InMemoryTeam(self, size) if size > 1 else Alone()
+
     def close(self) -> None:
         pass
 
     def say_ended(self) -> None:
         pass
+
+
+class InMemoryTeam(Team):
+    """Ranks of one process that work together, each in a thread of its own."""
+
+    def __init__(self, transport: InMemoryTransport, size: int) -> None:
+        first = transport.rank // size * size
+        super().__init__(transport.rank - first, size)
+        self.transport = transport
+        self.members = range(first, first + size)
+
+    def exchange(
+        self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
+    ) -> list[Sequence[Tensor]]:
+        here = self.transport
+        for rank in self.members:
+            here.peers[rank].mail[here.rank].put([tensor.detach().clone() for tensor in own])
+        here.bytes_sent += sum(t.nbytes for t in own) * (self.size - 1)
+        return [here.mail[rank].get() for rank in self.members]
 
 
 class Buffers:
@@ -329,6 +359,17 @@ class DistributedTransport(Transport):
             time.sleep(0.02)
         return [json.loads(self.store.get(key)) for key in keys]
 
+    def team(self, size: int) -> Team:
+        if size == 1:
+            return Alone()
+        teams = [range(first, first + size) for first in range(0, self.num_ranks, size)]
+        # Every rank makes all groups, in the same order.
+        groups = [dist.new_group(list(ranks), backend="gloo") for ranks in teams]
+        mine = self.rank // size
+        group = groups[mine]
+        assert group is not None
+        return DistributedTeam(self, teams[mine], group)
+
     def say_ended(self) -> None:
         # The store may be gone with the rank that held it.
         with suppress(RuntimeError):
@@ -346,6 +387,42 @@ class DistributedTransport(Transport):
             self.store.wait([f"gone/{rank}" for rank in range(self.num_ranks)])
         dist.destroy_process_group()
         OPEN.remove(self)
+
+
+class DistributedTeam(Team):
+    """Processes that work together, over connections of their own."""
+
+    def __init__(
+        self, transport: DistributedTransport, members: range, group: dist.ProcessGroup
+    ) -> None:
+        super().__init__(members.index(transport.rank), len(members))
+        self.transport, self.members, self.group = transport, members, group
+
+    def exchange(
+        self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
+    ) -> list[Sequence[Tensor]]:
+        mine = [tensor.detach().contiguous() for tensor in own]
+        works: list[dist.Work | None] = []
+        every: list[Sequence[Tensor]] = []
+        try:
+            for rank, layout in zip(self.members, layouts, strict=True):
+                if rank == self.transport.rank:
+                    every.append(mine)
+                    continue
+                theirs = [torch.empty(like.shape, dtype=like.dtype) for like in layout]
+                every.append(theirs)
+                works += [dist.isend(t, rank, self.group) for t in mine if t.numel()]
+                works += [dist.irecv(t, rank, self.group) for t in theirs if t.numel()]
+                self.transport.bytes_sent += sum(tensor.nbytes for tensor in mine)
+            for work in works:
+                assert work is not None
+                work.wait()
+        except RuntimeError as error:
+            raise PeerLostError(
+                f"Rank {self.transport.rank} lost the connection to another of its team. The log "
+                f"of the rank that ended first says why."
+            ) from error
+        return every
 
 
 def leave(status: int) -> None:

@@ -7,7 +7,7 @@ put into it, what it makes is taken out of it.
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from onward.networks import Network, evaluate
 from onward.optimizers import lr_scale
 from onward.plan import Kind, Plan, Product, Task, Thing
 from onward.steps import Step, make_step
+from onward.team import Alone, Team
 from onward.timeline import Recorder
 from onward.views import (
     LabelEmbedding,
@@ -102,11 +103,16 @@ class Worker(ABC):
         for block in self.blocks:
             # Moments of what learns now, by the rule of now: the layouts of messages follow them.
             block.forget()
+        self.layouts = [
+            [tensor.detach().to("meta") for tensor in self._weights(number)]
+            for number in range(len(self.blocks))
+        ]
         self.shards = shards
         self.arithmetic = arithmetic
         self.values: dict[Product, list[Tensor]] = {}
         self.validation_seconds = 0.0
         self.recorder = Recorder(0, most=0)
+        self.team: Team = Alone()
 
     def execute(self, task: Task) -> None:
         """Do a task, once all it needs is here."""
@@ -142,7 +148,7 @@ class Worker(ABC):
         """Return tensors of the shapes and types that a product has, with any content."""
         match product.thing:
             case Thing.WEIGHTS:
-                return self._weights(product.block)
+                return self.layouts[product.block]
             case Thing.MOMENTS:
                 return self._moments(product.block)
             case Thing.HINTS:
@@ -170,6 +176,11 @@ class Worker(ABC):
                 target.data = tensor
         else:
             self.values[product] = tensors
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Free the weights of blocks that come from other ranks before they are needed here."""
+        for block in blocks:
+            self.blocks[block].release()
 
     def drop(self, product: Product) -> None:
         """Forget a product that no task of this rank needs any more."""

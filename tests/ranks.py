@@ -30,6 +30,7 @@ from torch import nn
 import onward as ow
 from onward import transport as transports
 from onward.chapters import ChapterWorker
+from onward.doctor import check_ranks
 from onward.plan import Thing
 from onward.recipes import RECIPES
 from onward.runtime import Runtime
@@ -282,6 +283,23 @@ def through_the_same_directory(folder):
     return run_in_directory("hints", "single-layer", folder)
 
 
+def run_in_teams(placement, cut):
+    """Return a job in which two ranks share each task."""
+
+    def teams(folder):
+        config = config_of("bf16", folder, placement)
+        return told(
+            run(config.with_settings({"plan.slices": 4, "plan.cut": cut, "placement.replicas": 2}))
+        )
+
+    return teams
+
+
+for cut in ("rows", "units"):
+    JOBS[f"two teams, {cut}"] = (4, run_in_teams("all-layers", cut))
+    JOBS[f"one team, {cut}"] = (2, run_in_teams("sequential", cut))
+
+
 @job(2)
 def a_stream_through_a_directory(folder):
     run_in_directory("stream", "stream", folder)
@@ -312,6 +330,13 @@ def opened():
     transport = DistributedTransport()
     yield transport
     transport.close()
+
+
+@job(3)
+def examined(folder):
+    with opened() as transport:
+        findings = check_ranks(transport)
+    return [[finding.what, finding.told] for finding in findings]
 
 
 @job(2)

@@ -706,3 +706,45 @@ def test_a_stream_through_a_folder_is_refused(refused):
     said = refused("train", *QUICK, "--plan", "stream", "--directory", "shared", "--nodes", 2)
 
     assert "placement.directory is for chapter plans" in said
+
+
+# Slices and replicas
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--plan", "stream", "--slices", 2), "the steps of a stream plan are not cut"),
+        (("--slices", 3, "--cut", "units"), "A block has 8 units"),
+        (("--replicas", 2, "--nodes", 2), "placement.replicas is 2, with 2 ranks"),
+        (("--slices", 2, "--replicas", 2, "--nodes", 3), "it must divide both"),
+        (
+            ("--slices", 2, "--replicas", 2, "--nodes", 2, "--directory", "shared"),
+            "placement.directory is for ranks that work alone",
+        ),
+        (
+            ("--slices", 2, "--replicas", 2, "--nodes", 4),
+            "has work for 2 ranks at most (one a chapter), but there are 4",
+        ),
+        (
+            ("--slices", 4, "--set", "network.peer=0.03"),
+            "plan.slices must be 1 with it, or network.peer 0",
+        ),
+    ],
+)
+def test_slices_and_replicas_that_do_not_fit_are_refused(refused, flags, message):
+    recipe = "pff" if "network.peer=0.03" in flags else "one-pass"
+
+    assert message in refused("train", recipe, *QUICK, *flags)
+
+
+def test_a_last_mini_batch_of_fewer_rows_than_slices_is_refused(refused):
+    random = np.random.default_rng(0)
+    rows = {"x": random.random((41, 4)), "y": np.arange(41) % 2}
+    np.savez("data.npz", **rows, x_test=rows["x"], y_test=rows["y"])
+
+    said = refused(
+        "train", *QUICK, "--data", "data.npz", "--batch-size", 10, "--slices", 2, "--validation", 0
+    )
+
+    assert "the last mini-batch of an epoch has 1 row" in said

@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 FIGURES = {
+    "backprop_pipeline": {"seconds", "megabytes"},
     "chapter_length": {"accuracy", "speedup", "megabytes"},
     "emulated_ranks": {
         "speedup",

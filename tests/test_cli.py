@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 import onward as ow
-from onward import cli, progress, training
+from onward import cli, preparation, progress, training
 from onward.cli import FLAGS, main, parse, read_config
 from onward.config import RunConfig
 from onward.progress import Bars
@@ -129,6 +129,9 @@ VALUES = {
     "--validate-every": ("plan.validate_every", "3", 3),
     "--placement": ("placement.name", "single-layer", "single-layer"),
     "--nodes": ("placement.nodes", "4", 4),
+    "--slices": ("plan.slices", "2", 2),
+    "--cut": ("plan.cut", "units", "units"),
+    "--replicas": ("placement.replicas", "2", 2),
     "--iface": ("placement.iface", "eth0", "eth0"),
     "--directory": ("placement.directory", "shared", "shared"),
 }
@@ -235,7 +238,7 @@ class Telling:
         self.file = io.StringIO()
         self.bars = Bars(Console(file=self.file, width=100, **console))
         config = config_of(*SMALL)
-        plan, placement, *_ = training.preview(config, 1)
+        plan, placement, *_ = preparation.preview(config, 1)
         self.bars.begin(plan, placement)
         for chapter in range(2):
             for block in range(2):

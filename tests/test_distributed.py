@@ -10,8 +10,9 @@ from test_same_weights import prepare_network
 
 from onward.checkpoint import weights_sha256
 from onward.dealing import Shape, data_sha256, deal, deal_alone, load_data
+from onward.preparation import build_network
 from onward.runtime import QUEUE
-from onward.training import build_network, run
+from onward.training import run
 from onward.transport import InMemoryTransport
 
 pytestmark = pytest.mark.distributed
@@ -62,6 +63,17 @@ def test_processes_that_share_a_folder_end_in_the_weights_of_one_process(group, 
     first, *_ = group[job]
 
     assert first["weights"] == alone(case)["weights"]
+
+
+@pytest.mark.parametrize("cut", ["rows", "units"])
+def test_processes_that_share_tasks_end_in_the_weights_of_one_process(group, cut):
+    config = config_of("bf16", group["folder"], "sequential")
+    expected = told(run(config.with_settings({"plan.slices": 4, "plan.cut": cut})))
+
+    (one, _), (two, *_) = group[f"one team, {cut}"], group[f"two teams, {cut}"]
+
+    assert one["weights"] == two["weights"] == expected["weights"]
+    assert one["accuracy"] == two["accuracy"] == expected["accuracy"]
 
 
 def test_the_folder_is_empty_in_the_end(group):

@@ -27,6 +27,10 @@ def for_all_placements(drawn):
             plan = kind(**sizes)
             for placement in placements(plan):
                 test(plan, placement)
+            if kind is ChapterPlan:
+                plan = kind(**sizes, slices=2, cut="units")
+                for placement in placements(plan, replicas=2):
+                    test(plan, placement)
 
         check.__name__ = check.__qualname__ = test.__name__
         return check
@@ -34,13 +38,14 @@ def for_all_placements(drawn):
     return decorate
 
 
-def placements(plan):
-    """Return all placements of a plan on up to 5 ranks."""
+def placements(plan, replicas=1):
+    """Return all placements of a plan on up to 5 ranks, or teams."""
     found = []
     for name in NAMES:
-        for num_ranks in range(1, 6):
+        for teams in range(1, 6):
+            ranks = teams * replicas
             try:
-                found.append(place(plan, name, num_ranks, [1] * plan.num_blocks))
+                found.append(place(plan, name, ranks, [1] * plan.num_blocks, replicas))
             except PlacementError:
                 continue
     return found
@@ -58,7 +63,7 @@ def chapters(num_blocks=4, num_chapters=8, **changes):
 def sent(plan, placement):
     """Return all messages of a run, with the rank that sends them."""
     return [
-        (placement.rank(task), message)
+        (message.source, message)
         for task in plan.tasks()
         for message in messages(plan, placement, task)
     ]
@@ -97,8 +102,10 @@ def test_every_task_has_a_rank(plan, placement):
 
 @for_all_placements(plans)
 def test_every_rank_trains_something(plan, placement):
-    if plan.chapters >= placement.num_ranks:
-        training = {placement.rank(t) for t in plan.tasks() if t.kind is Kind.TRAIN}
+    if plan.chapters >= placement.num_teams:
+        training = {
+            rank for t in plan.tasks() if t.kind is Kind.TRAIN for rank in placement.ranks(t)
+        }
 
         assert training == set(range(placement.num_ranks))
 
@@ -178,13 +185,51 @@ def test_stream_keeps_a_block_and_its_neutral_rows_on_its_rank():
         assert placement.rank(Task(Kind.TRAIN, step, plan.head)) == 1
 
 
+# Teams
+
+
+def test_a_team_is_neighbouring_ranks_that_share_what_one_would_do():
+    plan = chapters(num_blocks=2, num_chapters=4, slices=2, cut="units", hint_age=2)
+
+    placement = place(plan, "all-layers", 4, [1, 1], replicas=2)
+
+    assert placement.num_teams == 2
+    for chapter in range(4):
+        team = range(0, 2) if chapter % 2 == 0 else range(2, 4)
+        assert placement.ranks(Task(Kind.TRAIN, chapter, 1)) == team
+        assert placement.ranks(Task(Kind.SCORE, chapter, 0)) == team
+        assert placement.ranks(Task(Kind.VALIDATE, chapter, 0)) == team[:1]
+    assert placement.ranks(plan.gather) == range(1)
+
+
+def test_each_rank_of_a_team_sends_to_the_one_with_its_place_in_the_next():
+    plan = chapters(num_blocks=2, num_chapters=4, slices=4, cut="rows", batch_size=4, rows=(4,))
+
+    placement = place(plan, "all-layers", 8, [1, 1], replicas=4)
+
+    ways = {
+        (source, message.dest)
+        for source, message in sent(plan, placement)
+        if message.task.time == 0 and message.products[0].thing is Thing.WEIGHTS
+    }
+    assert ways == {(rank, rank + 4) for rank in range(4)}
+
+
+@pytest.mark.parametrize(("ranks", "replicas"), [(3, 2), (6, 4), (4, 3)])
+def test_replicas_that_do_not_divide_ranks_and_slices_are_refused(ranks, replicas):
+    plan = chapters(slices=4, cut="rows", batch_size=4, rows=(4,))
+
+    with pytest.raises(PlacementError, match=f"placement.replicas is {replicas}, with {ranks} r"):
+        place(plan, "all-layers", ranks, [1] * 4, replicas)
+
+
 # Messages
 
 
 @for_all_placements(plans)
 def test_the_sender_of_a_message_has_made_what_it_holds(plan, placement):
     for source, message in sent(plan, placement):
-        assert placement.rank(message.task) == source
+        assert source in placement.ranks(message.task)
         assert set(message.products) <= set(plan.makes(message.task))
 
 
@@ -192,7 +237,8 @@ def test_the_sender_of_a_message_has_made_what_it_holds(plan, placement):
 def test_the_receiver_of_a_message_needs_all_that_it_holds(plan, placement):
     needed = {rank: set() for rank in range(placement.num_ranks)}
     for task in plan.tasks():
-        needed[placement.rank(task)].update(plan.needs(task))
+        for rank in placement.ranks(task):
+            needed[rank].update(plan.needs(task))
 
     for _, message in sent(plan, placement):
         assert set(message.products) <= needed[message.dest]
@@ -200,12 +246,17 @@ def test_the_receiver_of_a_message_needs_all_that_it_holds(plan, placement):
 
 @for_all_placements(plans)
 def test_what_a_rank_needs_and_another_has_made_is_sent_to_it_once(plan, placement):
-    makers = {p: placement.rank(task) for task in plan.tasks() for p in plan.makes(task)}
-    needed = {(p, placement.rank(task)) for task in plan.tasks() for p in plan.needs(task)}
+    makers = {p: placement.ranks(task) for task in plan.tasks() for p in plan.makes(task)}
+    needed = {
+        (product, rank)
+        for task in plan.tasks()
+        for product in plan.needs(task)
+        for rank in placement.ranks(task)
+    }
 
     arrived = Counter((p, m.dest) for _, m in sent(plan, placement) for p in m.products)
 
-    assert arrived == Counter((p, rank) for p, rank in needed if makers[p] != rank)
+    assert arrived == Counter((p, rank) for p, rank in needed if rank not in makers[p])
 
 
 @for_all_placements(plans)
@@ -228,7 +279,7 @@ def test_a_rank_that_does_its_tasks_in_order_waits_only_for_earlier_ones(plan, p
 
     for _, message in sent(plan, placement):
         for product in message.products:
-            waiting = [t for t in plan.uses(product) if placement.rank(t) == message.dest]
+            waiting = [t for t in plan.uses(product) if message.dest in placement.ranks(t)]
             assert all(position[message.task] < position[task] for task in waiting)
 
 

@@ -7,9 +7,9 @@ from onward.config import RunConfig
 from onward.dealing import deal
 from onward.placement import place
 from onward.plan import Product, Thing
+from onward.preparation import build_network, make_plan
 from onward.recipes import RECIPES
 from onward.runtime import QUEUE, has_room, run_in_memory
-from onward.training import build_network, make_plan
 from onward.transport import InMemoryTransport
 from onward.workers import Arithmetic
 

@@ -16,10 +16,10 @@ from onward.dealing import deal
 from onward.networks import Network
 from onward.placement import place
 from onward.plan import ChapterPlan, Kind, Plan, Task, Thing
+from onward.preparation import block_costs, build_network, make_arithmetic, make_plan
 from onward.recipes import RECIPES
 from onward.runtime import Runtime, make_worker, run_in_memory
 from onward.seeds import generator, global_generator_kept
-from onward.training import block_costs, build_network, make_arithmetic, make_plan
 from onward.transport import InMemoryTransport
 from onward.views import wrong_labels
 from onward.workers import Arithmetic, Rows, Worker
@@ -105,6 +105,43 @@ STREAMS = {
 }
 """Stream plans: recipe, and what is changed in it."""
 
+SLICED = {
+    "rows": ("one-pass", {**SMALL, "plan.slices": 4}),
+    "rows in bf16": ("one-pass", {**SMALL, "plan.slices": 2, "training.precision": "bf16"}),
+    "rows with dropout": ("one-pass", {**SMALL, "plan.slices": 2, "network.dropout": 0.2}),
+    "rows, adaptive, softmax": (
+        "pff",
+        {**PFF, "plan.slices": 2, "network.readout": "softmax"},
+    ),
+    "units": ("one-pass", {**SMALL, "plan.slices": 4, "plan.cut": "units"}),
+    "units in bf16": (
+        "one-pass",
+        {
+            **SMALL,
+            "plan.slices": 2,
+            "plan.cut": "units",
+            "training.precision": "bf16",
+            "network.dropout": 0.2,
+        },
+    ),
+    "units, adaptive, goodness": ("pff", {**PFF, "plan.slices": 2, "plan.cut": "units"}),
+    "units, adaptive, softmax": (
+        "pff",
+        {**PFF, "plan.slices": 2, "plan.cut": "units", "network.readout": "softmax"},
+    ),
+    "units, moments restart": (
+        "one-pass",
+        {
+            **SMALL,
+            "plan.slices": 2,
+            "plan.cut": "units",
+            "plan.optimizer_state": "restart",
+            "plan.validate_every": 1,
+        },
+    ),
+}
+"""Chapter plans that cut mini-batches: recipe, and what is changed in it."""
+
 FEDERATED = {
     "one-pass, iid": (
         "one-pass",
@@ -149,12 +186,12 @@ class Prepared:
     def costs(self):
         return block_costs(self.network, tuple(self.shards[0].x.shape[1:]))
 
-    def run(self, name, num_ranks):
+    def run(self, name, num_ranks, replicas=1):
         """Run a placement in this process; return its runtimes, rank 0 first.
 
         In a federated run each rank holds its own shards and no others.
         """
-        placement = place(self.plan, name, num_ranks, self.costs())
+        placement = place(self.plan, name, num_ranks, self.costs(), replicas)
         networks = [copy.deepcopy(self.network) for _ in range(num_ranks)]
         with global_generator_kept():
             if name != "federated":
@@ -195,7 +232,7 @@ def prepare_network(network, config, shards, shape):
 @cache
 def reference(kind, case):
     """Return the trained network of the sequential run, which is short and obvious."""
-    cases = {"chapters": CHAPTERS, "stream": STREAMS, "federated": FEDERATED}
+    cases = {"chapters": CHAPTERS, "stream": STREAMS, "federated": FEDERATED, "sliced": SLICED}
     (runtime,) = prepare(*cases[kind][case]).run("sequential", 1)
     return runtime.worker.network
 
@@ -341,6 +378,40 @@ def test_statistics_of_batches_travel_with_the_weights():
     counts = {n: b.item() for n, b in network.named_buffers() if n.endswith("batches_tracked")}
     assert set(counts.values()) == {9}
     assert len(counts) == 4
+
+
+TEAMS = [("sequential", 2, 2), ("all-layers", 4, 2), ("all-layers", 3, 1), ("single-layer", 4, 2)]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("case", "name", "num_ranks", "replicas"),
+    [(case, *team) for case in SLICED for team in TEAMS]
+    + [(case, "all-layers", 8, 4) for case in ("rows", "units")]
+    + [(case, "sequential", 4, 4) for case in ("rows", "units")],
+)
+def test_a_plan_with_slices_ends_in_the_same_weights_in_teams_of_any_size(
+    case, name, num_ranks, replicas
+):
+    first, *_ = prepare(*SLICED[case]).run(name, num_ranks, replicas)
+
+    assert_same_weights(first.worker.network, reference("sliced", case))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", ["rows", "units"])
+def test_every_rank_of_a_team_ends_with_the_whole_block(case):
+    one, other = prepare(*SLICED[case]).run("sequential", 2, 2)
+
+    assert_same_weights(one.worker.network, other.worker.network)
+
+
+@pytest.mark.parametrize(("cut", "case"), [("rows", "rows in bf16"), ("units", "units in bf16")])
+def test_slices_change_the_weights(cut, case):
+    recipe, changes = SLICED[case]
+    whole = prepare(recipe, {**changes, "plan.slices": 1}).run("sequential", 1)[0].worker.network
+
+    assert weights_sha256(whole) != weights_sha256(reference("sliced", case))
 
 
 # What the law would be worth nothing without
@@ -515,6 +586,47 @@ def test_after_a_run_only_what_was_gathered_is_left(kind, case, name):
         assert runtime.uses_left == {}
         assert runtime.worker.values == {}
     assert all(runtime.arrived == {} for runtime in [first, *others])
+
+
+def held(runtime):
+    """Return the bytes of weights and moments of each block that a rank has in memory."""
+
+    def size(block):
+        moments = [tensor for parts in block.moments.values() for tensor in parts.values()]
+        tensors = [t for t in [*block.state_dict().values(), *moments] if not t.is_meta]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    return [size(block) for block in runtime.worker.blocks]
+
+
+@pytest.mark.parametrize("case", ["one-pass", "hints of age 5"])
+def test_in_a_stream_a_rank_holds_the_blocks_that_are_its_own(case):
+    case = STREAMS[case][0], {**STREAMS[case][1], "data.validation": 0}
+
+    (alone,) = prepare(*case).run("sequential", 1)
+    ranks = prepare(*case).run("stream", 4)
+
+    whole = held(alone)
+    for rank, runtime in enumerate(ranks):
+        for block, size in enumerate(held(runtime)):
+            if runtime.placement.owners[block] == rank:
+                assert size == whole[block]
+            elif rank:
+                assert size < 200
+            else:
+                # Rank 0 has gathered the weights, and no moments.
+                assert 200 < size < whole[block]
+
+
+def test_weights_that_are_elsewhere_are_no_numbers():
+    _, second, *_ = prepare(*CHAPTERS["one-pass"]).run("all-layers", 2)
+    network = second.worker.network
+    worker = make_worker(second.plan, network, {}, Arithmetic(seed=0))
+
+    worker.release([0])
+
+    assert network.line[0].module.weight.isnan().all()
+    assert not network.line[1].module.weight.isnan().any()
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,23 @@
 import random
 import time
 
+import jaxtyping
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onward as ow
+from onward.checkpoint import PRECISIONS
 from onward.costs import measure
 from onward.dealing import deal
 from onward.errors import PlacementError
 from onward.placement import place
 from onward.plan import ChapterPlan, Kind, Product, StreamPlan, Task, Thing
+from onward.preparation import build_network, make_arithmetic, make_plan
 from onward.recipes import RECIPES
 from onward.runtime import run_in_memory
 from onward.simulation import Costs, KnownCosts, Link, simulate
-from onward.training import build_network, make_arithmetic, make_plan
 from onward.transport import InMemoryTransport
 
 MEGABYTE = 10**6
@@ -59,7 +62,7 @@ class Weighing(Costs):
     def __init__(self, seconds=None, weight=MEGABYTE):
         self.table, self.weight = seconds or {}, weight
 
-    def seconds(self, plan, task, passed):
+    def seconds(self, plan, task, passed, ranks):
         return self.table.get(task.block, 1.0) if task.kind is Kind.TRAIN else 0.0
 
     def num_bytes(self, plan, product):
@@ -253,6 +256,59 @@ def test_bytes_are_those_of_a_run(recipe, changes, name):
     assert [found.bytes_sent(rank) for rank in range(3)] == [r.transport.bytes_sent for r in ranks]
 
 
+@pytest.mark.parametrize("cut", ["rows", "units"])
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("one-pass", {}),
+        ("one-pass", {"training.precision": "bf16"}),
+        ("pff", {"network.negatives": "random"}),
+    ],
+)
+def test_bytes_of_teams_are_those_of_a_run(recipe, changes, cut):
+    # Whole mini-batches and chunks, so that all ranks of a team give as much.
+    settings = {
+        "network.widths": (24, 20, 16),
+        "training.epochs": 4,
+        "training.batch_size": 100,
+        "training.precision": "fp32",
+        "plan.slices": 4,
+        "plan.cut": cut,
+        "data.validation": 0,
+    }
+    config = RECIPES[recipe].config.with_settings(settings | changes)
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(1000, 1, 8, 8, generator=draw), torch.arange(1000) % 10
+    dataset = ow.dataset(x, y, x_test=x[:10], y_test=y[:10])
+    shards, shape = deal(config, dataset, InMemoryTransport.group(1)[0])
+    networks = [build_network(config, dataset, shape) for _ in range(4)]
+    for network in networks:
+        network.set_precision(PRECISIONS[config.training.precision])
+    plan, arithmetic = make_plan(config, networks[0], shape), make_arithmetic(config)
+    placement = place(plan, "all-layers", 4, [1] * 3, replicas=2)
+    costs = measure(networks[0], shards[0], plan.batch_size, arithmetic, repeats=1)
+
+    found = simulate(plan, placement, costs)
+
+    ranks = run_in_memory(plan, placement, networks, shards, arithmetic)
+    for rank in range(4):
+        expected = ranks[rank].transport.bytes_sent
+        assert found.bytes_sent(rank) == pytest.approx(expected, rel=0.02)
+
+
+def test_ranks_that_share_a_task_begin_and_end_it_together():
+    plan = chapters(4, slices=2, rows=(2,), batch_size=2)
+    placement = place(plan, "all-layers", 8, [1] * 4, replicas=2)
+
+    found = simulate(plan, placement, Weighing(), timeline=True)
+
+    assert found.seconds == 7
+    spans = {(s.rank, s.label): (s.start, s.end) for s in found.spans if s.what == "train"}
+    assert len(spans) == 4 * 4 * 2
+    for (rank, label), times in spans.items():
+        assert spans[rank ^ 1, label] == times
+
+
 def test_costs_are_measured_on_a_copy():
     network, whole = ow.mlp((1, 8, 8), num_classes=10, widths=(24, 20)), ow.load_data("digits")
     config = RECIPES["one-pass"].config
@@ -273,9 +329,9 @@ def test_a_chapter_counts_each_pass_of_its_rows_once():
     task = Task(Kind.TRAIN, 1, 2)
 
     # Two epochs of four mini-batches, and one pass of the rows through what is below.
-    assert found.seconds(plan, task, passed=0) == 2 * 4 * 1.0 + 4 * (10.0 + 20.0)
-    assert found.seconds(plan, task, passed=1) == 2 * 4 * 1.0 + 4 * 20.0
-    assert found.seconds(plan, task, passed=2) == 2 * 4 * 1.0
+    assert found.seconds(plan, task, passed=0, ranks=1) == 2 * 4 * 1.0 + 4 * (10.0 + 20.0)
+    assert found.seconds(plan, task, passed=1, ranks=1) == 2 * 4 * 1.0 + 4 * 20.0
+    assert found.seconds(plan, task, passed=2, ranks=1) == 2 * 4 * 1.0
 
 
 def measured():
@@ -291,6 +347,7 @@ def measured():
         moments=(200, 400, 600),
         activities=(64, 32, 16),
         views=2,
+        gradients=(100, 200, 300),
         classes=10,
     )
 
@@ -304,7 +361,9 @@ def test_activities_of_a_smaller_last_mini_batch_weigh_less():
     assert [weigh(step) for step in range(3)] == [128, 128, 64]
 
 
-def test_thousands_of_ranks_take_seconds():
+def test_thousands_of_ranks_take_seconds(monkeypatch):
+    # Without the checks of types, which users do not have either.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     plan = chapters(4096)
     start = time.perf_counter()
 

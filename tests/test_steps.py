@@ -49,6 +49,7 @@ def block_of(name, rule, *, dtype=torch.float32, precision=torch.float32, **sett
     block = Block(dense(**settings), objective_of(name), rule).to(dtype)
     block.precision = precision
     block.forget()
+    block.begin()
     return block
 
 
@@ -372,6 +373,7 @@ def test_a_step_changes_its_own_block_only(name, closed_form):
     )
     views = views_of(name, seed=0, inputs=UNITS)
     outputs, _ = make_step(below, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
+    above.begin()
     before = [state_of(below), state_of(above)]
 
     make_step(block, closed_form=closed_form)(outputs, seed=1, lr_scale=1.0)

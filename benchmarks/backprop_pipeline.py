@@ -1,0 +1,412 @@
+"""Who is first at the same accuracy: a pipeline of local objectives, or of backpropagation?
+
+    sudo python benchmarks/backprop_pipeline.py --data-dir DIR           to 98.5 %, over an hour
+    sudo python benchmarks/backprop_pipeline.py --data-dir DIR --quick   steps only, a minute
+
+Four ranks, each with a quota of a quarter core as in emulated_ranks.py, and the same layers, rows,
+batches of 512, dropout, learning rates and bf16 products everywhere: [784, 2000 x 4] on MNIST.
+
+    onward      one-pass, all-layers: chapters of an epoch
+    stream      one-pass, stream: activities travel mini-batch by mini-batch
+    backprop    backpropagation on one rank with the same quota
+    ddp         backpropagation, rows of a mini-batch dealt to four ranks (DistributedDataParallel)
+    gpipe       torch.distributed.pipelining, a layer a rank, 8 micro-batches
+    1f1b        the same with the schedule 1F1B
+    dff         one-pass in a stream as DFF sends it: one message at a time, and no overlap
+
+Timed: training, from the first step to the end of the epoch at whose end the validation rows
+(3,000) reach the accuracy; validating is not timed, except in the first two, where it is a task
+like others. Bytes are those that the loopback interface counted.
+Figures: seconds and megabytes by way; with --quick, of one pass over 8 mini-batches.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import common
+import emulated_ranks
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.nn.parallel import DistributedDataParallel
+
+import onward as ow
+from onward import seeds
+from onward.optimizers import lr_scale
+from onward.steps import make_step
+from onward.transport import launch
+
+RANKS = 4
+MICRO_BATCHES = 8
+WAYS = ("onward", "stream", "backprop", "ddp", "gpipe", "1f1b", "dff")
+ONE_RANK = ("backprop",)
+LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
+
+
+class Watch:
+    """Seconds and bytes while it goes, and the validation accuracy at the end of each epoch."""
+
+    def __init__(self, goal: float) -> None:
+        self.goal = goal
+        self.seconds, self.bytes = 0.0, 0
+        self.reached: list[dict[str, float]] = []
+
+    def go(self) -> None:
+        self.start, self.sent = time.perf_counter(), int(LOOPBACK.read_text())
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self.start
+        self.bytes += int(LOOPBACK.read_text()) - self.sent
+
+    def note(self, accuracy: float) -> bool:
+        """Note the end of an epoch, and say whether the goal is reached."""
+        self.reached.append(
+            {"seconds": self.seconds, "megabytes": self.bytes / 1e6, "accuracy": accuracy}
+        )
+        return accuracy >= self.goal
+
+
+class Work:
+    """Rows, layers and settings that all ways share."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        if options["smoke"]:
+            whole = ow.load_data("digits")
+        else:
+            whole = ow.load_data("mnist", data_dir=options["data_dir"])
+        rows, self.batch_size = options["rows"], options["batch_size"]
+        held_out = options["validation"]
+        self.x, self.y = whole.x[held_out:][:rows].flatten(1), whole.y[held_out:][:rows]
+        self.x_validation = whole.x[:held_out].flatten(1)
+        self.y_validation = whole.y[:held_out]
+        self.dataset = ow.dataset(
+            self.x, self.y, x_test=self.x_validation, y_test=self.y_validation
+        )
+        self.epochs = options["epochs"]
+        self.config = ow.RECIPES["one-pass"].config.with_settings(
+            {"network.widths": (options["width"],) * RANKS, "training.epochs": self.epochs}
+        )
+
+    def network(self, *, one_block: bool) -> ow.Network:
+        network = self.config.network
+        return ow.mlp(
+            (self.x.shape[1],),
+            num_classes=10,
+            widths=network.widths,
+            dropout=network.dropout,
+            gain=network.gain,
+            one_block=one_block,
+            optimizer=self.config.optimizer,
+        )
+
+    def batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield the mini-batches of an epoch, those of full size, each with its number."""
+        order = torch.randperm(len(self.x), generator=seeds.generator(0, "order", epoch))
+        whole = order[: len(order) // self.batch_size * self.batch_size]
+        for number, chosen in enumerate(whole.split(self.batch_size)):
+            yield number, self.x[chosen], self.y[chosen]
+
+    def scale(self, epoch: int, number: int) -> float:
+        """Return the factor on the learning rate, as the recipe has it."""
+        done = (number + 1) / (len(self.x) // self.batch_size)
+        return lr_scale(self.config.training.schedule, epoch, done, self.epochs)
+
+    def accuracy(self, layers: nn.Module) -> float:
+        layers.eval()
+        with torch.no_grad(), bf16():
+            found = torch.cat([layers(x).argmax(dim=1) for x in self.x_validation.split(500)])
+        layers.train()
+        return float((found == self.y_validation).float().mean())
+
+
+def bf16() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def layers_of(network: ow.Network) -> list[nn.Module]:
+    """Return the layers of a network in one block, the last with the head."""
+    block = network.line[0]
+    assert isinstance(block.module, nn.Sequential)
+    assert isinstance(block.objective, ow.CrossEntropy)
+    *others, last = block.module
+    return [*others, nn.Sequential(last, block.objective.head)]
+
+
+def adam(layers: nn.Module, work: Work) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        layers.parameters(), lr=work.config.optimizer.lr, weight_decay=0.0, fused=True
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, work: Work, epoch: int, number: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = work.config.optimizer.lr * work.scale(epoch, number)
+
+
+def local(way: str, work: Work, watch: Watch) -> None:
+    """Train with the library, epoch by epoch of all blocks, as long as it takes."""
+    network = work.network(one_block=False)
+    found: list[dict[str, float]] = []
+
+    class Noting(ow.Listener):
+        def progress(self, progress: ow.Progress) -> None:
+            if progress.block is None:
+                watch.stop()
+                found.append(
+                    {
+                        "seconds": watch.seconds,
+                        "megabytes": watch.bytes / 1e6,
+                        "accuracy": progress.figures["validation_accuracy"] or 0.0,
+                    }
+                )
+                watch.go()
+
+    watch.go()
+    ow.train(
+        network,
+        ow.dataset(
+            torch.cat([work.x_validation, work.x]),
+            torch.cat([work.y_validation, work.y]),
+            x_test=work.x_validation,
+            y_test=work.y_validation,
+        ),
+        training=ow.TrainingConfig(
+            epochs=work.epochs,
+            batch_size=work.batch_size,
+            schedule=work.config.training.schedule,
+        ),
+        plan=ow.PlanConfig(
+            kind="chapters" if way == "onward" else "stream",
+            chapters=max(work.epochs, RANKS) if way == "onward" else None,
+            validate_every=1,
+        ),
+        validation=len(work.y_validation),
+        listener=Noting(),
+    )
+    watch.reached = found
+
+
+def backprop(way: str, work: Work, watch: Watch) -> None:
+    """Train by backpropagation, on one rank or with the rows of each batch dealt to all."""
+    layers = nn.Sequential(*layers_of(work.network(one_block=True)))
+    rank, ranks = 0, 1
+    model: nn.Module = layers
+    if way == "ddp":
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        model = DistributedDataParallel(layers)
+    optimizer = adam(layers, work)
+    for epoch in range(work.epochs):
+        watch.go()
+        for number, x, y in work.batches(epoch):
+            set_rate(optimizer, work, epoch, number)
+            x, y = x.tensor_split(ranks)[rank], y.tensor_split(ranks)[rank]
+            with bf16():
+                loss = nn.functional.cross_entropy(model(x).float(), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        watch.stop()
+        if watch.note(work.accuracy(layers)):
+            return
+
+
+def pipeline(way: str, work: Work, watch: Watch) -> None:
+    """Train by backpropagation, a layer a rank."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    all_layers = layers_of(work.network(one_block=True))
+    own = all_layers[rank]
+    stage = PipelineStage(own, rank, ranks, torch.device("cpu"))
+    schedule_of = ScheduleGPipe if way == "gpipe" else Schedule1F1B
+    schedule = schedule_of(
+        stage,
+        MICRO_BATCHES,
+        loss_fn=lambda output, y: nn.functional.cross_entropy(output.float(), y),
+    )
+    optimizer = adam(own, work)
+    for epoch in range(work.epochs):
+        watch.go()
+        for number, x, y in work.batches(epoch):
+            set_rate(optimizer, work, epoch, number)
+            optimizer.zero_grad()
+            with bf16():
+                if rank == 0:
+                    schedule.step(x)
+                elif rank == ranks - 1:
+                    schedule.step(target=y, losses=[])
+                else:
+                    schedule.step()
+            optimizer.step()
+        dist.barrier()
+        watch.stop()
+        gather(all_layers)
+        if watch.note(agreed(lambda: work.accuracy(nn.Sequential(*all_layers)))):
+            return
+
+
+def dff(way: str, work: Work, watch: Watch) -> None:
+    """Train blocks with local objectives, a block a rank, one message at a time."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    network = work.network(one_block=False)
+    network.set_precision(torch.bfloat16)
+    blocks = network.line
+    step = make_step(blocks[rank], closed_form=True)
+    got = torch.zeros(1)
+    for epoch in range(work.epochs):
+        watch.go()
+        for number, rows, y in work.batches(epoch):
+            x = rows
+            if rank:
+                x = torch.empty(len(y), work.options["width"], dtype=torch.bfloat16)
+                dist.recv(x, rank - 1)
+            seed = seeds.derive(0, "step", rank, epoch, number)
+            outputs, _ = step(
+                {"input": ow.View(x, y)}, seed=seed, lr_scale=work.scale(epoch, number)
+            )
+            activities = outputs["input"].x
+            assert isinstance(activities, Tensor)
+            if rank < ranks - 1:
+                dist.send(activities, rank + 1)
+                # The next mini-batch begins when this one has gone through all ranks.
+                dist.recv(got, rank + 1)
+            if rank:
+                dist.send(got, rank - 1)
+        dist.barrier()
+        watch.stop()
+        gather(list(blocks))
+        if watch.note(
+            agreed(lambda: ow.evaluate(network, work.x_validation, work.y_validation).accuracy)
+        ):
+            return
+
+
+def gather(layers: list[Any]) -> None:
+    """Bring the weights of each rank's layer to rank 0."""
+    rank = dist.get_rank()
+    for source, layer in enumerate(layers):
+        for tensor in layer.state_dict().values():
+            if source and rank == 0:
+                dist.recv(tensor, source)
+            elif source == rank and source:
+                dist.send(tensor.contiguous(), 0)
+
+
+def agreed(measure: Callable[[], float | None]) -> float:
+    """Return what rank 0 measures, on all ranks."""
+    found = torch.zeros(1)
+    if dist.get_rank() == 0:
+        found[0] = measure() or 0.0
+    dist.broadcast(found, 0)
+    return float(found)
+
+
+RUN: dict[str, Callable[[str, Work, Watch], None]] = {
+    "onward": local,
+    "stream": local,
+    "backprop": backprop,
+    "ddp": backprop,
+    "gpipe": pipeline,
+    "1f1b": pipeline,
+    "dff": dff,
+}
+
+
+def body(way: str, options: dict[str, Any]) -> None:
+    """Train as one rank; rank 0 writes what came out."""
+    torch.set_num_threads(1)
+    rank = int(os.environ.get("RANK", "0"))
+    work, watch = Work(options), Watch(options["goal"])
+    if RUN[way] is not local and way not in ONE_RANK:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        dist.init_process_group("gloo")
+    groups = options["groups"]
+    emulated_ranks.join(groups[rank] if groups else None)
+    RUN[way](way, work, watch)
+    if rank == 0:
+        Path(options["out"]).write_text(json.dumps(watch.reached))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def run(way: str, options: dict[str, Any]) -> list[dict[str, float]]:
+    ranks = 1 if way in ONE_RANK else RANKS
+    groups = emulated_ranks.make_groups(ranks)
+    with tempfile.TemporaryDirectory() as folder:
+        work = {
+            **options,
+            "groups": [str(group.path) for group in groups],
+            "out": f"{folder}/result.json",
+        }
+        try:
+            status = launch(ranks, [__file__, "--body", json.dumps([way, work])])
+        finally:
+            for group in groups:
+                group.remove()
+        if status:
+            raise SystemExit(status)
+        found: list[dict[str, float]] = json.loads(Path(work["out"]).read_text())
+    return found
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--way", choices=WAYS, action="append")
+    parser.add_argument("--body", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.body:
+        return body(*json.loads(options.body))
+    form = common.form_of(options)
+    if not os.access(emulated_ranks.GROUPS / "cpu.shares", os.W_OK):
+        common.skip(
+            "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
+        )
+    if form != "smoke":
+        try:
+            ow.load_data("mnist", data_dir=options.data_dir)
+        except ow.DataError as error:
+            common.skip(str(error))
+    batch_size = 32 if form == "smoke" else emulated_ranks.BATCH_SIZE
+    work = {
+        "smoke": form == "smoke",
+        "data_dir": options.data_dir,
+        "width": 64 if form == "smoke" else 2000,
+        "batch_size": batch_size,
+        "rows": 57_000 if form == "full" else 8 * batch_size,
+        "validation": 3000 if form == "full" else 100,
+        "epochs": 8 if form == "full" else 1,
+        "goal": 0.985 if form == "full" else 0.0,
+    }
+    figures: dict[str, dict[str, Any]] = {"seconds": {}, "megabytes": {}}
+    for way in options.way or WAYS:
+        path = options.out / f"backprop-pipeline-{way}.json"
+        if form == "full" and path.exists():
+            found = json.loads(path.read_text())["epochs"]
+        else:
+            found = run(way, work)
+            if form == "full":
+                common.record(path, {"way": way, "epochs": found})
+        reached = found[-1]
+        if form == "full":
+            reached = next((e for e in found if e["accuracy"] >= work["goal"]), None)
+        for name in figures:
+            figures[name][way] = None if reached is None else round(reached[name], 1)
+        last = found[-1]
+        print(
+            f"{way:9} {figures['seconds'][way]} s, {figures['megabytes'][way]} MB; in the end "
+            f"{last['seconds']:.1f} s, {last['megabytes']:.1f} MB, {last['accuracy']:.4f}",
+            flush=True,
+        )
+    common.last_line(figures, form)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What a machine, and the way between several, is fit for, and what to set where it is not."""
+
+import fcntl
+import os
+import queue
+import socket
+import statistics
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onward.preparation import resolve_precision
+from onward.transport import Transport
+
+STATE_NUMBERS = 4_000_000
+"""Numbers of a message that stands for a block: 16 MB, the weights of 2000 x 2000."""
+
+ROUND_TRIPS = 20
+"""Small messages by which the latency is measured."""
+
+MOST_CLOCK_SECONDS = 1.0
+"""Difference of two clocks at which the lanes of a timeline are no longer to be trusted."""
+
+SIOCGIFADDR = 0x8915
+"""Request for the address of an interface, on Linux."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was looked at."""
+
+    what: str
+    """Which."""
+
+    told: str
+    """What was found."""
+
+    advice: str = ""
+    """What to do about it; empty where all is well."""
+
+
+def addresses() -> dict[str, str]:
+    """Return the IPv4 address of each network interface that has one."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
+            except OSError:
+                continue
+            found[name] = socket.inet_ntoa(answer[20:24])
+    return found
+
+
+def check_machine() -> list[Finding]:
+    """Look at this machine alone."""
+    cores, load, here = os.cpu_count() or 1, os.getloadavg()[0], addresses()
+    others = [name for name, address in here.items() if not address.startswith("127.")]
+    interfaces = ", ".join(f"{name} {address}" for name, address in here.items())
+    return [
+        Finding(
+            "processor",
+            f"{cores} cores, {resolve_precision('auto')} products",
+            "" if load < cores else f"Its load is {load:.1f}: other work slows a training down.",
+        ),
+        Finding(
+            "interfaces",
+            interfaces or "none",
+            "" if others else "There is no network: ranks on other machines cannot be reached.",
+        ),
+        _check_name(others),
+    ]
+
+
+def _check_name(others: Sequence[str]) -> Finding:
+    """Look up the name of this machine, as gloo does to find its own address."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return Finding(
+            "own name",
+            f"{name} has no address",
+            f"Between machines, name the interface: --iface {others[0] if others else 'NAME'}.",
+        )
+    if address.startswith("127.") and others:
+        return Finding(
+            "own name",
+            f"{name} is {address}, which no other machine can reach",
+            f"Between machines, name the interface: --iface {others[0]}.",
+        )
+    return Finding("own name", f"{name} is {address}")
+
+
+def check_ranks(transport: Transport) -> list[Finding]:
+    """Look at the way from rank 0 to every other; all ranks call this.
+
+    Returns:
+        What was found, on rank 0; nothing on others.
+    """
+    # Ranks leave an exchange within 20 ms of each other; a clock that is seconds off shows.
+    transport.exchange("doctor", None)
+    clocks = transport.exchange("clocks", time.time())
+    rank, num_ranks = transport.rank, transport.num_ranks
+    word, state = torch.zeros(1), torch.zeros(STATE_NUMBERS)
+    letters: dict[int, queue.SimpleQueue[list[Tensor]]] = {}
+    layouts = [[word]] * ROUND_TRIPS + [[state]] * 3
+    for peer in range(1, num_ranks) if rank == 0 else [0]:
+        letters[peer] = queue.SimpleQueue()
+        transport.expect(peer, layouts, letters[peer].put)
+    if rank:
+        for _ in layouts:
+            transport.send(0, letters[0].get())
+        return []
+    findings = []
+    for peer in range(1, num_ranks):
+        seconds = []
+        for layout in layouts:
+            start = time.perf_counter()
+            transport.send(peer, layout)
+            letters[peer].get()
+            seconds.append(time.perf_counter() - start)
+        trip = statistics.median(seconds[:ROUND_TRIPS])
+        rate = 2 * state.nbytes / min(seconds[ROUND_TRIPS:])
+        findings.append(
+            Finding(
+                f"rank 0 to {peer}",
+                f"{trip * 1e3:.2f} ms there and back, {rate * 8e-6:,.0f} Mbit/s; "
+                f"--link {rate * 8e-6:.0f}mbit,{trip * 500:.2f}ms for `onward plan`",
+            )
+        )
+        apart = abs(clocks[peer] - clocks[0])
+        if apart > MOST_CLOCK_SECONDS:
+            findings.append(
+                Finding(
+                    f"clock of rank {peer}",
+                    f"{apart:.1f} s from that of rank 0",
+                    "Timelines of the two will not match. Keep clocks with NTP.",
+                )
+            )
+    return findings

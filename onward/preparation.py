@@ -1,0 +1,227 @@
+"""All that a run is made of before it starts: network, plan, placement."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from onward.checkpoint import PRECISIONS
+from onward.config import RunConfig
+from onward.data import Dataset
+from onward.dealing import (
+    Shape,
+    agree,
+    describe,
+    hold,
+    is_private,
+    load_data,
+    with_private_shards,
+)
+from onward.errors import PlacementError, SettingError
+from onward.networks import Network, build
+from onward.placement import Placement, place
+from onward.plan import ChapterPlan, Plan, StreamPlan
+from onward.sliced import check_cut
+from onward.workers import Arithmetic, Rows
+
+
+class Preview(NamedTuple):
+    """A run that has not been started."""
+
+    plan: Plan
+    placement: Placement
+    network: Network
+    """The network with its first weights."""
+    rows: Rows
+    """The rows of one shard."""
+    arithmetic: Arithmetic
+    shares: list[int]
+    """What each block of the line costs of a pass through it, see `block_costs`."""
+
+
+def preview(config: RunConfig, num_ranks: int) -> Preview:
+    """Make all of a run that is there before it starts, to look at or to find mistakes.
+
+    Args:
+        config: The run.
+        num_ranks: Ranks it is meant for.
+
+    Raises:
+        OnwardError: Settings or data cannot be used; the message says why.
+    """
+    config.check()
+    config = with_private_shards(config, num_ranks)
+    ranks = range(num_ranks if is_private(config) else 1)
+    parts = [load_data(config, rank) for rank in ranks]
+    held = [hold(config, part, rank) for rank, part in zip(ranks, parts, strict=True)]
+    notes = [describe(own, part) for own, part in zip(held, parts, strict=True)]
+    dataset, shape = parts[0], agree(config, notes)
+    network = build_network(config, dataset, shape)
+    network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
+    plan = make_plan(config, network, shape)
+    shares = block_costs(network, dataset.input_shape)
+    placement = place_plan(config, plan, num_ranks, shares)
+    return Preview(plan, placement, network, held[0][0], make_arithmetic(config), shares)
+
+
+def resolve_precision(name: str) -> str:
+    """Return the arithmetic that `auto` stands for on this machine."""
+    if name != "auto":
+        return name
+    known = torch.cpu.get_capabilities()
+    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
+
+
+def make_arithmetic(config: RunConfig) -> Arithmetic:
+    """Return the settings of a run that decide weights beside the plan."""
+    return Arithmetic(
+        seed=config.training.seed,
+        schedule=config.training.schedule,
+        closed_form=config.training.gradients == "closed-form",
+        bf16_wire=config.plan.wire == "bf16",
+        shift=config.data.shift,
+    )
+
+
+def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
+    """Build the network of a run, with its first weights."""
+    return build(
+        config.network,
+        config.optimizer,
+        input_shape=dataset.input_shape,
+        num_classes=shape.num_classes,
+        is_image=dataset.is_image,
+        seed=config.training.seed,
+    )
+
+
+@torch.no_grad()
+def block_costs(network: Network, input_shape: tuple[int, ...]) -> list[int]:
+    """Return what passing a row through each block of the line costs, in FLOPs, head included.
+
+    Args:
+        network: The blocks.
+        input_shape: Shape of a row of the data.
+
+    Raises:
+        SettingError: Rows do not fit a block, or a head scores another number of classes.
+    """
+    activities = torch.zeros(1, *network.sampler.width(input_shape))
+    costs = []
+    for number, block in enumerate(network.line):
+        shape = tuple(activities.shape[1:])
+        with FlopCounterMode(display=False) as counter:
+            try:
+                activities = block.infer(activities)
+                scores = block.scores(activities)
+            except (RuntimeError, IndexError) as error:
+                raise SettingError(
+                    f"Block {number} cannot take rows of shape {shape}: {error}. The rows of the "
+                    f"data have shape {input_shape}."
+                ) from error
+        if scores.ndim == 2 and scores.shape[1] != network.num_classes:
+            raise SettingError(
+                f"Block {number} scores {scores.shape[1]} classes, and the network was built for "
+                f"{network.num_classes}. Give its head {network.num_classes} outputs."
+            )
+        costs.append(max(counter.get_total_flops(), 1))
+    return costs
+
+
+def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
+    """Make the plan of a run.
+
+    Args:
+        config: Settings of the run.
+        network: Says how many blocks there are, and whether they use hints.
+        shape: Rows of each shard.
+
+    Raises:
+        SettingError: Settings do not fit together.
+    """
+    plan, training = config.plan, config.training
+    head, is_stream = network.head, plan.kind == "stream"
+    negatives = network.sampler.negatives
+    hint_age: int | None = None
+    if negatives is not None and negatives.needs_hints and plan.hint_age != "never":
+        usual = 0 if is_stream else len(network.line)
+        if len(shape.rows) > 1:
+            usual = len(shape.rows)
+        hint_age = usual if plan.hint_age is None else plan.hint_age
+    if is_stream and hint_age is not None and head is None:
+        raise SettingError(
+            "In a stream plan, hints come from a softmax head, and this network has none. Use "
+            "--negatives hard, --readout softmax, or --plan chapters."
+        )
+    shared: dict[str, Any] = {
+        "num_blocks": len(network.line),
+        "head_reads": head.reads if head is not None and head.reads else (),
+        "epochs": training.epochs,
+        "chapters": plan.chapters or training.epochs,
+        "batch_size": training.batch_size,
+        "rows": shape.rows,
+        "hint_age": hint_age,
+        "validate_every": plan.validate_every,
+        "has_validation": any(shape.validation_rows),
+    }
+    if is_stream:
+        if plan.optimizer_state != "travel":
+            raise SettingError(
+                f"plan.optimizer_state is {plan.optimizer_state}, but in a stream plan blocks "
+                f"stay where they are and keep their moments. It goes with --plan chapters."
+            )
+        return StreamPlan(**shared)
+    for block in network.all_blocks:
+        closed_form = training.gradients == "closed-form"
+        check_cut(block, closed_form=closed_form, slices=plan.slices, cut=plan.cut)
+    return ChapterPlan(
+        **shared,
+        moments_age=moments_age(plan.optimizer_state),
+        slices=plan.slices,
+        cut=plan.cut,
+    )
+
+
+def moments_age(optimizer_state: str) -> int | None:
+    """Return the age in chapters of the moments a chapter starts with; None for none.
+
+    Example:
+        >>> moments_age("travel"), moments_age("restart"), moments_age("aged:4")
+        (1, None, 4)
+    """
+    name, _, age = optimizer_state.partition(":")
+    if name == "aged" and age.isdecimal() and int(age) > 0:
+        return int(age)
+    if optimizer_state not in ("travel", "restart"):
+        raise SettingError(
+            f"plan.optimizer_state must be travel, restart or aged:N with N of at least 1; got "
+            f"{optimizer_state}."
+        )
+    return 1 if optimizer_state == "travel" else None
+
+
+def place_plan(config: RunConfig, plan: Plan, num_ranks: int, shares: Sequence[int]) -> Placement:
+    """Place the tasks of a run.
+
+    Args:
+        config: The run.
+        plan: Its tasks.
+        num_ranks: Number of ranks.
+        shares: What each block of the line costs, see `block_costs`.
+
+    Raises:
+        PlacementError: The placement asked for does not fit the plan, the ranks or the data.
+    """
+    placement = place(plan, config.placement.name, num_ranks, shares, config.placement.replicas)
+    if is_private(config) and placement.replicas > 1:
+        raise PlacementError(
+            "Each rank has a shard of its own, which replicas would have to share. Set "
+            "placement.replicas to 1."
+        )
+    if is_private(config) and placement.name != "federated":
+        raise PlacementError(
+            f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
+            f"everywhere. Use --placement federated, on two ranks or more."
+        )
+    return placement

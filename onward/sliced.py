@@ -1,0 +1,230 @@
+"""Training steps in slices, which several ranks can share.
+
+A plan cuts every mini-batch of a block into slices: of its rows, or of the block's units. What the
+slices yield is summed in their order, so that the weights are the same whether one rank works on
+all of them or each of several on its own.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from onward.blocks import Block, StepReport
+from onward.errors import SettingError
+from onward.layers import Dense
+from onward.steps import ClosedFormStep, Gradients, Step, has_closed_form, make_step, report
+from onward.team import Team
+from onward.views import View, Views
+
+Cut = Literal["rows", "units"]
+"""What a slice is a part of: the rows of a mini-batch, or the units of a block."""
+
+
+def make_sliced_step(block: Block, *, closed_form: bool, slices: int, cut: Cut, team: Team) -> Step:
+    """Return the way to train a block in slices.
+
+    Args:
+        block: What is trained.
+        closed_form: Whether closed forms are used where there are some.
+        slices: Number of slices; 1 for the usual step.
+        cut: What is cut.
+        team: The ranks that share the work.
+
+    Raises:
+        SettingError: The block cannot be cut so.
+    """
+    check_cut(block, closed_form=closed_form, slices=slices, cut=cut)
+    # A head that reads several blocks is small: where units are cut, every rank trains all of it.
+    if slices == 1 or (cut == "units" and block.reads is not None):
+        return make_step(block, closed_form=closed_form)
+    if cut == "rows":
+        return RowsStep(make_step(block, closed_form=closed_form), slices, team)
+    return UnitsStep(block, slices, team)
+
+
+def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut) -> None:
+    """Refuse a block that cannot be cut; the arguments are those of `make_sliced_step`.
+
+    Raises:
+        SettingError: It cannot; the message says why.
+    """
+    if slices == 1:
+        return
+    if getattr(block.objective, "peer", 0.0):
+        raise SettingError(
+            "Peer normalisation looks at all rows and units of a mini-batch: plan.slices must be "
+            "1 with it, or network.peer 0."
+        )
+    if any(buffer.is_floating_point() for buffer in block.module.buffers()):
+        raise SettingError(
+            "A block with running statistics, such as those of batch normalisation, looks at all "
+            "rows of a mini-batch: plan.slices must be 1 with it."
+        )
+    if cut == "rows" or block.reads is not None:
+        return
+    if not (closed_form and has_closed_form(block)):
+        raise SettingError(
+            'plan.cut = "units" needs dense blocks and training.gradients = "closed-form". Use '
+            'plan.cut = "rows".'
+        )
+    assert isinstance(block.module, Dense)
+    units = len(block.module.weight)
+    if units % slices:
+        raise SettingError(
+            f"A block has {units} units, which cannot be cut into {slices} equal slices. Set "
+            f"network.widths to multiples of plan.slices."
+        )
+
+
+class RowsStep(Step):
+    """Each slice is a part of the rows; the gradients of all are summed before the update.
+
+    Args:
+        step: How a slice is differentiated.
+        slices: Number of slices.
+        team: The ranks that share the work.
+    """
+
+    def __init__(self, step: Step, slices: int, team: Team) -> None:
+        super().__init__(step.block)
+        self.step, self.slices, self.team = step, slices, team
+
+    def __call__(
+        self, views: Views, *, seed: int, lr_scale: float
+    ) -> tuple[dict[str, View], StepReport]:
+        found = self.gradients(views, seed=seed)
+        trained = dict(self.block.trained())
+        for name, gradient in found.named.items():
+            self._update(name, trained[name], gradient, lr_scale)
+        if isinstance(self.step, ClosedFormStep):
+            self.step.take_weight()
+        return found.outputs, found.report
+
+    @torch.no_grad()
+    def gradients(self, views: Views, *, seed: int) -> Gradients:
+        (rows,) = {len(view.labels) for view in views.values()}
+        parts = torch.arange(rows).tensor_split(self.slices)
+        own, names = [], []
+        for number in self.team.own(self.slices):
+            chosen = {name: view.rows(parts[number]) for name, view in views.items()}
+            found = self.step.gradients(chosen, seed=seed + number)
+            names = list(found.named)
+            own.append(found.content())
+        every = self.team.share(own)
+        shares = [len(part) / rows for part in parts]
+        learned = sum(len(views[name].labels) for name in self.block.objective.views)
+        total = StepReport(
+            learned,
+            _sum([sums for sums, *_ in every]),
+            torch.stack([active for _, active, *_ in every]).amax(dim=0).bool(),
+        )
+        named = {
+            name: _sum(
+                [
+                    share * gradients[place].to(torch.promote_types(gradients[place].dtype, FULL))
+                    for share, (_, _, *gradients) in zip(shares, every, strict=True)
+                ]
+            )
+            for place, name in enumerate(names)
+        }
+        return Gradients({}, named, total)
+
+
+class UnitsStep(Step):
+    """Each slice is a part of the units, with their weights and moments.
+
+    Only sums over the units travel in a step: the logits of a head, or the goodness of the rows.
+    The slices of all are put together at the end of a task.
+
+    Args:
+        block: A block with a closed form.
+        slices: Number of slices, which must divide its units.
+        team: The ranks that share the work.
+    """
+
+    def __init__(self, block: Block, slices: int, team: Team) -> None:
+        super().__init__(block)
+        self.step, self.team = ClosedFormStep(block), team
+        units = len(self.step.weight)
+        size = units // slices
+        self.all = [slice(first, first + size) for first in range(0, units, size)]
+        self.own = [self.all[number] for number in team.own(slices)]
+
+    @torch.no_grad()
+    def __call__(
+        self, views: Views, *, seed: int, lr_scale: float
+    ) -> tuple[dict[str, View], StepReport]:
+        step, objective = self.step, self.block.objective
+        x, rows = step.inputs(views, seed)
+        every = [step.activities(x, units) for units in self.own]
+        outputs = [self._outputs(activities, views, rows) for activities in every]
+        partials = [
+            [objective.partial(o, units)] for o, units in zip(outputs, self.own, strict=True)
+        ]
+        total = _sum([partial for (partial,) in self.team.share(partials)])
+        parameters = dict(objective.named_parameters())
+        for name in ("module.weight", "module.bias", *(f"objective.{n}" for n in parameters)):
+            if name in self.block.moments:
+                self._count(name)
+        active = torch.zeros(len(step.weight), dtype=torch.bool)
+        for units, activities, own in zip(self.own, every, outputs, strict=True):
+            gradient = objective.gradient_from(total, own, units)
+            active[units] = step.summed(activities) > 0
+            derivative = step.derivative(gradient, activities)
+            bias = step.layer.bias.detach()
+            self._update_part("module.bias", bias[units], step.summed(derivative), units, lr_scale)
+            step.update_weight(units, derivative, x, lr_scale)
+            for name, found in gradient.parameters.items():
+                # The columns of a head.
+                if parameters[name].requires_grad:
+                    head = parameters[name].detach()
+                    part = head[:, units].contiguous()
+                    self._update_part(f"objective.{name}", part, found, units, lr_scale)
+                    head[:, units] = part
+        return {}, report(sum(rows), gradient.loss, gradient.metrics, active)
+
+    def finish(self, told: StepReport) -> StepReport:
+        own = [[part.contiguous() for part in self._parts(units, told)] for units in self.own]
+        for units, parts in zip(self.all, self.team.share(own), strict=True):
+            if units not in self.own:
+                for target, part in zip(self._parts(units, told), parts, strict=True):
+                    target.copy_(part)
+        self.step.take_weight()
+        return told
+
+    def _parts(self, units: slice, told: StepReport) -> list[Tensor]:
+        """Return all that belongs to some units, as parts of the whole."""
+        columns = {f"objective.{name}" for name, _ in self.block.objective.named_parameters()}
+        found = [told.active[units]]
+        for name, parameter in self.block.trained():
+            moments = self.block.moments[name]
+            for tensor in (parameter.detach(), *(moments[part] for part in sorted(moments))):
+                if tensor.ndim:
+                    found.append(tensor[:, units] if name in columns else tensor[units])
+        return found
+
+    def _update_part(
+        self, name: str, parameter: Tensor, gradient: Tensor, units: slice, lr_scale: float
+    ) -> None:
+        """Update a part of a parameter, and that of its moments."""
+        moments = self.block.moments[name]
+        place = (slice(None), units) if parameter.ndim > 1 else units
+        part = {n: t[place].contiguous() if t.ndim else t for n, t in moments.items()}
+        self.block.optimizer.step(parameter, gradient.contiguous(), part, lr_scale=lr_scale)
+        for n, t in moments.items():
+            if t.ndim:
+                t[place] = part[n]
+
+
+FULL = torch.float32
+"""Type in which gradients are summed, at least."""
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """Add tensors in their order: what rounding depends on."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total

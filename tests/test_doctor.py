@@ -1,0 +1,78 @@
+"""What `onward doctor` finds, and what it says to do."""
+
+import socket
+
+import pytest
+from ranks import results
+
+from onward import doctor
+from onward.cli import main
+from onward.doctor import addresses, check_machine
+
+
+def findings():
+    return {finding.what: finding for finding in check_machine()}
+
+
+def test_the_loopback_is_among_the_interfaces():
+    assert addresses()["lo"] == "127.0.0.1"
+
+
+def test_a_name_that_others_cannot_reach_asks_for_an_interface(monkeypatch):
+    monkeypatch.setattr(doctor, "addresses", lambda: {"lo": "127.0.0.1", "eth7": "10.0.0.5"})
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+
+    found = findings()["own name"]
+
+    assert "which no other machine can reach" in found.told
+    assert "--iface eth7" in found.advice
+
+
+def test_a_name_without_an_address_asks_for_an_interface(monkeypatch):
+    def unknown(name):
+        raise OSError
+
+    monkeypatch.setattr(doctor, "addresses", lambda: {"eth7": "10.0.0.5"})
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+
+    assert "--iface eth7" in findings()["own name"].advice
+
+
+def test_a_name_that_others_can_reach_is_well(monkeypatch):
+    monkeypatch.setattr(doctor, "addresses", lambda: {"eth7": "10.0.0.5"})
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.5")
+
+    assert findings()["own name"].advice == ""
+
+
+def test_a_machine_without_a_network_is_told_so(monkeypatch):
+    monkeypatch.setattr(doctor, "addresses", lambda: {"lo": "127.0.0.1"})
+
+    assert "no network" in findings()["interfaces"].advice
+
+
+@pytest.mark.parametrize(("load", "is_well"), [(0.3, True), (64.0, False)])
+def test_a_busy_machine_is_told_so(monkeypatch, load, is_well):
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 4)
+
+    assert (findings()["processor"].advice == "") is is_well
+
+
+def test_the_command_says_what_was_found(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+
+    assert ended.value.code == 0
+    assert "lo 127.0.0.1" in capsys.readouterr().out
+
+
+@pytest.mark.distributed
+def test_the_way_to_every_rank_is_measured():
+    first, *others = results()["examined"]
+
+    assert [what for what, _ in first] == ["rank 0 to 1", "rank 0 to 2"]
+    for _, told in first:
+        assert "ms there and back" in told
+        assert "mbit," in told
+    assert others == [[], []]

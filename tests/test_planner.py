@@ -1,0 +1,104 @@
+"""Which of the ways to run a plan is the fastest, and what a person is told of it."""
+
+import pytest
+from rich.console import Console
+from test_simulation import Weighing, chapters, stream
+
+from onward.drawing import advice, choices_table, forecast_table
+from onward.placement import place
+from onward.plan import ChapterPlan
+from onward.planner import choices
+from onward.simulation import FREE, KnownCosts, Link
+
+
+class Shared(Weighing):
+    """Ranks that share a task take their part of the second."""
+
+    def seconds(self, plan, task, passed, ranks):
+        return super().seconds(plan, task, passed, ranks) / ranks
+
+
+def ways(plan, num_ranks, costs, links=FREE, speeds=None):
+    return choices(plan, num_ranks, [1] * plan.num_blocks, costs, links, speeds)
+
+
+def text(table):
+    console = Console(width=120, file=None, record=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_the_fastest_comes_first():
+    found = ways(chapters(8), 4, Weighing())
+
+    seconds = [choice.simulation.seconds for choice in found]
+    assert seconds == sorted(seconds)
+
+
+def test_every_placement_that_can_run_is_among_them_and_one_rank_is():
+    plan = chapters(8)
+
+    same = {c.placement.name for c in ways(plan, 4, Weighing()) if c.plan == plan}
+
+    assert same == {"sequential", "all-layers", "single-layer"}
+    assert {c.placement.name for c in ways(stream(9), 4, Weighing())} == {"sequential", "stream"}
+
+
+def test_where_links_are_slow_one_rank_is_the_fastest():
+    plan, slow = chapters(8), Link(bytes_per_second=1e3)
+
+    found = ways(plan, 4, Weighing(), slow)
+
+    assert found[0].placement.name == "sequential"
+    assert advice(plan, found).startswith("One rank is the fastest")
+
+
+def test_more_ranks_than_blocks_are_best_used_in_teams():
+    plan = chapters(8, rows=(8,), batch_size=8)
+
+    best, *_ = found = ways(plan, 8, Shared())
+
+    assert isinstance(best.plan, ChapterPlan)
+    assert best.plan.slices > 1
+    assert best.placement.replicas == best.plan.slices
+    assert f"--slices {best.plan.slices}" in advice(plan, found)
+    assert "which ends in other weights" in advice(plan, found)
+
+
+def test_a_slow_rank_speaks_for_a_placement_that_gives_it_less():
+    plan = chapters(4)
+
+    even = ways(plan, 4, Weighing(), speeds=[1.0] * 4)
+    uneven = ways(plan, 4, Weighing(), speeds=[1.0, 1.0, 1.0, 0.1])
+
+    def seconds(found):
+        return {c.placement.name: c.simulation.seconds for c in found if c.plan == plan}
+
+    assert seconds(uneven)["sequential"] == seconds(even)["sequential"]
+    assert seconds(uneven)["all-layers"] > 3 * seconds(even)["all-layers"]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_the_table_marks_what_was_asked_for(num_ranks):
+    plan = chapters(8)
+    placement = place(plan, "all-layers", num_ranks, [1] * 4)
+
+    lines = text(choices_table(plan, placement, ways(plan, num_ranks, Weighing()))).splitlines()
+
+    (asked,) = (line for line in lines if "asked for" in line)
+    assert "all-layers" in asked
+    assert any("sequential" in line and "1.00" in line for line in lines)
+
+
+def test_a_forecast_says_what_each_rank_does():
+    plan = chapters(2, blocks=1)
+    costs = KnownCosts({task: 90.0 for task in plan.tasks()})
+
+    found = ways(plan, 2, costs)
+    (pipeline,) = (c for c in found if c.placement.name == "all-layers" and c.plan == plan)
+    table = text(forecast_table(pipeline.simulation))
+
+    assert "The run would take about 4 min 30 s" in table
+    assert "180.0" in table
+    assert "90.0" in table
