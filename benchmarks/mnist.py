@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hinton": ("hinton", {"data.validation": 3000, "plan.validate_every": 5}),
     "pff-adaptive-goodness": (
         "pff",
-        {"training.epochs": 30, "data.validation": 3000, "plan.validate_every": 5},
+        {"training.epochs": 10, "data.validation": 3000, "plan.validate_every": 5},
     ),
     "pff-random-softmax": (
         "pff",

@@ -6,14 +6,14 @@ Exit status: 0 done, 2 something the user can put right (the message says what),
 
 import argparse
 import csv
-import difflib
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from onward import checkpoint, costs, data, dealing, doctor, preparation, runs, 
 from onward.config import RunConfig, read_settings
 from onward.drawing import advice, choices_table, forecast_table, legend, plan_table, staircase
 from onward.errors import DataError, FileError, OnwardError, SettingError
+from onward.flags import FLAGS, add_settings, nearest, read_config
 from onward.networks import Network, evaluate
 from onward.placement import stall
 from onward.planner import choices, read_link, read_speeds
@@ -35,38 +36,6 @@ from onward.report import draw_timelines
 from onward.simulation import KnownCosts, Link, simulate
 from onward.transport import launch, leave
 from onward.version import VERSION
-
-FLAGS = {
-    "--data": ("data.name", "digits, mnist, fashion-mnist, cifar10, or a path to an .npz file"),
-    "--data-dir": ("data.dir", "folder with data sets (or the variable ONWARD_DATA)"),
-    "--validation": ("data.validation", "training rows kept apart: a share, or a number; 0: none"),
-    "--shift": ("data.shift", "largest random shift of training images, in pixels"),
-    "--widths": ("network.widths", "units of each block, first to last: 500,500,500,500"),
-    "--heads": ("network.heads", "whose heads vote: all or last"),
-    "--negatives": ("network.negatives", "fixed, random, adaptive or hard"),
-    "--readout": ("network.readout", "heads, goodness or softmax"),
-    "--dropout": ("network.dropout", "share of each block's inputs dropped in training"),
-    "--lr": ("optimizer.lr", "learning rate of the blocks"),
-    "--epochs": ("training.epochs", "passes of each block over the rows"),
-    "--batch-size": ("training.batch_size", "rows of a mini-batch"),
-    "--seed": ("training.seed", "decides all randomness"),
-    "--precision": ("training.precision", "auto, fp32 or bf16"),
-    "--threads": ("training.threads", "threads of each rank"),
-    "--plan": ("plan.kind", "chapters or stream; this changes the weights"),
-    "--chapters": ("plan.chapters", "turns of each block"),
-    "--hint-age": ("plan.hint_age", "age of hints: a number, or never"),
-    "--slices": ("plan.slices", "parts of every mini-batch, which as many ranks can share"),
-    "--cut": ("plan.cut", "what a slice is a part of: rows, or units"),
-    "--shards": ("plan.shards", "parts of the rows, for a federated run"),
-    "--shard-by": ("plan.shard_by", "iid or class"),
-    "--validate-every": ("plan.validate_every", "chapters between validations"),
-    "--placement": ("placement.name", "sequential, single-layer, all-layers, federated or stream"),
-    "--replicas": ("placement.replicas", "ranks that share each task, of a plan with slices"),
-    "--nodes": ("placement.nodes", "processes to start on this machine"),
-    "--directory": ("placement.directory", "shared folder for messages, instead of a network"),
-    "--iface": ("placement.iface", "network interface between machines"),
-}
-"""Flags of `train` and `plan`, the settings they stand for, and what they say."""
 
 
 class Output(Console):
@@ -108,7 +77,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
             raise SettingError(f"There is one argument too many: {flag}.")
-        raise SettingError(f"There is no flag {flag}.{_nearest(flag, options.flags)}")
+        raise SettingError(f"There is no flag {flag}.{nearest(flag, options.flags)}")
     return options
 
 
@@ -127,14 +96,14 @@ def make_parser() -> argparse.ArgumentParser:
         return made
 
     train = command("train", train_command, "Train a network, test it once, write a run folder.")
-    _add_settings(train)
+    add_settings(train)
     train.add_argument(
         "--out", type=Path, metavar="RUN", help="run folder (default: runs/DATE-RECIPE-DATA)"
     )
     train.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
 
     plan = command("plan", plan_command, "Show plan and placement of a run; trains nothing.")
-    _add_settings(plan)
+    add_settings(plan)
     plan.add_argument(
         "--measure", action="store_true", help="time a few steps here, and say how the run would go"
     )
@@ -150,7 +119,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="the network of each rank, such as 1gbit or 100mbit,20ms (default: no limit)",
     )
     plan.add_argument(
-        "--speeds", metavar="S,S,...", help="speed of each rank, 1 being that of this machine"
+        "--speeds",
+        metavar="S,S,...",
+        help="speed of each rank, 1 being that of the machine of the times",
     )
 
     evaluate_parser = command("evaluate", evaluate_command, "Test a trained network.")
@@ -191,51 +162,6 @@ def make_parser() -> argparse.ArgumentParser:
     for made in commands.choices.values():
         made.set_defaults(flags=re.findall(r"--[a-z-]+", made.format_usage()))
     return parser
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "recipe",
-        nargs="?",
-        default="one-pass",
-        metavar="RECIPE",
-        help=f"{', '.join(RECIPES)}, or a TOML run file (default: one-pass)",
-    )
-    for flag, (name, text) in FLAGS.items():
-        parser.add_argument(flag, dest=name, help=text, metavar=name.rpartition(".")[2].upper())
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.NAME=VALUE",
-        help="any setting; may be given several times",
-    )
-
-
-def read_config(options: argparse.Namespace) -> RunConfig:
-    """Return the run that a command line describes: recipe or file, then flags, then --set."""
-    settings: dict[str, Any] = {"recipe": options.recipe}
-    if options.recipe.endswith(".toml"):
-        settings = read_settings(Path(options.recipe))
-    given = {name: getattr(options, name) for name, _ in FLAGS.values()}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    for assignment in options.set:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise SettingError(f"--set takes SECTION.NAME=VALUE; got {assignment}.")
-        settings[name.strip()] = value.strip()
-    recipe = str(settings.get("recipe", RunConfig().recipe))
-    if recipe not in RECIPES:
-        raise SettingError(
-            f"There is no recipe {recipe}.{_nearest(recipe, RECIPES)} There are "
-            f"{', '.join(RECIPES)}; or give the path of a .toml file, such as RUN/config.toml."
-        )
-    return RECIPES[recipe].config.with_settings(settings)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {nearest[0]}?" if nearest else ""
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -292,6 +218,11 @@ def plan_command(options: argparse.Namespace) -> None:
     if warning:
         console.print(f"Note: {warning}", soft_wrap=True)
     if not (options.measure or options.costs):
+        if options.link or options.speeds:
+            raise SettingError(
+                "--link and --speeds are for a forecast. Add --measure to time a few steps here, "
+                "or --costs FILE.json with times measured elsewhere."
+            )
         return
     if options.measure:
         with training.threads_kept(config.training.threads):
@@ -300,12 +231,26 @@ def plan_command(options: argparse.Namespace) -> None:
             runs.write_whole(options.costs, lambda file: file.write(found.to_json().encode()))
     else:
         found = costs.read(options.costs)
-    found.check(plan)
+    found.check(begun.network, plan.batch_size)
     simulation = simulate(plan, placement, found, links, speeds)
     console.print(forecast_table(simulation))
-    others = choices(plan, placement.num_ranks, begun.shares, found, links, speeds)
+    others = choices(
+        plan,
+        placement,
+        begun.shares,
+        found,
+        links,
+        speeds,
+        can_run=partial(preparation.can_run, config, begun.network),
+    )
     console.print(choices_table(plan, placement, others))
     console.print(advice(plan, others), soft_wrap=True)
+    if not options.link:
+        console.print(
+            "Messages were taken to need no time: --link says what network the ranks have, and "
+            "`onward doctor` measures it.",
+            soft_wrap=True,
+        )
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
@@ -353,6 +298,12 @@ def data_changed(folder: Path, dataset: data.Dataset) -> bool:
 def trace_command(options: argparse.Namespace) -> None:
     """Draw the timeline of a run, and the one that follows from its tasks alone."""
     timelines = {"measured": runs.read_timeline(options.run)}
+    is_whole = runs.read_result(options.run).get("timeline_is_whole", True)
+    if options.simulate and not is_whole:
+        raise FileError(
+            f"The timeline of {options.run} holds the beginning of a long run, and a simulation "
+            f"needs all its tasks. Draw it without --simulate."
+        )
     if options.simulate:
         config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
         begun = preparation.preview(config, config.placement.nodes)
@@ -361,6 +312,8 @@ def trace_command(options: argparse.Namespace) -> None:
         timelines["simulated: the same tasks, messages at no cost"] = simulation.spans
     path = options.out or options.run / "trace.png"
     draw_timelines(timelines, path)
+    if not is_whole:
+        print("Each rank recorded its first tasks and no more: the picture is of the beginning.")
     print(f"Picture: {path}. {options.run / 'trace.json'} opens in ui.perfetto.dev.")
 
 
@@ -412,17 +365,21 @@ def doctor_command(options: argparse.Namespace) -> None:
         if status:
             sys.exit(status)
         return
-    findings = []
-    if training.current_rank() == 0:
-        findings += doctor.check_machine()
+    # At once, since ranks that cannot meet wait for each other.
+    is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    _print_findings(doctor.check_machine() if is_first_here else [])
     if training.is_distributed():
         transport = training.open_transport(placement)
-        findings += doctor.check_ranks(transport)
+        _print_findings(doctor.check_ranks(transport))
         transport.close()
+
+
+def _print_findings(findings: Sequence[doctor.Finding]) -> None:
     for finding in findings:
         print(f"{finding.what:14} {finding.told}")
         if finding.advice:
             print(f"{'':14} -> {finding.advice}")
+    sys.stdout.flush()
 
 
 def recipes_command(options: argparse.Namespace) -> None:

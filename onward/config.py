@@ -298,6 +298,11 @@ class RunConfig:
                 "placement.directory is for ranks that work alone: replicas would write files for "
                 "every mini-batch. Leave out one of the two."
             )
+        if self.plan.kind != "stream" and self.plan.wire is not None:
+            raise SettingError(
+                "plan.wire is for stream plans: in a chapter plan activities stay where they are. "
+                "Use --plan stream, or leave it out."
+            )
         if self.plan.kind == "stream" and self.plan.slices > 1:
             raise SettingError(
                 f"plan.slices is {self.plan.slices}, but the steps of a stream plan are not cut. "

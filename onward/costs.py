@@ -19,9 +19,14 @@ from onward.networks import Network, evaluate
 from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
 from onward.readouts import read_activities
 from onward.simulation import Costs, stream_rows
-from onward.steps import make_step
+from onward.sliced import RowsStep
+from onward.steps import Gradients, Step, make_step
+from onward.team import Alone
 from onward.views import View
 from onward.workers import REPORT_FIELDS, Arithmetic, Rows
+
+SLICES = 2
+"""Slices whose gradients are added up when that is timed."""
 
 REPEATS = 5
 """Times that each step is timed, of which the median counts."""
@@ -61,6 +66,12 @@ class BlockCosts(Costs):
     gradients: tuple[int, ...]
     """Bytes of what a slice of rows yields for each block that is trained."""
 
+    update: tuple[float, ...]
+    """Seconds in which each block adds up the gradients of slices of rows and follows them."""
+
+    batch_size: int
+    """Rows of a mini-batch."""
+
     classes: int
     """Number of classes."""
 
@@ -80,12 +91,16 @@ class BlockCosts(Costs):
         # A chapter passes each of its rows once, however often it learns from them.
         segments = plan.segments(task.time)
         rows = epoch * (segments[0].last - segments[0].first) / plan.batches(shard)
-        learning = len(segments) * self.train[task.block]
-        if task.block != plan.head:
-            return rows * (learning + sum(self.forward[passed : task.block])) / ranks
-        # Every rank passes all rows on to a head, and where units are cut it learns from all.
-        is_shared = isinstance(plan, ChapterPlan) and plan.cut == "rows"
-        return rows * (learning / (ranks if is_shared else 1) + sum(self.neutral))
+        is_head = task.block == plan.head
+        learning = self.train[task.block]
+        if isinstance(plan, ChapterPlan) and plan.slices > 1:
+            if plan.cut == "rows":
+                learning = learning / ranks + self.update[task.block]
+            elif not is_head:
+                learning /= ranks
+        # Every rank of a team passes all rows on to a head.
+        passing = sum(self.neutral) if is_head else sum(self.forward[passed : task.block]) / ranks
+        return rows * (len(segments) * learning + passing)
 
     def exchanged(self, plan: Plan, task: Task, passed: int, ranks: int) -> tuple[int, int]:
         assert isinstance(plan, ChapterPlan)
@@ -136,16 +151,18 @@ class BlockCosts(Costs):
         """Return the costs as a file holds them; see `read`."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
-    def check(self, plan: Plan) -> None:
-        """Refuse a plan of other blocks.
+    def check(self, network: Network, batch_size: int) -> None:
+        """Refuse the costs of other blocks, or of mini-batches of another size.
 
         Raises:
-            SettingError: The costs are those of another number of blocks.
+            SettingError: They are.
         """
-        if len(self.train) != len(plan.trained) or len(self.forward) != plan.num_blocks:
+        sizes = [sum(t.nbytes for t in block.state_dict().values()) for block in network.all_blocks]
+        if list(self.weights) != sizes or self.batch_size != batch_size:
             raise SettingError(
-                f"The costs are those of {len(self.train)} trained blocks, and the plan has "
-                f"{len(plan.trained)}. Measure them anew with --measure."
+                f"The costs are those of blocks of {list(self.weights)} bytes and mini-batches of "
+                f"{self.batch_size} rows; the run has {sizes} bytes and {batch_size} rows. Measure "
+                f"them anew with --measure."
             )
 
 
@@ -163,6 +180,14 @@ def read(path: Path) -> BlockCosts:
             else found[field.name]
             for field in fields(BlockCosts)
         }
+        each = {name: isinstance(value, tuple) for name, value in given.items()}
+        wanted = {field.name: str(field.type).startswith("tuple") for field in fields(BlockCosts)}
+        trained, line = len(given["weights"]), len(given["forward"])
+        lengths = {len(given[n]) for n in ("train", "weights", "moments", "gradients", "update")}
+        if each != wanted or lengths != {trained} or not 0 <= trained - line <= 1:
+            raise ValueError("a list has another length than others")
+        if {len(given[n]) for n in ("forward", "neutral", "activities")} != {line}:
+            raise ValueError("a list has another length than others")
         numbers = [n for v in given.values() for n in (v if isinstance(v, tuple) else (v,))]
         if not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers):
             raise ValueError("a cost is no number, or below zero")
@@ -195,12 +220,14 @@ def measure(
     has_negatives = sampler.negatives is not None
     negatives = (labels + 1) % network.num_classes if has_negatives else None
     views, neutral = sampler.views(x, labels, negatives), sampler.neutral(x)
-    train, forward, of_neutral, activities, gradients = [], [], [], [], []
+    train, forward, of_neutral, activities, gradients, update = [], [], [], [], [], []
     for block in network.line:
         step = make_step(block, closed_form=closed_form)
         # A learning rate of zero: the weights stay as they are.
         train.append(timer(step, views, seed=0, lr_scale=0.0))
-        gradients.append(step.gradients(views, seed=0).num_bytes)
+        found = step.gradients(views, seed=0)
+        gradients.append(found.num_bytes)
+        update.append(_time_of_update(timer, step, found))
         forward.append(timer(through, block, views))
         of_neutral.append(timer(passed, block, neutral))
         views, neutral = through(block, views), passed(block, neutral)
@@ -212,7 +239,9 @@ def measure(
         step = make_step(head, closed_form=closed_form)
         seen = {"input": View(read, labels)}
         train.append(timer(step, seen, seed=0, lr_scale=0.0))
-        gradients.append(step.gradients(seen, seed=0).num_bytes)
+        found = step.gradients(seen, seed=0)
+        gradients.append(found.num_bytes)
+        update.append(_time_of_update(timer, step, found))
         score = timer(lambda: head.scores(head.infer(read)))
     elif sampler.negatives is not None and sampler.negatives.needs_hints:
         score = timer(network.scores, x)
@@ -236,6 +265,8 @@ def measure(
         activities=tuple(activities),
         views=len(sampler.names),
         gradients=tuple(gradients),
+        update=tuple(update),
+        batch_size=batch_size,
         classes=network.num_classes,
     )
 
@@ -255,6 +286,13 @@ class Timer:
             work(*given, **named)
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds)
+
+
+def _time_of_update(timer: Timer, step: Step, found: Gradients) -> float:
+    """Return how long a block takes to add up the gradients of slices and to follow them."""
+    every, shares = [found.content()] * SLICES, [1 / SLICES] * SLICES
+    follow = RowsStep(step, SLICES, Alone()).follow
+    return timer(follow, every, list(found.named), shares, 0.0)
 
 
 def through(block: Block, views: Mapping[str, View]) -> dict[str, View]:

@@ -1,16 +1,19 @@
 """Messages between ranks as files in a folder that all of them share.
 
-For machines that share a disk and nothing else: no process group, no open port, no rank that the
-others depend on. A message is a safetensors file, put in place by renaming, so that nobody sees
-half of it; who receives it removes it.
+For machines that share a disk and nothing else: no process group and no open port. A message is a
+safetensors file, put in place by renaming, so that nobody sees half of it; who receives it removes
+it.
 """
 
+import atexit
 import json
+import os
 import queue
 import shutil
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ from torch import Tensor
 from onward.errors import FileError, PeerLostError
 from onward.team import Alone, Team
 from onward.transport import OPEN, Buffers, Deliver, Transport
+
+MOST_UNSENT = 8
+"""Messages that wait to be written before a sender waits too."""
 
 LOOK_EVERY_SECONDS = 0.01
 """How often a rank looks for a message that has not come yet."""
@@ -41,21 +47,27 @@ class DirectoryTransport(Transport):
     def __init__(self, folder: Path, rank: int, num_ranks: int) -> None:
         super().__init__()
         self.folder, self.rank, self.num_ranks = folder, rank, num_ranks
+        of_another_run = FileError(
+            f"The folder {folder} holds messages of another run. Name an empty one."
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if set(os.listdir(folder)) - {f"rank-{other}" for other in range(num_ranks)}:
+                raise of_another_run
             (folder / f"rank-{rank}").mkdir()
         except FileExistsError as error:
-            raise FileError(
-                f"The folder {folder} holds messages of another run. Name an empty one."
-            ) from error
+            raise of_another_run from error
         except OSError as error:
             raise FileError(
                 f"The folder {folder} cannot be written to: {error.strerror}."
             ) from error
         OPEN.append(self)
+        # However this process ends, if it ends by itself, the others should hear of it.
+        atexit.register(self._say_if_open)
         self._numbers = [0] * num_ranks
-        self._unsent: queue.SimpleQueue[tuple[Path, dict[str, Tensor], str] | None]
-        self._unsent = queue.SimpleQueue()
+        # Bounded, so that memory is; a sender that is far ahead waits.
+        self._unsent: queue.Queue[tuple[Path, dict[str, Tensor], str] | None]
+        self._unsent = queue.Queue(maxsize=MOST_UNSENT)
         self._sender = threading.Thread(target=self._write, daemon=True)
         self._sender.start()
         self._receivers: list[threading.Thread] = []
@@ -79,7 +91,11 @@ class DirectoryTransport(Transport):
                 save_file(tensors, partial)
                 partial.replace(path)
             except (OSError, SafetensorError) as error:
-                self._fail(error)
+                self._fail(FileError(f"The message {path} cannot be written: {error}."))
+                self.say_ended()
+                # Nobody waits for room that will never come.
+                while self._unsent.get() is not None:
+                    pass
                 return
             if self.recorder:
                 self.recorder.add("send", label, start, self.recorder.now())
@@ -132,14 +148,25 @@ class DirectoryTransport(Transport):
             )
 
     def say_ended(self) -> None:
-        (self.folder / f"ended-{self.rank}").touch()
+        # The folder may be gone, or the disk full.
+        with suppress(OSError):
+            (self.folder / f"ended-{self.rank}").touch()
+
+    def _say_if_open(self) -> None:
+        if self in OPEN:
+            self.say_ended()
 
     def exchange(self, topic: str, note: Any) -> list[Any]:
         name = topic.replace(" ", "-")
         own = self.folder / f"rank-{self.rank}" / f"{name}.json"
         partial = own.with_suffix(".partial")
-        partial.write_text(json.dumps(note))
-        partial.replace(own)
+        try:
+            partial.write_text(json.dumps(note))
+            partial.replace(own)
+        except OSError as error:
+            raise FileError(
+                f"The folder {self.folder} cannot be written to: {error.strerror}."
+            ) from error
         paths = [self.folder / f"rank-{rank}" / own.name for rank in range(self.num_ranks)]
         while not all(path.exists() for path in paths):
             self._check_peers()
@@ -160,6 +187,7 @@ class DirectoryTransport(Transport):
         # The folder may serve the next run, which begins once nobody reads in it any more.
         if self.rank == 0:
             while len(gone := list(self.folder.glob("gone-*"))) < self.num_ranks:
+                self._check_peers()
                 time.sleep(LOOK_EVERY_SECONDS)
             for path in gone:
                 path.unlink()

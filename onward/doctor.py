@@ -1,6 +1,5 @@
 """What a machine, and the way between several, is fit for, and what to set where it is not."""
 
-import fcntl
 import os
 import queue
 import socket
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from onward.errors import PeerLostError
 from onward.preparation import resolve_precision
 from onward.transport import Transport
 
@@ -24,6 +24,9 @@ ROUND_TRIPS = 20
 
 MOST_CLOCK_SECONDS = 1.0
 """Difference of two clocks at which the lanes of a timeline are no longer to be trusted."""
+
+LONGEST_SECONDS = 60.0
+"""How long a message of 16 MB may take."""
 
 SIOCGIFADDR = 0x8915
 """Request for the address of an interface, on Linux."""
@@ -44,7 +47,11 @@ class Finding:
 
 
 def addresses() -> dict[str, str]:
-    """Return the IPv4 address of each network interface that has one."""
+    """Return the IPv4 address of each network interface that has one, where Linux tells."""
+    try:
+        import fcntl
+    except ImportError:
+        return {}
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -70,8 +77,8 @@ def check_machine() -> list[Finding]:
         ),
         Finding(
             "interfaces",
-            interfaces or "none",
-            "" if others else "There is no network: ranks on other machines cannot be reached.",
+            interfaces or "not known on this system",
+            "" if others or not here else "No network: other machines cannot be reached.",
         ),
         _check_name(others),
     ]
@@ -115,7 +122,7 @@ def check_ranks(transport: Transport) -> list[Finding]:
         transport.expect(peer, layouts, letters[peer].put)
     if rank:
         for _ in layouts:
-            transport.send(0, letters[0].get())
+            transport.send(0, _receive(letters[0], transport, 0))
         return []
     findings = []
     for peer in range(1, num_ranks):
@@ -123,7 +130,7 @@ def check_ranks(transport: Transport) -> list[Finding]:
         for layout in layouts:
             start = time.perf_counter()
             transport.send(peer, layout)
-            letters[peer].get()
+            _receive(letters[peer], transport, peer)
             seconds.append(time.perf_counter() - start)
         trip = statistics.median(seconds[:ROUND_TRIPS])
         rate = 2 * state.nbytes / min(seconds[ROUND_TRIPS:])
@@ -144,3 +151,15 @@ def check_ranks(transport: Transport) -> list[Finding]:
                 )
             )
     return findings
+
+
+def _receive(
+    letters: "queue.SimpleQueue[list[Tensor]]", transport: Transport, peer: int
+) -> list[Tensor]:
+    """Return the next message of a rank, which must not take for ever."""
+    try:
+        return letters.get(timeout=LONGEST_SECONDS)
+    except queue.Empty:
+        raise PeerLostError(
+            f"Rank {transport.rank} heard nothing from rank {peer} for {LONGEST_SECONDS:.0f} s."
+        ) from transport.failure

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from onward.placement import Placement, messages
 from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task
-from onward.planner import Choice
+from onward.planner import Choice, alone
 from onward.simulation import Simulation
 
 STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
@@ -109,25 +109,24 @@ def forecast_table(simulation: Simulation) -> Table:
 
 def choices_table(plan: Plan, placement: Placement, found: Sequence[Choice]) -> Table:
     """Return a table of the ways to run, the fastest first, and the one asked for in any case."""
-    table = Table(title="Ways to run it, the fastest first")
-    table.add_column("placement", no_wrap=True)
-    for name in ("ranks", "chapters", "slices", "time", "speed-up", "sent, MB"):
+    table = Table(title="Ways to run it, the fastest first", box=None, padding=(0, 1, 0, 0))
+    table.add_column("placement, ranks", no_wrap=True)
+    for name in ("chapters", "slices", "time", "speed-up", "sent, MB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("weights", no_wrap=True)
-    (alone,) = (c for c in found if c.placement.name == "sequential")
+    one_rank = alone(plan, found)
     for number, choice in enumerate(found):
         is_asked = (choice.plan, choice.placement) == (plan, placement)
-        if number >= MOST_CHOICES and not is_asked and choice is not alone:
+        if number >= MOST_CHOICES and not is_asked and choice is not one_rank:
             continue
-        simulation = choice.simulation
+        simulation, ranks = choice.simulation, choice.placement.num_ranks
         table.add_row(
-            choice.placement.name,
-            str(choice.placement.num_ranks),
+            f"{choice.placement.name} on {ranks}",
             f"{choice.plan.chapters:,}",
             slices(choice.plan),
             duration(simulation.seconds),
-            f"{alone.simulation.seconds / simulation.seconds:.2f}",
-            f"{sum(simulation.bytes_by_link.values()) / 1e6:,.1f}",
+            f"{one_rank.simulation.seconds / simulation.seconds:.2f}",
+            f"{sum(simulation.bytes_by_link.values()) / 1e6:,.0f}",
             "asked for" if is_asked else "the same" if choice.plan == plan else "others",
         )
     return table
@@ -138,10 +137,10 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
     best = found[0]
     if best.placement.num_ranks == 1:
         return "One rank is the fastest: messages would take longer than the work they spare."
-    (alone,) = (c for c in found if c.placement.name == "sequential")
+    ratio = alone(plan, found).simulation.seconds / best.simulation.seconds
     told = (
-        f"The fastest is {best.placement.name}: {duration(best.simulation.seconds)}, "
-        f"{alone.simulation.seconds / best.simulation.seconds:.2f} times as fast as one rank."
+        f"The fastest is {best.placement.name}: {duration(best.simulation.seconds)}, {ratio:.2f} "
+        f"times as fast as one rank."
     )
     changes = []
     if best.plan.chapters != plan.chapters:
@@ -160,7 +159,7 @@ def slices(plan: Plan) -> str:
     """Return how a plan cuts its mini-batches, in short."""
     if not isinstance(plan, ChapterPlan) or plan.slices == 1:
         return "1"
-    return f"{plan.slices} of {plan.cut}"
+    return f"{plan.slices} {plan.cut}"
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from onward.views import View, Views
 
+ALL = slice(None)
+"""All units of a block."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
@@ -58,8 +61,7 @@ class Objective(nn.Module, ABC):
 
     def gradient(self, outputs: Views) -> Gradient:
         """Return the derivatives of `loss` in closed form, in the precision of the activities."""
-        units = slice(None)
-        return self.gradient_from(self.partial(outputs, units), outputs, units)
+        return self.gradient_from(self.partial(outputs, ALL), outputs, ALL)
 
     def partial(self, outputs: Views, units: slice) -> Tensor:
         """Return what some units add to the figures of each row that the loss depends on.
@@ -210,7 +212,8 @@ class Threshold(Objective):
 
     def gradient_from(self, total: Tensor, outputs: Views, units: slice) -> Gradient:
         num_rows = len(total)
-        width = len(self.peer_mean)
+        each = _tensor(next(iter(outputs.values())))
+        width = each.shape[1:].numel() if units == ALL else len(self.peer_mean)
         parts = (total / width).split([len(view.labels) for view in outputs.values()])
         goodness = dict(zip(outputs, parts, strict=True))
         losses, derivatives = [], {}

@@ -134,6 +134,17 @@ class SGD(Optimizer):
         )
 
 
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor with the strides of another.
+
+    Messages hold rows one after the other; a network may hold its channels last. Products may
+    round by strides, and the fused rules of torch go through memory without looking at them.
+    """
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
 def lr_scale(schedule: str, epoch: int, fraction: float, epochs: int) -> float:
     """Return the factor on the learning rate.
 

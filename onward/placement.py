@@ -175,9 +175,10 @@ def stall(plan: Plan, placement: Placement) -> str | None:
         effect = "chapters wait for the hints of others"
     if age >= placement.num_teams:
         return None
+    teams = "ranks" if placement.replicas == 1 else "teams"
     return (
-        f"plan.hint_age is {age} {unit} and there are {placement.num_ranks} ranks: {effect}. An "
-        f"age of {placement.num_ranks} or more does not stall, but changes the weights."
+        f"plan.hint_age is {age} {unit} and there are {placement.num_teams} {teams}: {effect}. An "
+        f"age of {placement.num_teams} or more does not stall, but changes the weights."
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,40 +34,66 @@ class Choice:
 
 def choices(
     plan: Plan,
-    num_ranks: int,
+    placement: Placement,
     shares: Sequence[int],
     costs: Costs,
     links: Link | Sequence[Link] = FREE,
     speeds: Sequence[float] | None = None,
+    *,
+    can_run: Callable[[Plan, Placement], bool] = lambda plan, placement: True,
 ) -> list[Choice]:
-    """Simulate every placement of a plan on some ranks, with more and shorter chapters too.
+    """Simulate the ways to run a plan on some ranks: all placements, finer chapters, and slices.
 
     Args:
-        plan: What is computed.
-        num_ranks: Ranks at hand; sequential uses one of them.
+        plan: What was asked for; other chapters or slices end in other weights.
+        placement: Where that was asked for; sequential uses one of its ranks.
         shares: Cost of each block of the line, by which `place` balances them.
         costs: What tasks take and products weigh.
         links: The link of every rank, or of each.
         speeds: Speed of each rank; None for 1 everywhere.
+        can_run: Says whether blocks and data allow a plan and a placement.
 
     Returns:
-        The choices, the fastest first.
+        The choices, the fastest first. What was asked for is one of them, and so is one rank
+        without slices, by which speed-ups are counted.
     """
-    found = []
+    num_ranks = placement.num_ranks
+    ways: list[tuple[Plan, Placement]] = [(plan, placement)]
     for candidate, replicas in _plans(plan):
         for name in _names(candidate):
-            if name == "sequential" and candidate != plan:
+            if name == "sequential" and candidate.chapters != plan.chapters:
                 continue
-            ranks = 1 if name == "sequential" else num_ranks
+            ranks = replicas if name == "sequential" else num_ranks
+            if ranks > num_ranks:
+                continue
             try:
-                placement = place(candidate, name, ranks, shares, min(replicas, ranks))
+                placed = place(candidate, name, ranks, shares, replicas)
             except PlacementError:
                 continue
-            own_links = links if isinstance(links, Link) else links[:ranks]
-            own_speeds = speeds[:ranks] if speeds is not None else None
-            simulation = simulate(candidate, placement, costs, own_links, own_speeds)
-            found.append(Choice(candidate, placement, simulation))
+            if placed.num_teams == 1 and name != "sequential":
+                # One team does everything, whatever that is called.
+                continue
+            is_alone = ranks == 1 and candidate == _without_slices(plan)
+            if (candidate, placed) not in ways and (is_alone or can_run(candidate, placed)):
+                ways.append((candidate, placed))
+    found = []
+    for candidate, placed in ways:
+        ranks = placed.num_ranks
+        own_links = links if isinstance(links, Link) else links[:ranks]
+        own_speeds = speeds[:ranks] if speeds is not None else None
+        simulation = simulate(candidate, placed, costs, own_links, own_speeds)
+        found.append(Choice(candidate, placed, simulation))
     return sorted(found, key=lambda choice: choice.simulation.seconds)
+
+
+def alone(plan: Plan, found: Sequence[Choice]) -> Choice:
+    """Return the choice of one rank that trains without slices."""
+    whole = _without_slices(plan)
+    return next(c for c in found if c.placement.num_ranks == 1 and c.plan == whole)
+
+
+def _without_slices(plan: Plan) -> Plan:
+    return replace(plan, slices=1, cut="rows") if isinstance(plan, ChapterPlan) else plan
 
 
 def _plans(plan: Plan) -> Iterator[tuple[Plan, int]]:
@@ -75,17 +101,16 @@ def _plans(plan: Plan) -> Iterator[tuple[Plan, int]]:
     yield plan, 1
     if not isinstance(plan, ChapterPlan):
         return
+    whole = _without_slices(plan)
+    yield whole, 1
     others: list[dict[str, Any]] = [{"chapters": factor * plan.chapters} for factor in FINER]
     others += [{"slices": n, "cut": cut} for n in TEAMS for cut in ("rows", "units")]
     for change in others:
         try:
-            other = replace(plan, **change)
+            other = replace(whole, **change)
         except SettingError:
             continue
-        if other.slices > 1:
-            yield other, other.slices
-        elif other != plan:
-            yield other, 1
+        yield other, change.get("slices", 1)
 
 
 def _names(plan: Plan) -> tuple[Name, ...]:

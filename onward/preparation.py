@@ -51,6 +51,12 @@ def preview(config: RunConfig, num_ranks: int) -> Preview:
         OnwardError: Settings or data cannot be used; the message says why.
     """
     config.check()
+    if config.placement.directory is not None and num_ranks == 1:
+        raise SettingError(
+            f"placement.directory is {config.placement.directory}, and this is one process, with "
+            f"nobody to share a folder with. Set the variables RANK and WORLD_SIZE on each "
+            f"machine, or use --nodes."
+        )
     config = with_private_shards(config, num_ranks)
     ranks = range(num_ranks if is_private(config) else 1)
     parts = [load_data(config, rank) for rank in ranks]
@@ -63,6 +69,23 @@ def preview(config: RunConfig, num_ranks: int) -> Preview:
     shares = block_costs(network, dataset.input_shape)
     placement = place_plan(config, plan, num_ranks, shares)
     return Preview(plan, placement, network, held[0][0], make_arithmetic(config), shares)
+
+
+def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placement) -> bool:
+    """Return whether blocks and data allow another plan and placement than those of a run."""
+    if is_private(config) and (placement.name != "federated" or placement.replicas > 1):
+        return False
+    if config.placement.directory is not None and placement.replicas > 1:
+        return False
+    if not isinstance(plan, ChapterPlan):
+        return True
+    closed_form = config.training.gradients == "closed-form"
+    try:
+        for block in network.all_blocks:
+            check_cut(block, closed_form=closed_form, slices=plan.slices, cut=plan.cut)
+    except SettingError:
+        return False
+    return True
 
 
 def resolve_precision(name: str) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from onward.chapters import ChapterWorker
-from onward.errors import PeerLostError
+from onward.errors import OnwardError, PeerLostError
 from onward.networks import Network
 from onward.placement import Placement, messages
 from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
@@ -173,6 +173,8 @@ class Runtime:
             start = self.recorder.now()
             while product not in self.arrived:
                 failure = self.transport.failure
+                if isinstance(failure, OnwardError):
+                    raise failure
                 if failure is not None:
                     raise PeerLostError(
                         f"Rank {self.transport.rank} waited for the {product.thing} of block "
@@ -228,11 +230,24 @@ def run_in_memory(
     ]
     if placement.replicas > 1:
         # Ranks of a team wait for each other in the middle of a task.
-        threads = [threading.Thread(target=runtime.run) for runtime in runtimes]
+        errors: list[Exception] = []
+
+        def run(runtime: Runtime) -> None:
+            try:
+                runtime.run()
+            except Exception as error:
+                errors.append(error)
+                for other in runtimes:
+                    other.transport.failure = error
+                    other.transport.on_failure()
+
+        threads = [threading.Thread(target=run, args=(runtime,)) for runtime in runtimes]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        if errors:
+            raise errors[0]
         return runtimes
     for task in plan.tasks():
         runtimes[placement.rank(task)].do(task)

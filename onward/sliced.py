@@ -10,11 +10,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from onward.blocks import Block, StepReport
 from onward.errors import SettingError
 from onward.layers import Dense
-from onward.steps import ClosedFormStep, Gradients, Step, has_closed_form, make_step, report
+from onward.objectives import Objective, Threshold
+from onward.steps import ClosedFormStep, Step, has_closed_form, make_step, report
 from onward.team import Team
 from onward.views import View, Views
 
@@ -52,15 +54,16 @@ def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut) -> None
     """
     if slices == 1:
         return
-    if getattr(block.objective, "peer", 0.0):
+    objective = block.objective
+    has_nudge = type(objective).nudge is not Objective.nudge
+    if has_nudge and not (type(objective) is Threshold and not objective.peer):
         raise SettingError(
             "Peer normalisation looks at all rows and units of a mini-batch: plan.slices must be "
             "1 with it, or network.peer 0."
         )
-    if any(buffer.is_floating_point() for buffer in block.module.buffers()):
+    if any(isinstance(module, _BatchNorm) for module in block.modules()):
         raise SettingError(
-            "A block with running statistics, such as those of batch normalisation, looks at all "
-            "rows of a mini-batch: plan.slices must be 1 with it."
+            "Batch normalisation looks at all rows of a mini-batch: plan.slices must be 1 with it."
         )
     if cut == "rows" or block.reads is not None:
         return
@@ -91,19 +94,10 @@ class RowsStep(Step):
         super().__init__(step.block)
         self.step, self.slices, self.team = step, slices, team
 
+    @torch.no_grad()
     def __call__(
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, View], StepReport]:
-        found = self.gradients(views, seed=seed)
-        trained = dict(self.block.trained())
-        for name, gradient in found.named.items():
-            self._update(name, trained[name], gradient, lr_scale)
-        if isinstance(self.step, ClosedFormStep):
-            self.step.take_weight()
-        return found.outputs, found.report
-
-    @torch.no_grad()
-    def gradients(self, views: Views, *, seed: int) -> Gradients:
         (rows,) = {len(view.labels) for view in views.values()}
         parts = torch.arange(rows).tensor_split(self.slices)
         own, names = [], []
@@ -113,23 +107,35 @@ class RowsStep(Step):
             names = list(found.named)
             own.append(found.content())
         every = self.team.share(own)
-        shares = [len(part) / rows for part in parts]
-        learned = sum(len(views[name].labels) for name in self.block.objective.views)
-        total = StepReport(
-            learned,
+        self.follow(every, names, [len(part) / rows for part in parts], lr_scale)
+        told = StepReport(
+            sum(len(views[name].labels) for name in self.block.objective.views),
             _sum([sums for sums, *_ in every]),
             torch.stack([active for _, active, *_ in every]).amax(dim=0).bool(),
         )
-        named = {
-            name: _sum(
-                [
-                    share * gradients[place].to(torch.promote_types(gradients[place].dtype, FULL))
-                    for share, (_, _, *gradients) in zip(shares, every, strict=True)
-                ]
-            )
-            for place, name in enumerate(names)
-        }
-        return Gradients({}, named, total)
+        return {}, told
+
+    def follow(
+        self,
+        every: Sequence[Sequence[Tensor]],
+        names: Sequence[str],
+        shares: Sequence[float],
+        lr_scale: float,
+    ) -> None:
+        """Update the block from the gradients of all slices.
+
+        Args:
+            every: For each slice its content, see `Gradients.content`.
+            names: Parameters whose gradients the contents hold.
+            shares: Share of each slice in the rows.
+            lr_scale: Factor on the learning rate.
+        """
+        trained = dict(self.block.trained())
+        for place, name in enumerate(names):
+            total = _weighted([gradients[place] for _, _, *gradients in every], shares)
+            self._update(name, trained[name], total, lr_scale)
+        if isinstance(self.step, ClosedFormStep):
+            self.step.take_weight()
 
 
 class UnitsStep(Step):
@@ -218,13 +224,18 @@ class UnitsStep(Step):
                 t[place] = part[n]
 
 
-FULL = torch.float32
-"""Type in which gradients are summed, at least."""
-
-
 def _sum(parts: Sequence[Tensor]) -> Tensor:
     """Add tensors in their order: what rounding depends on."""
     total = parts[0].clone()
     for part in parts[1:]:
         total += part
+    return total
+
+
+def _weighted(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Return the weighted sum of tensors, added in their order, in float32 at least."""
+    full = torch.promote_types(parts[0].dtype, torch.float32)
+    total = parts[0].to(full, copy=True).mul_(shares[0])
+    for part, share in zip(parts[1:], shares[1:], strict=True):
+        total.add_(part, alpha=share)
     return total

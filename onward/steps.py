@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from onward.blocks import Block, StepReport
 from onward.layers import Dense, keep_mask, normalize_length
-from onward.objectives import CrossEntropy, Gradient, Metrics, Threshold
+from onward.objectives import ALL, CrossEntropy, Gradient, Metrics, Threshold
+from onward.optimizers import laid_out
 from onward.views import View, Views
-
-ALL = slice(None)
-"""All units."""
 
 SLICE_BYTES = 2 << 20
 """Size of a gradient slice that stays in cache between the product and the update."""
@@ -103,6 +101,7 @@ class Step(ABC):
     def _update(self, name: str, parameter: Tensor, gradient: Tensor, lr_scale: float) -> None:
         self._count(name)
         moments, optimizer = self.block.moments[name], self.block.optimizer
+        gradient = laid_out(gradient, like=parameter)
         optimizer.step(parameter.detach(), gradient, moments, lr_scale=lr_scale)
 
     def _count(self, name: str) -> None:

@@ -1,5 +1,6 @@
 """Ranks that work on one task together."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -16,8 +17,9 @@ class Team(ABC):
 
     def __init__(self, index: int, size: int) -> None:
         self.index, self.size = index, size
+        # Spent in exchanges, most of it waiting for the others.
+        self.seconds = 0.0
 
-    @abstractmethod
     def exchange(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
@@ -30,6 +32,15 @@ class Team(ABC):
         Returns:
             The tensors of each rank, in order.
         """
+        start = time.perf_counter()
+        every = self._exchange(own, layouts)
+        self.seconds += time.perf_counter() - start
+        return every
+
+    @abstractmethod
+    def _exchange(
+        self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
+    ) -> list[Sequence[Tensor]]: ...
 
     def own(self, slices: int) -> range:
         """Return the slices that are this rank's, of a multiple of the size of the team."""
@@ -58,7 +69,7 @@ class Alone(Team):
     def __init__(self) -> None:
         super().__init__(0, 1)
 
-    def exchange(
+    def _exchange(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
         return [own]

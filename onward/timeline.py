@@ -100,6 +100,11 @@ def merged(notes: Sequence[dict[str, Any]]) -> list[Span]:
     ]
 
 
+def is_whole(notes: Iterable[dict[str, Any]]) -> bool:
+    """Return whether every rank recorded all that it did."""
+    return not any(note["is_full"] for note in notes)
+
+
 def to_chrome(spans: Iterable[Span]) -> dict[str, Any]:
     """Return spans in the Chrome trace format, as chrome://tracing and Perfetto open it.
 

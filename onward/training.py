@@ -38,7 +38,7 @@ from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
 from onward.results import Listener, Log, Result
 from onward.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
-from onward.timeline import Recorder, Span, merged
+from onward.timeline import Recorder, Span, is_whole, merged
 from onward.transport import DistributedTransport, InMemoryTransport, Transport
 from onward.version import VERSION
 from onward.workers import Rows
@@ -99,7 +99,9 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _check_alike(network: Network, config: RunConfig, precision: str, transport: Transport) -> None:
+def _check_alike(
+    network: Network, config: RunConfig, precision: str, placed: str, transport: Transport
+) -> None:
     """Refuse ranks that would train something else than the others."""
     # Where data lie may differ, and their content has been compared.
     settings = config.with_settings(
@@ -112,13 +114,14 @@ def _check_alike(network: Network, config: RunConfig, precision: str, transport:
         "start from",
         {
             "settings": "\n".join([settings.to_toml(), *optimizers]),
+            "placements": placed,
             "versions": f"onward {VERSION}, torch {torch.__version__}",
             "weights": tensors_sha256(network.state_dict()),
         },
     )
     ours = notes[transport.rank]
     for rank, theirs in enumerate(notes):
-        for what in ("versions", "settings", "weights"):
+        for what in ("versions", "settings", "placements", "weights"):
             if theirs[what] != ours[what]:
                 raise SettingError(
                     _difference(what, transport.rank, ours[what], rank, theirs[what])
@@ -155,7 +158,8 @@ def train(
     network from the same data, and rank 0 gets the result.
 
     Args:
-        network: What is trained, in place. Its first weights must be the same on all ranks.
+        network: What is trained, in place. Its first weights must be the same on all ranks. In the
+            end rank 0 has the trained network; on others, blocks may be NaN or of earlier chapters.
         dataset: What is learned from, see `onward.data.from_arrays`.
         training: Epochs, batch size, seed, arithmetic.
         plan: What is computed.
@@ -234,7 +238,8 @@ def _train(
     if placement.name == "federated":
         team = transport.rank // placement.replicas
         held = {s: rows for s, rows in held.items() if s % placement.num_teams == team}
-    _check_alike(network, config, precision, transport)
+    placed = f"{placement.name} with {placement.replicas} a task"
+    _check_alike(network, config, precision, placed, transport)
     log = Log(plan, listener)
     worker = make_worker(plan, network, held, make_arithmetic(config))
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
@@ -253,16 +258,19 @@ def _train(
     seconds = recorder.now()
     figures = {
         "cpu_seconds": time.process_time() - cpu_start,
-        "idle_seconds": runtime.idle_seconds,
+        "idle_seconds": runtime.idle_seconds + worker.team.seconds,
         "bytes_sent": transport.bytes_sent,
         "validation_seconds": worker.validation_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "seconds": seconds - worker.validation_seconds,
     }
     everywhere = transport.exchange("figures", figures)
-    timeline = merged(transport.exchange("timeline", recorder.note()))
+    told = transport.exchange("timeline", recorder.note())
     transport.close()
     if transport.rank:
+        for tensor in network.state_dict().values():
+            # What was elsewhere has no memory of its own; a user may well look at it.
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         return None
     network.eval()
     per_rank = {name: [each[name] for each in everywhere] for name in figures}
@@ -280,12 +288,15 @@ def _train(
         "plan": config.plan.kind,
         "hint_age": plan.hint_age,
         "shards": len(plan.rows),
+        "slices": config.plan.slices,
+        "replicas": placement.replicas,
         "precision": precision,
         "placement": placement.name,
         "world_size": transport.num_ranks,
         "data_sha256": shape.data_sha256,
         **per_rank,
         "seconds": max(per_rank["seconds"]),
+        "timeline_is_whole": is_whole(told),
         "weights_sha256": weights_sha256(network),
         "versions": {
             "onward": VERSION,
@@ -299,7 +310,7 @@ def _train(
             "load": os.getloadavg()[0],
         },
     }
-    return _test(network, dataset, log, facts, timeline)
+    return _test(network, dataset, log, facts, merged(told))
 
 
 def spans_kept(num_ranks: int) -> int:

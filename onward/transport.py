@@ -38,6 +38,9 @@ from onward.timeline import Recorder
 Deliver = Callable[[list[Tensor]], None]
 """What is done with a message that has arrived."""
 
+NEVER = timedelta(days=365)
+"""How long a rank waits: gloo's own limit of 30 minutes is shorter than a long chapter."""
+
 POSTED = 2
 """Messages asked for ahead from each source, so that they arrive while a rank computes."""
 
@@ -177,14 +180,24 @@ class InMemoryTeam(Team):
         self.transport = transport
         self.members = range(first, first + size)
 
-    def exchange(
+    def _exchange(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
         here = self.transport
         for rank in self.members:
-            here.peers[rank].mail[here.rank].put([tensor.detach().clone() for tensor in own])
+            # Rows one after the other, as on the wire.
+            copies = [t.detach().clone(memory_format=torch.contiguous_format) for t in own]
+            here.peers[rank].mail[here.rank].put(copies)
         here.bytes_sent += sum(t.nbytes for t in own) * (self.size - 1)
-        return [here.mail[rank].get() for rank in self.members]
+        return [self._get(rank) for rank in self.members]
+
+    def _get(self, rank: int) -> Sequence[Tensor]:
+        while True:
+            try:
+                return self.transport.mail[rank].get(timeout=0.1)
+            except queue.Empty:
+                if self.transport.failure is not None:
+                    raise PeerLostError("Another rank of the team failed.") from None
 
 
 class Buffers:
@@ -261,20 +274,19 @@ class DistributedTransport(Transport):
             f"onward-{attempt}-{next(RUNS)}", store
         )
         OPEN.append(self)
-        # gloo's own limit of 30 minutes is shorter than a long chapter.
         dist.init_process_group(
             "gloo",
             store=self.store,
             rank=self.rank,
             world_size=self.num_ranks,
-            timeout=timedelta(days=365),
+            timeout=NEVER,
         )
         self._sent: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(IN_FLIGHT)
         self._sender = threading.Thread(target=self._wait_for_sends, daemon=True)
         self._sender.start()
         self._receivers: list[threading.Thread] = []
-        self._buffers = Buffers()
+        self.buffers = Buffers()
 
     def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None:
         start = self.recorder.now() if self.recorder else 0.0
@@ -306,7 +318,7 @@ class DistributedTransport(Transport):
         rest = iter(layouts)
         first = list(islice(rest, POSTED + 2))
         # Those asked for, the one in use, and room for the part of others that stays longer.
-        self._buffers.reserve(first)
+        self.buffers.reserve(first)
         arguments = (source, chain(first, rest), deliver)
         receiver = threading.Thread(target=self._receive, args=arguments, daemon=True)
         receiver.start()
@@ -325,7 +337,7 @@ class DistributedTransport(Transport):
             for layout in layouts:
                 arriving = []
                 for like in layout:
-                    tensor = self._buffers.empty_like(like)
+                    tensor = self.buffers.empty_like(like)
                     work = dist.irecv(tensor, source)
                     assert work is not None
                     arriving.append((work, tensor))
@@ -364,7 +376,7 @@ class DistributedTransport(Transport):
             return Alone()
         teams = [range(first, first + size) for first in range(0, self.num_ranks, size)]
         # Every rank makes all groups, in the same order.
-        groups = [dist.new_group(list(ranks), backend="gloo") for ranks in teams]
+        groups = [dist.new_group(list(ranks), backend="gloo", timeout=NEVER) for ranks in teams]
         mine = self.rank // size
         group = groups[mine]
         assert group is not None
@@ -398,7 +410,7 @@ class DistributedTeam(Team):
         super().__init__(members.index(transport.rank), len(members))
         self.transport, self.members, self.group = transport, members, group
 
-    def exchange(
+    def _exchange(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
         mine = [tensor.detach().contiguous() for tensor in own]
@@ -409,7 +421,7 @@ class DistributedTeam(Team):
                 if rank == self.transport.rank:
                     every.append(mine)
                     continue
-                theirs = [torch.empty(like.shape, dtype=like.dtype) for like in layout]
+                theirs = [self.transport.buffers.empty_like(like) for like in layout]
                 every.append(theirs)
                 works += [dist.isend(t, rank, self.group) for t in mine if t.numel()]
                 works += [dist.irecv(t, rank, self.group) for t in theirs if t.numel()]

@@ -17,7 +17,7 @@ from onward import seeds
 from onward.blocks import StepReport
 from onward.errors import DivergedError
 from onward.networks import Network, evaluate
-from onward.optimizers import lr_scale
+from onward.optimizers import laid_out, lr_scale
 from onward.plan import Kind, Plan, Product, Task, Thing
 from onward.steps import Step, make_step
 from onward.team import Alone, Team
@@ -270,13 +270,3 @@ class Worker(ABC):
     def _moments(self, block: int) -> list[Tensor]:
         moments = self.blocks[block].moments
         return [moments[name][part] for name in sorted(moments) for part in sorted(moments[name])]
-
-
-def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor with the strides of another, which products may round by.
-
-    Messages hold rows one after the other; a network may hold its channels last.
-    """
-    if tensor.stride() == like.stride():
-        return tensor
-    return torch.empty_like(like, device=tensor.device).copy_(tensor)

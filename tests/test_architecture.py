@@ -56,6 +56,7 @@ ORDER = [
     "runs",
     "report",
     "progress",
+    "flags",
     "cli",
 ]
 """All modules, in the order in which data flow through them."""

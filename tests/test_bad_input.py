@@ -657,9 +657,11 @@ def test_a_link_that_is_none_is_refused(refused, link):
 
 @pytest.mark.parametrize("speeds", ["1", "1,2,3", "1,0", "1,-1", "1,fast", "1,inf"])
 def test_speeds_that_are_not_one_for_each_rank_are_refused(refused, speeds):
-    said = refused("plan", *QUICK, "--nodes", 2, "--chapters", 2, "--measure", "--speeds", speeds)
+    said = refused(
+        "plan", "--epochs", 2, "--widths", 8, "--nodes", 2, "--measure", "--speeds", speeds
+    )
 
-    assert "--speeds takes a positive number for each of 2 ranks" in said or "must" in said
+    assert "--speeds takes a positive number for each of 2 ranks" in said
 
 
 def test_costs_that_are_missing_are_refused(refused):
@@ -692,7 +694,32 @@ def test_costs_of_another_number_of_blocks_are_refused(refused, capsys):
 
     said = refused("plan", *QUICK, "--costs", "costs.json")
 
-    assert "The costs are those of 2 trained blocks, and the plan has 1" in said
+    assert "The costs are those of blocks of" in said
+
+
+def test_a_link_without_a_forecast_is_refused(refused):
+    assert "--link and --speeds are for a forecast" in refused("plan", *QUICK, "--link", "1gbit")
+
+
+@pytest.mark.parametrize("gradients", [[], 1.0, [1, 2]])
+def test_costs_with_lists_of_odd_lengths_are_refused(refused, gradients, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", *QUICK, "--measure", "--costs", "costs.json"])
+    found = json.loads(Path("costs.json").read_text())
+    found["gradients"] = gradients
+    Path("costs.json").write_text(json.dumps(found))
+
+    assert "does not hold costs" in refused("plan", *QUICK, "--costs", "costs.json")
+
+
+def test_a_folder_to_share_with_nobody_is_refused(refused):
+    said = refused("train", *QUICK, "--directory", "shared")
+
+    assert "this is one process, with nobody" in said
+
+
+def test_a_wire_in_a_chapter_plan_is_refused(refused):
+    assert "plan.wire is for stream plans" in refused("train", *QUICK, "--set", "plan.wire=bf16")
 
 
 def test_a_run_without_a_timeline_cannot_be_drawn(refused, finished):

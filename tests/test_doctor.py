@@ -48,7 +48,7 @@ def test_a_name_that_others_can_reach_is_well(monkeypatch):
 def test_a_machine_without_a_network_is_told_so(monkeypatch):
     monkeypatch.setattr(doctor, "addresses", lambda: {"lo": "127.0.0.1"})
 
-    assert "no network" in findings()["interfaces"].advice
+    assert "No network" in findings()["interfaces"].advice
 
 
 @pytest.mark.parametrize(("load", "is_well"), [(0.3, True), (64.0, False)])

@@ -6,8 +6,8 @@ from test_simulation import Weighing, chapters, stream
 
 from onward.drawing import advice, choices_table, forecast_table
 from onward.placement import place
-from onward.plan import ChapterPlan
-from onward.planner import choices
+from onward.plan import ChapterPlan, StreamPlan
+from onward.planner import alone, choices
 from onward.simulation import FREE, KnownCosts, Link
 
 
@@ -19,11 +19,13 @@ class Shared(Weighing):
 
 
 def ways(plan, num_ranks, costs, links=FREE, speeds=None):
-    return choices(plan, num_ranks, [1] * plan.num_blocks, costs, links, speeds)
+    name = "stream" if isinstance(plan, StreamPlan) else "all-layers"
+    placement = place(plan, name, num_ranks, [1] * plan.num_blocks)
+    return choices(plan, placement, [1] * plan.num_blocks, costs, links, speeds)
 
 
-def text(table):
-    console = Console(width=120, file=None, record=True, force_terminal=False)
+def text(table, width=120):
+    console = Console(width=width, file=None, record=True, force_terminal=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -77,6 +79,42 @@ def test_a_slow_rank_speaks_for_a_placement_that_gives_it_less():
 
     assert seconds(uneven)["sequential"] == seconds(even)["sequential"]
     assert seconds(uneven)["all-layers"] > 3 * seconds(even)["all-layers"]
+
+
+@pytest.mark.parametrize(("slices", "replicas"), [(1, 1), (2, 2), (4, 2), (8, 8), (3, 1)])
+def test_what_was_asked_for_is_among_the_ways_and_one_rank_is(slices, replicas):
+    plan = chapters(8, rows=(8,), batch_size=8, slices=slices, cut="units")
+    placement = place(plan, None, 8, [1] * 4, replicas)
+
+    found = choices(plan, placement, [1] * 4, Shared())
+
+    ways = [(choice.plan, choice.placement) for choice in found]
+    assert (plan, placement) in ways
+    assert all(ways.count(way) == 1 for way in ways)
+    assert alone(plan, found).placement.num_ranks == 1
+    assert "asked for" in text(choices_table(plan, placement, found))
+    assert advice(plan, found)
+
+
+def test_ways_that_blocks_or_data_do_not_allow_are_left_out():
+    plan = chapters(8, rows=(8,), batch_size=8)
+    placement = place(plan, "all-layers", 8, [1] * 4)
+
+    found = choices(
+        plan, placement, [1] * 4, Shared(), can_run=lambda plan, placement: plan.slices == 1
+    )
+
+    assert {choice.plan.slices for choice in found} == {1}
+
+
+def test_the_table_fits_into_80_columns():
+    plan = chapters(64, rows=(8,), batch_size=8)
+    placement = place(plan, "all-layers", 16, [1] * 4)
+    found = choices(plan, placement, [1] * 4, Shared({b: 1e4 for b in range(4)}, weight=10**9))
+
+    drawn = text(choices_table(plan, placement, found), width=80)
+
+    assert "…" not in drawn
 
 
 @pytest.mark.parametrize("num_ranks", [1, 4])

@@ -334,6 +334,17 @@ def test_a_chapter_counts_each_pass_of_its_rows_once():
     assert found.seconds(plan, task, passed=2, ranks=1) == 2 * 4 * 1.0
 
 
+def test_ranks_that_share_rows_each_follow_all_gradients():
+    found, task = measured(), Task(Kind.TRAIN, 1, 0)
+    settings = {"blocks": 3, "rows": (8,), "batch_size": 2, "slices": 2}
+    rows, units = (chapters(2, **settings, cut=cut) for cut in ("rows", "units"))
+
+    # Four mini-batches of a second; half a second of it is spent on gradients of both slices.
+    assert found.seconds(rows, task, passed=0, ranks=1) == 4 * (1.0 + 0.5)
+    assert found.seconds(rows, task, passed=0, ranks=2) == 4 * (0.5 + 0.5)
+    assert found.seconds(units, task, passed=0, ranks=2) == 4 * 0.5
+
+
 def measured():
     from onward.costs import BlockCosts
 
@@ -348,6 +359,8 @@ def measured():
         activities=(64, 32, 16),
         views=2,
         gradients=(100, 200, 300),
+        update=(0.5,) * 3,
+        batch_size=2,
         classes=10,
     )
 

@@ -27,7 +27,7 @@ class Notes(InMemoryTransport):
 
 def check(transport, **settings):
     network = ow.mlp((4,), num_classes=3, widths=(8,))
-    _check_alike(network, RunConfig().with_settings(settings), "fp32", transport)
+    _check_alike(network, RunConfig().with_settings(settings), "fp32", "on 2 ranks", transport)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,7 @@ def check(transport, **settings):
         ),
         ("settings", '"fp32"', '"bf16"', 'rank 1 has precision = "bf16"'),
         ("settings", "Adam(lr=0.001", "Adam(lr=0.01", "rank 1 has block 0: Adam(lr=0.01"),
+        ("placements", "2", "4", "rank 0 has on 2 ranks; rank 1 has on 4 ranks"),
         ("versions", "torch 2", "torch 3", "The ranks have different versions"),
         ("weights", "a", "b", "The ranks start from different weights."),
     ],

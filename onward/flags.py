@@ -1,0 +1,90 @@
+"""Flags, and the settings that they stand for."""
+
+import argparse
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from onward.config import RunConfig, read_settings
+from onward.errors import SettingError
+from onward.recipes import RECIPES
+
+FLAGS = {
+    "--data": ("data.name", "digits, mnist, fashion-mnist, cifar10, or a path to an .npz file"),
+    "--data-dir": ("data.dir", "folder with data sets (or the variable ONWARD_DATA)"),
+    "--validation": ("data.validation", "training rows kept apart: a share, or a number; 0: none"),
+    "--shift": ("data.shift", "largest random shift of training images, in pixels"),
+    "--widths": ("network.widths", "units of each block, first to last: 500,500,500,500"),
+    "--heads": ("network.heads", "whose heads vote: all or last"),
+    "--negatives": ("network.negatives", "fixed, random, adaptive or hard"),
+    "--readout": ("network.readout", "heads, goodness or softmax"),
+    "--dropout": ("network.dropout", "share of each block's inputs dropped in training"),
+    "--lr": ("optimizer.lr", "learning rate of the blocks"),
+    "--epochs": ("training.epochs", "passes of each block over the rows"),
+    "--batch-size": ("training.batch_size", "rows of a mini-batch"),
+    "--seed": ("training.seed", "decides all randomness"),
+    "--precision": ("training.precision", "auto, fp32 or bf16"),
+    "--threads": ("training.threads", "threads of each rank"),
+    "--plan": ("plan.kind", "chapters or stream; this changes the weights"),
+    "--chapters": ("plan.chapters", "turns of each block"),
+    "--hint-age": ("plan.hint_age", "age of hints: a number, or never"),
+    "--slices": ("plan.slices", "parts of every mini-batch, which as many ranks can share"),
+    "--cut": ("plan.cut", "what a slice is a part of: rows, or units"),
+    "--shards": ("plan.shards", "parts of the rows, for a federated run"),
+    "--shard-by": ("plan.shard_by", "iid or class"),
+    "--validate-every": ("plan.validate_every", "chapters between validations"),
+    "--placement": ("placement.name", "sequential, single-layer, all-layers, federated or stream"),
+    "--replicas": ("placement.replicas", "ranks that share each task, of a plan with slices"),
+    "--nodes": ("placement.nodes", "processes to start on this machine"),
+    "--directory": ("placement.directory", "shared folder for messages, instead of a network"),
+    "--iface": ("placement.iface", "network interface between machines"),
+}
+"""Flags of `train` and `plan`, the settings they stand for, and what they say."""
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Let a command take a recipe or a run file, and all flags."""
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        default="one-pass",
+        metavar="RECIPE",
+        help=f"{', '.join(RECIPES)}, or a TOML run file (default: one-pass)",
+    )
+    for flag, (name, text) in FLAGS.items():
+        parser.add_argument(flag, dest=name, help=text, metavar=name.rpartition(".")[2].upper())
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.NAME=VALUE",
+        help="any setting; may be given several times",
+    )
+
+
+def read_config(options: argparse.Namespace) -> RunConfig:
+    """Return the run that a command line describes: recipe or file, then flags, then --set."""
+    settings: dict[str, Any] = {"recipe": options.recipe}
+    if options.recipe.endswith(".toml"):
+        settings = read_settings(Path(options.recipe))
+    given = {name: getattr(options, name) for name, _ in FLAGS.values()}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingError(f"--set takes SECTION.NAME=VALUE; got {assignment}.")
+        settings[name.strip()] = value.strip()
+    recipe = str(settings.get("recipe", RunConfig().recipe))
+    if recipe not in RECIPES:
+        raise SettingError(
+            f"There is no recipe {recipe}.{nearest(recipe, RECIPES)} There are "
+            f"{', '.join(RECIPES)}; or give the path of a .toml file, such as RUN/config.toml."
+        )
+    return RECIPES[recipe].config.with_settings(settings)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ask whether something known was meant that is spelled much like a name."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {nearest[0]}?" if nearest else ""
