@@ -196,3 +196,4 @@ class DirectoryTransport(Transport):
         while (self.folder / f"rank-{self.rank}").exists():
             time.sleep(LOOK_EVERY_SECONDS)
         OPEN.remove(self)
+        atexit.unregister(self._say_if_open)

@@ -253,6 +253,7 @@ def _train(
         with global_generator_kept(), threads_kept(config.training.threads):
             runtime.run()
     finally:
+        worker.settle()
         if transport.rank == 0:
             listener.end()
     seconds = recorder.now()
@@ -268,9 +269,6 @@ def _train(
     told = transport.exchange("timeline", recorder.note())
     transport.close()
     if transport.rank:
-        for tensor in network.state_dict().values():
-            # What was elsewhere has no memory of its own; a user may well look at it.
-            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         return None
     network.eval()
     per_rank = {name: [each[name] for each in everywhere] for name in figures}

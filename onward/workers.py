@@ -182,6 +182,13 @@ class Worker(ABC):
         for block in blocks:
             self.blocks[block].release()
 
+    def settle(self) -> None:
+        """Leave blocks as a user may use them: released weights are NaN in memory of their own."""
+        for number, block in enumerate(self.blocks):
+            block.forget()
+            for tensor, like in zip(self._weights(number), self.layouts[number], strict=True):
+                tensor.data = laid_out(tensor.detach(), like)
+
     def drop(self, product: Product) -> None:
         """Forget a product that no task of this rank needs any more."""
         self.values.pop(product, None)

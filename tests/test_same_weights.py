@@ -629,6 +629,23 @@ def test_weights_that_are_elsewhere_are_no_numbers():
     assert not network.line[1].module.weight.isnan().any()
 
 
+def test_a_network_can_be_filled_again_after_a_run_that_left_some_of_it_elsewhere():
+    trained = reference("chapters", "one-pass")
+    prepared = prepare(*CHAPTERS["one-pass"])
+    prepared.network.line[0].module.weight.data = (
+        prepared.network.line[0].module.weight.data.T.contiguous().T
+    )
+    strides = [tensor.stride() for tensor in prepared.network.state_dict().values()]
+    worker = make_worker(prepared.plan, prepared.network, prepared.shards, prepared.arithmetic)
+    worker.release([0, 2])
+
+    worker.settle()
+    prepared.network.load_state_dict(trained.state_dict())
+
+    assert [tensor.stride() for tensor in prepared.network.state_dict().values()] == strides
+    assert_same_weights(prepared.network, trained)
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "name"),
     [
