@@ -369,10 +369,7 @@ def main() -> None:
             "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
         )
     if form != "smoke":
-        try:
-            ow.load_data("mnist", data_dir=options.data_dir)
-        except ow.DataError as error:
-            common.skip(str(error))
+        common.need("mnist", options.data_dir)
     batch_size = 32 if form == "smoke" else emulated_ranks.BATCH_SIZE
     work = {
         "smoke": form == "smoke",

@@ -71,10 +71,7 @@ def main() -> None:
     form = common.form_of(options)
     torch.set_num_threads(1)
     if form != "smoke":
-        try:
-            ow.load_data("mnist", data_dir=options.data_dir)
-        except ow.DataError as error:
-            common.skip(str(error))
+        common.need("mnist", options.data_dir)
     figures: dict[str, dict[str, float]] = {"accuracy": {}, "speedup": {}, "megabytes": {}}
     costs = None
     for name in PER_EPOCH:

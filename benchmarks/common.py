@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+import onward as ow
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -66,6 +68,14 @@ def record(path: Path, found: dict[str, Any]) -> None:
 def last_line(figures: dict[str, Any], form: str) -> None:
     """Print the figures as one JSON object."""
     print(json.dumps({**figures, "form": form}))
+
+
+def need(name: str, data_dir: str | None) -> None:
+    """End well, saying why, where a data set is not there."""
+    try:
+        ow.load_data(name, data_dir=data_dir)
+    except ow.DataError as error:
+        skip(str(error))
 
 
 def skip(reason: str) -> None:

@@ -48,8 +48,9 @@ import torch
 import onward as ow
 from onward.checkpoint import PRECISIONS
 from onward.placement import Placement, place
-from onward.plan import ChapterPlan, Kind, Plan, Product
+from onward.plan import ChapterPlan, Kind, Plan, Task
 from onward.preparation import resolve_precision
+from onward.simulation import KnownCosts, simulate
 from onward.steps import make_step
 from onward.transport import launch
 
@@ -197,23 +198,16 @@ def run(
     return found
 
 
-def makespan(plan: Plan, placement: Placement, cost: Mapping[tuple[int, int], float]) -> float:
+def makespan(plan: Plan, placement: Placement, costs: Mapping[Task, float]) -> float:
     """Return when the last task ends, where each starts as soon as it can and messages are free."""
-    free = [0.0] * placement.num_ranks
-    ready: dict[Product, float] = {}
-    for task in plan.tasks():
-        rank = placement.rank(task)
-        start = max([free[rank], *(ready[product] for product in plan.needs(task))])
-        seconds = cost[task.time, task.block] if task.kind is Kind.TRAIN else 0.0
-        free[rank] = start + seconds
-        for product in plan.makes(task):
-            ready[product] = free[rank]
-    return max(free)
+    return simulate(plan, placement, KnownCosts(dict(costs))).seconds
 
 
-def task_costs(result: Mapping[str, Any], share: float) -> dict[tuple[int, int], float]:
+def task_costs(result: Mapping[str, Any], share: float) -> dict[Task, float]:
     """Return the seconds each task of a run takes at a share of a core."""
-    return {(chapter, block): cpu / share for chapter, block, cpu in result["tasks"]}
+    return {
+        Task(Kind.TRAIN, chapter, block): cpu / share for chapter, block, cpu in result["tasks"]
+    }
 
 
 def chapters_of(work: Mapping[str, Any]) -> ChapterPlan:

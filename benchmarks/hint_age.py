@@ -66,10 +66,7 @@ def main() -> None:
     form = common.form_of(options)
     torch.set_num_threads(1)
     if form != "smoke":
-        try:
-            ow.load_data("mnist", data_dir=options.data_dir)
-        except ow.DataError as error:
-            common.skip(str(error))
+        common.need("mnist", options.data_dir)
     figures: dict[str, dict[str, float]] = {}
     for unit, (_, ages, _) in CASES.items():
         figures[unit] = {}

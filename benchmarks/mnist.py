@@ -112,10 +112,7 @@ def main() -> None:
     form = common.form_of(options)
     cases = options.case or (list(CASES) if form != "quick" else ["one-pass"])
     if form != "smoke":
-        try:
-            ow.load_data("mnist", data_dir=options.data_dir)
-        except ow.DataError as error:
-            common.skip(str(error))
+        common.need("mnist", options.data_dir)
     figures: dict[str, Any] = {}
     for case in cases:
         if form != "full":

@@ -28,7 +28,7 @@ import emulated_ranks
 import torch
 
 from onward.placement import Name, place
-from onward.plan import Kind, Plan, Product, Task, Thing
+from onward.plan import Kind, Plan, Product, Thing
 from onward.simulation import KnownCosts, Link, simulate
 from onward.transport import DistributedTransport, launch
 
@@ -83,13 +83,7 @@ def compare(name: Name, work: dict[str, Any], link: Link) -> dict[str, Any]:
     measured = emulated_ranks.run(RANKS, {**work, "placement": name}, quotas=True)
     plan = emulated_ranks.chapters_of(work)
     weight = 4 * work["width"] ** 2
-    costs = Emulated(
-        {
-            Task(Kind.TRAIN, chapter, block): cpu / emulated_ranks.QUOTA
-            for chapter, block, cpu in measured["tasks"]
-        },
-        weight,
-    )
+    costs = Emulated(emulated_ranks.task_costs(measured, emulated_ranks.QUOTA), weight)
     simulated = simulate(plan, place(plan, name, RANKS, [1] * 4), costs, link).seconds
     error = abs(simulated - measured["seconds"]) / measured["seconds"]
     print(

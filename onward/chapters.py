@@ -205,7 +205,7 @@ def in_chunks(rows: int, work: Callable[[slice], Tensor], team: Team) -> Tensor:
     if team.size > 1:
         every = [bounds(member) for member in range(team.size)]
         layouts = [[found[r.start : r.stop]] for r in every]
-        told = team.exchange(layouts[team.index], layouts)
+        told = team.all_gather(layouts[team.index], layouts)
         for (part,), theirs in zip(told, every, strict=True):
             if theirs != own:
                 found[theirs.start : theirs.stop] = part

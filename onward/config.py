@@ -169,6 +169,10 @@ class TrainingConfig:
     """Threads of each rank. Rounding depends on it."""
 
 
+Cut = Literal["rows", "units"]
+"""What a slice is a part of: the rows of a mini-batch, or the units of a block."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """What is computed, and from what: this decides the weights."""
@@ -197,7 +201,7 @@ class PlanConfig:
     slices: Count = 1
     """Parts of every mini-batch in which a block is trained, which as many ranks can share."""
 
-    cut: Literal["rows", "units"] = "rows"
+    cut: Cut = "rows"
     """What a slice is a part of: the rows of the mini-batch (gradients are summed), or the units
     of the block (only class scores or goodness are)."""
 

@@ -18,7 +18,7 @@ from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate
 from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
 from onward.readouts import read_activities
-from onward.simulation import Costs, stream_rows
+from onward.simulation import Costs
 from onward.sliced import RowsStep
 from onward.steps import Gradients, Step, make_step
 from onward.team import Alone
@@ -82,7 +82,7 @@ class BlockCosts(Costs):
             case Kind.VALIDATE:
                 return self.validate
         if isinstance(plan, StreamPlan):
-            share = stream_rows(plan, task.time) / plan.batch_size
+            share = plan.rows_of(task.time) / plan.batch_size
             return share * (self.train if task.kind is Kind.TRAIN else self.neutral)[task.block]
         shard = plan.shard(task.time)
         epoch = plan.rows[shard] / plan.batch_size
@@ -139,7 +139,7 @@ class BlockCosts(Costs):
         if isinstance(plan, StreamPlan):
             # Rows with the neutral label are ahead of the others.
             ahead = plan.lead if product.thing is Thing.NEUTRAL else 0
-            rows = stream_rows(plan, product.time + ahead)
+            rows = plan.rows_of(product.time + ahead)
             if product.thing is not Thing.HINTS:
                 views = self.views if product.thing is Thing.ACTIVITIES else 1
                 return views * self.activities[product.block] * rows // plan.batch_size

@@ -95,13 +95,14 @@ def clock_times(plan: Plan, placement: Placement, clocks: int) -> list[list[Task
 def forecast_table(simulation: Simulation) -> Table:
     """Return a table of what each rank would do all the time."""
     table = Table(title=f"The run would take about {duration(simulation.seconds)}")
-    for name in ("rank", "works, s", "waits, s", "sends, MB"):
+    for name in ("rank", "works, s", "waits, s", "is done, s", "sends, MB"):
         table.add_column(name, justify="right")
     for rank, busy in enumerate(simulation.busy):
         table.add_row(
             str(rank),
             f"{busy:.1f}",
-            f"{simulation.seconds - busy:.1f}",
+            f"{simulation.waiting[rank]:.1f}",
+            f"{simulation.seconds - busy - simulation.waiting[rank]:.1f}",
             f"{simulation.bytes_sent(rank) / 1e6:.1f}",
         )
     return table

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from onward.config import Cut
 from onward.errors import SettingError
 
 
@@ -199,7 +200,7 @@ class ChapterPlan(Plan):
     slices: int = 1
     """Parts of every mini-batch in which a block is trained (R)."""
 
-    cut: Literal["rows", "units"] = "rows"
+    cut: Cut = "rows"
     """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
 
     def __post_init__(self) -> None:
@@ -340,6 +341,11 @@ class StreamPlan(Plan):
     def lead(self) -> int:
         """Mini-batches by which rows with the neutral label go ahead of the others."""
         return self.hint_age or 0
+
+    def rows_of(self, step: int) -> int:
+        """Return the rows of a mini-batch; the last of an epoch may be smaller."""
+        first = step % self.batches(0) * self.batch_size
+        return min(self.batch_size, self.rows[0] - first)
 
     @cached_property
     def chapter_ends(self) -> dict[int, int]:

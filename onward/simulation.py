@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count
 
 from onward.placement import Message, Placement, messages
-from onward.plan import Kind, Plan, Product, StreamPlan, Task
+from onward.plan import Kind, Plan, Product, Task
 from onward.timeline import WORDS, Span
 
 
@@ -266,9 +266,3 @@ class _Simulator:
     def _span(self, rank: int, what: str, label: str, start: float, end: float) -> None:
         if self.timeline and end > start:
             self.found.spans.append(Span(rank, what, label, start, end))
-
-
-def stream_rows(plan: StreamPlan, step: int) -> int:
-    """Return the rows of a mini-batch of a stream, of which the last of an epoch may be smaller."""
-    first = step % plan.batches(0) * plan.batch_size
-    return min(plan.batch_size, plan.rows[0] - first)

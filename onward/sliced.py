@@ -6,22 +6,19 @@ all of them or each of several on its own.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onward.blocks import Block, StepReport
+from onward.config import Cut
 from onward.errors import SettingError
 from onward.layers import Dense
 from onward.objectives import Objective, Threshold
 from onward.steps import ClosedFormStep, Step, has_closed_form, make_step, report
 from onward.team import Team
 from onward.views import View, Views
-
-Cut = Literal["rows", "units"]
-"""What a slice is a part of: the rows of a mini-batch, or the units of a block."""
 
 
 def make_sliced_step(block: Block, *, closed_form: bool, slices: int, cut: Cut, team: Team) -> Step:

@@ -88,14 +88,14 @@ class StreamWorker(Worker):
         return [x.to(self.types[product.block]) for x in self.values[product]]
 
     def hint_rows(self, time: int) -> int:
-        return self._num_rows(time)
+        return self.plan.rows_of(time)
 
     def layout(self, product: Product) -> list[Tensor]:
         match product.thing:
             case Thing.ACTIVITIES:
-                rows, views = self._num_rows(product.time), len(self.network.sampler.names)
+                rows, views = self.plan.rows_of(product.time), len(self.network.sampler.names)
             case Thing.NEUTRAL:
-                rows, views = self._num_rows(product.time + self.plan.lead), 1
+                rows, views = self.plan.rows_of(product.time + self.plan.lead), 1
             case _:
                 return super().layout(product)
         example = self.examples[product.block]
@@ -105,10 +105,6 @@ class StreamWorker(Worker):
         if block not in self.steps:
             self.steps[block] = self.make_step(block)
         return self.steps[block]
-
-    def _num_rows(self, time: int) -> int:
-        first = time % self.plan.batches(0) * self.plan.batch_size
-        return min(self.plan.batch_size, self.plan.rows[0] - first)
 
     def _rows(self, time: int) -> Tensor:
         """Return the numbers of the rows of a mini-batch."""

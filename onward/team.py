@@ -20,7 +20,7 @@ class Team(ABC):
         # Spent in exchanges, most of it waiting for the others.
         self.seconds = 0.0
 
-    def exchange(
+    def all_gather(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
         """Give tensors to all other ranks of the team, and get theirs.
@@ -33,12 +33,12 @@ class Team(ABC):
             The tensors of each rank, in order.
         """
         start = time.perf_counter()
-        every = self._exchange(own, layouts)
+        every = self._all_gather(own, layouts)
         self.seconds += time.perf_counter() - start
         return every
 
     @abstractmethod
-    def _exchange(
+    def _all_gather(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]: ...
 
@@ -55,7 +55,7 @@ class Team(ABC):
         """
         flat = [tensor for tensors in own for tensor in tensors]
         length = len(own[0])
-        every = self.exchange(flat, [flat] * self.size)
+        every = self.all_gather(flat, [flat] * self.size)
         return [
             given[first : first + length]
             for given in every
@@ -69,7 +69,7 @@ class Alone(Team):
     def __init__(self) -> None:
         super().__init__(0, 1)
 
-    def _exchange(
+    def _all_gather(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
         return [own]

@@ -180,7 +180,7 @@ class InMemoryTeam(Team):
         self.transport = transport
         self.members = range(first, first + size)
 
-    def _exchange(
+    def _all_gather(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
         here = self.transport
@@ -410,7 +410,7 @@ class DistributedTeam(Team):
         super().__init__(members.index(transport.rank), len(members))
         self.transport, self.members, self.group = transport, members, group
 
-    def _exchange(
+    def _all_gather(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
         mine = [tensor.detach().contiguous() for tensor in own]
