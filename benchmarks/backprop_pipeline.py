@@ -3,8 +3,9 @@
     sudo python benchmarks/backprop_pipeline.py --data-dir DIR           to 98.5 %, over an hour
     sudo python benchmarks/backprop_pipeline.py --data-dir DIR --quick   steps only, a minute
 
-Four ranks, each with a quota of a quarter core as in emulated_ranks.py, and the same layers, rows,
-batches of 512, dropout, learning rates and bf16 products everywhere: [784, 2000 x 4] on MNIST.
+Four ranks, each with a quota of a quarter core as in emulated_ranks.py and a network namespace as
+in hosts.py, and the same layers, rows, batches of 512, dropout, learning rates and bf16 products
+everywhere: [784, 2000 x 4] on MNIST. Links without limit; links.py has others.
 
     onward      one-pass, all-layers: chapters of an epoch
     stream      one-pass, stream: activities travel mini-batch by mini-batch
@@ -16,7 +17,7 @@ batches of 512, dropout, learning rates and bf16 products everywhere: [784, 2000
 
 Timed: training, from the first step to the end of the epoch at whose end the validation rows
 (3,000) reach the accuracy; validating is not timed, except in the first two, where it is a task
-like others. Bytes are those that the loopback interface counted.
+like others. Bytes are those that the network interfaces counted in that time.
 Figures: seconds and megabytes by way; with --quick, of one pass over 8 mini-batches.
 """
 
@@ -31,6 +32,7 @@ from typing import Any
 
 import common
 import emulated_ranks
+import hosts
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -40,37 +42,36 @@ from torch.nn.parallel import DistributedDataParallel
 import onward as ow
 from onward import seeds
 from onward.optimizers import lr_scale
+from onward.placement import Placement
+from onward.plan import Plan
 from onward.steps import make_step
-from onward.transport import launch
+from onward.timeline import Span
 
 RANKS = 4
 MICRO_BATCHES = 8
+EPOCHS = 8
+GOAL = 0.985
 WAYS = ("onward", "stream", "backprop", "ddp", "gpipe", "1f1b", "dff")
 ONE_RANK = ("backprop",)
-LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 
 
 class Watch:
-    """Seconds and bytes while it goes, and the validation accuracy at the end of each epoch."""
+    """When it goes, and the validation accuracy at the end of each epoch."""
 
     def __init__(self, goal: float) -> None:
         self.goal = goal
-        self.seconds, self.bytes = 0.0, 0
-        self.reached: list[dict[str, float]] = []
+        self.epochs: list[dict[str, Any]] = []
+        self.timeline: list[Span] = []
 
     def go(self) -> None:
-        self.start, self.sent = time.perf_counter(), int(LOOPBACK.read_text())
+        self.start = time.time()
 
-    def stop(self) -> None:
-        self.seconds += time.perf_counter() - self.start
-        self.bytes += int(LOOPBACK.read_text()) - self.sent
-
-    def note(self, accuracy: float) -> bool:
+    def stop(self, accuracy: Callable[[], float | None]) -> bool:
         """Note the end of an epoch, and say whether the goal is reached."""
-        self.reached.append(
-            {"seconds": self.seconds, "megabytes": self.bytes / 1e6, "accuracy": accuracy}
-        )
-        return accuracy >= self.goal
+        end = time.time()
+        reached = accuracy() or 0.0
+        self.epochs.append({"start": self.start, "end": end, "accuracy": reached})
+        return reached >= self.goal
 
 
 class Work:
@@ -154,23 +155,17 @@ def set_rate(optimizer: torch.optim.Optimizer, work: Work, epoch: int, number: i
 def local(way: str, work: Work, watch: Watch) -> None:
     """Train with the library, epoch by epoch of all blocks, as long as it takes."""
     network = work.network(one_block=False)
-    found: list[dict[str, float]] = []
 
     class Noting(ow.Listener):
+        def begin(self, plan: Plan, placement: Placement) -> None:
+            watch.go()
+
         def progress(self, progress: ow.Progress) -> None:
             if progress.block is None:
-                watch.stop()
-                found.append(
-                    {
-                        "seconds": watch.seconds,
-                        "megabytes": watch.bytes / 1e6,
-                        "accuracy": progress.figures["validation_accuracy"] or 0.0,
-                    }
-                )
+                watch.stop(lambda: progress.figures["validation_accuracy"])
                 watch.go()
 
-    watch.go()
-    ow.train(
+    result = ow.train(
         network,
         ow.dataset(
             torch.cat([work.x_validation, work.x]),
@@ -191,7 +186,8 @@ def local(way: str, work: Work, watch: Watch) -> None:
         validation=len(work.y_validation),
         listener=Noting(),
     )
-    watch.reached = found
+    if result is not None:
+        watch.timeline = result.timeline
 
 
 def backprop(way: str, work: Work, watch: Watch) -> None:
@@ -213,8 +209,7 @@ def backprop(way: str, work: Work, watch: Watch) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        watch.stop()
-        if watch.note(work.accuracy(layers)):
+        if watch.stop(lambda: work.accuracy(layers)):
             return
 
 
@@ -245,9 +240,9 @@ def pipeline(way: str, work: Work, watch: Watch) -> None:
                     schedule.step()
             optimizer.step()
         dist.barrier()
-        watch.stop()
-        gather(all_layers)
-        if watch.note(agreed(lambda: work.accuracy(nn.Sequential(*all_layers)))):
+        if watch.stop(
+            lambda: gathered(all_layers, lambda: work.accuracy(nn.Sequential(*all_layers)))
+        ):
             return
 
 
@@ -279,16 +274,16 @@ def dff(way: str, work: Work, watch: Watch) -> None:
             if rank:
                 dist.send(got, rank - 1)
         dist.barrier()
-        watch.stop()
-        gather(list(blocks))
-        if watch.note(
-            agreed(lambda: ow.evaluate(network, work.x_validation, work.y_validation).accuracy)
-        ):
+
+        def accuracy() -> float | None:
+            return ow.evaluate(network, work.x_validation, work.y_validation).accuracy
+
+        if watch.stop(lambda: gathered(list(blocks), accuracy)):
             return
 
 
-def gather(layers: list[Any]) -> None:
-    """Bring the weights of each rank's layer to rank 0."""
+def gathered(layers: list[Any], measure: Callable[[], float | None]) -> float:
+    """Bring the weights of each rank's layer to rank 0, and return what it measures, on all."""
     rank = dist.get_rank()
     for source, layer in enumerate(layers):
         for tensor in layer.state_dict().values():
@@ -296,12 +291,8 @@ def gather(layers: list[Any]) -> None:
                 dist.recv(tensor, source)
             elif source == rank and source:
                 dist.send(tensor.contiguous(), 0)
-
-
-def agreed(measure: Callable[[], float | None]) -> float:
-    """Return what rank 0 measures, on all ranks."""
     found = torch.zeros(1)
-    if dist.get_rank() == 0:
+    if rank == 0:
         found[0] = measure() or 0.0
     dist.broadcast(found, 0)
     return float(found)
@@ -324,36 +315,75 @@ def body(way: str, options: dict[str, Any]) -> None:
     rank = int(os.environ.get("RANK", "0"))
     work, watch = Work(options), Watch(options["goal"])
     if RUN[way] is not local and way not in ONE_RANK:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.init_process_group("gloo")
     groups = options["groups"]
     emulated_ranks.join(groups[rank] if groups else None)
     RUN[way](way, work, watch)
     if rank == 0:
-        Path(options["out"]).write_text(json.dumps(watch.reached))
+        told = {"epochs": watch.epochs, "timeline": watch.timeline}
+        Path(options["out"]).write_text(json.dumps(told))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def run(way: str, options: dict[str, Any]) -> list[dict[str, float]]:
+def run(way: str, options: dict[str, Any], rate: str | None = None) -> dict[str, Any]:
+    """Train in a way over links of a rate.
+
+    Returns:
+        `epochs`: seconds and megabytes until the end of each, and the accuracy then; `timeline`.
+    """
     ranks = 1 if way in ONE_RANK else RANKS
     groups = emulated_ranks.make_groups(ranks)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, hosts.Hosts(ranks, rate) as joined:
         work = {
             **options,
             "groups": [str(group.path) for group in groups],
             "out": f"{folder}/result.json",
         }
         try:
-            status = launch(ranks, [__file__, "--body", json.dumps([way, work])])
+            status = joined.run([__file__, "--body", json.dumps([way, work])])
         finally:
             for group in groups:
                 group.remove()
         if status:
             raise SystemExit(status)
-        found: list[dict[str, float]] = json.loads(Path(work["out"]).read_text())
+        found: dict[str, Any] = json.loads(Path(work["out"]).read_text())
+    seconds = sent = 0.0
+    for epoch in found["epochs"]:
+        start, end = epoch.pop("start"), epoch.pop("end")
+        seconds, sent = seconds + end - start, sent + joined.bytes_sent(start, end)
+        epoch.update(seconds=seconds, megabytes=sent / 1e6)
     return found
+
+
+def settings(form: str, data_dir: str | None) -> dict[str, Any]:
+    """Return what all ways do in a form, once it is clear that they can."""
+    if not os.access(emulated_ranks.GROUPS / "cpu.shares", os.W_OK):
+        common.skip(
+            "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
+        )
+    hosts.need()
+    if form != "smoke":
+        common.need("mnist", data_dir)
+    batch_size = 32 if form == "smoke" else emulated_ranks.BATCH_SIZE
+    return {
+        "smoke": form == "smoke",
+        "data_dir": data_dir,
+        "width": 64 if form == "smoke" else 2000,
+        "batch_size": batch_size,
+        "rows": 57_000 if form == "full" else 8 * batch_size,
+        "validation": 3000 if form == "full" else 100,
+        "epochs": EPOCHS if form == "full" else 1,
+        "goal": GOAL if form == "full" else 0.0,
+    }
+
+
+def at_goal(epochs: list[dict[str, Any]], goal: float) -> dict[str, Any] | None:
+    """Return the first epoch that reaches an accuracy, if one does; the last without a goal."""
+    if not goal:
+        return epochs[-1]
+    return next((epoch for epoch in epochs if epoch["accuracy"] >= goal), None)
 
 
 def main() -> None:
@@ -364,35 +394,17 @@ def main() -> None:
     if options.body:
         return body(*json.loads(options.body))
     form = common.form_of(options)
-    if not os.access(emulated_ranks.GROUPS / "cpu.shares", os.W_OK):
-        common.skip(
-            "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
-        )
-    if form != "smoke":
-        common.need("mnist", options.data_dir)
-    batch_size = 32 if form == "smoke" else emulated_ranks.BATCH_SIZE
-    work = {
-        "smoke": form == "smoke",
-        "data_dir": options.data_dir,
-        "width": 64 if form == "smoke" else 2000,
-        "batch_size": batch_size,
-        "rows": 57_000 if form == "full" else 8 * batch_size,
-        "validation": 3000 if form == "full" else 100,
-        "epochs": 8 if form == "full" else 1,
-        "goal": 0.985 if form == "full" else 0.0,
-    }
+    work = settings(form, options.data_dir)
     figures: dict[str, dict[str, Any]] = {"seconds": {}, "megabytes": {}}
     for way in options.way or WAYS:
         path = options.out / f"backprop-pipeline-{way}.json"
         if form == "full" and path.exists():
             found = json.loads(path.read_text())["epochs"]
         else:
-            found = run(way, work)
+            found = run(way, work)["epochs"]
             if form == "full":
                 common.record(path, {"way": way, "epochs": found})
-        reached = found[-1]
-        if form == "full":
-            reached = next((e for e in found if e["accuracy"] >= work["goal"]), None)
+        reached = at_goal(found, work["goal"])
         for name in figures:
             figures[name][way] = None if reached is None else round(reached[name], 1)
         last = found[-1]

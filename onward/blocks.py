@@ -92,6 +92,11 @@ class Block(nn.Module):
         if any(tensor.is_meta for parts in self.moments.values() for tensor in parts.values()):
             self.moments = {name: self.optimizer.moments(p.detach()) for name, p in self.trained()}
 
+    @property
+    def is_released(self) -> bool:
+        """Whether the weights are in no memory, see `release`."""
+        return any(t.numel() > 1 and not any(t.stride()) for t in self.state_dict().values())
+
     def release(self) -> None:
         """Let go of weights that come from elsewhere before they are needed: NaN, in no memory."""
         # First, while the weights have strides that the moments follow.

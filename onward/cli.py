@@ -211,7 +211,7 @@ def plan_command(options: argparse.Namespace) -> None:
     begun = preparation.preview(config, config.placement.nodes)
     plan, placement = begun.plan, begun.placement
     console = Output()
-    console.print(plan_table(plan, placement))
+    console.print(plan_table(plan, placement, begun.memory))
     console.print(staircase(plan, placement, clocks=40, width=console.width), soft_wrap=True)
     console.print(legend(plan), soft_wrap=True)
     warning = stall(plan, placement)

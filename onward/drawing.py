@@ -17,12 +17,13 @@ MOST_CHOICES = 8
 """Ways to run that a table shows."""
 
 
-def plan_table(plan: Plan, placement: Placement) -> Table:
-    """Return a table of the tasks of each rank: how many of each kind, and messages sent."""
+def plan_table(plan: Plan, placement: Placement, memory: Sequence[int]) -> Table:
+    """Return a table of each rank: how many tasks of each kind, messages sent, bytes held."""
     ranks = "1 rank" if placement.num_ranks == 1 else f"{placement.num_ranks} ranks"
     table = Table(title=f"{placement.name}: {ranks}")
     for name in ("rank", "blocks", "train", "pass", "score", "validate", "messages", "to ranks"):
         table.add_column(name, justify="right")
+    table.add_column("holds, MB", justify="right")
     tasks: dict[int, list[Task]] = {rank: [] for rank in range(placement.num_ranks)}
     sent: dict[int, list[int]] = {rank: [] for rank in range(placement.num_ranks)}
     for task in plan.tasks():
@@ -39,6 +40,7 @@ def plan_table(plan: Plan, placement: Placement) -> Table:
             *(str(count[k]) for k in (Kind.TRAIN, Kind.PASS, Kind.SCORE, Kind.VALIDATE)),
             str(len(sent[rank])),
             ", ".join(map(str, sorted(set(sent[rank])))) or "-",
+            f"{memory[rank] / 1e6:,.0f}",
         )
     return table
 

@@ -79,7 +79,7 @@ class Dense(nn.Module):
     ) -> None:
         super().__init__()
         weight = torch.randn(out_features, in_features, generator=generator)
-        self.weight = nn.Parameter(weight * (gain / in_features**0.5))
+        self.weight = nn.Parameter(weight.mul_(gain / in_features**0.5))
         self.bias = nn.Parameter(torch.zeros(out_features))
         self.dropout = dropout
 

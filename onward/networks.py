@@ -1,6 +1,6 @@
 """Stacks of blocks with a sampler and a readout."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -204,6 +204,7 @@ def build(
     num_classes: int,
     is_image: bool,
     seed: int,
+    held: Collection[int] | None = None,
 ) -> Network:
     """Build a network of dense blocks from its settings.
 
@@ -214,6 +215,7 @@ def build(
         num_classes: Number of classes.
         is_image: Whether an embedded label overwrites inputs, or comes before them.
         seed: Decides the first weights, block by block.
+        held: Blocks that get weights, which others do not need; None for all.
 
     Raises:
         SettingError: Settings do not fit the data or each other.
@@ -227,23 +229,22 @@ def build(
         )
     inputs = torch.Size(sampler.width(input_shape)).numel()
     widths = (inputs, *config.widths)
-    try:
-        layers = [
-            Dense(
-                n_in,
-                n_out,
+
+    def layer(number: int) -> Dense:
+        try:
+            return Dense(
+                *widths[number : number + 2],
                 generator=seeds.generator(seed, "weights", number),
                 dropout=config.dropout,
                 gain=config.gain,
             )
-            for number, (n_in, n_out) in enumerate(pairwise(widths))
-        ]
-    except RuntimeError as error:
-        gigabytes = 4e-9 * sum(n * m for n, m in pairwise(widths))
-        raise SettingError(
-            f"network.widths = {list(config.widths)} with {inputs} inputs needs {gigabytes:,.0f} "
-            f"GB for its weights alone, and this machine has no room for them."
-        ) from error
+        except RuntimeError as error:
+            gigabytes = 4e-9 * sum(n * m for n, m in pairwise(widths))
+            raise SettingError(
+                f"network.widths = {list(config.widths)} with {inputs} inputs needs "
+                f"{gigabytes:,.0f} GB for its weights alone, and this machine has no room for them."
+            ) from error
+
     rule, head_rule = _rules(optimizer)
 
     def objective(number: int) -> Objective:
@@ -258,16 +259,25 @@ def build(
         return CrossEntropy(head)
 
     readout: Readout
+    depth = len(config.widths)
+    blocks: list[Block] = []
+
+    def add(block: Block) -> None:
+        if held is not None and len(blocks) not in held:
+            # Before the next is made: a rank may have no room for all of them.
+            block.release()
+        blocks.append(block)
+
     if config.one_block:
-        last = len(layers) - 1
-        blocks = [Block(nn.Sequential(*layers), objective(last), rule)]
+        add(Block(nn.Sequential(*map(layer, range(depth))), objective(depth - 1), rule))
     else:
-        blocks = [Block(layer, objective(number), rule) for number, layer in enumerate(layers)]
+        for number in range(depth):
+            add(Block(layer(number), objective(number), rule))
     if config.negatives is not None and (config.readout == "softmax" or config.negatives == "hard"):
-        first = 1 if config.skip_first and len(layers) > 1 else 0
-        reads = tuple(range(first, len(layers)))
-        layer = ReadoutLayer(tuple(config.widths[first:]), num_classes)
-        blocks.append(Block(layer, CrossEntropy(nn.Identity()), head_rule, reads=reads))
+        first = 1 if config.skip_first and depth > 1 else 0
+        head = ReadoutLayer(tuple(config.widths[first:]), num_classes)
+        reads = tuple(range(first, depth))
+        add(Block(head, CrossEntropy(nn.Identity()), head_rule, reads=reads))
     match config.readout:
         case "heads":
             readout = SumOfHeads(config.heads)

@@ -95,6 +95,15 @@ def messages(plan: Plan, placement: Placement, task: Task) -> list[Message]:
     ]
 
 
+def begun_on(plan: Plan, placement: Placement, rank: int) -> list[int]:
+    """Return the blocks that a rank trains first: it needs their first weights, and no others.
+
+    Those of all other blocks come from elsewhere before they are needed.
+    """
+    first = (Task(Kind.TRAIN, 0, block) for block in plan.trained)
+    return [task.block for task in first if rank in placement.ranks(task)]
+
+
 def place(
     plan: Plan,
     name: Name | None,

@@ -1,11 +1,12 @@
 """All that a run is made of before it starts: network, plan, placement."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from onward import memory
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
 from onward.data import Dataset
@@ -38,6 +39,8 @@ class Preview(NamedTuple):
     arithmetic: Arithmetic
     shares: list[int]
     """What each block of the line costs of a pass through it, see `block_costs`."""
+    memory: list[int]
+    """Bytes that each rank holds at its peak, about; see `onward.memory.estimate`."""
 
 
 def preview(config: RunConfig, num_ranks: int) -> Preview:
@@ -63,12 +66,28 @@ def preview(config: RunConfig, num_ranks: int) -> Preview:
     held = [hold(config, part, rank) for rank, part in zip(ranks, parts, strict=True)]
     notes = [describe(own, part) for own, part in zip(held, parts, strict=True)]
     dataset, shape = parts[0], agree(config, notes)
+    before = memory.resident()
     network = build_network(config, dataset, shape)
+    plan, placement, shares = arrange(config, network, dataset, shape, num_ranks)
+    arithmetic = make_arithmetic(config)
+    needed = memory.estimate(
+        plan, placement, network, dataset.input_shape, closed_form=arithmetic.closed_form
+    )
+    peaks = [before + more for more in needed]
+    return Preview(plan, placement, network, held[0][0], arithmetic, shares, peaks)
+
+
+def arrange(
+    config: RunConfig, network: Network, dataset: Dataset, shape: Shape, num_ranks: int
+) -> tuple[Plan, Placement, list[int]]:
+    """Return plan and placement of a run, and what each block of the line costs.
+
+    The network takes on the precision of the run; its weights may be released.
+    """
     network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
     plan = make_plan(config, network, shape)
     shares = block_costs(network, dataset.input_shape)
-    placement = place_plan(config, plan, num_ranks, shares)
-    return Preview(plan, placement, network, held[0][0], make_arithmetic(config), shares)
+    return plan, place_plan(config, plan, num_ranks, shares), shares
 
 
 def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placement) -> bool:
@@ -107,8 +126,10 @@ def make_arithmetic(config: RunConfig) -> Arithmetic:
     )
 
 
-def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
-    """Build the network of a run, with its first weights."""
+def build_network(
+    config: RunConfig, dataset: Dataset, shape: Shape, held: Collection[int] | None = None
+) -> Network:
+    """Build the network of a run, with its first weights, or those of some blocks."""
     return build(
         config.network,
         config.optimizer,
@@ -116,6 +137,7 @@ def build_network(config: RunConfig, dataset: Dataset, shape: Shape) -> Network:
         num_classes=shape.num_classes,
         is_image=dataset.is_image,
         seed=config.training.seed,
+        held=held,
     )
 
 

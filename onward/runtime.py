@@ -13,7 +13,7 @@ from torch import Tensor
 from onward.chapters import ChapterWorker
 from onward.errors import OnwardError, PeerLostError
 from onward.networks import Network
-from onward.placement import Placement, messages
+from onward.placement import Placement, begun_on, messages
 from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
 from onward.streams import StreamWorker
 from onward.timeline import SHORTEST_SECONDS, WORDS, Recorder
@@ -56,7 +56,8 @@ class Runtime:
         self.recorder = recorder or Recorder(transport.rank, most=0)
         worker.recorder = transport.recorder = self.recorder
         worker.team = transport.team(placement.replicas)
-        worker.release(self._from_elsewhere())
+        begun = begun_on(plan, placement, transport.rank)
+        worker.release(block for block in plan.trained if block not in begun)
         self.idle_seconds = 0.0
         # How many tasks of this rank still need a product that is here.
         self.uses_left: dict[Product, int] = {}
@@ -97,14 +98,6 @@ class Runtime:
                 self.uses_left[product] -= 1
                 self._drop_unused(product)
 
-    def _from_elsewhere(self) -> list[int]:
-        """Return the blocks that are first trained on other ranks: their weights come from there.
-
-        In a stream plan so do those of all blocks of others, when the network is gathered.
-        """
-        first = (Task(Kind.TRAIN, 0, block) for block in self.plan.trained)
-        return [t.block for t in first if self.transport.rank not in self.placement.ranks(t)]
-
     def _uses_here(self, product: Product) -> int:
         return sum(self.transport.rank in self.placement.ranks(t) for t in self.plan.uses(product))
 
@@ -116,7 +109,8 @@ class Runtime:
     def _sent(self, product: Product) -> list[Tensor]:
         """Return the tensors of a product, which must not change until they have arrived."""
         tensors = self.worker.content(product)
-        if product.thing is Thing.WEIGHTS and self.placement.owners:
+        is_last = self.plan.gather in self.plan.uses(product)
+        if product.thing is Thing.WEIGHTS and self.placement.owners and not is_last:
             # The block stays, and may be trained on before the message is out.
             return [tensor.clone() for tensor in tensors]
         return tensors

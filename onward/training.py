@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from onward.checkpoint import PRECISIONS, tensors_sha256, weights_sha256
+from onward import memory
+from onward.checkpoint import tensors_sha256, weights_sha256
 from onward.config import PlacementConfig, PlanConfig, RunConfig, TrainingConfig
 from onward.data import Dataset
 from onward.dealing import (
@@ -26,12 +26,11 @@ from onward.directory import DirectoryTransport
 from onward.errors import SettingError
 from onward.networks import Network, evaluate
 from onward.objectives import Threshold
+from onward.placement import begun_on
 from onward.preparation import (
-    block_costs,
+    arrange,
     build_network,
     make_arithmetic,
-    make_plan,
-    place_plan,
     resolve_precision,
 )
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
@@ -74,7 +73,11 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
     transport = open_transport(config.placement)
     config = with_private_shards(config, transport.num_ranks)
     held, shape = deal(config, dataset, transport)
-    network = build_network(config, dataset, shape)
+    # A rank may have no room for all blocks: it makes those that it trains first.
+    network = build_network(config, dataset, shape, held=())
+    plan, placement, _ = arrange(config, network, dataset, shape, transport.num_ranks)
+    own = begun_on(plan, placement, transport.rank)
+    network = build_network(config, dataset, shape, held=own)
     return _train(network, config, dataset, held, shape, transport, listener or Listener())
 
 
@@ -89,20 +92,15 @@ def threads_kept(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def peak_memory_bytes() -> int:
-    """Return the most memory this process has held."""
-    # getrusage would tell the launcher's peak where that is larger: it is inherited.
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _check_alike(
-    network: Network, config: RunConfig, precision: str, placed: str, transport: Transport
+    network: Network,
+    config: RunConfig,
+    precision: str,
+    placed: str,
+    room: memory.Room,
+    transport: Transport,
 ) -> None:
-    """Refuse ranks that would train something else than the others."""
+    """Refuse ranks that would train something else than the others, or have no room."""
     # Where data lie may differ, and their content has been compared.
     settings = config.with_settings(
         {"data.name": "", "data.dir": None, "training.precision": precision}
@@ -116,24 +114,31 @@ def _check_alike(
             "settings": "\n".join([settings.to_toml(), *optimizers]),
             "placements": placed,
             "versions": f"onward {VERSION}, torch {torch.__version__}",
-            "weights": tensors_sha256(network.state_dict()),
+            "room": room,
+            # Of the blocks that the rank has.
+            "weights": [
+                None if block.is_released else tensors_sha256(block.state_dict())
+                for block in network.all_blocks
+            ],
         },
     )
+    memory.check([memory.Room(*note["room"]) for note in notes])
     ours = notes[transport.rank]
     for rank, theirs in enumerate(notes):
-        for what in ("versions", "settings", "placements", "weights"):
+        for what in ("versions", "settings", "placements"):
             if theirs[what] != ours[what]:
                 raise SettingError(
                     _difference(what, transport.rank, ours[what], rank, theirs[what])
                 )
+        for mine, other in zip(ours["weights"], theirs["weights"], strict=True):
+            if None not in (mine, other) and mine != other:
+                raise SettingError(
+                    "The ranks start from different weights. Seed torch before the network is "
+                    "built, the same on all ranks."
+                )
 
 
 def _difference(what: str, here: int, ours: str, rank: int, theirs: str) -> str:
-    if what == "weights":
-        return (
-            "The ranks start from different weights. Seed torch before the network is built, the "
-            "same on all ranks."
-        )
     mine, other = set(ours.splitlines()), set(theirs.splitlines())
     return (
         f"The ranks have different {what}, and would not train the same network: rank {here} has "
@@ -225,23 +230,29 @@ def _train(
     transport: Transport,
     listener: Listener,
 ) -> Result | None:
-    precision = resolve_precision(config.training.precision)
-    network.set_precision(PRECISIONS[precision])
     if shape.num_classes > network.num_classes:
         raise SettingError(
             f"The data have {shape.num_classes} classes, and the network was built for "
             f"{network.num_classes}. Give num_classes={shape.num_classes}."
         )
-    plan = make_plan(config, network, shape)
-    shares = block_costs(network, dataset.input_shape)
-    placement = place_plan(config, plan, transport.num_ranks, shares)
+    plan, placement, _ = arrange(config, network, dataset, shape, transport.num_ranks)
+    precision = resolve_precision(config.training.precision)
     if placement.name == "federated":
         team = transport.rank // placement.replicas
         held = {s: rows for s, rows in held.items() if s % placement.num_teams == team}
     placed = f"{placement.name} with {placement.replicas} a task"
-    _check_alike(network, config, precision, placed, transport)
+    arithmetic = make_arithmetic(config)
+    needed = memory.estimate(
+        plan, placement, network, dataset.input_shape, closed_form=arithmetic.closed_form
+    )
+    blocks = (block for block in network.all_blocks if not block.is_released)
+    held_already = sum(t.nbytes for block in blocks for t in block.state_dict().values())
+    before = memory.resident() - held_already
+    most = max(before + needed[transport.rank], memory.resident())
+    room = memory.Room.of_this_process(most)
+    _check_alike(network, config, precision, placed, room, transport)
     log = Log(plan, listener)
-    worker = make_worker(plan, network, held, make_arithmetic(config))
+    worker = make_worker(plan, network, held, arithmetic)
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
     runtime = Runtime(plan, placement, worker, transport, log.take, recorder)
     transport.exchange("start", None)
@@ -262,7 +273,8 @@ def _train(
         "idle_seconds": runtime.idle_seconds + worker.team.seconds,
         "bytes_sent": transport.bytes_sent,
         "validation_seconds": worker.validation_seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "estimated_memory_bytes": room.needed,
+        "peak_memory_bytes": memory.peak(),
         "seconds": seconds - worker.validation_seconds,
     }
     everywhere = transport.exchange("figures", figures)

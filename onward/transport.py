@@ -56,8 +56,8 @@ LINE = 64
 SMALL = 1 << 16
 """Bytes below which fresh memory is as good as used memory."""
 
-IN_FLIGHT = 128
-"""Tensors sent and not yet received after which a sender waits, so that memory stays bounded."""
+IN_FLIGHT = 4
+"""Messages to a rank that are on their way at once; then a sender waits: memory stays bounded."""
 
 
 class Transport(ABC):
@@ -241,8 +241,8 @@ class Sent(NamedTuple):
     tensor: Tensor
     label: str
     start: float
-    is_last: bool
-    """Whether it ends its message."""
+    room: threading.Semaphore | None
+    """What its message took up, where it is the last of it."""
 
 
 class DistributedTransport(Transport):
@@ -282,7 +282,7 @@ class DistributedTransport(Transport):
             timeout=NEVER,
         )
         self._sent: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(IN_FLIGHT)
+        self._room = [threading.Semaphore(IN_FLIGHT) for _ in range(self.num_ranks)]
         self._sender = threading.Thread(target=self._wait_for_sends, daemon=True)
         self._sender.start()
         self._receivers: list[threading.Thread] = []
@@ -290,9 +290,10 @@ class DistributedTransport(Transport):
 
     def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None:
         start = self.recorder.now() if self.recorder else 0.0
+        room = self._room[dest]
+        room.acquire()
         for number, tensor in enumerate(tensors, start=1):
             tensor = tensor.detach().contiguous()
-            self._room.acquire()
             try:
                 work = dist.isend(tensor, dest)
             except RuntimeError as error:
@@ -302,7 +303,8 @@ class DistributedTransport(Transport):
                     f"that of the rank that ended first."
                 ) from error
             assert work is not None
-            self._sent.put(Sent(work, tensor, label, start, is_last=number == len(tensors)))
+            is_last = number == len(tensors)
+            self._sent.put(Sent(work, tensor, label, start, room if is_last else None))
 
     def _wait_for_sends(self) -> None:
         while (sent := self._sent.get()) is not None:
@@ -310,9 +312,11 @@ class DistributedTransport(Transport):
                 sent.work.wait()
             except RuntimeError as error:
                 self._fail(error)
-            if sent.is_last and self.recorder:
+            if sent.room is None:
+                continue
+            if self.recorder:
                 self.recorder.add("send", sent.label, sent.start, self.recorder.now())
-            self._room.release()
+            sent.room.release()
 
     def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
         rest = iter(layouts)

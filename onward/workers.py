@@ -110,6 +110,7 @@ class Worker(ABC):
         self.shards = shards
         self.arithmetic = arithmetic
         self.values: dict[Product, list[Tensor]] = {}
+        self.released: list[int] = []
         self.validation_seconds = 0.0
         self.recorder = Recorder(0, most=0)
         self.team: Team = Alone()
@@ -180,12 +181,15 @@ class Worker(ABC):
     def release(self, blocks: Iterable[int]) -> None:
         """Free the weights of blocks that come from other ranks before they are needed here."""
         for block in blocks:
-            self.blocks[block].release()
+            if not self.blocks[block].is_released:
+                self.blocks[block].release()
+                self.released.append(block)
 
     def settle(self) -> None:
         """Leave blocks as a user may use them: released weights are NaN in memory of their own."""
-        for number, block in enumerate(self.blocks):
+        for block in self.blocks:
             block.forget()
+        for number in self.released:
             for tensor, like in zip(self._weights(number), self.layouts[number], strict=True):
                 tensor.data = laid_out(tensor.detach(), like)
 

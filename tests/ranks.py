@@ -344,14 +344,14 @@ def dropped_by_the_sender(folder):
     received = []
     with opened() as transport:
         if transport.rank == 0:
-            for number in range(20):
+            for number in range(IN_FLIGHT):
                 transport.send(1, [torch.full((1000 * number + 1,), float(number))])
             gc.collect()
             transport.exchange("sent", None)
         else:
             transport.exchange("sent", None)
             time.sleep(0.3)
-            layouts = ([torch.empty(1000 * number + 1)] for number in range(20))
+            layouts = ([torch.empty(1000 * number + 1)] for number in range(IN_FLIGHT))
             transport.expect(0, layouts, received.append)
     return [[len(tensor), *tensor.unique().tolist()] for (tensor,) in received]
 

@@ -48,6 +48,7 @@ ORDER = [
     "streams",
     "costs",
     "runtime",
+    "memory",
     "dealing",
     "preparation",
     "results",

@@ -124,7 +124,10 @@ def test_the_table_counts_the_tasks_and_messages_of_each_rank():
     )
     placement = place(plan, "all-layers", 2, [1, 1])
 
-    columns = {str(c.header): list(c.cells) for c in plan_table(plan, placement).columns}
+    columns = {
+        str(c.header): list(c.cells)
+        for c in plan_table(plan, placement, [1_000_000, 2_000_000]).columns
+    }
 
     assert columns == {
         "rank": ["0", "1"],
@@ -135,6 +138,7 @@ def test_the_table_counts_the_tasks_and_messages_of_each_rank():
         "validate": ["1", "0"],
         "messages": ["3", "3"],
         "to ranks": ["1", "0"],
+        "holds, MB": ["1", "2"],
     }
 
 

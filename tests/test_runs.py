@@ -117,6 +117,7 @@ RESULT = {
     "idle_seconds": listed(is_number),
     "bytes_sent": listed(is_count),
     "validation_seconds": listed(is_number),
+    "estimated_memory_bytes": listed(is_count),
     "peak_memory_bytes": listed(is_count),
     "weights_sha256": is_digest,
     "versions": {"onward": is_text, "torch": is_text, "python": is_text},
@@ -129,7 +130,14 @@ RESULT = {
 }
 """Every field of `result.json`, and what it may be."""
 
-PER_RANK = ("cpu_seconds", "idle_seconds", "bytes_sent", "validation_seconds", "peak_memory_bytes")
+PER_RANK = (
+    "cpu_seconds",
+    "idle_seconds",
+    "bytes_sent",
+    "validation_seconds",
+    "estimated_memory_bytes",
+    "peak_memory_bytes",
+)
 
 
 def assert_has(found, fields, where="result.json"):

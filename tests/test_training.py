@@ -1,5 +1,6 @@
 """What `train` refuses before it starts, what it reports, what it leaves as it was."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 import onward as ow
 from onward.config import PlacementConfig, RunConfig
 from onward.errors import SettingError
+from onward.memory import Room
 from onward.training import _check_alike
 from onward.transport import InMemoryTransport
 
@@ -22,12 +24,16 @@ class Notes(InMemoryTransport):
         self.what, self.ours, self.theirs = what, ours, theirs
 
     def exchange(self, topic, note):
-        return [note, {**note, self.what: note[self.what].replace(self.ours, self.theirs)}]
+        ours, theirs = (json.dumps(words)[1:-1] for words in (self.ours, self.theirs))
+        other = json.loads(json.dumps(note[self.what]).replace(ours, theirs))
+        return [note, {**note, self.what: other}]
 
 
 def check(transport, **settings):
     network = ow.mlp((4,), num_classes=3, widths=(8,))
-    _check_alike(network, RunConfig().with_settings(settings), "fp32", "on 2 ranks", transport)
+    room = Room(needed=1, allowed=2, where="here")
+    config = RunConfig().with_settings(settings)
+    _check_alike(network, config, "fp32", "on 2 ranks", room, transport)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_data_of_more_classes_than_the_network_tells_apart_are_refused():
 
 
 def test_the_peak_of_memory_is_that_of_the_rank_and_not_of_what_launched_it():
-    told = "from onward.training import peak_memory_bytes; print(peak_memory_bytes())"
+    told = "from onward.memory import peak; print(peak())"
     launch = f"os.execv(sys.executable, [sys.executable, '-c', {told!r}])"
     fat = f"import os, sys; x = b'x' * 10**9; {launch}"
 

@@ -146,7 +146,7 @@ def test_ranks_of_one_process_cannot_wait_for_notes():
 def test_a_message_sent_before_it_is_asked_for_is_kept_though_the_sender_drops_everything(group):
     _, received = group["dropped_by_the_sender"]
 
-    assert received == [[1000 * number + 1, number] for number in range(20)]
+    assert received == [[1000 * number + 1, number] for number in range(IN_FLIGHT)]
 
 
 @distributed

@@ -1,0 +1,135 @@
+"""What do slow links cost: local objectives beside a pipeline of backpropagation, and the forecast?
+
+    sudo python benchmarks/links.py --data-dir DIR           to 98.5 %, half an hour
+    sudo python benchmarks/links.py --data-dir DIR --quick   8 mini-batches, two minutes
+
+Four ranks as in backprop_pipeline.py, with links without limit, of 1 Gbit/s and of 100 Mbit/s
+(tbf): all-layers in chapters of an epoch, the stream, and backpropagation with the schedule 1F1B.
+What the first two took is compared with a simulation: of the same tasks, as long as they took, and
+of messages at the rate of the link less 4.3 % for the headers of its packets. The kernel at hand
+had no netem, so a delay of 20 ms is simulated too, from the tasks measured at 1 Gbit/s.
+
+    seconds, megabytes   until the end of the epoch that reaches the accuracy, by link and way
+    worst_error          largest difference of simulated and measured time over limited links
+    delayed              simulated seconds at 1 Gbit/s with a delay of 20 ms over those without
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import backprop_pipeline
+import common
+import torch
+
+from onward.placement import Name, place
+from onward.plan import ChapterPlan, Plan, Product, StreamPlan, Thing
+from onward.simulation import FREE, KnownCosts, Link, simulate
+from onward.timeline import Span
+
+LINKS = {"unlimited": None, "1gbit": 1e9, "100mbit": 1e8}
+"""Bits a second of each rank's link, by name."""
+
+WAYS = ("onward", "stream", "1f1b")
+PAYLOAD = 1448 / 1514
+"""Share of a packet on the link that is not headers."""
+
+DELAY = 0.02
+
+
+@dataclass(frozen=True)
+class Sized(KnownCosts):
+    """Seconds as measured, and the bytes of dense blocks that learn from a batch in bf16."""
+
+    sizes: tuple[int, ...] = ()
+    """Inputs of each block, and units of the last."""
+
+    def num_bytes(self, plan: Plan, product: Product) -> int:
+        inputs, units = self.sizes[product.block : product.block + 2]
+        weights = 4 * units * (inputs + 1 + 10)
+        match product.thing:
+            case Thing.WEIGHTS:
+                return weights
+            case Thing.MOMENTS:
+                return 2 * weights
+            case Thing.ACTIVITIES:
+                assert isinstance(plan, StreamPlan)
+                return 2 * units * plan.rows_of(product.time)
+        return 0
+
+
+def plan_of(way: str, work: dict[str, Any]) -> Plan:
+    """Return the plan that `backprop_pipeline.local` follows."""
+    kind = ChapterPlan if way == "onward" else StreamPlan
+    ranks = backprop_pipeline.RANKS
+    return kind(
+        num_blocks=ranks,
+        head_reads=(),
+        epochs=work["epochs"],
+        chapters=max(work["epochs"], ranks) if way == "onward" else work["epochs"],
+        batch_size=work["batch_size"],
+        rows=(work["rows"],),
+        hint_age=None,
+        validate_every=1,
+        has_validation=True,
+    )
+
+
+def simulated(way: str, work: dict[str, Any], timeline: list[Span], link: Link) -> float:
+    """Return the seconds that the tasks of a run would take over a link."""
+    plan = plan_of(way, work)
+    name: Name = "all-layers" if way == "onward" else "stream"
+    ranks = backprop_pipeline.RANKS
+    sizes = (64 if work["smoke"] else 784, *[work["width"]] * ranks)
+    costs = Sized(KnownCosts.of(plan, timeline).measured, sizes)
+    return simulate(plan, place(plan, name, ranks, [1] * ranks), costs, link).seconds
+
+
+def main() -> None:
+    options = common.parser(__doc__).parse_args()
+    form = common.form_of(options)
+    torch.set_num_threads(1)
+    work = backprop_pipeline.settings(form, options.data_dir)
+    figures: dict[str, Any] = {"seconds": {}, "megabytes": {}, "delayed": {}}
+    errors = []
+    links = {"100mbit": LINKS["100mbit"]} if form == "smoke" else LINKS
+    for link, bits in links.items():
+        for way in WAYS:
+            path = options.out / f"links-{link}-{way}.json"
+            if form == "full" and path.exists():
+                found = json.loads(path.read_text())
+            else:
+                rate = None if bits is None else f"{bits:.0f}bit"
+                found = backprop_pipeline.run(way, work, rate)
+                if form == "full":
+                    common.record(path, {"link": link, "way": way, **found})
+            reached = backprop_pipeline.at_goal(found["epochs"], work["goal"])
+            for name in ("seconds", "megabytes"):
+                figure = None if reached is None else round(reached[name], 1)
+                figures[name].setdefault(link, {})[way] = figure
+            last = found["epochs"][-1]
+            told = f"{link:9} {way:6} {figures['seconds'][link][way]} s, "
+            told += (
+                f"{figures['megabytes'][link][way]} MB; in the end {last['accuracy']:.4f} after "
+            )
+            told += f"{last['seconds']:.1f} s, {last['megabytes']:.1f} MB"
+            timeline = [Span(*span) for span in found["timeline"]]
+            if timeline:
+                measured = max(span.end for span in timeline if span.what == "gather")
+                known = FREE if bits is None else Link(PAYLOAD * bits / 8)
+                expected = simulated(way, work, timeline, known)
+                error = abs(expected - measured) / measured
+                told += f"; all of it {measured:.1f} s, simulated {expected:.1f} s"
+                if bits is not None:
+                    errors.append(error)
+                if link == "1gbit":
+                    delayed = Link(known.bytes_per_second, DELAY)
+                    ratio = simulated(way, work, timeline, delayed) / expected
+                    figures["delayed"][way] = round(ratio, 4)
+            print(told, flush=True)
+    figures["worst_error"] = round(max(errors), 4)
+    common.last_line(figures, form)
+
+
+if __name__ == "__main__":
+    main()
