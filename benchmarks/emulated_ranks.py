@@ -167,7 +167,7 @@ def train_body(work: Mapping[str, Any]) -> None:
         dataset,
         training=ow.TrainingConfig(epochs=work["chapters"], batch_size=work["batch_size"]),
         plan=ow.PlanConfig(slices=work.get("slices", 1), cut=work.get("cut", "rows")),
-        placement=ow.PlacementConfig(name=work["placement"], replicas=work.get("slices", 1)),
+        placement=ow.PlacementConfig(name=work["placement"], replicas=work.get("slices")),
         validation=0,
     )
     if result is not None:

@@ -223,8 +223,9 @@ class PlacementConfig:
     nodes: Count = 1
     """Processes to start on this machine; under torchrun their number is that of torchrun."""
 
-    replicas: Count = 1
-    """Ranks that share each task, of a plan with as many slices or a multiple."""
+    replicas: Count | None = None
+    """Ranks that share each task, of a plan with as many slices or a multiple. None: one; under
+    single-layer with slices and more ranks than blocks, more ranks for dearer blocks."""
 
     iface: str | None = None
     """Network interface between machines. None: loopback on one machine, else gloo's choice."""
@@ -297,7 +298,7 @@ class RunConfig:
                 "placement.directory is for chapter plans: a stream would write a file for every "
                 "mini-batch of every block. Use --plan chapters, or leave it out."
             )
-        if self.placement.directory is not None and self.placement.replicas > 1:
+        if self.placement.directory is not None and (self.placement.replicas or 1) > 1:
             raise SettingError(
                 "placement.directory is for ranks that work alone: replicas would write files for "
                 "every mini-batch. Leave out one of the two."

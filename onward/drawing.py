@@ -150,8 +150,9 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
         changes.append(f"--chapters {best.plan.chapters}")
     if isinstance(best.plan, ChapterPlan) and slices(best.plan) != slices(plan):
         changes.append(f"--slices {best.plan.slices} --cut {best.plan.cut}")
-    if best.placement.replicas > 1:
-        changes.append(f"--replicas {best.placement.replicas}")
+    teams = set(best.placement.teams)
+    if teams != {1} and len(teams) == 1:
+        changes.append(f"--replicas {teams.pop()}")
     if changes:
         told += f" It needs {' '.join(changes)}"
         told += ", which ends in other weights." if best.plan != plan else "."

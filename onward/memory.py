@@ -187,7 +187,7 @@ def _of_chapters(
             size = sum(_of_product(product, sizes) for product in message.products)
             incoming[message.dest].setdefault(message.source, []).append(size)
             outgoing[message.source] = max(outgoing[message.source], size)
-    travel = not placement.owners and placement.num_teams > 1
+    travel = not placement.owners and len(placement.teams) > 1
     found = []
     for rank in ranks:
         total = sum(sizes[b].weights for b in held[rank])

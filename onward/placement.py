@@ -5,7 +5,8 @@ A placement decides time and traffic, never the weights.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import accumulate
 from typing import Literal
 
 from onward.errors import PlacementError
@@ -21,40 +22,46 @@ class Placement:
     name: Name
     """How tasks were dealt."""
 
-    num_ranks: int
-    """Number of ranks (world size)."""
+    teams: tuple[int, ...]
+    """Number of ranks of each team, which share its tasks: neighbours, rank 0 in team 0. Without
+    replicas each rank is a team."""
 
     owners: tuple[int, ...]
-    """Team of each block, the head included, where blocks stay; empty where chapters go round. A
-    team is one rank, unless there are replicas."""
+    """Team of each block, the head included, where blocks stay; empty where chapters go round."""
 
     shards: int = 1
     """Shards of the plan: a shard's validation stays with its owner."""
 
-    replicas: int = 1
-    """Ranks of a team, which share its tasks: neighbours, team 0 being ranks 0 and up."""
+    @cached_property
+    def num_ranks(self) -> int:
+        """Number of ranks (world size)."""
+        return sum(self.teams)
 
-    @property
-    def num_teams(self) -> int:
-        """Number of teams."""
-        return self.num_ranks // self.replicas
+    @cached_property
+    def members(self) -> list[range]:
+        """The ranks of each team."""
+        firsts = accumulate(self.teams, initial=0)
+        return [range(first, first + size) for first, size in zip(firsts, self.teams, strict=False)]
+
+    def team_of(self, rank: int) -> int:
+        """Return the team that a rank belongs to."""
+        return next(team for team, ranks in enumerate(self.members) if rank in ranks)
 
     def rank(self, task: Task) -> int:
         """Return the rank that does a task, the first where several share it."""
-        return self._team(task) * self.replicas
+        return self.members[self._team(task)].start
 
     def ranks(self, task: Task) -> range:
         """Return the ranks that share a task. Validation and gathering are done by one."""
-        first = self.rank(task)
-        shared = task.kind in (Kind.TRAIN, Kind.SCORE)
-        return range(first, first + (self.replicas if shared else 1))
+        ranks = self.members[self._team(task)]
+        return ranks if task.kind in (Kind.TRAIN, Kind.SCORE) else ranks[:1]
 
     def _team(self, task: Task) -> int:
         if task.kind is Kind.GATHER:
             return 0
         if not self.owners:
             by_shard = task.kind is Kind.VALIDATE and self.shards > 1
-            return (task.block if by_shard else task.time) % self.num_teams
+            return (task.block if by_shard else task.time) % len(self.teams)
         if task.kind in (Kind.SCORE, Kind.VALIDATE):
             return self.owners[-1]
         return self.owners[task.block]
@@ -109,7 +116,7 @@ def place(
     name: Name | None,
     num_ranks: int,
     costs: Sequence[int],
-    replicas: int = 1,
+    replicas: int | None = None,
 ) -> Placement:
     """Deal the tasks of a plan to ranks.
 
@@ -119,7 +126,8 @@ def place(
             for several shards, all-layers for the rest.
         num_ranks: Number of ranks.
         costs: Cost of each block in the line, in any unit, such as its parameters.
-        replicas: Ranks that share each task.
+        replicas: Ranks that share each task. None: one; but where blocks stay and a plan with
+            slices has more ranks than blocks, more ranks for dearer blocks.
 
     Raises:
         PlacementError: The plan cannot be dealt so, or has no work for so many ranks.
@@ -129,12 +137,16 @@ def place(
         to 4.3. stream: one run of blocks a rank, activities travel.
     """
     slices = plan.slices if isinstance(plan, ChapterPlan) else 1
-    if num_ranks % replicas or slices % replicas:
+    if replicas is not None and (num_ranks % replicas or slices % replicas):
         raise PlacementError(
             f"placement.replicas is {replicas}, with {num_ranks} ranks and plan.slices = {slices}: "
             f"it must divide both. Slices are what replicas share."
         )
-    num_teams = num_ranks // replicas
+    if replicas is None and name == "single-layer" and slices > 1 and num_ranks > plan.num_blocks:
+        teams = deal_by_cost(costs, num_ranks, slices)
+    else:
+        teams = (replicas or 1,) * (num_ranks // (replicas or 1))
+    num_teams = len(teams)
     if name is None:
         name = _usual(plan, num_teams)
     if name != "sequential" and (name == "stream") is not isinstance(plan, StreamPlan):
@@ -147,7 +159,7 @@ def place(
         )
     most, unit = _most_ranks(plan, name)
     if num_teams > most:
-        many = most * replicas
+        many = most * (replicas or 1)
         raise PlacementError(
             f"The placement {name} has work for {many} {'rank' if many == 1 else 'ranks'} at most "
             f"({unit}), but there are {num_ranks}. Start fewer, or choose another placement."
@@ -155,22 +167,23 @@ def place(
     shards = len(plan.rows)
     if name == "federated" and (shards < 2 or shards % num_teams):
         wanted = f"{num_teams}, or to a multiple of it" if num_teams > 1 else "2 or more"
-        owner = "rank" if replicas == 1 else "team"
+        owner = "rank" if num_teams == num_ranks else "team"
         raise PlacementError(
             f"A federated run deals {shards} {'shard' if shards == 1 else 'shards'} to {num_teams} "
             f"{owner}{'' if num_teams == 1 else 's'}. Set plan.shards to {wanted}."
         )
     if name in ("sequential", "all-layers", "federated"):
-        return Placement(name, num_ranks, (), shards, replicas)
+        return Placement(name, teams, (), shards)
     owners = balance(costs, num_teams, passing=name == "single-layer")
     owners += (num_teams - 1,) * bool(plan.head_reads)
-    return Placement(name, num_ranks, owners, shards, replicas)
+    return Placement(name, teams, owners, shards)
 
 
 def stall(plan: Plan, placement: Placement) -> str | None:
     """Say why ranks will wait for hints, if they will; None where nothing stalls."""
     age = plan.hint_age
-    if age is None or placement.num_teams == 1:
+    num_teams = len(placement.teams)
+    if age is None or num_teams == 1:
         return None
     if isinstance(plan, StreamPlan):
         unit = "mini-batch" if age == 1 else "mini-batches"
@@ -182,12 +195,12 @@ def stall(plan: Plan, placement: Placement) -> str | None:
     else:
         unit = "chapter" if age == 1 else "chapters"
         effect = "chapters wait for the hints of others"
-    if age >= placement.num_teams:
+    if age >= num_teams:
         return None
-    teams = "ranks" if placement.replicas == 1 else "teams"
+    teams = "ranks" if num_teams == placement.num_ranks else "teams"
     return (
-        f"plan.hint_age is {age} {unit} and there are {placement.num_teams} {teams}: {effect}. An "
-        f"age of {placement.num_teams} or more does not stall, but changes the weights."
+        f"plan.hint_age is {age} {unit} and there are {num_teams} {teams}: {effect}. An "
+        f"age of {num_teams} or more does not stall, but changes the weights."
     )
 
 
@@ -226,6 +239,48 @@ def balance(costs: Sequence[int], num_ranks: int, *, passing: bool) -> tuple[int
     return tuple(
         next(r for r, end in enumerate(ends) if block < end) for block in range(len(costs))
     )
+
+
+def deal_by_cost(costs: Sequence[int], num_ranks: int, slices: int) -> tuple[int, ...]:
+    """Deal ranks to blocks, more to dearer ones, so that the slowest task is as fast as can be.
+
+    Args:
+        costs: Cost of passing rows through each block; see `balance`.
+        num_ranks: Number of ranks, at least the number of blocks.
+        slices: Parts of every mini-batch; the ranks of a block share them evenly.
+
+    Returns:
+        The number of ranks of each block.
+
+    Raises:
+        PlacementError: They cannot be dealt so.
+
+    Example:
+        >>> deal_by_cost([1, 1, 1, 9], 8, 4)
+        (1, 1, 2, 4)
+    """
+    sizes = [size for size in range(1, slices + 1) if slices % size == 0]
+
+    @cache
+    def deal(block: int, ranks: int) -> tuple[float, tuple[int, ...]] | None:
+        if block == len(costs):
+            return None if ranks else (0.0, ())
+        options = []
+        for size in sizes:
+            rest = deal(block + 1, ranks - size) if size <= ranks else None
+            if rest is not None:
+                own = (2 * costs[block] + sum(costs[:block])) / size
+                options.append((max(own, rest[0]), (size, *rest[1])))
+        return min(options, default=None)
+
+    dealt = deal(0, num_ranks)
+    if dealt is None:
+        raise PlacementError(
+            f"{num_ranks} ranks cannot be dealt to {len(costs)} blocks in teams of "
+            f"{', '.join(map(str, sizes))}, which divide plan.slices. Start fewer, or cut the plan "
+            f"into more slices."
+        )
+    return dealt[1]
 
 
 def _usual(plan: Plan, num_ranks: int) -> Name:

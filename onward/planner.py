@@ -66,16 +66,17 @@ def choices(
             ranks = replicas if name == "sequential" else num_ranks
             if ranks > num_ranks:
                 continue
-            try:
-                placed = place(candidate, name, ranks, shares, replicas)
-            except PlacementError:
-                continue
-            if placed.num_teams == 1 and name != "sequential":
-                # One team does everything, whatever that is called.
-                continue
-            is_alone = ranks == 1 and candidate == _without_slices(plan)
-            if (candidate, placed) not in ways and (is_alone or can_run(candidate, placed)):
-                ways.append((candidate, placed))
+            for team in (replicas, None) if name == "single-layer" else (replicas,):
+                try:
+                    placed = place(candidate, name, ranks, shares, team)
+                except PlacementError:
+                    continue
+                if len(placed.teams) == 1 and name != "sequential":
+                    # One team does everything, whatever that is called.
+                    continue
+                is_alone = ranks == 1 and candidate == _without_slices(plan)
+                if (candidate, placed) not in ways and (is_alone or can_run(candidate, placed)):
+                    ways.append((candidate, placed))
     found = []
     for candidate, placed in ways:
         ranks = placed.num_ranks

@@ -92,9 +92,10 @@ def arrange(
 
 def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placement) -> bool:
     """Return whether blocks and data allow another plan and placement than those of a run."""
-    if is_private(config) and (placement.name != "federated" or placement.replicas > 1):
+    has_teams = max(placement.teams) > 1
+    if is_private(config) and (placement.name != "federated" or has_teams):
         return False
-    if config.placement.directory is not None and placement.replicas > 1:
+    if config.placement.directory is not None and has_teams:
         return False
     if not isinstance(plan, ChapterPlan):
         return True
@@ -259,7 +260,7 @@ def place_plan(config: RunConfig, plan: Plan, num_ranks: int, shares: Sequence[i
         PlacementError: The placement asked for does not fit the plan, the ranks or the data.
     """
     placement = place(plan, config.placement.name, num_ranks, shares, config.placement.replicas)
-    if is_private(config) and placement.replicas > 1:
+    if is_private(config) and max(placement.teams) > 1:
         raise PlacementError(
             "Each rank has a shard of its own, which replicas would have to share. Set "
             "placement.replicas to 1."

@@ -55,7 +55,7 @@ class Runtime:
         self.on_product = on_product
         self.recorder = recorder or Recorder(transport.rank, most=0)
         worker.recorder = transport.recorder = self.recorder
-        worker.team = transport.team(placement.replicas)
+        worker.team = transport.team(placement.teams)
         begun = begun_on(plan, placement, transport.rank)
         worker.release(block for block in plan.trained if block not in begun)
         self.idle_seconds = 0.0
@@ -222,7 +222,7 @@ def run_in_memory(
             networks, InMemoryTransport.group(placement.num_ranks), strict=True
         )
     ]
-    if placement.replicas > 1:
+    if max(placement.teams) > 1:
         # Ranks of a team wait for each other in the middle of a task.
         errors: list[Exception] = []
 

@@ -238,9 +238,9 @@ def _train(
     plan, placement, _ = arrange(config, network, dataset, shape, transport.num_ranks)
     precision = resolve_precision(config.training.precision)
     if placement.name == "federated":
-        team = transport.rank // placement.replicas
-        held = {s: rows for s, rows in held.items() if s % placement.num_teams == team}
-    placed = f"{placement.name} with {placement.replicas} a task"
+        team = placement.team_of(transport.rank)
+        held = {s: rows for s, rows in held.items() if s % len(placement.teams) == team}
+    placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
     arithmetic = make_arithmetic(config)
     needed = memory.estimate(
         plan, placement, network, dataset.input_shape, closed_form=arithmetic.closed_form
@@ -299,7 +299,7 @@ def _train(
         "hint_age": plan.hint_age,
         "shards": len(plan.rows),
         "slices": config.plan.slices,
-        "replicas": placement.replicas,
+        "teams": list(placement.teams),
         "precision": precision,
         "placement": placement.name,
         "world_size": transport.num_ranks,

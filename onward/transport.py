@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from itertools import chain, count, islice
+from itertools import accumulate, chain, count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,8 +109,12 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def team(self, size: int) -> Team:
-        """Return the team of this rank, where ranks work in teams of a size; all ranks call it."""
+    def team(self, sizes: Sequence[int]) -> Team:
+        """Return the team of this rank, where neighbours work in teams; all ranks call it.
+
+        Args:
+            sizes: Ranks of each team.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -161,8 +165,9 @@ class InMemoryTransport(Transport):
             raise NotImplementedError("Ranks of one process take turns, and cannot wait.")
         return [note]
 
-    def team(self, size: int) -> Team:
-        return InMemoryTeam(self, size) if size > 1 else Alone()
+    def team(self, sizes: Sequence[int]) -> Team:
+        members = next(ranks for ranks in _teams(sizes) if self.rank in ranks)
+        return InMemoryTeam(self, members) if len(members) > 1 else Alone()
 
     def close(self) -> None:
         pass
@@ -174,11 +179,9 @@ class InMemoryTransport(Transport):
 class InMemoryTeam(Team):
     """Ranks of one process that work together, each in a thread of its own."""
 
-    def __init__(self, transport: InMemoryTransport, size: int) -> None:
-        first = transport.rank // size * size
-        super().__init__(transport.rank - first, size)
-        self.transport = transport
-        self.members = range(first, first + size)
+    def __init__(self, transport: InMemoryTransport, members: range) -> None:
+        super().__init__(members.index(transport.rank), len(members))
+        self.transport, self.members = transport, members
 
     def _all_gather(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
@@ -375,16 +378,16 @@ class DistributedTransport(Transport):
             time.sleep(0.02)
         return [json.loads(self.store.get(key)) for key in keys]
 
-    def team(self, size: int) -> Team:
-        if size == 1:
-            return Alone()
-        teams = [range(first, first + size) for first in range(0, self.num_ranks, size)]
-        # Every rank makes all groups, in the same order.
-        groups = [dist.new_group(list(ranks), backend="gloo", timeout=NEVER) for ranks in teams]
-        mine = self.rank // size
-        group = groups[mine]
-        assert group is not None
-        return DistributedTeam(self, teams[mine], group)
+    def team(self, sizes: Sequence[int]) -> Team:
+        team: Team = Alone()
+        for members in _teams(sizes):
+            if len(members) > 1:
+                # Every rank makes all groups, in the same order.
+                group = dist.new_group(list(members), backend="gloo", timeout=NEVER)
+                if self.rank in members:
+                    assert group is not None
+                    team = DistributedTeam(self, members, group)
+        return team
 
     def say_ended(self) -> None:
         # The store may be gone with the rank that held it.
@@ -439,6 +442,12 @@ class DistributedTeam(Team):
                 f"of the rank that ended first says why."
             ) from error
         return every
+
+
+def _teams(sizes: Sequence[int]) -> list[range]:
+    """Return the ranks of teams of some sizes, neighbours each."""
+    firsts = accumulate(sizes, initial=0)
+    return [range(first, first + size) for first, size in zip(firsts, sizes, strict=False)]
 
 
 def leave(status: int) -> None:

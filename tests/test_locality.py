@@ -80,7 +80,7 @@ def trained(kind, network, *, closed_form=True):
     x = draw(20, INPUTS, seed=1)
     rows = Rows(x, torch.arange(20) % CLASSES, x[:0], torch.zeros(0, dtype=torch.long))
     arithmetic = Arithmetic(seed=0, closed_form=closed_form)
-    placement = Placement("sequential", 1, ())
+    placement = Placement("sequential", (1,), ())
     with torch.random.fork_rng():
         run_in_memory(plan, placement, [network], {0: rows}, arithmetic)
     return network

@@ -1,3 +1,4 @@
+import itertools
 import re
 from collections import Counter
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from test_plan import chapter_plans, chapters_of_two_blocks, stream_of_two_block
 
 from onward.drawing import clock_times
 from onward.errors import PlacementError
-from onward.placement import Placement, balance, messages, place, stall
+from onward.placement import Placement, balance, deal_by_cost, messages, place, stall
 from onward.plan import ChapterPlan, Kind, Task, Thing
 
 NAMES = ("sequential", "single-layer", "all-layers", "federated", "stream")
@@ -41,13 +42,16 @@ def for_all_placements(drawn):
 def placements(plan, replicas=1):
     """Return all placements of a plan on up to 5 ranks, or teams."""
     found = []
-    for name in NAMES:
-        for teams in range(1, 6):
-            ranks = teams * replicas
-            try:
-                found.append(place(plan, name, ranks, [1] * plan.num_blocks, replicas))
-            except PlacementError:
-                continue
+    costs = [1] * plan.num_blocks
+    ways = [(name, teams * replicas, replicas) for name in NAMES for teams in range(1, 6)]
+    if replicas > 1:
+        # Teams of different sizes.
+        ways.append(("single-layer", plan.num_blocks + 1, None))
+    for name, ranks, team in ways:
+        try:
+            found.append(place(plan, name, ranks, costs, team))
+        except PlacementError:
+            continue
     return found
 
 
@@ -102,7 +106,7 @@ def test_every_task_has_a_rank(plan, placement):
 
 @for_all_placements(plans)
 def test_every_rank_trains_something(plan, placement):
-    if plan.chapters >= placement.num_teams:
+    if plan.chapters >= len(placement.teams):
         training = {
             rank for t in plan.tasks() if t.kind is Kind.TRAIN for rank in placement.ranks(t)
         }
@@ -193,7 +197,7 @@ def test_a_team_is_neighbouring_ranks_that_share_what_one_would_do():
 
     placement = place(plan, "all-layers", 4, [1, 1], replicas=2)
 
-    assert placement.num_teams == 2
+    assert placement.teams == (2, 2)
     for chapter in range(4):
         team = range(0, 2) if chapter % 2 == 0 else range(2, 4)
         assert placement.ranks(Task(Kind.TRAIN, chapter, 1)) == team
@@ -221,6 +225,41 @@ def test_replicas_that_do_not_divide_ranks_and_slices_are_refused(ranks, replica
 
     with pytest.raises(PlacementError, match=f"placement.replicas is {replicas}, with {ranks} r"):
         place(plan, "all-layers", ranks, [1] * 4, replicas)
+
+
+@given(
+    costs=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    extra=st.integers(0, 6),
+    slices=st.sampled_from([2, 3, 4, 6]),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_ranks_dealt_by_cost_leave_the_slowest_block_as_fast_as_can_be(costs, extra, slices):
+    ranks = len(costs) + extra
+    sizes = [size for size in range(1, slices + 1) if slices % size == 0]
+    ways = [way for way in itertools.product(sizes, repeat=len(costs)) if sum(way) == ranks]
+
+    def slowest(way):
+        return max(
+            (2 * cost + sum(costs[:block])) / size
+            for block, (cost, size) in enumerate(zip(costs, way, strict=True))
+        )
+
+    if not ways:
+        with pytest.raises(PlacementError, match=f"{ranks} ranks cannot be dealt"):
+            deal_by_cost(costs, ranks, slices)
+        return
+    assert slowest(deal_by_cost(costs, ranks, slices)) == min(map(slowest, ways))
+
+
+def test_with_more_ranks_than_blocks_that_stay_dearer_blocks_get_more():
+    plan = chapters(slices=4, cut="rows", batch_size=4, rows=(4,))
+
+    placement = place(plan, "single-layer", 8, [1, 1, 1, 9])
+
+    assert placement.teams == (1, 1, 2, 4)
+    assert placement.ranks(Task(Kind.TRAIN, 3, 0)) == range(0, 1)
+    assert placement.ranks(Task(Kind.TRAIN, 3, 3)) == range(4, 8)
+    assert [placement.team_of(rank) for rank in range(8)] == [0, 1, 2, 2, 3, 3, 3, 3]
 
 
 # Messages
@@ -632,4 +671,4 @@ def test_all_layers_waits_for_hints_exactly_where_it_is_said_to_stall(age):
 def test_a_placement_is_a_plain_value():
     first, same = (place(chapters(), "single-layer", 2, [3, 1, 1, 1]) for _ in range(2))
 
-    assert first == same == Placement("single-layer", 2, (0, 1, 1, 1))
+    assert first == same == Placement("single-layer", (1, 1), (0, 1, 1, 1))

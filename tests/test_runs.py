@@ -106,7 +106,7 @@ RESULT = {
     "hint_age": either(is_count, is_nothing),
     "shards": is_count,
     "slices": is_count,
-    "replicas": is_count,
+    "teams": listed(is_count),
     "timeline_is_whole": lambda value: value is True,
     "precision": {"fp32", "bf16"}.__contains__,
     "placement": is_text,

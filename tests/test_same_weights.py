@@ -388,7 +388,9 @@ TEAMS = [("sequential", 2, 2), ("all-layers", 4, 2), ("all-layers", 3, 1), ("sin
     ("case", "name", "num_ranks", "replicas"),
     [(case, *team) for case in SLICED for team in TEAMS]
     + [(case, "all-layers", 8, 4) for case in ("rows", "units")]
-    + [(case, "sequential", 4, 4) for case in ("rows", "units")],
+    + [(case, "sequential", 4, 4) for case in ("rows", "units")]
+    # Teams of one and of more ranks.
+    + [(case, "single-layer", 5, None) for case in ("rows", "units")],
 )
 def test_a_plan_with_slices_ends_in_the_same_weights_in_teams_of_any_size(
     case, name, num_ranks, replicas
