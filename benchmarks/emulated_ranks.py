@@ -1,34 +1,41 @@
 """How close does all-layers on four ranks come to its ideal speed-up, on a small machine?
 
-    sudo python benchmarks/emulated_ranks.py               5 alternating pairs, about 20 minutes
+    sudo python benchmarks/emulated_ranks.py               5 alternating pairs, 45 minutes
     sudo python benchmarks/emulated_ranks.py --quick       1 pair, under 150 seconds
-    sudo python benchmarks/emulated_ranks.py --replicas    8 ranks on 4 blocks, about 10 minutes
+    sudo python benchmarks/emulated_ranks.py --hints       1 pair with adaptive negatives, 6 minutes
+    sudo python benchmarks/emulated_ranks.py --replicas    8 ranks on 4 blocks, 10 minutes
 
 Four processes on two cores say nothing about four machines, unless each gets the same fixed share
 of a core. So every rank is put into a control group (cgroup v1, cpu controller, root only) with a
 quota of a quarter core and a period of 10 ms, and is compared with one rank under the same quota.
-Whether the machine can give four quotas at once is measured first, with loops that do the training
-steps of a block each, and send nothing: `calibration` is the speed of each of four such loops over
-that of one alone. It is below 1 where the four are in each other's way, in the cache for instance.
+Whether the machine can give four quotas at once is measured before each pair, with loops that do
+the training steps of a block each, and send nothing: `calibration` is the speed of each of four
+such loops over that of one alone. It is below 1 where the four are in each other's way, in the
+cache for instance.
 
-Work: one-pass, 4 equal blocks of 2000 units, S chapters of 16 mini-batches of 512 rows; a task
-takes over two seconds under the quota. Timed: from the first task to the gathered network.
+Work: one-pass, 4 equal blocks of 2000 units, 6 chapters of 48 mini-batches of 512 rows (an epoch of
+MNIST has 111; --quick: 4 chapters of 16). Timed: from the first task to the gathered network.
 
     speedup              time of one rank over time of four, median of the pairs
     ideal                what follows from the plan and the task costs of the one-rank run
-    fraction_of_ideal    speedup / (ideal x calibration)
+    fraction_of_ideal    speedup / (ideal x calibration), median of the pairs
     schedule_efficiency  what follows from the plan and the task costs of the four-rank run itself
                          (processor time over quota, sending not counted), over its measured time:
                          the smallest of the runs
 
 The second reading is two ranks without quotas on the machine's own cores.
 
---replicas: eight ranks in four teams of two, which share each task by rows or by units, beside one
-rank that trains without slices, all under a quota of a fifth of a core; 8 chapters.
+--hints: threshold blocks with adaptive negatives by goodness, hints of age 4; 8 chapters of 8
+mini-batches. A task's costs are as above, those of scoring the wall time of the run itself.
 
-    replicas_speedup    time of one rank over time of eight, by cut
-    replicas_ideal      the same for teams that take half the time of one rank for every task, and
-                        messages that take none
+--replicas: eight ranks in four teams of two, which share each task by rows or by units, beside one
+rank that trains without slices, all under a quota of an eighth of a core; 32 chapters of 16
+mini-batches. One rank does 8 of them, and its time counts four times: its chapters are alike.
+
+    replicas_speedup        time of one rank over time of eight, by cut
+    replicas_ideal          the same for teams that take half the time of one rank for every task,
+                            and messages that take none
+    replicas_calibration    as above, of eight loops at once
 """
 
 import argparse
@@ -52,15 +59,23 @@ from onward.plan import ChapterPlan, Kind, Plan, Task
 from onward.preparation import resolve_precision
 from onward.simulation import KnownCosts, simulate
 from onward.steps import make_step
+from onward.timeline import Span
 from onward.transport import launch
 
 GROUPS = Path("/sys/fs/cgroup/cpu")
 PERIOD_MICROSECONDS = 10_000
 QUOTA = 0.25
-REPLICAS_QUOTA = 0.2
+REPLICAS_QUOTA = 0.125
 BATCH_SIZE = 512
 BATCHES = 16
+LONG_BATCHES = 48
 CLASSES = 10
+HINTS: dict[str, Any] = {
+    "objective": "threshold",
+    "negatives": "adaptive",
+    "readout": "goodness",
+    "slope": 20.0,
+}
 
 
 class ControlGroup:
@@ -136,18 +151,15 @@ def measure_loops(groups: list[ControlGroup], width: int, batch_size: int, secon
     return statistics.mean(found)
 
 
-def calibrate(ranks: int, width: int, batch_size: int, seconds: float, repeats: int) -> float:
+def calibrate(ranks: int, width: int, batch_size: int, seconds: float, quota: float) -> float:
     """Return the speed of each of some loops under quotas over that of one alone."""
-    groups = make_groups(ranks)
+    groups = make_groups(ranks, quota)
     try:
-        ratios = []
-        for _ in range(repeats):
-            alone = measure_loops(groups[:1], width, batch_size, seconds)
-            ratios.append(measure_loops(groups, width, batch_size, seconds) / alone)
+        alone = measure_loops(groups[:1], width, batch_size, seconds)
+        return measure_loops(groups, width, batch_size, seconds) / alone
     finally:
         for group in groups:
             group.remove()
-    return statistics.median(ratios)
 
 
 def train_body(work: Mapping[str, Any]) -> None:
@@ -159,7 +171,8 @@ def train_body(work: Mapping[str, Any]) -> None:
     x = torch.rand(work["rows"], width, generator=draw)
     y = torch.randint(CLASSES, (len(x),), generator=draw)
     dataset = ow.dataset(x, y, x_test=x[:100], y_test=y[:100])
-    network = ow.mlp((width,), num_classes=CLASSES, widths=(width,) * 4)
+    kind = HINTS if work.get("hints") else {}
+    network = ow.mlp((width,), num_classes=CLASSES, widths=(width,) * 4, **kind)
     groups = work["groups"]
     join(groups[rank] if groups else None)
     result = ow.train(
@@ -172,7 +185,8 @@ def train_body(work: Mapping[str, Any]) -> None:
     )
     if result is not None:
         tasks = [[p.chapter, p.block, p.figures["cpu_seconds"]] for p in result.progress]
-        Path(work["out"]).write_text(json.dumps({**result.to_json(), "tasks": tasks}))
+        told = {"tasks": tasks, "timeline": result.timeline}
+        Path(work["out"]).write_text(json.dumps({**result.to_json(), **told}))
 
 
 def run(
@@ -205,9 +219,13 @@ def makespan(plan: Plan, placement: Placement, costs: Mapping[Task, float]) -> f
 
 def task_costs(result: Mapping[str, Any], share: float) -> dict[Task, float]:
     """Return the seconds each task of a run takes at a share of a core."""
-    return {
+    costs = {
         Task(Kind.TRAIN, chapter, block): cpu / share for chapter, block, cpu in result["tasks"]
     }
+    for span in (Span(*span) for span in result["timeline"]):
+        if span.what == "score":
+            costs[Task(Kind.SCORE, int(span.label.partition("S")[2]), 0)] = span.end - span.start
+    return costs
 
 
 def chapters_of(work: Mapping[str, Any]) -> ChapterPlan:
@@ -219,7 +237,7 @@ def chapters_of(work: Mapping[str, Any]) -> ChapterPlan:
         chapters=work["chapters"],
         batch_size=work["batch_size"],
         rows=(work["rows"],),
-        hint_age=None,
+        hint_age=4 if work.get("hints") else None,
         validate_every=None,
         has_validation=False,
     )
@@ -227,24 +245,43 @@ def chapters_of(work: Mapping[str, Any]) -> ChapterPlan:
 
 def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
     """Compare eight ranks in teams of two with one rank."""
-    quota = REPLICAS_QUOTA
-    work = {**work, "chapters": 8}
-    one = run(1, work, quotas=True, quota=quota)
-    costs = task_costs(one, quota)
+    quota, repeated = REPLICAS_QUOTA, 4
+    seconds = 0.3 if form == "smoke" else 5.0
+    calibration = calibrate(8, work["width"], work["batch_size"], seconds, quota)
+    few = {**work, "chapters": 4 if form == "smoke" else 8}
+    work = {**few, "chapters": repeated * few["chapters"]}
+    one = run(1, few, quotas=True, quota=quota)
+    alone = repeated * one["seconds"]
+    known = task_costs(one, quota)
     plan = chapters_of(work)
+    costs = {
+        t: known[t._replace(time=t.time % few["chapters"])]
+        for t in plan.tasks()
+        if t.kind is Kind.TRAIN
+    }
     ideal = 2 * sum(costs.values()) / makespan(plan, place(plan, "all-layers", 4, [1] * 4), costs)
-    print(f"one rank: {one['seconds']:.1f} s; ideal speed-up of eight: {ideal:.2f}", flush=True)
-    figures: dict[str, Any] = {"replicas_speedup": {}, "replicas_ideal": round(ideal, 3)}
+    print(
+        f"calibration {calibration:.3f}; one rank: {alone:.1f} s; ideal speed-up of eight: "
+        f"{ideal:.2f}",
+        flush=True,
+    )
+    figures: dict[str, Any] = {
+        "replicas_speedup": {},
+        "replicas_ideal": round(ideal, 3),
+        "replicas_calibration": round(calibration, 3),
+    }
     runs = {"one": one}
     for cut in ("rows", "units"):
         eight = run(8, {**work, "slices": 2, "cut": cut}, quotas=True, quota=quota)
         runs[cut] = eight
-        figures["replicas_speedup"][cut] = round(one["seconds"] / eight["seconds"], 3)
-        shares = [cpu / eight["seconds"] for cpu in eight["cpu_seconds"]]
+        figures["replicas_speedup"][cut] = round(alone / eight["seconds"], 3)
+        shares = [cpu / eight["seconds"] / quota for cpu in eight["cpu_seconds"]]
+        waiting = [idle / eight["seconds"] for idle in eight["idle_seconds"]]
         print(
             f"eight ranks, {cut}: {eight['seconds']:.1f} s, {figures['replicas_speedup'][cut]} "
-            f"times one; sent {sum(eight['bytes_sent']) / 1e6:.0f} MB; shares of a core "
-            f"{', '.join(f'{share:.3f}' for share in shares)}",
+            f"times one; sent {sum(eight['bytes_sent']) / 1e6:.0f} MB; of its quota each used "
+            f"{', '.join(f'{share:.2f}' for share in shares)}; of its time each waited "
+            f"{', '.join(f'{share:.2f}' for share in waiting)}",
             flush=True,
         )
     if form == "full":
@@ -255,6 +292,7 @@ def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--replicas", action="store_true", help="8 ranks on 4 blocks")
+    parser.add_argument("--hints", action="store_true", help="adaptive negatives by goodness")
     parser.add_argument("--pairs", type=int, default=5, help="of the full form")
     parser.add_argument("--body", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -269,26 +307,28 @@ def main() -> None:
     chapters = {"full": 6, "quick": 4, "smoke": 4}[form]
     pairs = options.pairs if form == "full" else 1
     batch_size = 32 if form == "smoke" else BATCH_SIZE
-    work = {
+    batches = LONG_BATCHES if form == "full" and not options.replicas else BATCHES
+    work: dict[str, Any] = {
         "chapters": chapters,
         "width": 64 if form == "smoke" else 2000,
-        "rows": BATCHES * batch_size,
+        "rows": batches * batch_size,
         "batch_size": batch_size,
     }
     if options.replicas:
         return common.last_line(replicas(work, form, options.out), form)
+    if options.hints:
+        pairs = 1
+        work.update(hints=True, chapters=8, rows=8 * batch_size)
     ranks = 2 if form == "smoke" else 4
     load = os.getloadavg()[0]
     seconds = {"full": 5.0, "quick": 3.0, "smoke": 0.3}[form]
-    calibration = calibrate(
-        ranks, work["width"], batch_size, seconds, repeats=5 if form == "full" else 1
-    )
-    print(f"calibration {calibration:.3f}, load {load:.2f}, {chapters} chapters, {pairs} pairs")
     plan = chapters_of(work)
     placement = place(plan, "all-layers", ranks, [1] * 4)
-    found: dict[str, list[float]] = {name: [] for name in ("speedup", "ideal", "efficiency")}
+    names = ("speedup", "ideal", "efficiency", "calibration")
+    found: dict[str, list[float]] = {name: [] for name in names}
     runs = []
     for number in range(pairs):
+        found["calibration"].append(calibrate(ranks, work["width"], batch_size, seconds, QUOTA))
         one_rank = run(1, work, quotas=True)
         four_ranks = run(ranks, work, quotas=True)
         runs.append({"one": one_rank, "four": four_ranks})
@@ -300,22 +340,25 @@ def main() -> None:
         found["efficiency"].append(own / four_ranks["seconds"])
         shares = [c / four_ranks["seconds"] for c in four_ranks["cpu_seconds"]]
         print(
-            f"pair {number}: {one_rank['seconds']:.1f} s on one rank, "
+            f"pair {number}: calibration {found['calibration'][-1]:.3f}, "
+            f"{one_rank['seconds']:.1f} s on one rank, "
             f"{four_ranks['seconds']:.1f} s on {ranks}: {found['speedup'][-1]:.2f} of "
             f"{found['ideal'][-1]:.2f}, schedule efficiency {found['efficiency'][-1]:.3f}; "
-            f"shares of a core {', '.join(f'{share:.3f}' for share in shares)}"
+            f"shares of a core {', '.join(f'{share:.3f}' for share in shares)}",
+            flush=True,
         )
     figures: dict[str, Any] = {
         "speedup": statistics.median(found["speedup"]),
         "ideal": statistics.median(found["ideal"]),
         "fraction_of_ideal": statistics.median(
-            s / (i * calibration) for s, i in zip(found["speedup"], found["ideal"], strict=True)
+            speedup / (ideal * calibration)
+            for speedup, ideal, _, calibration in zip(*found.values(), strict=True)
         ),
         "schedule_efficiency": min(found["efficiency"]),
-        "calibration": calibration,
+        "calibration": statistics.median(found["calibration"]),
         "load": load,
     }
-    weights = 4 * 4 * work["width"] ** 2
+    chapters, weights = work["chapters"], 4 * 4 * work["width"] ** 2
     last = runs[-1]["four"]
     print(
         f"sent by each rank: {', '.join(f'{b / 1e6:.0f}' for b in last['bytes_sent'])} MB, in all "
@@ -324,7 +367,9 @@ def main() -> None:
         f"{(3 * (chapters - 1) + 1) * weights / 1e6:.0f}; peak memory "
         f"{', '.join(f'{b / 1e6:.0f}' for b in last['peak_memory_bytes'])} MB"
     )
-    if form == "full":
+    if form == "full" and options.hints:
+        common.record(options.out / "emulated_ranks_hints.json", {"figures": figures, "runs": runs})
+    elif form == "full":
         plain = [
             run(1, work, quotas=False)["seconds"] / run(2, work, quotas=False)["seconds"]
             for _ in range(pairs)
