@@ -3,8 +3,8 @@
     sudo python benchmarks/backprop_pipeline.py --data-dir DIR           an epoch each, 8 minutes
     sudo python benchmarks/backprop_pipeline.py --data-dir DIR --quick   8 mini-batches, a minute
 
-Four ranks, each with a quota of a quarter core as in emulated_ranks.py and a network namespace as
-in hosts.py, and the same layers, rows, batches of 512, dropout, learning rates and bf16 products
+Four ranks, each with a quota of 0.4 of a core as in emulated_ranks.py and a network namespace as in
+hosts.py, and the same layers, rows, batches of 512, dropout, learning rates and bf16 products
 everywhere: [784, 2000 x 4] on MNIST. Links have no limit; links.py has others, and goes on to an
 accuracy.
 
@@ -12,7 +12,7 @@ accuracy.
     stream      one-pass, stream: activities travel mini-batch by mini-batch
     backprop    backpropagation on one rank with the same quota
     ddp         backpropagation, rows of a mini-batch dealt to four ranks (DistributedDataParallel)
-    gpipe       torch.distributed.pipelining, a layer a rank, 8 micro-batches
+    gpipe       torch.distributed.pipelining, a layer a rank, 4 micro-batches
     1f1b        the same with the schedule 1F1B
     dff         one-pass in a stream as DFF sends it: one message at a time, and no overlap
 
@@ -49,7 +49,8 @@ from onward.steps import make_step
 from onward.timeline import Span
 
 RANKS = 4
-MICRO_BATCHES = 8
+MICRO_BATCHES = 4
+QUOTA = 0.4
 WAYS = ("onward", "stream", "backprop", "ddp", "gpipe", "1f1b", "dff")
 ONE_RANK = ("backprop",)
 
@@ -333,7 +334,7 @@ def run(way: str, options: dict[str, Any], rate: str | None = None) -> dict[str,
         `epochs`: seconds and megabytes until the end of each, and the accuracy then; `timeline`.
     """
     ranks = 1 if way in ONE_RANK else RANKS
-    groups = emulated_ranks.make_groups(ranks)
+    groups = emulated_ranks.make_groups(ranks, QUOTA)
     with tempfile.TemporaryDirectory() as folder, hosts.Hosts(ranks, rate) as joined:
         work = {
             **options,

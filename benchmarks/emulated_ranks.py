@@ -1,6 +1,6 @@
 """How close does all-layers on four ranks come to its ideal speed-up, on a small machine?
 
-    sudo python benchmarks/emulated_ranks.py               5 alternating pairs, 45 minutes
+    sudo python benchmarks/emulated_ranks.py               5 alternating pairs, 30 minutes
     sudo python benchmarks/emulated_ranks.py --quick       1 pair, under 150 seconds
     sudo python benchmarks/emulated_ranks.py --hints       1 pair with adaptive negatives, 6 minutes
     sudo python benchmarks/emulated_ranks.py --replicas    8 ranks on 4 blocks, 10 minutes
@@ -13,7 +13,7 @@ the training steps of a block each, and send nothing: `calibration` is the speed
 such loops over that of one alone. It is below 1 where the four are in each other's way, in the
 cache for instance.
 
-Work: one-pass, 4 equal blocks of 2000 units, 6 chapters of 48 mini-batches of 512 rows (an epoch of
+Work: one-pass, 4 equal blocks of 2000 units, 5 chapters of 48 mini-batches of 512 rows (an epoch of
 MNIST has 111; --quick: 4 chapters of 16). Timed: from the first task to the gathered network.
 
     speedup              time of one rank over time of four, median of the pairs
@@ -304,7 +304,7 @@ def main() -> None:
         common.skip(
             "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
         )
-    chapters = {"full": 6, "quick": 4, "smoke": 4}[form]
+    chapters = {"full": 5, "quick": 4, "smoke": 4}[form]
     pairs = options.pairs if form == "full" else 1
     batch_size = 32 if form == "smoke" else BATCH_SIZE
     batches = LONG_BATCHES if form == "full" and not options.replicas else BATCHES
