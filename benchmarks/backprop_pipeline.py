@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import control_groups
 import emulated_ranks
 import hosts
 import torch
@@ -50,7 +51,6 @@ from onward.timeline import Span
 
 RANKS = 4
 MICRO_BATCHES = 4
-QUOTA = 0.4
 WAYS = ("onward", "stream", "backprop", "ddp", "gpipe", "1f1b", "dff")
 ONE_RANK = ("backprop",)
 
@@ -316,8 +316,7 @@ def body(way: str, options: dict[str, Any]) -> None:
     work, watch = Work(options), Watch(options["goal"])
     if RUN[way] is not local and way not in ONE_RANK:
         dist.init_process_group("gloo")
-    groups = options["groups"]
-    emulated_ranks.join(groups[rank] if groups else None)
+    control_groups.join(options["groups"][rank])
     RUN[way](way, work, watch)
     if rank == 0:
         told = {"epochs": watch.epochs, "timeline": watch.timeline}
@@ -334,18 +333,13 @@ def run(way: str, options: dict[str, Any], rate: str | None = None) -> dict[str,
         `epochs`: seconds and megabytes until the end of each, and the accuracy then; `timeline`.
     """
     ranks = 1 if way in ONE_RANK else RANKS
-    groups = emulated_ranks.make_groups(ranks, QUOTA)
-    with tempfile.TemporaryDirectory() as folder, hosts.Hosts(ranks, rate) as joined:
-        work = {
-            **options,
-            "groups": [str(group.path) for group in groups],
-            "out": f"{folder}/result.json",
-        }
-        try:
-            status = joined.run([__file__, "--body", json.dumps([way, work])])
-        finally:
-            for group in groups:
-                group.remove()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        control_groups.quotas(ranks, emulated_ranks.QUOTA) as groups,
+        hosts.Hosts(ranks, rate) as joined,
+    ):
+        work = {**options, "groups": groups, "out": f"{folder}/result.json"}
+        status = joined.run([__file__, "--body", json.dumps([way, work])])
         if status:
             raise SystemExit(status)
         found: dict[str, Any] = json.loads(Path(work["out"]).read_text())
@@ -359,10 +353,7 @@ def run(way: str, options: dict[str, Any], rate: str | None = None) -> dict[str,
 
 def settings(form: str, data_dir: str | None, epochs: int, goal: float) -> dict[str, Any]:
     """Return what all ways do in a form, once it is clear that they can."""
-    if not os.access(emulated_ranks.GROUPS / "cpu.shares", os.W_OK):
-        common.skip(
-            "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
-        )
+    control_groups.need("cpu")
     hosts.need()
     if form != "smoke":
         common.need("mnist", data_dir)

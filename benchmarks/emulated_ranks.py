@@ -7,7 +7,7 @@
 
 Four processes on two cores say nothing about four machines, unless each gets the same fixed share
 of a core. So every rank is put into a control group (cgroup v1, cpu controller, root only) with a
-quota of a quarter core and a period of 10 ms, and is compared with one rank under the same quota.
+quota of 0.4 of a core and a period of 10 ms, and is compared with one rank under the same quota.
 Whether the machine can give four quotas at once is measured before each pair, with loops that do
 the training steps of a block each, and send nothing: `calibration` is the speed of each of four
 such loops over that of one alone. It is below 1 where the four are in each other's way, in the
@@ -46,10 +46,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import common
+import control_groups
 import torch
 
 import onward as ow
@@ -62,9 +64,7 @@ from onward.steps import make_step
 from onward.timeline import Span
 from onward.transport import launch
 
-GROUPS = Path("/sys/fs/cgroup/cpu")
-PERIOD_MICROSECONDS = 10_000
-QUOTA = 0.25
+QUOTA = 0.4
 REPLICAS_QUOTA = 0.125
 BATCH_SIZE = 512
 BATCHES = 16
@@ -76,40 +76,6 @@ HINTS: dict[str, Any] = {
     "readout": "goodness",
     "slope": 20.0,
 }
-
-
-class ControlGroup:
-    """A share of a core for the processes put into it."""
-
-    def __init__(self, name: str, quota: float) -> None:
-        self.path = GROUPS / name
-        self.path.mkdir()
-        self._set("cpu.cfs_period_us", PERIOD_MICROSECONDS)
-        self._set("cpu.cfs_quota_us", round(quota * PERIOD_MICROSECONDS))
-        # So that other work on the machine cannot take the quota away.
-        self._set("cpu.shares", 65_536)
-
-    def _set(self, name: str, value: int) -> None:
-        (self.path / name).write_text(str(value))
-
-    def remove(self) -> None:
-        """Remove the group; its processes must have ended."""
-        for _ in range(50):
-            try:
-                self.path.rmdir()
-                return
-            except OSError:
-                time.sleep(0.1)
-
-
-def make_groups(number: int, quota: float = QUOTA) -> list[ControlGroup]:
-    return [ControlGroup(f"onward-{os.getpid()}-{rank}", quota) for rank in range(number)]
-
-
-def join(path: str | None) -> None:
-    """Put this process into a group."""
-    if path:
-        Path(path, "cgroup.procs").write_text(str(os.getpid()))
 
 
 def loop_body(
@@ -124,7 +90,7 @@ def loop_body(
     network.set_precision(PRECISIONS[resolve_precision("auto")])
     step = make_step(network.line[0], closed_form=True)
     step(views, seed=0, lr_scale=1.0)
-    join(group)
+    control_groups.join(group)
     start.wait()
     steps, begin = 0, time.perf_counter()
     while time.perf_counter() < begin + seconds:
@@ -133,14 +99,12 @@ def loop_body(
     speeds.put(steps / (time.perf_counter() - begin))
 
 
-def measure_loops(groups: list[ControlGroup], width: int, batch_size: int, seconds: float) -> float:
+def measure_loops(groups: list[str], width: int, batch_size: int, seconds: float) -> float:
     """Return the mean speed of loops that run at once, a group each."""
     context = multiprocessing.get_context("fork")
     start, speeds = context.Barrier(len(groups)), context.Queue()
     loops = [
-        context.Process(
-            target=loop_body, args=(str(group.path), width, batch_size, seconds, start, speeds)
-        )
+        context.Process(target=loop_body, args=(group, width, batch_size, seconds, start, speeds))
         for group in groups
     ]
     for loop in loops:
@@ -153,13 +117,9 @@ def measure_loops(groups: list[ControlGroup], width: int, batch_size: int, secon
 
 def calibrate(ranks: int, width: int, batch_size: int, seconds: float, quota: float) -> float:
     """Return the speed of each of some loops under quotas over that of one alone."""
-    groups = make_groups(ranks, quota)
-    try:
+    with control_groups.quotas(ranks, quota) as groups:
         alone = measure_loops(groups[:1], width, batch_size, seconds)
         return measure_loops(groups, width, batch_size, seconds) / alone
-    finally:
-        for group in groups:
-            group.remove()
 
 
 def train_body(work: Mapping[str, Any]) -> None:
@@ -174,7 +134,7 @@ def train_body(work: Mapping[str, Any]) -> None:
     kind = HINTS if work.get("hints") else {}
     network = ow.mlp((width,), num_classes=CLASSES, widths=(width,) * 4, **kind)
     groups = work["groups"]
-    join(groups[rank] if groups else None)
+    control_groups.join(groups[rank] if groups else None)
     result = ow.train(
         network,
         dataset,
@@ -189,23 +149,17 @@ def train_body(work: Mapping[str, Any]) -> None:
         Path(work["out"]).write_text(json.dumps({**result.to_json(), **told}))
 
 
-def run(
-    ranks: int, options: Mapping[str, Any], *, quotas: bool, quota: float = QUOTA
-) -> dict[str, Any]:
-    """Train on some ranks, and return the result."""
-    groups = make_groups(ranks, quota) if quotas else []
-    with tempfile.TemporaryDirectory() as folder:
+def run(ranks: int, options: Mapping[str, Any], quota: float | None) -> dict[str, Any]:
+    """Train on some ranks, each with a quota or none, and return the result."""
+    shared = nullcontext([]) if quota is None else control_groups.quotas(ranks, quota)
+    with tempfile.TemporaryDirectory() as folder, shared as groups:
         work = {
             "placement": "all-layers" if ranks > 1 else "sequential",
             **options,
-            "groups": [str(group.path) for group in groups],
+            "groups": groups,
             "out": f"{folder}/result.json",
         }
-        try:
-            status = launch(ranks, [__file__, "--body", json.dumps(work)])
-        finally:
-            for group in groups:
-                group.remove()
+        status = launch(ranks, [__file__, "--body", json.dumps(work)])
         if status:
             raise SystemExit(status)
         found: dict[str, Any] = json.loads(Path(work["out"]).read_text())
@@ -250,7 +204,7 @@ def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
     calibration = calibrate(8, work["width"], work["batch_size"], seconds, quota)
     few = {**work, "chapters": 4 if form == "smoke" else 8}
     work = {**few, "chapters": repeated * few["chapters"]}
-    one = run(1, few, quotas=True, quota=quota)
+    one = run(1, few, quota)
     alone = repeated * one["seconds"]
     known = task_costs(one, quota)
     plan = chapters_of(work)
@@ -272,7 +226,7 @@ def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
     }
     runs = {"one": one}
     for cut in ("rows", "units"):
-        eight = run(8, {**work, "slices": 2, "cut": cut}, quotas=True, quota=quota)
+        eight = run(8, {**work, "slices": 2, "cut": cut}, quota)
         runs[cut] = eight
         figures["replicas_speedup"][cut] = round(alone / eight["seconds"], 3)
         shares = [cpu / eight["seconds"] / quota for cpu in eight["cpu_seconds"]]
@@ -300,10 +254,7 @@ def main() -> None:
         return train_body(json.loads(options.body))
     torch.set_num_threads(1)
     form = common.form_of(options)
-    if not os.access(GROUPS / "cpu.shares", os.W_OK):
-        common.skip(
-            "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
-        )
+    control_groups.need("cpu")
     chapters = {"full": 5, "quick": 4, "smoke": 4}[form]
     pairs = options.pairs if form == "full" else 1
     batch_size = 32 if form == "smoke" else BATCH_SIZE
@@ -329,8 +280,8 @@ def main() -> None:
     runs = []
     for number in range(pairs):
         found["calibration"].append(calibrate(ranks, work["width"], batch_size, seconds, QUOTA))
-        one_rank = run(1, work, quotas=True)
-        four_ranks = run(ranks, work, quotas=True)
+        one_rank = run(1, work, QUOTA)
+        four_ranks = run(ranks, work, QUOTA)
         runs.append({"one": one_rank, "four": four_ranks})
         assert one_rank["weights_sha256"] == four_ranks["weights_sha256"]
         costs = task_costs(one_rank, QUOTA)
@@ -371,8 +322,7 @@ def main() -> None:
         common.record(options.out / "emulated_ranks_hints.json", {"figures": figures, "runs": runs})
     elif form == "full":
         plain = [
-            run(1, work, quotas=False)["seconds"] / run(2, work, quotas=False)["seconds"]
-            for _ in range(pairs)
+            run(1, work, None)["seconds"] / run(2, work, None)["seconds"] for _ in range(pairs)
         ]
         figures["two_ranks_speedup"] = statistics.median(plain)
         common.record(options.out / "emulated_ranks.json", {"figures": figures, "runs": runs})

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import ExitStack
 
 import common
 
@@ -41,46 +41,54 @@ class Hosts:
         # When, and the bytes that all hosts had sent by then.
         self.samples: list[tuple[float, int]] = []
         self.ended = threading.Event()
+        self.stack = ExitStack()
 
     def __enter__(self) -> "Hosts":
-        ip("netns", "add", self.switch)
-        ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
-        ip("-n", self.switch, "link", "set", "switch", "up")
-        for host, name in enumerate(self.names):
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-            end = ("peer", "name", f"port{host}", "netns", self.switch)
-            ip("-n", name, "link", "add", "eth0", "type", "veth", *end)
-            ip("-n", name, "address", "add", f"{address(host)}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            ip("-n", self.switch, "link", "set", f"port{host}", "master", "switch", "up")
-            for namespace, device in ((name, "eth0"), (self.switch, f"port{host}")):
-                if self.rate:
-                    bucket = ("tbf", "rate", self.rate, "burst", "256kb", "latency", "50ms")
-                    qdisc = ("qdisc", "add", "dev", device, "root", *bucket)
-                    subprocess.run(["tc", "-n", namespace, *qdisc], check=True)
-        # Its list of interfaces is that of the namespace it is in.
-        command = ["ip", "netns", "exec", self.switch, "sleep", "infinity"]
-        self.watched = subprocess.Popen(command)
-        self.sampler = threading.Thread(target=self._sample)
-        self.sampler.start()
+        with self.stack as stack:
+            self._add(self.switch)
+            ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
+            ip("-n", self.switch, "link", "set", "switch", "up")
+            for host, name in enumerate(self.names):
+                self._add(name)
+                self._join(host, name)
+            # Its list of interfaces is that of the namespace it is in.
+            command = ["ip", "netns", "exec", self.switch, "sleep", "infinity"]
+            self.watched = stack.enter_context(subprocess.Popen(command))
+            stack.callback(self.watched.kill)
+            sampler = threading.Thread(target=self._sample)
+            sampler.start()
+            stack.callback(sampler.join)
+            stack.callback(self.ended.set)
+            self.stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.ended.set()
-        self.sampler.join()
-        self.watched.kill()
-        self.watched.wait()
-        for name in (*self.names, self.switch):
-            ip("netns", "del", name)
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def _add(self, name: str) -> None:
+        ip("netns", "add", name)
+        self.stack.callback(ip, "netns", "del", name)
+
+    def _join(self, host: int, name: str) -> None:
+        """Give a host an interface, the other end of which is a port of the switch."""
+        ip("-n", name, "link", "set", "lo", "up")
+        end = ("peer", "name", f"port{host}", "netns", self.switch)
+        ip("-n", name, "link", "add", "eth0", "type", "veth", *end)
+        ip("-n", name, "address", "add", f"{address(host)}/24", "dev", "eth0")
+        ip("-n", name, "link", "set", "eth0", "up")
+        ip("-n", self.switch, "link", "set", f"port{host}", "master", "switch", "up")
+        for namespace, device in ((name, "eth0"), (self.switch, f"port{host}")):
+            if self.rate:
+                bucket = ("tbf", "rate", self.rate, "burst", "256kb", "latency", "50ms")
+                qdisc = ("qdisc", "add", "dev", device, "root", *bucket)
+                subprocess.run(["tc", "-n", namespace, *qdisc], check=True)
 
     def run(self, command: Sequence[str]) -> int:
-        """Run a Python script as one rank a host, as torchrun does; return the first bad status."""
+        """Run a Python script as one rank a host, and end all where one fails.
+
+        Returns:
+            0, or the status of a rank that failed.
+        """
         ranks = []
         for rank, name in enumerate(self.names):
             environment = {
@@ -96,11 +104,14 @@ class Hosts:
             # `ip netns exec` would hide the control groups under another /sys.
             words = ["nsenter", f"--net=/var/run/netns/{name}", sys.executable, *command]
             ranks.append(subprocess.Popen(words, env=environment))
-        try:
-            return max(map(abs, (rank.wait() for rank in ranks)))
-        finally:
-            for rank in ranks:
-                rank.kill()
+        statuses: list[int | None] = [None]
+        while None in statuses and not any(statuses):
+            time.sleep(0.05)
+            statuses = [rank.poll() for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+        return next((status for status in statuses if status), 0)
 
     def bytes_sent(self, start: float, end: float) -> float:
         """Return the bytes that all hosts together sent between two times of `time.time`."""

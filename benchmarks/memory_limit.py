@@ -17,10 +17,12 @@ import argparse
 import json
 import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import common
+import control_groups
 import numpy as np
 import torch
 
@@ -31,7 +33,6 @@ from onward.transport import launch
 
 RANKS = 4
 ROWS = 1000
-GROUPS = Path("/sys/fs/cgroup/memory")
 
 
 def settings(work: dict[str, Any], ranks: int) -> ow.RunConfig:
@@ -52,8 +53,7 @@ def body(work: dict[str, Any]) -> None:
     """Train as one rank under a limit; rank 0 writes what came out."""
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(1)
-    if work["groups"]:
-        Path(work["groups"][rank], "cgroup.procs").write_text(str(os.getpid()))
+    control_groups.join(work["groups"][rank] if work["groups"] else None)
     try:
         result = run(settings(work, ranks).with_settings({"placement.nodes": 1}))
         found = None if result is None else result.to_json()
@@ -65,20 +65,11 @@ def body(work: dict[str, Any]) -> None:
 
 def train(ranks: int, work: dict[str, Any], limit: int | None) -> dict[str, Any]:
     """Train on some ranks, each with so many bytes at most, and return what came out."""
-    groups = [GROUPS / f"onward-{os.getpid()}-{rank}" for rank in range(ranks)]
-    if limit is None:
-        groups = []
-    for group in groups:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(limit))
-    with tempfile.TemporaryDirectory() as folder:
+    shared = nullcontext([]) if limit is None else control_groups.limits(ranks, limit)
+    with tempfile.TemporaryDirectory() as folder, shared as groups:
         out = f"{folder}/result.json"
-        given = json.dumps({**work, "groups": [str(group) for group in groups], "out": out})
-        try:
-            status = launch(ranks, [__file__, "--body", given])
-        finally:
-            for group in groups:
-                group.rmdir()
+        given = json.dumps({**work, "groups": groups, "out": out})
+        status = launch(ranks, [__file__, "--body", given])
         if status:
             raise SystemExit(status)
         found: dict[str, Any] = json.loads(Path(out).read_text())
@@ -100,11 +91,7 @@ def main() -> None:
     if options.body:
         return body(json.loads(options.body))
     form = common.form_of(options)
-    if not os.access(GROUPS / "memory.limit_in_bytes", os.W_OK):
-        common.skip(
-            "Limits need the memory controller of cgroup v1 at /sys/fs/cgroup/memory, writable by "
-            "root."
-        )
+    control_groups.need("memory")
     torch.set_num_threads(1)
     width = {"full": 6000, "quick": 3000, "smoke": 3000}[form]
     draw = np.random.default_rng(0)
@@ -124,6 +111,7 @@ def main() -> None:
         over = train(RANKS, work, limit)
         unlimited = train(1, work, None)
     errors = [compare("four ranks", over), compare("one rank, no limit", unlimited)]
+    assert refused, "one rank was not refused"
     assert over["weights_sha256"] == unlimited["weights_sha256"]
     figures = {
         "refused": refused,

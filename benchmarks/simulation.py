@@ -3,7 +3,7 @@
     sudo python benchmarks/simulation.py            3 runs of each placement, about 10 minutes
     sudo python benchmarks/simulation.py --quick    1 run of all-layers, under a minute
 
-Four ranks, each with a quota of a quarter core as in emulated_ranks.py, train four blocks of 2000
+Four ranks, each with a quota of 0.4 of a core as in emulated_ranks.py, train four blocks of 2000
 units in chapters of 16 mini-batches of 512 rows, with all-layers and single-layer. Simulated: the
 same plan and placement with the tasks' own processor time over the quota, and messages at the speed
 at which a rank under such a quota sends and receives 48 MB, which is measured first.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import control_groups
 import emulated_ranks
 import torch
 
@@ -44,7 +45,7 @@ def link_body(group: str, numbers: int, repeats: int, out: str) -> None:
     heard: queue.SimpleQueue[list[torch.Tensor]] = queue.SimpleQueue()
     is_first = transport.rank == 0
     transport.expect(1 - transport.rank, [[word if is_first else state]] * (repeats + 1), heard.put)
-    emulated_ranks.join(group)
+    control_groups.join(group)
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -63,15 +64,10 @@ def link_body(group: str, numbers: int, repeats: int, out: str) -> None:
 
 def measure_link(numbers: int, repeats: int) -> Link:
     """Return how fast a rank under a quota sends to another."""
-    groups = emulated_ranks.make_groups(2)
-    with tempfile.TemporaryDirectory() as folder:
+    quota = emulated_ranks.QUOTA
+    with tempfile.TemporaryDirectory() as folder, control_groups.quotas(2, quota) as groups:
         out = f"{folder}/seconds.json"
-        work = [[str(group.path) for group in groups], numbers, repeats, out]
-        try:
-            status = launch(2, [__file__, "--body", json.dumps(work)])
-        finally:
-            for group in groups:
-                group.remove()
+        status = launch(2, [__file__, "--body", json.dumps([groups, numbers, repeats, out])])
         if status:
             raise SystemExit(status)
         seconds = json.loads(Path(out).read_text())
@@ -80,7 +76,7 @@ def measure_link(numbers: int, repeats: int) -> Link:
 
 def compare(name: Name, work: dict[str, Any], link: Link) -> dict[str, Any]:
     """Run a placement, and simulate it from what its own tasks took."""
-    measured = emulated_ranks.run(RANKS, {**work, "placement": name}, quotas=True)
+    measured = emulated_ranks.run(RANKS, {**work, "placement": name}, emulated_ranks.QUOTA)
     plan = emulated_ranks.chapters_of(work)
     weight = 4 * work["width"] ** 2
     costs = Emulated(emulated_ranks.task_costs(measured, emulated_ranks.QUOTA), weight)
@@ -119,10 +115,7 @@ def main() -> None:
     simulate(plan, place(plan, "all-layers", 4096, [1] * 4), costs, Link(125e6, 1e-3))
     figures: dict[str, Any] = {"ranks_4096_seconds": round(time.perf_counter() - start, 2)}
     print(f"4,096 ranks: {figures['ranks_4096_seconds']} s")
-    if not os.access(emulated_ranks.GROUPS / "cpu.shares", os.W_OK):
-        common.skip(
-            "Quotas need the cpu controller of cgroup v1 at /sys/fs/cgroup/cpu, writable by root."
-        )
+    control_groups.need("cpu")
     batch_size = 32 if form == "smoke" else emulated_ranks.BATCH_SIZE
     work = {
         "chapters": 4,

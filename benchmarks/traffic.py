@@ -3,15 +3,19 @@
     python benchmarks/traffic.py            8 chapters of [784, 2000 x 4], about three minutes
     python benchmarks/traffic.py --quick    4 chapters, under a minute
 
-Real ranks on this machine, loopback. Bytes are those handed to the transport by all ranks together,
-and do not depend on the number of rows; the formulas are those of the PFF paper's scheme
-(arXiv:2404.08573, section 4; the paper states no bytes):
+Real ranks on this machine, loopback. Bytes are those handed to the transport by all ranks together;
+the formulas of the first two are those of the PFF paper's scheme (arXiv:2404.08573, section 4; the
+paper states no bytes):
 
     all-layers     C-1 times weights and moments of all blocks, then their weights
     single-layer   C times the weights of each block, to every later rank, then to rank 0
+    stream         C times 2 bytes a row and unit of all blocks but the last, then all weights
+    units          two teams of two, units cut: all-layers twice over, as each rank of a team sends
+                   to one of the other; and within the teams, for each chapter and block, weights
+                   and moments once, logits of each row twice, activities that are passed on once
 
-W below is the weights of all blocks and heads, 4 bytes each. Figures: bytes sent over what the
-formula says, by placement. Peak memory is that of a whole rank, torch itself included.
+Figures: bytes sent over what the formula says, by placement. Peak memory is that of a whole rank,
+torch itself included, with what was estimated beforehand in brackets.
 """
 
 import json
@@ -27,11 +31,13 @@ import torch
 import onward as ow
 from onward.transport import launch
 
-CASES = {
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "sequential": (1, {}),
     "all-layers": (4, {}),
     "all-layers, restart": (4, {"optimizer_state": "restart"}),
     "single-layer": (4, {}),
+    "stream": (4, {"kind": "stream"}),
+    "all-layers, units": (4, {"slices": 2, "cut": "units"}),
 }
 
 
@@ -43,16 +49,20 @@ def body(work: dict[str, Any]) -> None:
     result = ow.train(
         ow.mlp((1, 28, 28), num_classes=10, widths=tuple(work["widths"])),
         ow.dataset(x, y, x_test=x[:100], y_test=y[:100]),
-        training=ow.TrainingConfig(epochs=work["chapters"], batch_size=min(500, work["rows"])),
+        training=ow.TrainingConfig(
+            epochs=work["chapters"], batch_size=min(500, work["rows"]), precision="bf16"
+        ),
         plan=ow.PlanConfig(**work["plan"]),
-        placement=ow.PlacementConfig(name=work["placement"]),
+        placement=ow.PlacementConfig(
+            name=work["placement"], replicas=work["plan"].get("slices", 1)
+        ),
         validation=0,
     )
     if result is not None:
         Path(work["out"]).write_text(json.dumps(result.to_json()))
 
 
-def predicted(case: str, widths: tuple[int, ...], chapters: int) -> float:
+def predicted(case: str, widths: tuple[int, ...], chapters: int, rows: int) -> float:
     """Return the bytes that the formula says."""
     sizes = (784, *widths)
     blocks = [4 * m * (n + 1 + 10) for n, m in pairwise(sizes)]
@@ -65,6 +75,11 @@ def predicted(case: str, widths: tuple[int, ...], chapters: int) -> float:
         case "single-layer":
             later = sum(b * (len(blocks) - 1 - k) for k, b in enumerate(blocks))
             return chapters * later + weights - blocks[0]
+        case "stream":
+            return chapters * 2 * rows * sum(widths[:-1]) + weights - blocks[0]
+        case "all-layers, units":
+            within = 3 * weights + 4 * 10 * rows * 2 * len(blocks) + 2 * rows * sum(widths[:-1])
+            return 2 * 3 * (chapters - 1) * weights + weights + chapters * within
     return 0.0
 
 
@@ -80,7 +95,9 @@ def main() -> None:
     cases = {"all-layers": CASES["all-layers"]} if form == "smoke" else CASES
     figures: dict[str, float] = {}
     every = {}
-    print(f"{'placement':20} {'ranks':>5} {'MB sent':>9} {'formula':>9}  peak MB of each rank")
+    print(
+        f"{'placement':20} {'ranks':>5} {'MB sent':>9} {'formula':>9}  peak MB of ranks (estimated)"
+    )
     for case, (ranks, plan) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             work = {
@@ -95,8 +112,13 @@ def main() -> None:
                 raise SystemExit(1)
             found = json.loads(Path(work["out"]).read_text())
         every[case] = found
-        sent, formula = sum(found["bytes_sent"]), predicted(case, widths, chapters)
-        peaks = "  ".join(f"{peak / 1e6:.0f}" for peak in found["peak_memory_bytes"])
+        sent, formula = sum(found["bytes_sent"]), predicted(case, widths, chapters, work["rows"])
+        peaks = "  ".join(
+            f"{peak / 1e6:.0f} ({needed / 1e6:.0f})"
+            for peak, needed in zip(
+                found["peak_memory_bytes"], found["estimated_memory_bytes"], strict=True
+            )
+        )
         print(f"{case:20} {ranks:5} {sent / 1e6:9.1f} {formula / 1e6:9.1f}  {peaks}")
         if formula:
             figures[case] = round(sent / formula, 4)

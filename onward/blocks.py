@@ -95,7 +95,13 @@ class Block(nn.Module):
     @property
     def is_released(self) -> bool:
         """Whether the weights are in no memory, see `release`."""
-        return any(t.numel() > 1 and not any(t.stride()) for t in self.state_dict().values())
+        arrays = [t for t in self.state_dict().values() if t.numel() > 1]
+        return bool(arrays) and not any(any(t.stride()) for t in arrays)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights and buffers."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
 
     def release(self) -> None:
         """Let go of weights that come from elsewhere before they are needed: NaN, in no memory."""

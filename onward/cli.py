@@ -29,11 +29,11 @@ from onward.errors import DataError, FileError, OnwardError, SettingError
 from onward.flags import FLAGS, add_settings, nearest, read_config
 from onward.networks import Network, evaluate
 from onward.placement import stall
-from onward.planner import choices, read_link, read_speeds
+from onward.planner import choices, read_links, read_speeds
 from onward.progress import Bars, count
 from onward.recipes import RECIPES
 from onward.report import draw_timelines
-from onward.simulation import KnownCosts, Link, simulate
+from onward.simulation import KnownCosts, simulate
 from onward.transport import launch, leave
 from onward.version import VERSION
 
@@ -116,7 +116,9 @@ def make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--link",
         metavar="BANDWIDTH[,LATENCY]",
-        help="the network of each rank, such as 1gbit or 100mbit,20ms (default: no limit)",
+        action="append",
+        help="the network of each rank, such as 1gbit or 100mbit,20ms (default: no limit); "
+        "given once for all ranks, or once for each in order",
     )
     plan.add_argument(
         "--speeds",
@@ -206,9 +208,9 @@ def _launch(config: RunConfig, folder: Path) -> None:
 def plan_command(options: argparse.Namespace) -> None:
     """Print the tasks of each rank, and draw how they begin."""
     config = read_config(options)
-    links = read_link(options.link) if options.link else Link()
+    links = read_links(options.link or [], config.placement.nodes)
     speeds = read_speeds(options.speeds, config.placement.nodes) if options.speeds else None
-    begun = preparation.preview(config, config.placement.nodes)
+    begun = preparation.preview(config, config.placement.nodes, with_weights=bool(options.measure))
     plan, placement = begun.plan, begun.placement
     console = Output()
     console.print(plan_table(plan, placement, begun.memory))

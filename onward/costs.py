@@ -157,7 +157,7 @@ class BlockCosts(Costs):
         Raises:
             SettingError: They are.
         """
-        sizes = [sum(t.nbytes for t in block.state_dict().values()) for block in network.all_blocks]
+        sizes = [block.num_bytes for block in network.all_blocks]
         if list(self.weights) != sizes or self.batch_size != batch_size:
             raise SettingError(
                 f"The costs are those of blocks of {list(self.weights)} bytes and mini-batches of "
@@ -257,7 +257,7 @@ def measure(
         neutral=tuple(of_neutral),
         score=score,
         validate=validate,
-        weights=tuple(sum(t.nbytes for t in block.state_dict().values()) for block in blocks),
+        weights=tuple(block.num_bytes for block in blocks),
         moments=tuple(
             sum(t.nbytes for parts in block.moments.values() for t in parts.values())
             for block in blocks

@@ -173,8 +173,8 @@ class DirectoryTransport(Transport):
             time.sleep(LOOK_EVERY_SECONDS)
         return [json.loads(path.read_text()) for path in paths]
 
-    def team(self, sizes: Sequence[int]) -> Team:
-        assert max(sizes) == 1, "Ranks that share a folder work alone."
+    def team(self, teams: Sequence[range]) -> Team:
+        assert all(len(ranks) == 1 for ranks in teams), "Ranks that share a folder work alone."
         return Alone()
 
     def close(self) -> None:

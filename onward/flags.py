@@ -35,7 +35,10 @@ FLAGS = {
     "--shard-by": ("plan.shard_by", "iid or class"),
     "--validate-every": ("plan.validate_every", "chapters between validations"),
     "--placement": ("placement.name", "sequential, single-layer, all-layers, federated or stream"),
-    "--replicas": ("placement.replicas", "ranks that share each task, of a plan with slices"),
+    "--replicas": (
+        "placement.replicas",
+        "ranks that share each task, of a plan with slices (default: one, or by cost)",
+    ),
     "--nodes": ("placement.nodes", "processes to start on this machine"),
     "--directory": ("placement.directory", "shared folder for messages, instead of a network"),
     "--iface": ("placement.iface", "network interface between machines"),

@@ -1,5 +1,7 @@
 """Layers that are made for local learning: a length-normalised dense ReLU layer."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -65,6 +67,7 @@ class Dense(nn.Module):
         out_features: Units.
         dropout: Share of the normalised inputs that is set to zero in training.
         generator: Draws the weights: normal with standard deviation `gain` / sqrt(in_features).
+            None: they are to come from elsewhere, and are in no memory until then.
         gain: 1 as Hinton's code does it, sqrt(2) for He initialisation.
     """
 
@@ -73,13 +76,17 @@ class Dense(nn.Module):
         in_features: int,
         out_features: int,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         dropout: float = 0.0,
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        weight = torch.randn(out_features, in_features, generator=generator)
-        self.weight = nn.Parameter(weight.mul_(gain / in_features**0.5))
+        if generator is None:
+            weight = torch.full((), math.nan).expand(out_features, in_features)
+        else:
+            weight = torch.randn(out_features, in_features, generator=generator)
+            weight.mul_(gain / in_features**0.5)
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(out_features))
         self.dropout = dropout
 

@@ -2,6 +2,7 @@
 
 import resource
 import socket
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,28 +17,32 @@ from onward.errors import SettingError
 from onward.networks import Network
 from onward.placement import Placement, messages
 from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
-from onward.runtime import QUEUE
+from onward.runtime import most_waiting
 from onward.steps import SLICE_BYTES, has_closed_form
 from onward.transport import IN_FLIGHT, POSTED
+from onward.workers import Arithmetic
+
+NO_LIMIT = 1 << 60
+"""Bytes from which on a limit is none: how the first version of control groups says so."""
 
 
 class Room(NamedTuple):
-    """What a rank needs, and what it may hold."""
+    """What a rank will hold, and what it may."""
 
     needed: int
     """Bytes that it will hold at its peak, about."""
 
-    allowed: int
-    """Bytes that it may hold, together with the others that share its limit."""
+    shared: int
+    """Bytes of these that all processes of a machine have in common: libraries."""
 
-    where: str
-    """What sets the limit: a machine, and a control group of it."""
+    limits: dict[str, int]
+    """Bytes that it may hold together with all others that name the same limit."""
 
-    @classmethod
-    def of_this_process(cls, needed: int) -> "Room":
-        """Return the room of this process, whose part of a run needs so many bytes."""
-        groups = "".join(f"{path}\n" for path in _limits())
-        return cls(needed, allowed(), f"{socket.gethostname()}\n{groups}")
+
+def room(needed: int) -> Room:
+    """Return the room of this process, whose part of a run needs so many bytes at its peak."""
+    shared = getattr(psutil.Process().memory_info(), "shared", 0)
+    return Room(needed, min(shared, needed), limits())
 
 
 def check(rooms: Sequence[Room]) -> None:
@@ -47,21 +52,26 @@ def check(rooms: Sequence[Room]) -> None:
         rooms: Of each rank.
 
     Raises:
-        SettingError: Some would need more than they may hold together.
+        SettingError: Some would hold more than they may, each or together.
     """
     sharing: dict[str, list[int]] = defaultdict(list)
-    for rank, room in enumerate(rooms):
-        sharing[room.where].append(rank)
-    for ranks in sharing.values():
-        needed, limit = sum(rooms[rank].needed for rank in ranks), rooms[ranks[0]].allowed
+    for rank, own in enumerate(rooms):
+        for name in own.limits:
+            sharing[name].append(rank)
+    for name, ranks in sharing.items():
+        limit = rooms[ranks[0]].limits[name]
+        needed = sum(rooms[rank].needed - rooms[rank].shared for rank in ranks)
+        needed += max(rooms[rank].shared for rank in ranks)
         if needed > limit:
-            who = f"Rank {ranks[0]}" if len(ranks) == 1 else f"The {len(ranks)} ranks of a machine"
+            who = f"Rank {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} ranks together"
             if len(rooms) == 1:
                 who = "The run"
+            what = name.partition(" ")[2]
             raise SettingError(
                 f"{who} would hold about {needed / 1e6:,.0f} MB, and may hold {limit / 1e6:,.0f} "
-                f"MB. In a stream plan each rank holds its own blocks alone: --plan stream on "
-                f"several machines. `onward plan` says what each rank would hold."
+                f"MB ({what}). Use smaller --widths or --batch-size, or fewer ranks on this "
+                f"machine. --plan stream on several machines lets each hold its own blocks alone, "
+                f"and changes the weights. `onward plan` says what each rank would hold."
             )
 
 
@@ -90,8 +100,7 @@ def estimate(
     placement: Placement,
     network: Network,
     input_shape: tuple[int, ...],
-    *,
-    closed_form: bool,
+    arithmetic: Arithmetic,
 ) -> list[int]:
     """Return the bytes that each rank needs for blocks, activities and messages, about.
 
@@ -104,64 +113,71 @@ def estimate(
         placement: Where.
         network: The blocks; their weights may be released.
         input_shape: Shape of a row of the data.
-        closed_form: Whether closed forms are used where there are some.
+        arithmetic: How it is computed.
     """
-    inputs = 4 * torch.Size(network.sampler.width(input_shape)).numel()
-    sizes = _sizes(network, input_shape, closed_form=closed_form)
+    row = 4 * torch.Size(network.sampler.width(input_shape)).numel()
+    sizes = {-1: Size(0, 0, 0, 0, row), **_sizes(network, input_shape, arithmetic.closed_form)}
+    views = len(network.sampler.names)
+    # Shifted copies of the data.
+    copies = sum(plan.rows) * 4 * torch.Size(input_shape).numel() if arithmetic.shift else 0
     if isinstance(plan, StreamPlan):
+        # Rows with the neutral label may be an epoch ahead.
         return [
-            _of_stream(plan, placement, rank, sizes, inputs, len(network.sampler.names))
+            2 * copies + _of_stream(plan, placement, rank, sizes, views)
             for rank in range(placement.num_ranks)
         ]
     assert isinstance(plan, ChapterPlan)
-    return _of_chapters(plan, placement, sizes, inputs, len(network.sampler.names))
+    segments = len(plan.segments(0)) if arithmetic.shift else 1
+    found = _of_chapters(plan, placement, sizes, views, segments)
+    return [copies + num_bytes for num_bytes in found]
 
 
 @torch.no_grad()
-def _sizes(network: Network, input_shape: tuple[int, ...], *, closed_form: bool) -> dict[int, Size]:
+def _sizes(network: Network, input_shape: tuple[int, ...], closed_form: bool) -> dict[int, Size]:
     x = torch.zeros(1, *network.sampler.width(input_shape))
     sizes = {}
     for number, block in enumerate(network.all_blocks):
         x = block.infer(x) if block.reads is None else x.new_zeros(1, network.num_classes)
-        sizes[number] = _size(block, x.nbytes, closed_form=closed_form)
+        sizes[number] = _size(block, x.nbytes, closed_form and has_closed_form(block))
     return sizes
 
 
-def _size(block: Block, row: int, *, closed_form: bool) -> Size:
-    weights = sum(tensor.nbytes for tensor in block.state_dict().values())
+def _size(block: Block, row: int, closed_form: bool) -> Size:
+    weights = block.num_bytes
     copy = weights // 2 if block.precision is torch.bfloat16 else 0
-    in_closed_form = closed_form and has_closed_form(block)
     return Size(
         weights=weights,
         moments=sum(t.nbytes for parts in block.moments.values() for t in parts.values()),
-        products=copy if in_closed_form else 0,
-        gradients=min(weights, 2 * SLICE_BYTES) if in_closed_form else weights + copy,
+        products=copy if closed_form else 0,
+        gradients=min(weights, 2 * SLICE_BYTES) if closed_form else weights + copy,
         row=row,
     )
 
 
 def _of_stream(
-    plan: StreamPlan,
-    placement: Placement,
-    rank: int,
-    sizes: Mapping[int, Size],
-    inputs: int,
-    views: int,
+    plan: StreamPlan, placement: Placement, rank: int, sizes: Mapping[int, Size], views: int
 ) -> int:
     owners = {b: placement.rank(Task(Kind.TRAIN, 0, b)) for b in plan.trained}
     own = [block for block, owner in owners.items() if owner == rank]
+    total = sum(sizes[b].weights + sizes[b].moments + sizes[b].products for b in own)
+    total += max((sizes[b].gradients + _step(plan, sizes, b, views) for b in own), default=0)
     # A mini-batch of all views, and of the neutral one where a head reads it.
     rows = plan.batch_size * (views + bool(plan.head_reads))
-    total = sum(sizes[b].weights + sizes[b].moments + sizes[b].products for b in own)
-    total += max((sizes[b].gradients for b in own), default=0)
-    total += max((_step(plan, sizes, b, inputs, views) for b in own), default=0)
     for block in own:
-        if block and block != plan.head and owners[block - 1] != rank:
-            total += (QUEUE + POSTED + 2) * rows * sizes[block - 1].row
+        if 0 < block < plan.num_blocks and owners[block - 1] != rank:
+            total += (most_waiting(plan) + POSTED + 2) * rows * sizes[block - 1].row
         if block + 1 < plan.num_blocks and owners[block + 1] != rank:
             total += IN_FLIGHT * rows * sizes[block].row
-    if rank == placement.rank(plan.gather):
+        if block == plan.head:
+            read = [b for b in plan.head_reads if owners[b] != rank]
+            waiting = (most_waiting(plan) + POSTED + 2) * plan.batch_size
+            total += waiting * sum(sizes[b].row for b in read)
+    ends = [plan.gather, *plan.validations(plan.chapters - 1)]
+    if rank in {placement.rank(task) for task in ends}:
         total += sum(sizes[b].weights for b in plan.trained if b not in own)
+    elif plan.has_validation and plan.validate_every:
+        # Weights on their way to where they are validated, while training goes on.
+        total += sum(sizes[b].weights for b in own)
     return total
 
 
@@ -169,37 +185,62 @@ def _of_chapters(
     plan: ChapterPlan,
     placement: Placement,
     sizes: Mapping[int, Size],
-    inputs: int,
     views: int,
+    segments: int,
 ) -> list[int]:
     ranks = range(placement.num_ranks)
     held: list[set[int]] = [set() for _ in ranks]
     trained: list[set[int]] = [set() for _ in ranks]
-    incoming: list[dict[int, list[int]]] = [{} for _ in ranks]
-    outgoing = [0 for _ in ranks]
+    incoming: list[dict[int, list[int]]] = [defaultdict(list) for _ in ranks]
+    outgoing = [0] * placement.num_ranks
+    # Moments that a rank keeps for a later task of its own, now and at most.
+    kept, most = [0] * placement.num_ranks, [0] * placement.num_ranks
     for task in plan.tasks():
-        for rank in placement.ranks(task):
+        own = placement.ranks(task)
+        for rank in own:
             held[rank].update(p.block for p in plan.needs(task) if p.thing is Thing.WEIGHTS)
             if task.kind is Kind.TRAIN:
                 trained[rank].add(task.block)
                 held[rank].add(task.block)
+        for product in plan.needs(task):
+            if product.thing is Thing.MOMENTS:
+                for rank in set(own) & set(placement.ranks(plan.maker(product))):
+                    kept[rank] -= sizes[product.block].moments
+        for product in plan.makes(task):
+            if product.thing is Thing.MOMENTS:
+                users = {rank for use in plan.uses(product) for rank in placement.ranks(use)}
+                for rank in set(own) & users:
+                    kept[rank] += sizes[product.block].moments
+                    most[rank] = max(most[rank], kept[rank])
         for message in messages(plan, placement, task):
             size = sum(_of_product(product, sizes) for product in message.products)
-            incoming[message.dest].setdefault(message.source, []).append(size)
+            incoming[message.dest][message.source].append(size)
             outgoing[message.source] = max(outgoing[message.source], size)
-    travel = not placement.owners and len(placement.teams) > 1
+    # Where blocks stay, a rank of a cheap block is ahead of those that read it.
+    ahead = most_waiting(plan) if placement.owners else 1
     found = []
     for rank in ranks:
+        blocks = [sizes[b] for b in trained[rank]]
         total = sum(sizes[b].weights for b in held[rank])
-        moments = [sizes[b].moments for b in trained[rank]]
-        # Where chapters go round, moments are here for one chapter and on their way for another.
-        total += max(moments, default=0) if travel else sum(moments)
-        total += max((sizes[b].products + sizes[b].gradients for b in trained[rank]), default=0)
-        total += sum(sum(first[: POSTED + 2]) for first in incoming[rank].values())
+        total += max(most[rank], *(b.moments for b in blocks), 0)
+        total += max((b.products + _slices(plan, placement, b) for b in blocks), default=0)
+        total += sum(sum(sent[: POSTED + 1 + ahead]) for sent in incoming[rank].values())
         total += outgoing[rank]
-        total += max((_step(plan, sizes, b, inputs, views) for b in trained[rank]), default=0)
-        found.append(total + _passed(plan, sizes, max(trained[rank], default=0), inputs, views))
+        total += max((_step(plan, sizes, b, views) for b in trained[rank]), default=0)
+        highest = max(trained[rank], default=-1)
+        found.append(total + _passed(plan, sizes, highest, views, segments))
     return found
+
+
+def _slices(plan: ChapterPlan, placement: Placement, size: Size) -> int:
+    """Return what the gradients of a block take, and what ranks of a team give each other."""
+    if plan.slices == 1:
+        return size.gradients
+    if plan.cut == "rows":
+        # Those of each slice, in the type of the products, and their sum.
+        return plan.slices * (size.products or size.weights) + size.weights
+    whole = size.weights + size.moments
+    return size.gradients + (whole if max(placement.teams) > 1 else 0)
 
 
 def _of_product(product: Product, sizes: Mapping[int, Size]) -> int:
@@ -212,25 +253,29 @@ def _of_product(product: Product, sizes: Mapping[int, Size]) -> int:
     return 0
 
 
-def _step(plan: Plan, sizes: Mapping[int, Size], block: int, inputs: int, views: int) -> int:
+def _step(plan: Plan, sizes: Mapping[int, Size], block: int, views: int) -> int:
     """Return what a step makes on the way: inputs, activities and their derivatives."""
     if block == plan.head:
         return plan.batch_size * sum(sizes[b].row for b in plan.head_reads)
-    read = sizes[block - 1].row if block else inputs
-    return plan.batch_size * views * 3 * (read + sizes[block].row)
+    return plan.batch_size * views * 3 * (sizes[block - 1].row + sizes[block].row)
 
 
 def _passed(
-    plan: ChapterPlan, sizes: Mapping[int, Size], highest: int, inputs: int, views: int
+    plan: ChapterPlan, sizes: Mapping[int, Size], highest: int, views: int, segments: int
 ) -> int:
     """Return what a chapter's rows take that are passed on to a block."""
-    segments = plan.segments(0)
-    rows = max(plan.rows) * (segments[0].last - segments[0].first) // plan.batches(0)
-    if highest == plan.head:
-        return rows * sum(sizes[b].row for b in plan.head_reads)
+    first = plan.segments(0)[0]
+    rows = max(plan.rows) * (first.last - first.first) // plan.batches(0)
     # The first block reads the data themselves, unless there are views of them.
-    read = [inputs if views > 1 else 0, *(sizes[b].row for b in range(plan.num_blocks))]
-    return rows * views * max([read[0], *(read[b] + read[b + 1] for b in range(highest))])
+    line = [sizes[-1].row if views > 1 else 0, *(sizes[b].row for b in range(plan.num_blocks))]
+    top = min(highest, plan.num_blocks - 1)
+    # Activities of one block are made from those of another: both are there at once.
+    most = views * max([line[0], *(line[b] + line[b + 1] for b in range(top))])
+    if plan.head is not None and highest == plan.head:
+        # Those of each chunk, and all of them joined.
+        read = 2 * sum(sizes[b].row for b in plan.head_reads)
+        most = max(most, views * line[top] + read)
+    return segments * rows * most
 
 
 def resident() -> int:
@@ -245,18 +290,29 @@ def peak() -> int:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def allowed() -> int:
-    """Return the bytes that this process may hold, by its machine and its control groups."""
-    return min([int(psutil.virtual_memory().total), *_limits().values()])
+def limits() -> dict[str, int]:
+    """Return what this process may hold, by a name of the limit: of its machine, of its groups.
+
+    Processes that share a limit call it by the same name.
+    """
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        machine = socket.gethostname()
+    found = {f"{machine} the memory of the machine": int(psutil.virtual_memory().total)}
+    for folder, limit in _group_limits().items():
+        found[f"{machine}-{folder.stat().st_ino} control group {folder}"] = limit
+    return found
 
 
-def _limits(
+def _group_limits(
     groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
-) -> dict[str, int]:
-    """Return the limits of the control groups that this process is in, by file (Linux)."""
+) -> dict[Path, int]:
+    """Return the limits of the control groups that this process is in, by folder (Linux)."""
     try:
         lines = groups.read_text().splitlines()
     except OSError:
@@ -274,6 +330,6 @@ def _limits(
         for folder in (group, *group.parents):
             if folder.is_relative_to(root) and (folder / name).is_file():
                 limit = (folder / name).read_text().strip()
-                if limit.isdecimal():
-                    found[str(folder / name)] = int(limit)
+                if limit.isdecimal() and int(limit) < NO_LIMIT:
+                    found[folder] = int(limit)
     return found

@@ -230,11 +230,15 @@ def build(
     inputs = torch.Size(sampler.width(input_shape)).numel()
     widths = (inputs, *config.widths)
 
+    def is_held(block: int) -> bool:
+        return held is None or block in held
+
     def layer(number: int) -> Dense:
+        block = 0 if config.one_block else number
         try:
             return Dense(
                 *widths[number : number + 2],
-                generator=seeds.generator(seed, "weights", number),
+                generator=seeds.generator(seed, "weights", number) if is_held(block) else None,
                 dropout=config.dropout,
                 gain=config.gain,
             )
@@ -263,8 +267,7 @@ def build(
     blocks: list[Block] = []
 
     def add(block: Block) -> None:
-        if held is not None and len(blocks) not in held:
-            # Before the next is made: a rank may have no room for all of them.
+        if not is_held(len(blocks)):
             block.release()
         blocks.append(block)
 

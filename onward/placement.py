@@ -88,7 +88,7 @@ def messages(plan: Plan, placement: Placement, task: Task) -> list[Message]:
     """Return the messages that follow a task: who needs what of it elsewhere.
 
     Both ends derive them from the plan, so nothing is negotiated. All ranks of a team hold what it
-    made; each sends to the ranks that have its own place in their teams.
+    made; receivers are dealt to them in turn.
     """
     makers = placement.ranks(task)
     held: dict[int, list[Product]] = {}

@@ -144,6 +144,23 @@ def read_link(text: str) -> Link:
     return Link(bits / 8, latency)
 
 
+def read_links(texts: Sequence[str], num_ranks: int) -> Link | list[Link]:
+    """Read the links of some ranks: none for no limit, one for all ranks, or one for each.
+
+    Raises:
+        SettingError: There are others, or one says something else than `read_link` takes.
+    """
+    if not texts:
+        return FREE
+    links = [read_link(text) for text in texts]
+    if len(links) not in (1, num_ranks):
+        raise SettingError(
+            f"--link is given {len(links)} times, and there are {num_ranks} ranks. Give it once "
+            f"for all of them, or once for each in order."
+        )
+    return links if len(links) > 1 else links[0]
+
+
 def read_speeds(text: str, num_ranks: int) -> list[float]:
     """Read the speed of each rank as a person writes them.
 

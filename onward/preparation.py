@@ -33,7 +33,7 @@ class Preview(NamedTuple):
     plan: Plan
     placement: Placement
     network: Network
-    """The network with its first weights."""
+    """The network, with its first weights or with released ones."""
     rows: Rows
     """The rows of one shard."""
     arithmetic: Arithmetic
@@ -43,12 +43,13 @@ class Preview(NamedTuple):
     """Bytes that each rank holds at its peak, about; see `onward.memory.estimate`."""
 
 
-def preview(config: RunConfig, num_ranks: int) -> Preview:
+def preview(config: RunConfig, num_ranks: int, *, with_weights: bool = False) -> Preview:
     """Make all of a run that is there before it starts, to look at or to find mistakes.
 
     Args:
         config: The run.
         num_ranks: Ranks it is meant for.
+        with_weights: Whether the network has its first weights, for which there may be no room.
 
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
@@ -67,12 +68,10 @@ def preview(config: RunConfig, num_ranks: int) -> Preview:
     notes = [describe(own, part) for own, part in zip(held, parts, strict=True)]
     dataset, shape = parts[0], agree(config, notes)
     before = memory.resident()
-    network = build_network(config, dataset, shape)
+    network = build_network(config, dataset, shape, held=None if with_weights else ())
     plan, placement, shares = arrange(config, network, dataset, shape, num_ranks)
     arithmetic = make_arithmetic(config)
-    needed = memory.estimate(
-        plan, placement, network, dataset.input_shape, closed_form=arithmetic.closed_form
-    )
+    needed = memory.estimate(plan, placement, network, dataset.input_shape, arithmetic)
     peaks = [before + more for more in needed]
     return Preview(plan, placement, network, held[0][0], arithmetic, shares, peaks)
 
@@ -260,6 +259,11 @@ def place_plan(config: RunConfig, plan: Plan, num_ranks: int, shares: Sequence[i
         PlacementError: The placement asked for does not fit the plan, the ranks or the data.
     """
     placement = place(plan, config.placement.name, num_ranks, shares, config.placement.replicas)
+    if config.placement.directory is not None and max(placement.teams) > 1:
+        raise PlacementError(
+            "Ranks that share a folder work alone, and here several would share a task. Use no "
+            "more ranks than blocks, plan.slices = 1, or a network instead of placement.directory."
+        )
     if is_private(config) and max(placement.teams) > 1:
         raise PlacementError(
             "Each rank has a shard of its own, which replicas would have to share. Set "

@@ -6,7 +6,7 @@ rank knows beforehand how many bytes it gets from whom, and in which order.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 from torch import Tensor
 
@@ -22,6 +22,9 @@ from onward.workers import Arithmetic, Rows, Worker
 
 QUEUE = 16
 """Mini-batches of activities from one source that wait here before no more are taken."""
+
+LARGE = (Thing.WEIGHTS, Thing.MOMENTS, Thing.ACTIVITIES, Thing.NEUTRAL)
+"""What a rank takes only so much of before it was needed."""
 
 OnProduct = Callable[[Product, list[Tensor]], None]
 """Told of reports and counts as soon as this rank has them."""
@@ -55,7 +58,7 @@ class Runtime:
         self.on_product = on_product
         self.recorder = recorder or Recorder(transport.rank, most=0)
         worker.recorder = transport.recorder = self.recorder
-        worker.team = transport.team(placement.teams)
+        worker.team = transport.team(placement.members)
         begun = begun_on(plan, placement, transport.rank)
         worker.release(block for block in plan.trained if block not in begun)
         self.idle_seconds = 0.0
@@ -84,11 +87,11 @@ class Runtime:
                 self.uses_left[product] = self._uses_here(product)
         with self.recorder.span(WORDS[task.kind], str(task)):
             self.worker.execute(task)
+        sent = cache(self._sent)
         for message in messages(self.plan, self.placement, task):
-            if message.source != self.transport.rank:
-                continue
-            tensors = [t for p in message.products for t in self._sent(p)]
-            self.transport.send(message.dest, tensors, str(task))
+            if message.source == self.transport.rank:
+                tensors = [t for product in message.products for t in sent(product)]
+                self.transport.send(message.dest, tensors, str(task))
         for product in self.plan.makes(task):
             self._told(product)
             self.uses_left[product] = self._uses_here(product)
@@ -156,8 +159,9 @@ class Runtime:
             if product.thing in (Thing.REPORT, Thing.COUNTS):
                 self.on_product(product, parts)
             with self.changed:
-                if product.thing in (Thing.ACTIVITIES, Thing.NEUTRAL):
-                    self.changed.wait_for(partial(has_room, queued, product))
+                if product.thing in LARGE:
+                    most = most_waiting(self.plan)
+                    self.changed.wait_for(partial(has_room, queued, product, most))
                     queued.add(product)
                 self.arrived[product] = parts
                 self.changed.notify_all()
@@ -190,9 +194,19 @@ class Runtime:
             self.changed.notify_all()
 
 
-def has_room(queued: set[Product], product: Product) -> bool:
-    """Return whether a product may join those that wait: of so many mini-batches and no more."""
-    return len({product.time} | {other.time for other in queued}) <= QUEUE
+def has_room(queued: set[Product], product: Product, most: int) -> bool:
+    """Return whether a product may join those that wait: of so many times and no more."""
+    return len({product.time} | {other.time for other in queued}) <= most
+
+
+def most_waiting(plan: Plan) -> int:
+    """Return the mini-batches, or chapters, of which things from one source may wait on a rank.
+
+    A rank may need moments some chapters after the weights that came with them.
+    """
+    if isinstance(plan, ChapterPlan):
+        return 2 + (plan.moments_age or 0)
+    return QUEUE
 
 
 def make_worker(

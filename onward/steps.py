@@ -196,11 +196,7 @@ class ClosedFormStep(Step):
     def __call__(
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, View], StepReport]:
-        x, rows = self.inputs(views, seed)
-        activities = self.activities(x)
-        outputs = self._outputs(activities, views, rows)
-        gradient = self.block.objective.gradient(outputs)
-        derivative = self.derivative(gradient, activities)
+        x, outputs, gradient, derivative, told = self._derived(views, seed)
         nudge = self._nudge(outputs)
         if nudge is not None:
             derivative += nudge
@@ -211,22 +207,28 @@ class ClosedFormStep(Step):
         for name, own in gradient.parameters.items():
             if parameters[name].requires_grad:
                 self._update(f"objective.{name}", parameters[name], own, lr_scale)
-        active = self.summed(activities) > 0
-        return outputs, report(sum(rows), gradient.loss, gradient.metrics, active)
+        return outputs, told
 
     @torch.no_grad()
     def gradients(self, views: Views, *, seed: int) -> Gradients:
-        x, rows = self.inputs(views, seed)
-        activities = self.activities(x)
-        outputs = self._outputs(activities, views, rows)
-        gradient = self.block.objective.gradient(outputs)
-        derivative = self.derivative(gradient, activities)
+        x, outputs, gradient, derivative, told = self._derived(views, seed)
         named = {"module.weight": derivative.T @ x, "module.bias": self.summed(derivative)}
         for name, parameter in self.block.objective.named_parameters():
             if parameter.requires_grad and name in gradient.parameters:
                 named[f"objective.{name}"] = gradient.parameters[name]
+        return Gradients(outputs, named, told)
+
+    def _derived(
+        self, views: Views, seed: int
+    ) -> tuple[Tensor, dict[str, View], Gradient, Tensor, StepReport]:
+        """Return inputs, outputs, the objective's gradient, that by pre-activations, a report."""
+        x, rows = self.inputs(views, seed)
+        activities = self.activities(x)
+        outputs = self._outputs(activities, views, rows)
+        gradient = self.block.objective.gradient(outputs)
         active = self.summed(activities) > 0
-        return Gradients(outputs, named, report(sum(rows), gradient.loss, gradient.metrics, active))
+        told = report(sum(rows), gradient.loss, gradient.metrics, active)
+        return x, outputs, gradient, self.derivative(gradient, activities), told
 
     def inputs(self, views: Views, seed: int) -> tuple[Tensor, list[int]]:
         """Return what the layer multiplies with, and the rows of each view in it."""

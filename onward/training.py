@@ -5,14 +5,14 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from onward import memory
-from onward.checkpoint import tensors_sha256, weights_sha256
+from onward.checkpoint import PRECISIONS, tensors_sha256, weights_sha256
 from onward.config import PlacementConfig, PlanConfig, RunConfig, TrainingConfig
 from onward.data import Dataset
 from onward.dealing import (
@@ -26,7 +26,8 @@ from onward.directory import DirectoryTransport
 from onward.errors import SettingError
 from onward.networks import Network, evaluate
 from onward.objectives import Threshold
-from onward.placement import begun_on
+from onward.placement import Placement, begun_on
+from onward.plan import Plan
 from onward.preparation import (
     arrange,
     build_network,
@@ -75,10 +76,11 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
     held, shape = deal(config, dataset, transport)
     # A rank may have no room for all blocks: it makes those that it trains first.
     network = build_network(config, dataset, shape, held=())
-    plan, placement, _ = arrange(config, network, dataset, shape, transport.num_ranks)
-    own = begun_on(plan, placement, transport.rank)
+    ready = _ready(network, config, dataset, held, shape, transport)
+    own = begun_on(ready.plan, ready.placement, transport.rank)
     network = build_network(config, dataset, shape, held=own)
-    return _train(network, config, dataset, held, shape, transport, listener or Listener())
+    network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
+    return _train(network, ready, listener or Listener())
 
 
 @contextmanager
@@ -93,14 +95,9 @@ def threads_kept(number: int) -> Iterator[None]:
 
 
 def _check_alike(
-    network: Network,
-    config: RunConfig,
-    precision: str,
-    placed: str,
-    room: memory.Room,
-    transport: Transport,
+    network: Network, config: RunConfig, precision: str, placed: str, transport: Transport
 ) -> None:
-    """Refuse ranks that would train something else than the others, or have no room."""
+    """Refuse ranks that would train something else than the others."""
     # Where data lie may differ, and their content has been compared.
     settings = config.with_settings(
         {"data.name": "", "data.dir": None, "training.precision": precision}
@@ -114,7 +111,6 @@ def _check_alike(
             "settings": "\n".join([settings.to_toml(), *optimizers]),
             "placements": placed,
             "versions": f"onward {VERSION}, torch {torch.__version__}",
-            "room": room,
             # Of the blocks that the rank has.
             "weights": [
                 None if block.is_released else tensors_sha256(block.state_dict())
@@ -122,7 +118,6 @@ def _check_alike(
             ],
         },
     )
-    memory.check([memory.Room(*note["room"]) for note in notes])
     ours = notes[transport.rank]
     for rank, theirs in enumerate(notes):
         for what in ("versions", "settings", "placements"):
@@ -197,7 +192,13 @@ def train(
     config.check()
     transport = open_transport(config.placement)
     held, shape = deal(config, dataset, transport)
-    return _train(network, config, dataset, held, shape, transport, listener or Listener())
+    if shape.num_classes > network.num_classes:
+        raise SettingError(
+            f"The data have {shape.num_classes} classes, and the network was built for "
+            f"{network.num_classes}. Give num_classes={shape.num_classes}."
+        )
+    ready = _ready(network, config, dataset, held, shape, transport)
+    return _train(network, ready, listener or Listener())
 
 
 def open_transport(placement: PlacementConfig) -> Transport:
@@ -221,38 +222,69 @@ def open_transport(placement: PlacementConfig) -> Transport:
     return InMemoryTransport.group(1)[0]
 
 
-def _train(
+@dataclass(frozen=True)
+class Ready:
+    """All that a rank needs to train, beside its network."""
+
+    config: RunConfig
+    """Settings."""
+
+    dataset: Dataset
+    """What is learned from, and tested on."""
+
+    held: dict[int, Rows]
+    """Rows of the shards that this rank has, by shard."""
+
+    shape: Shape
+    """What all ranks know of the data."""
+
+    plan: Plan
+    """What is computed."""
+
+    placement: Placement
+    """Where."""
+
+    memory: int
+    """Bytes that this rank will hold at its peak, about."""
+
+    transport: Transport
+    """The way to the others."""
+
+
+def _ready(
     network: Network,
     config: RunConfig,
     dataset: Dataset,
     held: dict[int, Rows],
     shape: Shape,
     transport: Transport,
-    listener: Listener,
-) -> Result | None:
-    if shape.num_classes > network.num_classes:
-        raise SettingError(
-            f"The data have {shape.num_classes} classes, and the network was built for "
-            f"{network.num_classes}. Give num_classes={shape.num_classes}."
-        )
+) -> Ready:
+    """Make plan and placement, and refuse a run that a rank has no room for.
+
+    The weights of the network may be released.
+    """
     plan, placement, _ = arrange(config, network, dataset, shape, transport.num_ranks)
+    blocks = [block for block in network.all_blocks if not block.is_released]
+    now = memory.resident()
+    before = now - sum(block.num_bytes for block in blocks)
+    arithmetic = make_arithmetic(config)
+    needed = memory.estimate(plan, placement, network, dataset.input_shape, arithmetic)
+    room = memory.room(max(before + needed[transport.rank], now))
+    memory.check([memory.Room(*other) for other in transport.exchange("room", room)])
+    return Ready(config, dataset, held, shape, plan, placement, room.needed, transport)
+
+
+def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
+    config, dataset, held, shape = ready.config, ready.dataset, ready.held, ready.shape
+    plan, placement, transport = ready.plan, ready.placement, ready.transport
     precision = resolve_precision(config.training.precision)
     if placement.name == "federated":
         team = placement.team_of(transport.rank)
         held = {s: rows for s, rows in held.items() if s % len(placement.teams) == team}
     placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
-    arithmetic = make_arithmetic(config)
-    needed = memory.estimate(
-        plan, placement, network, dataset.input_shape, closed_form=arithmetic.closed_form
-    )
-    blocks = (block for block in network.all_blocks if not block.is_released)
-    held_already = sum(t.nbytes for block in blocks for t in block.state_dict().values())
-    before = memory.resident() - held_already
-    most = max(before + needed[transport.rank], memory.resident())
-    room = memory.Room.of_this_process(most)
-    _check_alike(network, config, precision, placed, room, transport)
+    _check_alike(network, config, precision, placed, transport)
     log = Log(plan, listener)
-    worker = make_worker(plan, network, held, arithmetic)
+    worker = make_worker(plan, network, held, make_arithmetic(config))
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
     runtime = Runtime(plan, placement, worker, transport, log.take, recorder)
     transport.exchange("start", None)
@@ -273,7 +305,7 @@ def _train(
         "idle_seconds": runtime.idle_seconds + worker.team.seconds,
         "bytes_sent": transport.bytes_sent,
         "validation_seconds": worker.validation_seconds,
-        "estimated_memory_bytes": room.needed,
+        "estimated_memory_bytes": ready.memory,
         "peak_memory_bytes": memory.peak(),
         "seconds": seconds - worker.validation_seconds,
     }

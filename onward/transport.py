@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from itertools import accumulate, chain, count, islice
+from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,12 +109,8 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def team(self, sizes: Sequence[int]) -> Team:
-        """Return the team of this rank, where neighbours work in teams; all ranks call it.
-
-        Args:
-            sizes: Ranks of each team.
-        """
+    def team(self, teams: Sequence[range]) -> Team:
+        """Return the team of this rank, given the ranks of all teams; all ranks call it."""
 
     @abstractmethod
     def close(self) -> None:
@@ -165,8 +161,8 @@ class InMemoryTransport(Transport):
             raise NotImplementedError("Ranks of one process take turns, and cannot wait.")
         return [note]
 
-    def team(self, sizes: Sequence[int]) -> Team:
-        members = next(ranks for ranks in _teams(sizes) if self.rank in ranks)
+    def team(self, teams: Sequence[range]) -> Team:
+        members = next(ranks for ranks in teams if self.rank in ranks)
         return InMemoryTeam(self, members) if len(members) > 1 else Alone()
 
     def close(self) -> None:
@@ -293,6 +289,8 @@ class DistributedTransport(Transport):
 
     def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None:
         start = self.recorder.now() if self.recorder else 0.0
+        if not tensors:
+            return
         room = self._room[dest]
         room.acquire()
         for number, tensor in enumerate(tensors, start=1):
@@ -378,9 +376,9 @@ class DistributedTransport(Transport):
             time.sleep(0.02)
         return [json.loads(self.store.get(key)) for key in keys]
 
-    def team(self, sizes: Sequence[int]) -> Team:
+    def team(self, teams: Sequence[range]) -> Team:
         team: Team = Alone()
-        for members in _teams(sizes):
+        for members in teams:
             if len(members) > 1:
                 # Every rank makes all groups, in the same order.
                 group = dist.new_group(list(members), backend="gloo", timeout=NEVER)
@@ -442,12 +440,6 @@ class DistributedTeam(Team):
                 f"of the rank that ended first says why."
             ) from error
         return every
-
-
-def _teams(sizes: Sequence[int]) -> list[range]:
-    """Return the ranks of teams of some sizes, neighbours each."""
-    firsts = accumulate(sizes, initial=0)
-    return [range(first, first + size) for first, size in zip(firsts, sizes, strict=False)]
 
 
 def leave(status: int) -> None:

@@ -1,7 +1,14 @@
-"""Shared by all tests: one thread, and a report of versions."""
+"""Shared by all tests: one thread, a report of versions, and folders that are not the user's."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from data_files import QUICK, arrays
+
+from onward.cli import main
+from onward.data import download
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,3 +18,60 @@ def one_thread():
 
 def pytest_report_header():
     return f"torch {torch.__version__}"
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """Keep the user's own folders out of the tests."""
+    monkeypatch.delenv("ONWARD_DATA", raising=False)
+    monkeypatch.setattr(download, "cache", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(empty_cache, monkeypatch, tmp_path):
+    """Work in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run on rows of four numbers in two classes, the data in a file next to it."""
+    folder = tmp_path_factory.mktemp("finished")
+    np.savez(folder / "data.npz", **arrays())
+    arguments = ("--data", folder / "data.npz", *QUICK, "--batch-size", 10, "--out", folder / "run")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *map(str, arguments)])
+    assert ended.value.code == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run the command, check that it fails as it should, and return the sentence it said."""
+
+    def refused(*arguments):
+        capsys.readouterr()
+        before = contents()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert ended.value.code == 2
+        assert contents() == before
+        assert said.startswith("onward: ")
+        assert said.endswith((".", "?"))
+        return said.removeprefix("onward: ")
+
+    return refused
+
+
+def contents():
+    """Return all files and folders here, and what they hold."""
+    found = {}
+    for path in Path().rglob("*"):
+        try:
+            found[path] = path.read_bytes() if path.is_file() else None
+        except PermissionError:
+            found[path] = None
+    return found

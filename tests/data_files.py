@@ -1,4 +1,4 @@
-"""Small data files in the published formats, and a server that publishes them."""
+"""Small data sets: files in the published formats, a server that publishes them, arrays."""
 
 import gzip
 import struct
@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.data import cifar, idx
+from onward.data import Dataset, cifar, idx
 
 Bytes = NDArray[np.uint8]
+
+QUICK = ("--epochs", "1", "--widths", "8")
+"""Flags of a short run."""
 
 
 def idx_bytes(array: Bytes) -> bytes:
@@ -64,6 +67,16 @@ def write_cifar10(folder: Path, *, rows: int = 2) -> dict[str, Bytes]:
     }
 
 
+def assert_holds(dataset: Dataset, arrays: dict[str, Bytes]) -> None:
+    """Check that a data set holds these bytes, scaled, and these labels."""
+    for name in ("x", "x_test"):
+        expected = arrays[name].astype(np.float32) / 255
+        actual = getattr(dataset, name).numpy()
+        np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
+    for name in ("y", "y_test"):
+        assert getattr(dataset, name).tolist() == arrays[name].tolist()
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files and says nothing."""
 
@@ -83,3 +96,10 @@ def published(folder: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def arrays(**changes):
+    """Return the members of a data file that can be learned from, some of them changed."""
+    random = np.random.default_rng(0)
+    members = {"x": random.random((40, 4)), "y": np.arange(40) % 2} | changes
+    return {name: member for name, member in members.items() if member is not None}

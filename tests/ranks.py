@@ -295,6 +295,17 @@ def run_in_teams(placement, cut):
     return teams
 
 
+@job(4)
+def teams_by_cost(folder):
+    return told(run(by_cost(folder, "single-layer")))
+
+
+def by_cost(folder, placement):
+    """Return a run of two blocks, the second of which gets three of four ranks."""
+    changes = {"network.widths": (9, 66), "plan.slices": 3, "plan.cut": "units"}
+    return config_of("bf16", folder, placement).with_settings(changes)
+
+
 for cut in ("rows", "units"):
     JOBS[f"two teams, {cut}"] = (4, run_in_teams("all-layers", cut))
     JOBS[f"one team, {cut}"] = (2, run_in_teams("sequential", cut))
@@ -460,20 +471,30 @@ def of_all_types(folder):
     return {"same": same, "bytes_sent": num_bytes}
 
 
-@job(2)
+@job(3)
 def more_than_may_be_on_their_way(folder):
     received = []
     with opened() as transport:
         number = 2 * IN_FLIGHT
+        if transport.rank == 0:
+            for each in range(IN_FLIGHT):
+                transport.send(1, [])
+                transport.send(1, [torch.full((3,), float(each))])
+            transport.send(2, [torch.zeros(3)])
+            other = time.monotonic()
+            for each in range(IN_FLIGHT, number):
+                transport.send(1, [torch.full((3,), float(each))])
+            return {"at": time.monotonic(), "other": other}
         if transport.rank == 1:
             time.sleep(1)
             at = time.monotonic()
-            transport.expect(0, ([torch.empty(3)] for _ in range(number)), received.append)
+            empty = ([[], [torch.empty(3)]] for _ in range(IN_FLIGHT))
+            rest = ([torch.empty(3)] for _ in range(IN_FLIGHT))
+            transport.expect(0, [*itertools.chain(*empty), *rest], received.append)
         else:
-            for each in range(number):
-                transport.send(1, [torch.full((3,), float(each))])
             at = time.monotonic()
-    return {"at": at, "received": [tensor[0].item() for (tensor,) in received]}
+            transport.expect(0, [[torch.empty(3)]], received.append)
+    return {"at": at, "received": [tensor[0].item() for tensors in received for tensor in tensors]}
 
 
 @job(4)

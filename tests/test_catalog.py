@@ -6,10 +6,9 @@ import re
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from data_files import published, write_cifar10, write_mnist
+from data_files import assert_holds, published, write_cifar10, write_mnist
 
 from onward.data import (
     available,
@@ -20,24 +19,7 @@ from onward.errors import DataError
 
 REAL_DATA = os.environ.get("ONWARD_DATA")
 
-
-@pytest.fixture(autouse=True)
-def empty_cache(monkeypatch, tmp_path):
-    """Keep the user's own folders out of the tests."""
-    monkeypatch.delenv("ONWARD_DATA", raising=False)
-    monkeypatch.setattr(download, "cache", lambda: tmp_path / "cache")
-    return tmp_path / "cache"
-
-
-def assert_holds(dataset, arrays):
-    """Check that a data set holds these bytes, scaled, and these labels."""
-    for name in ("x", "x_test"):
-        expected = arrays[name].astype(np.float32) / 255
-        actual = getattr(dataset, name).numpy()
-        np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
-    for name in ("y", "y_test"):
-        assert getattr(dataset, name).tolist() == arrays[name].tolist()
-
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 # Names and folders
 

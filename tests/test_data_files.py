@@ -6,35 +6,17 @@ import struct
 
 import numpy as np
 import pytest
-from data_files import cifar_bytes, idx_bytes, write_cifar10, write_mnist
+from data_files import assert_holds, cifar_bytes, idx_bytes, write_cifar10, write_mnist
 
 from onward.data import (
     available,
     cifar,
-    download,
     idx,
     load,
 )
 from onward.errors import DataError
 
-
-@pytest.fixture(autouse=True)
-def empty_cache(monkeypatch, tmp_path):
-    """Keep the user's own folders out of the tests."""
-    monkeypatch.delenv("ONWARD_DATA", raising=False)
-    monkeypatch.setattr(download, "cache", lambda: tmp_path / "cache")
-    return tmp_path / "cache"
-
-
-def assert_holds(dataset, arrays):
-    """Check that a data set holds these bytes, scaled, and these labels."""
-    for name in ("x", "x_test"):
-        expected = arrays[name].astype(np.float32) / 255
-        actual = getattr(dataset, name).numpy()
-        np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
-    for name in ("y", "y_test"):
-        assert getattr(dataset, name).tolist() == arrays[name].tolist()
-
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 # The idx format
 

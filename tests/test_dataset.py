@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from onward.data import (
     check_classes,
-    download,
     from_arrays,
     shards,
     split_validation,
@@ -20,13 +19,7 @@ from onward.errors import DataError
 any_seed = st.integers(0, 2**40)
 several = settings(max_examples=50, deadline=None, derandomize=True)
 
-
-@pytest.fixture(autouse=True)
-def empty_cache(monkeypatch, tmp_path):
-    """Keep the user's own folders out of the tests."""
-    monkeypatch.delenv("ONWARD_DATA", raising=False)
-    monkeypatch.setattr(download, "cache", lambda: tmp_path / "cache")
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def of_classes(y, **settings):

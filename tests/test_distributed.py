@@ -5,8 +5,17 @@ from functools import cache
 
 import jaxtyping
 import pytest
-from ranks import EXIT_STATUS, RUNS, config_of, private_config, results, told, train_convolutions
-from test_same_weights import prepare_network
+from prepared import prepare_network
+from ranks import (
+    EXIT_STATUS,
+    RUNS,
+    by_cost,
+    config_of,
+    private_config,
+    results,
+    told,
+    train_convolutions,
+)
 
 from onward.checkpoint import weights_sha256
 from onward.dealing import Shape, data_sha256, deal, deal_alone, load_data
@@ -28,7 +37,7 @@ def group():
 
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch):
-    """Leave out the checks of types and shapes; they are made in test_same_weights."""
+    """Leave out the checks of types and shapes; they are made in test_sent_and_held."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -74,6 +83,15 @@ def test_processes_that_share_tasks_end_in_the_weights_of_one_process(group, cut
 
     assert one["weights"] == two["weights"] == expected["weights"]
     assert one["accuracy"] == two["accuracy"] == expected["accuracy"]
+
+
+def test_teams_of_different_sizes_end_in_the_weights_of_one_rank(group):
+    expected = told(run(by_cost(group["folder"], "sequential")))
+
+    first, *_ = group["teams_by_cost"]
+
+    assert first["placement"] == "single-layer"
+    assert first["weights"] == expected["weights"]
 
 
 def test_the_folder_is_empty_in_the_end(group):

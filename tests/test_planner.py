@@ -5,9 +5,10 @@ from rich.console import Console
 from test_simulation import Weighing, chapters, stream
 
 from onward.drawing import advice, choices_table, forecast_table
+from onward.errors import SettingError
 from onward.placement import place
 from onward.plan import ChapterPlan, StreamPlan
-from onward.planner import alone, choices
+from onward.planner import alone, choices, read_links
 from onward.simulation import FREE, KnownCosts, Link
 
 
@@ -140,3 +141,26 @@ def test_a_forecast_says_what_each_rank_does():
     assert "The run would take about 4 min 30 s" in table
     assert "180.0" in table
     assert "90.0" in table
+
+
+def test_a_link_is_that_of_all_ranks_or_each_has_its_own():
+    fast, slow = Link(125e6), Link(1.25e6)
+
+    assert read_links([], 2) == FREE
+    assert read_links(["1gbit"], 2) == fast
+    assert read_links(["1gbit", "10mbit"], 2) == [fast, slow]
+    with pytest.raises(SettingError, match="given 2 times, and there are 3 ranks"):
+        read_links(["1gbit", "10mbit"], 3)
+
+
+def test_a_rank_with_a_slow_link_makes_the_others_wait():
+    plan, fast, slow = chapters(8), Link(1e9), Link(1e7)
+    costs = Weighing()
+
+    even, uneven = (
+        next(c for c in ways(plan, 4, costs, links) if c.placement.name == "all-layers")
+        for links in ([fast] * 4, [fast, fast, slow, fast])
+    )
+
+    assert uneven.simulation.seconds > even.simulation.seconds
+    assert sum(uneven.simulation.waiting) > sum(even.simulation.waiting)

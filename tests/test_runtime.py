@@ -17,8 +17,8 @@ from onward.workers import Arithmetic
 def test_a_mini_batch_that_waits_already_always_has_room_for_the_rest_of_itself():
     full = {Product(Thing.NEUTRAL, time, 0) for time in range(QUEUE)}
 
-    assert has_room(full, Product(Thing.NEUTRAL, QUEUE - 1, 1))
-    assert not has_room(full, Product(Thing.NEUTRAL, QUEUE, 0))
+    assert has_room(full, Product(Thing.NEUTRAL, QUEUE - 1, 1), QUEUE)
+    assert not has_room(full, Product(Thing.NEUTRAL, QUEUE, 0), QUEUE)
 
 
 def test_a_rank_with_many_blocks_sends_more_than_the_queue_holds_and_nobody_waits_for_ever():

@@ -46,7 +46,7 @@ def in_team(size, work):
     ranks = InMemoryTransport.group(size)
 
     def do(rank):
-        found[rank] = work(ranks[rank].team([size]))
+        found[rank] = work(ranks[rank].team([range(size)]))
 
     threads = [threading.Thread(target=do, args=(rank,)) for rank in range(size)]
     for thread in threads:
@@ -159,7 +159,7 @@ def test_only_sums_over_units_travel_where_units_are_cut():
         def learn(rank):
             block = block_of("cross-entropy")
             step = make_sliced_step(
-                block, closed_form=True, slices=2, cut=cut, team=ranks[rank].team([2])
+                block, closed_form=True, slices=2, cut=cut, team=ranks[rank].team([range(2)])
             )
             step(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
 

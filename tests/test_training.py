@@ -11,7 +11,6 @@ import torch
 import onward as ow
 from onward.config import PlacementConfig, RunConfig
 from onward.errors import SettingError
-from onward.memory import Room
 from onward.training import _check_alike
 from onward.transport import InMemoryTransport
 
@@ -31,9 +30,8 @@ class Notes(InMemoryTransport):
 
 def check(transport, **settings):
     network = ow.mlp((4,), num_classes=3, widths=(8,))
-    room = Room(needed=1, allowed=2, where="here")
     config = RunConfig().with_settings(settings)
-    _check_alike(network, config, "fp32", "on 2 ranks", room, transport)
+    _check_alike(network, config, "fp32", "on 2 ranks", transport)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,238 @@
+"""Small runs of all kinds, ready to be done in this process under any placement."""
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+
+import onward as ow
+from onward.checkpoint import PRECISIONS, weights_sha256
+from onward.dealing import deal
+from onward.networks import Network
+from onward.placement import place
+from onward.plan import Plan
+from onward.preparation import block_costs, build_network, make_arithmetic, make_plan
+from onward.recipes import RECIPES
+from onward.runtime import Runtime, make_worker, run_in_memory
+from onward.seeds import global_generator_kept
+from onward.transport import InMemoryTransport
+from onward.workers import Arithmetic, Rows
+
+SMALL = {
+    "network.widths": (24, 20, 16, 12),
+    "network.dropout": 0.0,
+    "training.epochs": 6,
+    "training.batch_size": 200,
+    "training.precision": "fp32",
+    "data.validation": 70,
+}
+
+PFF = {**SMALL, "optimizer.lr": 0.01, "optimizer.head_lr": 0.01, "plan.hint_age": 2}
+
+CHAPTERS = {
+    "one-pass": ("one-pass", SMALL),
+    "one-pass in bf16": ("one-pass", {**SMALL, "training.precision": "bf16"}),
+    "one-pass by autograd": ("one-pass", {**SMALL, "training.gradients": "autograd"}),
+    "one-pass with dropout": ("one-pass", {**SMALL, "network.dropout": 0.2}),
+    "adaptive, goodness": ("pff", PFF),
+    "adaptive, goodness, bf16": ("pff", {**PFF, "training.precision": "bf16"}),
+    "adaptive, softmax": ("pff", {**PFF, "network.readout": "softmax"}),
+    "random, goodness": ("pff", {**PFF, "network.negatives": "random"}),
+    "random, softmax": (
+        "pff",
+        {**PFF, "network.negatives": "random", "network.readout": "softmax"},
+    ),
+    "fixed, goodness": ("pff", {**PFF, "network.negatives": "fixed"}),
+    "fixed, softmax": ("pff", {**PFF, "network.negatives": "fixed", "network.readout": "softmax"}),
+    "hard, goodness": ("pff", {**PFF, "network.negatives": "hard"}),
+    "hints one chapter old": ("pff", {**PFF, "plan.hint_age": 1}),
+    "moments restart": ("pff", {**PFF, "plan.optimizer_state": "restart"}),
+    "moments three chapters old": ("pff", {**PFF, "plan.optimizer_state": "aged:3"}),
+    "three chapters an epoch": ("pff", {**PFF, "training.epochs": 2, "plan.chapters": 6}),
+    "two epochs a chapter": ("pff", {**PFF, "training.epochs": 8, "plan.chapters": 4}),
+    "shifted": ("pff", {**PFF, "network.readout": "softmax", "data.shift": 1}),
+    "shifted, two epochs a chapter": (
+        "one-pass",
+        {**SMALL, "data.shift": 1, "training.epochs": 8, "plan.chapters": 4},
+    ),
+    "peer normalisation": ("pff", {**PFF, "network.peer": 0.03}),
+    "sgd with decay": (
+        "pff",
+        {**PFF, "optimizer.name": "sgd", "optimizer.weight_decay": 0.001},
+    ),
+    "validated often": ("one-pass", {**SMALL, "plan.validate_every": 1}),
+}
+"""Chapter plans: recipe, and what is changed in it."""
+
+STREAM = {
+    **SMALL,
+    "plan.kind": "stream",
+    "plan.chapters": 4,
+    "training.epochs": 2,
+    "training.batch_size": 150,
+}
+
+HINTON = {**STREAM, "optimizer.head_lr": 0.1}
+
+STREAMS = {
+    "one-pass": ("one-pass", STREAM),
+    "one-pass in bf16": ("one-pass", {**STREAM, "training.precision": "bf16"}),
+    "one-pass with dropout, shifted": (
+        "one-pass",
+        {**STREAM, "network.dropout": 0.2, "data.shift": 1},
+    ),
+    "fixed negatives": ("hinton", {**HINTON, "network.negatives": "fixed"}),
+    "hints of age 0": ("hinton", {**HINTON, "plan.hint_age": 0}),
+    "hints of age 1": ("hinton", {**HINTON, "plan.hint_age": 1}),
+    "hints of age 5": ("hinton", {**HINTON, "plan.hint_age": 5}),
+    "hints of age 5 in bf16": (
+        "hinton",
+        {**HINTON, "plan.hint_age": 5, "training.precision": "bf16"},
+    ),
+    "bf16 on the wire": ("hinton", {**HINTON, "plan.hint_age": 1, "plan.wire": "bf16"}),
+    "one-pass, bf16 on the wire": ("one-pass", {**STREAM, "plan.wire": "bf16"}),
+    "never hints": ("hinton", {**HINTON, "plan.hint_age": "never"}),
+    "hints of age 5, softmax, shifted": (
+        "hinton",
+        {**HINTON, "plan.hint_age": 5, "network.readout": "softmax", "data.shift": 1},
+    ),
+}
+"""Stream plans: recipe, and what is changed in it."""
+
+SLICED = {
+    "rows": ("one-pass", {**SMALL, "plan.slices": 4}),
+    "rows in bf16": ("one-pass", {**SMALL, "plan.slices": 2, "training.precision": "bf16"}),
+    "rows with dropout": ("one-pass", {**SMALL, "plan.slices": 2, "network.dropout": 0.2}),
+    "rows, adaptive, softmax": (
+        "pff",
+        {**PFF, "plan.slices": 2, "network.readout": "softmax"},
+    ),
+    "units": ("one-pass", {**SMALL, "plan.slices": 4, "plan.cut": "units"}),
+    "units in bf16": (
+        "one-pass",
+        {
+            **SMALL,
+            "plan.slices": 2,
+            "plan.cut": "units",
+            "training.precision": "bf16",
+            "network.dropout": 0.2,
+        },
+    ),
+    "units, adaptive, goodness": ("pff", {**PFF, "plan.slices": 2, "plan.cut": "units"}),
+    "units, adaptive, softmax": (
+        "pff",
+        {**PFF, "plan.slices": 2, "plan.cut": "units", "network.readout": "softmax"},
+    ),
+    "units, moments restart": (
+        "one-pass",
+        {
+            **SMALL,
+            "plan.slices": 2,
+            "plan.cut": "units",
+            "plan.optimizer_state": "restart",
+            "plan.validate_every": 1,
+        },
+    ),
+}
+"""Chapter plans that cut mini-batches: recipe, and what is changed in it."""
+
+FEDERATED = {
+    "one-pass, iid": (
+        "one-pass",
+        {**SMALL, "plan.shards": 4, "training.batch_size": 100, "training.epochs": 6},
+    ),
+    "one-pass, by class": (
+        "one-pass",
+        {
+            **SMALL,
+            "plan.shards": 4,
+            "plan.shard_by": "class",
+            "training.batch_size": 100,
+            "training.epochs": 6,
+        },
+    ),
+    "adaptive, by class": (
+        "pff",
+        {
+            **PFF,
+            "plan.shards": 4,
+            "plan.shard_by": "class",
+            "training.batch_size": 100,
+            "training.epochs": 8,
+            "plan.hint_age": 4,
+            "network.readout": "softmax",
+            "plan.validate_every": 1,
+        },
+    ),
+}
+"""Chapter plans over four shards: recipe, and what is changed in it."""
+
+
+@dataclass
+class Prepared:
+    """Everything that decides the weights of a run."""
+
+    plan: Plan
+    network: Network
+    shards: dict[int, Rows]
+    arithmetic: Arithmetic
+
+    def costs(self):
+        return block_costs(self.network, tuple(self.shards[0].x.shape[1:]))
+
+    def run(self, name, num_ranks, replicas=1):
+        """Run a placement in this process; return its runtimes, rank 0 first.
+
+        In a federated run each rank holds its own shards and no others.
+        """
+        placement = place(self.plan, name, num_ranks, self.costs(), replicas)
+        networks = [copy.deepcopy(self.network) for _ in range(num_ranks)]
+        with global_generator_kept():
+            if name != "federated":
+                return run_in_memory(self.plan, placement, networks, self.shards, self.arithmetic)
+            runtimes = []
+            for network, transport in zip(
+                networks, InMemoryTransport.group(num_ranks), strict=True
+            ):
+                rank = transport.rank
+                own = {shard: r for shard, r in self.shards.items() if shard % num_ranks == rank}
+                worker = make_worker(self.plan, network, own, self.arithmetic)
+                runtimes.append(Runtime(self.plan, placement, worker, transport))
+            for task in self.plan.tasks():
+                runtimes[placement.rank(task)].do(task)
+            return runtimes
+
+
+@cache
+def digits():
+    """Return digits of which 590 are trained on: in two chunks, and uneven mini-batches."""
+    whole = ow.load_data("digits")
+    return ow.dataset(whole.x[:660], whole.y[:660], x_test=whole.x_test, y_test=whole.y_test)
+
+
+def prepare(recipe, changes):
+    config = RECIPES[recipe].config.with_settings(changes)
+    shards, shape = deal(config, digits(), InMemoryTransport.group(1)[0])
+    network = build_network(config, digits(), shape)
+    return prepare_network(network, config, shards, shape)
+
+
+def prepare_network(network, config, shards, shape):
+    network.set_precision(PRECISIONS[config.training.precision])
+    plan, arithmetic = make_plan(config, network, shape), make_arithmetic(config)
+    return Prepared(plan, network, shards, arithmetic)
+
+
+@cache
+def reference(kind, case):
+    """Return the trained network of the sequential run, which is short and obvious."""
+    cases = {"chapters": CHAPTERS, "stream": STREAMS, "federated": FEDERATED, "sliced": SLICED}
+    (runtime,) = prepare(*cases[kind][case]).run("sequential", 1)
+    return runtime.worker.network
+
+
+def assert_same_weights(actual, expected):
+    """Check the digest, and every tensor, those that inference does not need included."""
+    assert weights_sha256(actual) == weights_sha256(expected)
+    theirs = expected.state_dict()
+    for name, tensor in actual.state_dict().items():
+        assert tensor.equal(theirs[name]), name
