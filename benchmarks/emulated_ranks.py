@@ -311,12 +311,13 @@ def main() -> None:
         "load": load,
     }
     chapters, weights = work["chapters"], 4 * 4 * work["width"] ** 2
+    times = 3 * (chapters - 1) + ((chapters - 1) % ranks > 0)
     last = runs[-1]["four"]
     print(
         f"sent by each rank: {', '.join(f'{b / 1e6:.0f}' for b in last['bytes_sent'])} MB, in all "
         f"{sum(last['bytes_sent']) / 1e6:.0f}; the formula (weights and two moments of every "
         f"block, every chapter but the last, then weights): "
-        f"{(3 * (chapters - 1) + 1) * weights / 1e6:.0f}; peak memory "
+        f"{times * weights / 1e6:.0f}; peak memory "
         f"{', '.join(f'{b / 1e6:.0f}' for b in last['peak_memory_bytes'])} MB"
     )
     if form == "full" and options.hints:
