@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from data_files import QUICK, arrays
+from models import network_of
 
+from onward.checkpoint import save
 from onward.cli import main
 from onward.data import download
 
@@ -75,3 +77,24 @@ def contents():
         except PermissionError:
             found[path] = None
     return found
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a model is saved."""
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def saved(path):
+    """Save a network and return it; the file is at `path`."""
+    network = network_of("hinton")
+    save(network, path)
+    return network
+
+
+@pytest.fixture
+def kept_generator():
+    """Keep what modules draw from the global generator out of other tests."""
+    with torch.random.fork_rng():
+        yield

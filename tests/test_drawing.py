@@ -1,7 +1,7 @@
 from textwrap import dedent
 
 import pytest
-from test_placement import for_all_placements, plans
+from placements import for_all_placements, plans
 from test_plan import chapters_of_two_blocks, stream_of_two_blocks
 
 from onward.drawing import STYLES, clock_times, legend, plan_table, staircase

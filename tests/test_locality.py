@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 import onward as ow
-from onward import networks
 from onward.blocks import Block
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD, Adam
 from onward.placement import Placement
 from onward.plan import ChapterPlan, StreamPlan
+from onward.preparation import preview
 from onward.recipes import RECIPES
 from onward.runtime import run_in_memory
 from onward.workers import Arithmetic, Rows, Worker
@@ -205,15 +205,7 @@ def test_all_weights_of_every_block_move_in_training(recipe):
     config = RECIPES[recipe].config.with_settings(
         {"network.widths": (12, 11, 10), "training.epochs": 1, "training.batch_size": 100}
     )
-    dataset = ow.load_data("digits")
-    first = networks.build(
-        config.network,
-        config.optimizer,
-        input_shape=dataset.input_shape,
-        num_classes=dataset.num_classes,
-        is_image=dataset.is_image,
-        seed=config.training.seed,
-    )
+    first = preview(config, 1, with_weights=True).network
 
     result = ow.run(config)
 

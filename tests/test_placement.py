@@ -1,87 +1,20 @@
+"""Placements: who does what, how long that takes, and what is refused."""
+
 import itertools
 import re
-from collections import Counter
 from dataclasses import asdict
 from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import chapter_plans, chapters_of_two_blocks, stream_of_two_blocks, stream_plans
+from placements import chapters, for_all_placements, plans, sent
+from test_plan import chapter_plans, stream_of_two_blocks
 
 from onward.drawing import clock_times
 from onward.errors import PlacementError
-from onward.placement import Placement, balance, deal_by_cost, messages, place, stall
+from onward.placement import Placement, balance, deal_by_cost, place, stall
 from onward.plan import ChapterPlan, Kind, Task, Thing
-
-NAMES = ("sequential", "single-layer", "all-layers", "federated", "stream")
-
-
-def for_all_placements(drawn):
-    """Call a test with plans of many sizes under every placement that can run them."""
-
-    def decorate(test):
-        @settings(max_examples=20, deadline=None, derandomize=True)
-        @given(drawn)
-        def check(kind_and_sizes):
-            kind, sizes = kind_and_sizes
-            plan = kind(**sizes)
-            for placement in placements(plan):
-                test(plan, placement)
-            if kind is ChapterPlan:
-                plan = kind(**sizes, slices=2, cut="units")
-                for placement in placements(plan, replicas=2):
-                    test(plan, placement)
-
-        check.__name__ = check.__qualname__ = test.__name__
-        return check
-
-    return decorate
-
-
-def placements(plan, replicas=1):
-    """Return all placements of a plan on up to 5 ranks, or teams."""
-    found = []
-    costs = [1] * plan.num_blocks
-    ways = [(name, teams * replicas, replicas) for name in NAMES for teams in range(1, 6)]
-    if replicas > 1:
-        # Teams of different sizes.
-        ways.append(("single-layer", plan.num_blocks + 1, None))
-    for name, ranks, team in ways:
-        try:
-            found.append(place(plan, name, ranks, costs, team))
-        except PlacementError:
-            continue
-    return found
-
-
-plans = chapter_plans() | stream_plans()
-
-
-def chapters(num_blocks=4, num_chapters=8, **changes):
-    return chapters_of_two_blocks(
-        num_blocks=num_blocks, epochs=num_chapters, chapters=num_chapters, **changes
-    )
-
-
-def sent(plan, placement):
-    """Return all messages of a run, with the rank that sends them."""
-    return [
-        (message.source, message)
-        for task in plan.tasks()
-        for message in messages(plan, placement, task)
-    ]
-
-
-def weights_sent(plan, placement, block):
-    """Return the ranks between which a block's weights go, and how often, the end left out."""
-    return Counter(
-        (source, message.dest)
-        for source, message in sent(plan, placement)
-        for product in message.products
-        if product.thing is Thing.WEIGHTS and product.block == block
-        if product.time < plan.chapters - 1
-    )
 
 
 def makespan(plan, placement):
@@ -260,132 +193,6 @@ def test_with_more_ranks_than_blocks_that_stay_dearer_blocks_get_more():
     assert placement.ranks(Task(Kind.TRAIN, 3, 0)) == range(0, 1)
     assert placement.ranks(Task(Kind.TRAIN, 3, 3)) == range(4, 8)
     assert [placement.team_of(rank) for rank in range(8)] == [0, 1, 2, 2, 3, 3, 3, 3]
-
-
-# Messages
-
-
-@for_all_placements(plans)
-def test_the_sender_of_a_message_has_made_what_it_holds(plan, placement):
-    for source, message in sent(plan, placement):
-        assert source in placement.ranks(message.task)
-        assert set(message.products) <= set(plan.makes(message.task))
-
-
-@for_all_placements(plans)
-def test_the_receiver_of_a_message_needs_all_that_it_holds(plan, placement):
-    needed = {rank: set() for rank in range(placement.num_ranks)}
-    for task in plan.tasks():
-        for rank in placement.ranks(task):
-            needed[rank].update(plan.needs(task))
-
-    for _, message in sent(plan, placement):
-        assert set(message.products) <= needed[message.dest]
-
-
-@for_all_placements(plans)
-def test_what_a_rank_needs_and_another_has_made_is_sent_to_it_once(plan, placement):
-    makers = {p: placement.ranks(task) for task in plan.tasks() for p in plan.makes(task)}
-    needed = {
-        (product, rank)
-        for task in plan.tasks()
-        for product in plan.needs(task)
-        for rank in placement.ranks(task)
-    }
-
-    arrived = Counter((p, m.dest) for _, m in sent(plan, placement) for p in m.products)
-
-    assert arrived == Counter((p, rank) for p, rank in needed if rank not in makers[p])
-
-
-@for_all_placements(plans)
-def test_nothing_is_sent_to_oneself(plan, placement):
-    assert all(source != message.dest for source, message in sent(plan, placement))
-
-
-@for_all_placements(plans)
-def test_no_message_is_empty_and_a_task_sends_one_to_a_rank(plan, placement):
-    found = [message for _, message in sent(plan, placement)]
-
-    assert all(message.products for message in found)
-    assert len({(message.task, message.dest) for message in found}) == len(found)
-
-
-@for_all_placements(plans)
-def test_a_rank_that_does_its_tasks_in_order_waits_only_for_earlier_ones(plan, placement):
-    # So that no two ranks ever wait for each other, whatever the placement.
-    position = {task: number for number, task in enumerate(plan.tasks())}
-
-    for _, message in sent(plan, placement):
-        for product in message.products:
-            waiting = [t for t in plan.uses(product) if message.dest in placement.ranks(t)]
-            assert all(position[message.task] < position[task] for task in waiting)
-
-
-@pytest.mark.parametrize("num_ranks", [2, 3, 4])
-def test_single_layer_sends_the_weights_of_a_block_to_all_later_ranks(num_ranks):
-    plan = chapters(num_blocks=num_ranks, num_chapters=8)
-
-    placement = place(plan, "single-layer", num_ranks, [1] * num_ranks)
-
-    for block in range(num_ranks):
-        later = range(block + 1, num_ranks)
-        assert weights_sent(plan, placement, block) == {(block, rank): 7 for rank in later}
-
-
-@pytest.mark.parametrize("num_ranks", [2, 3, 4])
-def test_all_layers_sends_the_weights_of_a_block_to_the_next_rank_of_the_ring_only(num_ranks):
-    plan = chapters(num_blocks=2, num_chapters=2 * num_ranks + 1)
-
-    placement = place(plan, "all-layers", num_ranks, [1, 1])
-
-    ring = {(rank, (rank + 1) % num_ranks): 2 for rank in range(num_ranks)}
-    assert all(weights_sent(plan, placement, block) == ring for block in range(2))
-
-
-def test_in_all_layers_moments_go_with_the_weights():
-    plan = chapters(num_blocks=2, num_chapters=4)
-
-    placement = place(plan, "all-layers", 2, [1, 1])
-
-    for _, message in sent(plan, placement):
-        if message.task.time < 3:
-            assert [p.thing for p in message.products if p.thing is not Thing.REPORT] == [
-                Thing.WEIGHTS,
-                Thing.MOMENTS,
-            ]
-
-
-def test_in_all_layers_moments_as_old_as_the_ring_is_long_never_travel():
-    plan = chapters(num_blocks=2, num_chapters=8, moments_age=4)
-
-    placement = place(plan, "all-layers", 4, [1, 1])
-
-    things = {p.thing for _, message in sent(plan, placement) for p in message.products}
-    assert Thing.MOMENTS not in things
-
-
-def test_in_single_layer_moments_never_travel():
-    plan = chapters(num_blocks=4)
-
-    placement = place(plan, "single-layer", 4, [1] * 4)
-
-    things = {p.thing for _, message in sent(plan, placement) for p in message.products}
-    assert Thing.MOMENTS not in things
-
-
-def test_in_a_stream_activities_go_from_each_rank_to_the_next():
-    plan = stream_of_two_blocks(num_blocks=3, head_reads=(), hint_age=None)
-
-    placement = place(plan, "stream", 3, [1, 1, 1])
-
-    routes = Counter(
-        (source, message.dest)
-        for source, message in sent(plan, placement)
-        for product in message.products
-        if product.thing is Thing.ACTIVITIES
-    )
-    assert routes == {(0, 1): 10, (1, 2): 10}
 
 
 # How long it takes, at a tick a task. Formulas: Aktemur et al. 2024 with L blocks, S chapters and

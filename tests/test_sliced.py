@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from test_steps import close, dense, draw, linear, state_of, views_of
+from small_blocks import close, dense, draw, linear, state_of, views_of
 from torch import nn
 
 import onward as ow

@@ -1,0 +1,72 @@
+"""Small blocks, their views, and what a step changes in them."""
+
+import pytest
+import torch
+from torch import nn
+
+import onward as ow
+from onward.blocks import Block
+from onward.objectives import CrossEntropy, Threshold
+from onward.optimizers import SGD, Adam
+from onward.views import View
+
+UNITS, INPUTS, CLASSES = 7, 5, 3
+
+RULES = {
+    "adam": Adam(lr=0.01, weight_decay=0.1),
+    "sgd": SGD(lr=0.1, weight_decay=0.1),
+}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(inputs=INPUTS, units=UNITS, *, seed=0, **settings):
+    return ow.Dense(inputs, units, generator=torch.Generator().manual_seed(seed), **settings)
+
+
+def linear(inputs=UNITS, outputs=CLASSES, *, seed=5, bias=False):
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    with torch.no_grad():
+        layer.weight.copy_(draw(outputs, inputs, seed=seed) / inputs**0.5)
+        if bias:
+            layer.bias.zero_()
+    return layer
+
+
+def objective_of(name, units=UNITS):
+    if name == "cross-entropy":
+        return CrossEntropy(linear(units))
+    # A slope below Hinton's, so that no row of this small layer is sure and every one teaches.
+    return Threshold(units, threshold=0.8, slope=3.0, peer=0.03)
+
+
+def block_of(name, rule, *, dtype=torch.float32, precision=torch.float32, **settings):
+    block = Block(dense(**settings), objective_of(name), rule).to(dtype)
+    block.precision = precision
+    block.forget()
+    block.begin()
+    return block
+
+
+def views_of(name, *, seed, rows=6, inputs=INPUTS, dtype=torch.float32):
+    labels = (torch.arange(rows) + seed) % CLASSES
+    names = ("input",) if name == "cross-entropy" else ("positive", "negative")
+    return {
+        view: View(draw(rows, inputs, seed=100 * seed + i).to(dtype), labels)
+        for i, view in enumerate(names)
+    }
+
+
+def state_of(block):
+    """Return all that a step may change: weights, running means, moments."""
+    moments = {f"{n}.{part}": t for n, parts in block.moments.items() for part, t in parts.items()}
+    return {name: t.clone() for name, t in (block.state_dict() | moments).items()}
+
+
+def close(actual, expected, tolerance):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+objectives = pytest.mark.parametrize("name", ["cross-entropy", "threshold"])

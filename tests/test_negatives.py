@@ -1,0 +1,337 @@
+"""Negative labels: never the true one, drawn as they should be, and what blocks get to see."""
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import onward as ow
+from onward.chapters import ChapterWorker
+from onward.placement import place
+from onward.plan import ChapterPlan, StreamPlan
+from onward.runtime import run_in_memory
+from onward.views import LabelEmbedding, Negatives, likely_wrong_labels, wrong_labels
+from onward.workers import Arithmetic, Rows
+
+several = settings(max_examples=60, deadline=None, derandomize=True)
+
+any_seed = st.integers(0, 2**40)
+
+LARGEST = torch.finfo(torch.float32).max
+
+finite = st.sampled_from([0.0, 1.0, -1.0, 1e30, -1e30, LARGEST, -LARGEST]) | st.floats(
+    width=32, allow_nan=False, allow_infinity=False
+)
+
+anything = finite | st.just(math.inf) | st.just(math.nan)
+
+
+@st.composite
+def labeled(draw, score=None, max_classes=12):
+    """Draw labels, the number of classes, and class scores if wished."""
+    num_classes = draw(st.integers(2, max_classes))
+    labels = draw(st.lists(st.integers(0, num_classes - 1), min_size=1, max_size=12))
+    if score is None:
+        return torch.tensor(labels), num_classes
+    row = st.lists(score, min_size=num_classes, max_size=num_classes)
+    scores = draw(st.lists(row, min_size=len(labels), max_size=len(labels)))
+    return torch.tensor(labels), torch.tensor(scores, dtype=torch.float32)
+
+
+# Negatives never carry the true label, however they are drawn
+
+
+def assert_wrong(negatives, labels, num_classes):
+    assert negatives.shape == labels.shape
+    assert (negatives != labels).all()
+    assert (negatives >= 0).all()
+    assert (negatives < num_classes).all()
+
+
+@several
+@given(labeled(max_classes=200), any_seed)
+def test_a_uniform_negative_never_carries_the_true_label(rows, seed):
+    labels, num_classes = rows
+
+    negatives = wrong_labels(
+        labels, num_classes=num_classes, generator=torch.Generator().manual_seed(seed)
+    )
+
+    assert_wrong(negatives, labels, num_classes)
+
+
+@several
+@given(labeled(anything))
+def test_an_adaptive_negative_never_carries_the_true_label(rows):
+    labels, scores = rows
+
+    negatives = likely_wrong_labels(labels, scores)
+
+    assert_wrong(negatives, labels, scores.shape[1])
+
+
+@several
+@given(labeled(anything), any_seed)
+def test_a_hard_negative_never_carries_the_true_label(rows, seed):
+    labels, scores = rows
+
+    negatives = likely_wrong_labels(labels, scores, generator=torch.Generator().manual_seed(seed))
+
+    assert_wrong(negatives, labels, scores.shape[1])
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_negative_is_wrong_even_where_all_wrong_labels_are_impossible(sampled):
+    labels = torch.tensor([0, 1, 2])
+    scores = torch.full((3, 3), -math.inf)
+    draw = torch.Generator().manual_seed(0) if sampled else None
+
+    negatives = likely_wrong_labels(labels, scores, generator=draw)
+
+    assert_wrong(negatives, labels, 3)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_an_impossible_wrong_label_is_left_out_while_there_are_others(sampled):
+    labels = torch.zeros(100, dtype=torch.long)
+    scores = torch.tensor([[-math.inf, -math.inf, -1e30, -math.inf]]).expand(100, 4)
+    draw = torch.Generator().manual_seed(0) if sampled else None
+
+    negatives = likely_wrong_labels(labels, scores, generator=draw)
+
+    assert (negatives == 2).all()
+
+
+def worker_of(num_classes, negatives):
+    """Make the worker of a run that draws negatives in some way."""
+    network = ow.mlp(
+        (3,),
+        num_classes=num_classes,
+        widths=(2,),
+        objective="threshold",
+        negatives=negatives,
+        readout="goodness",
+    )
+    plan = ChapterPlan(
+        num_blocks=1,
+        head_reads=(),
+        epochs=1,
+        chapters=1,
+        batch_size=1,
+        rows=(1,),
+        hint_age=None,
+        validate_every=None,
+        has_validation=False,
+    )
+    return ChapterWorker(plan, network, {}, Arithmetic(seed=3))
+
+
+@pytest.mark.parametrize("negatives", list(Negatives))
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_a_worker_never_draws_the_true_label(negatives, num_classes):
+    worker = worker_of(num_classes, negatives.value)
+    labels = torch.arange(400) % num_classes
+    scores = torch.randn(400, num_classes, generator=torch.Generator().manual_seed(0)) * 1e30
+
+    for time in range(20):
+        drawn = worker.negative_labels(labels, scores if negatives.needs_hints else None, time, 0)
+        assert_wrong(drawn, labels, num_classes)
+
+
+@pytest.mark.parametrize("negatives", [Negatives.ADAPTIVE, Negatives.HARD])
+def test_a_worker_draws_uniformly_before_there_are_hints(negatives):
+    worker = worker_of(4, negatives.value)
+    labels = torch.zeros(9000, dtype=torch.long)
+
+    drawn = worker.negative_labels(labels, None, 0, 0)
+
+    counts = drawn.bincount(minlength=4)
+    assert counts[0] == 0
+    # 3,000 expected each; five standard deviations of the binomial is about 224.
+    assert ((counts[1:] - 3000).abs() < 224).all()
+
+
+def test_a_worker_takes_the_likeliest_wrong_label_for_adaptive_negatives():
+    worker = worker_of(3, "adaptive")
+
+    drawn = worker.negative_labels(
+        torch.tensor([0, 1, 2]), torch.tensor([[3.0, 1.0, 2.0]] * 3), 0, 0
+    )
+
+    assert drawn.tolist() == [2, 0, 0]
+
+
+def test_a_worker_samples_hard_negatives():
+    worker = worker_of(3, "hard")
+    labels = torch.zeros(200, dtype=torch.long)
+    hints = torch.tensor([[3.0, 1.0, 2.0]]).expand(200, 3)
+
+    drawn = worker.negative_labels(labels, hints, 0, 0)
+
+    assert drawn.unique().tolist() == [1, 2]
+
+
+# How they are distributed
+
+
+def test_every_wrong_label_is_equally_likely():
+    labels = torch.full((90_000,), 3)
+
+    wrong = wrong_labels(labels, num_classes=10, generator=torch.Generator().manual_seed(0))
+
+    counts = wrong.bincount(minlength=10)
+    assert counts[3] == 0
+    others = counts[counts > 0]
+    assert len(others) == 9
+    # 10,000 expected each; five standard deviations of the binomial is about 470.
+    assert ((others - 10_000).abs() < 470).all()
+
+
+def test_a_hard_negative_is_sampled_in_proportion_to_its_probability():
+    rows = 60_000
+    labels = torch.zeros(rows, dtype=torch.long)
+    scores = torch.tensor([[9.0, 1.0, 0.0, -2.0]])
+
+    negatives = likely_wrong_labels(
+        labels, scores.expand(rows, 4), generator=torch.Generator().manual_seed(0)
+    )
+
+    share = negatives.bincount(minlength=4)[1:] / rows
+    expected = scores[0, 1:].softmax(dim=0)
+    # Five standard deviations of each share.
+    bound = 5 * (expected * (1 - expected) / rows).sqrt()
+    assert ((share - expected).abs() < bound).all()
+
+
+def test_a_constant_added_to_the_scores_of_a_row_changes_no_hard_negative():
+    labels = torch.arange(600) % 3
+    scores = torch.randint(-64, 64, (600, 3), generator=torch.Generator().manual_seed(0)) / 32
+
+    first, second = (
+        likely_wrong_labels(labels, scores + shift, generator=torch.Generator().manual_seed(1))
+        for shift in (0.0, 64.0)
+    )
+
+    assert first.equal(second)
+
+
+def test_hard_negatives_among_equal_scores_are_uniform():
+    labels = torch.zeros(30_000, dtype=torch.long)
+
+    negatives = likely_wrong_labels(
+        labels, torch.full((30_000, 4), -7.0), generator=torch.Generator().manual_seed(0)
+    )
+
+    # 10,000 expected each; five standard deviations of the binomial is about 408.
+    assert ((negatives.bincount(minlength=4)[1:] - 10_000).abs() < 408).all()
+
+
+@several
+@given(labeled(finite))
+def test_an_adaptive_negative_is_the_likeliest_wrong_label(rows):
+    labels, scores = rows
+
+    negatives = likely_wrong_labels(labels, scores)
+
+    for label, row, negative in zip(labels.tolist(), scores, negatives.tolist(), strict=True):
+        wrong = [score for c, score in enumerate(row.tolist()) if c != label]
+        assert row[negative].item() == max(wrong)
+
+
+def test_only_adaptive_and_hard_negatives_need_hints():
+    assert [n for n in Negatives if n.needs_hints] == [Negatives.ADAPTIVE, Negatives.HARD]
+
+
+def test_drawing_negatives_leaves_labels_and_scores_as_they_are():
+    labels, scores = torch.tensor([0, 1]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    likely_wrong_labels(labels, scores, generator=torch.Generator())
+    wrong_labels(labels, num_classes=2, generator=torch.Generator())
+
+    assert (labels.tolist(), scores.tolist()) == ([0, 1], [[1.0, 2.0], [3.0, 4.0]])
+
+
+# The negatives that blocks get to see
+
+
+@dataclass(frozen=True)
+class Watched(LabelEmbedding):
+    """Remembers what views were made of."""
+
+    seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def views(self, x, labels, negative_labels=None):
+        assert negative_labels is not None
+        self.seen.append((x, labels, negative_labels))
+        return super().views(x, labels, negative_labels)
+
+
+def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
+    """Train on twelve numbered rows and return by number the negatives of each, in order."""
+    network = ow.mlp(
+        (1,),
+        num_classes=3,
+        widths=(4, 4),
+        objective="threshold",
+        negatives=negatives,
+        readout="goodness",
+    )
+    network.sampler = Watched(3, False, Negatives(negatives))
+    plan = (ChapterPlan if kind == "chapters" else StreamPlan)(
+        num_blocks=2,
+        head_reads=network.head.reads if network.head else (),
+        epochs=epochs,
+        chapters=epochs,
+        batch_size=5,
+        rows=(12,),
+        hint_age=hint_age,
+        validate_every=None,
+        has_validation=False,
+    )
+    x, y = torch.arange(12.0)[:, None], torch.arange(12) % 3
+    rows = Rows(x, y, x[:0], y[:0])
+    run_in_memory(plan, place(plan, None, 1, [1, 1]), [network], {0: rows}, Arithmetic(seed=0))
+    drawn = {number: [] for number in range(12)}
+    for inputs, labels, wrong in network.sampler.seen:
+        assert_wrong(wrong, labels, 3)
+        assert labels.equal(y[inputs[:, 0].long()])
+        for number, label in zip(inputs[:, 0].tolist(), wrong.tolist(), strict=True):
+            drawn[int(number)].append(label)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("kind", "negatives", "hint_age"),
+    [
+        ("chapters", "fixed", None),
+        ("chapters", "random", None),
+        ("chapters", "adaptive", 1),
+        ("chapters", "hard", 1),
+        ("stream", "fixed", None),
+        ("stream", "random", None),
+        ("stream", "hard", 0),
+        ("stream", "hard", 2),
+    ],
+)
+def test_in_training_every_row_is_seen_with_a_wrong_label_in_every_epoch(kind, negatives, hint_age):
+    drawn = negatives_seen(kind, negatives, hint_age=hint_age)
+
+    assert {len(labels) for labels in drawn.values()} == {3}
+
+
+@pytest.mark.parametrize("kind", ["chapters", "stream"])
+def test_fixed_negatives_of_a_row_are_the_same_in_every_epoch(kind):
+    drawn = negatives_seen(kind, "fixed")
+
+    assert {len(set(labels)) for labels in drawn.values()} == {1}
+
+
+@pytest.mark.parametrize("kind", ["chapters", "stream"])
+def test_random_negatives_of_a_row_change_from_epoch_to_epoch(kind):
+    drawn = negatives_seen(kind, "random", epochs=12)
+
+    assert {len(set(labels)) for labels in drawn.values()} == {2}
