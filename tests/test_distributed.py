@@ -6,13 +6,13 @@ from functools import cache
 import jaxtyping
 import pytest
 from prepared import prepare_network
-from ranks import (
+from ranks import results
+from weight_jobs import (
     EXIT_STATUS,
     RUNS,
     by_cost,
     config_of,
     private_config,
-    results,
     told,
     train_convolutions,
 )

@@ -17,7 +17,7 @@ from prepared import (
     prepare_network,
     reference,
 )
-from ranks import convolutions
+from weight_jobs import convolutions
 
 import onward as ow
 from onward.checkpoint import weights_sha256

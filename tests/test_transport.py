@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import MEGABYTE, results, sizes
+from ranks import results
+from transport_jobs import MEGABYTE, sizes
 
 from onward.errors import PeerLostError, SettingError
 from onward.transport import (
