@@ -22,6 +22,7 @@ MNIST has 111; --quick: 4 chapters of 16). Timed: from the first task to the gat
     schedule_efficiency  what follows from the plan and the task costs of the four-rank run itself
                          (processor time over quota, sending not counted), over its measured time:
                          the smallest of the runs
+    ideal_100            the ideal for 100 chapters, from the mean task costs: not measured
 
 The second reading is two ranks without quotas on the machine's own cores, 4 chapters of 16
 mini-batches.
@@ -198,6 +199,22 @@ def chapters_of(work: Mapping[str, Any]) -> ChapterPlan:
     )
 
 
+def ideal_of_100(
+    work: Mapping[str, Any], placement: Placement, costs: Mapping[Task, float]
+) -> float:
+    """Return the ideal speed-up for 100 chapters whose tasks take the mean times of these."""
+    found: dict[tuple[Kind, int], list[float]] = {}
+    for task, cost in costs.items():
+        found.setdefault((task.kind, task.block), []).append(cost)
+    plan = chapters_of({**work, "chapters": 100})
+    means = {
+        task: statistics.mean(found[task.kind, task.block])
+        for task in plan.tasks()
+        if (task.kind, task.block) in found
+    }
+    return sum(means.values()) / makespan(plan, placement, means)
+
+
 def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
     """Compare eight ranks in teams of two with one rank."""
     quota, repeated = REPLICAS_QUOTA, 4
@@ -276,7 +293,7 @@ def main() -> None:
     seconds = {"full": 5.0, "quick": 3.0, "smoke": 0.3}[form]
     plan = chapters_of(work)
     placement = place(plan, "all-layers", ranks, [1] * 4)
-    names = ("speedup", "ideal", "efficiency", "calibration")
+    names = ("speedup", "ideal", "ideal_100", "efficiency", "calibration")
     found: dict[str, list[float]] = {name: [] for name in names}
     runs = []
     for number in range(pairs):
@@ -288,6 +305,7 @@ def main() -> None:
         costs = task_costs(one_rank, QUOTA)
         found["speedup"].append(one_rank["seconds"] / four_ranks["seconds"])
         found["ideal"].append(sum(costs.values()) / makespan(plan, placement, costs))
+        found["ideal_100"].append(ideal_of_100(work, placement, costs))
         own = makespan(plan, placement, task_costs(four_ranks, QUOTA))
         found["efficiency"].append(own / four_ranks["seconds"])
         shares = [c / four_ranks["seconds"] for c in four_ranks["cpu_seconds"]]
@@ -302,9 +320,10 @@ def main() -> None:
     figures: dict[str, Any] = {
         "speedup": statistics.median(found["speedup"]),
         "ideal": statistics.median(found["ideal"]),
+        "ideal_100": statistics.median(found["ideal_100"]),
         "fraction_of_ideal": statistics.median(
             speedup / (ideal * calibration)
-            for speedup, ideal, _, calibration in zip(*found.values(), strict=True)
+            for speedup, ideal, _, _, calibration in zip(*found.values(), strict=True)
         ),
         "schedule_efficiency": min(found["efficiency"]),
         "calibration": statistics.median(found["calibration"]),
