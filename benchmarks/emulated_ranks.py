@@ -57,14 +57,15 @@ import control_groups
 import torch
 
 import onward as ow
+from onward.chapter_plan import ChapterPlan
 from onward.checkpoint import PRECISIONS
+from onward.launcher import launch
 from onward.placement import Placement, place
-from onward.plan import ChapterPlan, Kind, Plan, Task
+from onward.plan import Kind, Plan, Task
 from onward.preparation import resolve_precision
 from onward.simulation import KnownCosts, simulate
 from onward.steps import make_step
 from onward.timeline import Span
-from onward.transport import launch
 
 QUOTA = 0.4
 REPLICAS_QUOTA = 0.125

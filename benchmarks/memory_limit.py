@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 import onward as ow
+from onward.launcher import launch
 from onward.preparation import preview
 from onward.training import run
-from onward.transport import launch
 
 RANKS = 4
 ROWS = 1000

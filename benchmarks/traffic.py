@@ -29,7 +29,7 @@ import common
 import torch
 
 import onward as ow
-from onward.transport import launch
+from onward.launcher import launch
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "sequential": (1, {}),

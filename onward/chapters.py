@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from onward.blocks import Block, StepReport
+from onward.chapter_plan import ChapterPlan
 from onward.networks import CHUNK_ROWS, Network
-from onward.plan import ChapterPlan, Product, Segment, Thing
+from onward.plan import Product, Segment, Thing
 from onward.readouts import SoftmaxHead, read_activities
 from onward.sliced import make_sliced_step
 from onward.team import Alone, Team
@@ -99,11 +100,7 @@ class ChapterWorker(Worker):
         if age is None or chapter < age:
             learner.forget()
             return
-        tensors = iter(self.values[Product(Thing.MOMENTS, chapter - age, block)])
-        learner.moments = {
-            name: {part: next(tensors) for part in sorted(learner.moments[name])}
-            for name in sorted(learner.moments)
-        }
+        self._give_moments(block, self.values[Product(Thing.MOMENTS, chapter - age, block)])
 
     def _hand_over_moments(self, chapter: int, block: int) -> None:
         """Make the moments of a block a product, which alone holds their memory from here."""

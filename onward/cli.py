@@ -1,20 +1,22 @@
 """The command: reads settings, calls one function, prints.
 
 Exit status: 0 done, 2 something the user can put right (the message says what), 130 interrupted,
-141 nobody reads the output. Anything else is a bug and shows its traceback.
+143 ended by SIGTERM, 141 nobody reads the output. Anything else is a bug and shows its traceback.
 """
 
 import argparse
 import csv
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -25,8 +27,9 @@ from rich.table import Table
 from onward import checkpoint, costs, data, dealing, doctor, preparation, runs, training
 from onward.config import RunConfig, read_settings
 from onward.drawing import advice, choices_table, forecast_table, legend, plan_table, staircase
-from onward.errors import DataError, FileError, OnwardError, SettingError
+from onward.errors import DataError, FileError, OnwardError, SettingError, Stopped
 from onward.flags import FLAGS, add_settings, nearest, read_config
+from onward.launcher import launch
 from onward.networks import Network, evaluate
 from onward.placement import stall
 from onward.planner import choices, read_links, read_speeds
@@ -34,7 +37,7 @@ from onward.progress import Bars, count
 from onward.recipes import RECIPES
 from onward.report import draw_timelines
 from onward.simulation import KnownCosts, simulate
-from onward.transport import launch, leave
+from onward.transport import leave
 from onward.version import VERSION
 
 
@@ -49,21 +52,43 @@ class Output(Console):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with these arguments, or those of the process."""
     try:
-        options = parse(arguments)
-        options.command(options)
-        sys.stdout.flush()
+        with _stoppable():
+            options = parse(arguments)
+            options.command(options)
+            sys.stdout.flush()
     except OnwardError as error:
         where = f"rank {training.current_rank()}: " if training.is_distributed() else ""
         print(f"onward: {where}{error}", file=sys.stderr)
         leave(2)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("onward: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stopped:
+        status = 128 + stopped.args[0]
+        if not training.is_distributed():
+            print("onward: stopped.", *getattr(stopped, "__notes__", ()), file=sys.stderr)
+        leave(status)
+        sys.exit(status)
     except BrokenPipeError:
         _close_output()
         sys.exit(141)
     sys.exit(0)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let signals end what is going on; when asked twice, at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -101,6 +126,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="RUN", help="run folder (default: runs/DATE-RECIPE-DATA)"
     )
     train.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was cut, from its folder"
+    )
 
     plan = command("plan", plan_command, "Show plan and placement of a run; trains nothing.")
     add_settings(plan)
@@ -168,20 +196,34 @@ def make_parser() -> argparse.ArgumentParser:
 
 def train_command(options: argparse.Namespace) -> None:
     """Train, in this process or in several."""
+    if options.resume is not None and options.out is not None:
+        raise SettingError("--resume names the run folder already; leave --out away.")
+    if options.resume is not None and options.recipe is None:
+        options.recipe = str(runs.begun_config(options.resume))
     config = read_config(options)
-    folder = options.out or _new_folder(config)
+    folder = options.resume or options.out or _new_folder(config)
+    resume = options.resume is not None or training.attempt() > 0
     if not training.is_distributed():
         # Mistakes show here, once, rather than on every rank.
         preparation.preview(config, config.placement.nodes)
     is_first = training.current_rank() == 0
-    with runs.prepared(folder, overwrite=options.overwrite) if is_first else nullcontext():
-        if config.placement.nodes > 1 and not training.is_distributed():
-            _launch(config, folder)
-            return
-        result = training.run(config, Bars(Console(stderr=True)))
-        if result is not None:
-            runs.write(folder, config, result)
-            _print_result(result.to_json(), folder)
+    prepared = runs.prepared(folder, overwrite=options.overwrite, resume=resume)
+    try:
+        with prepared if is_first else nullcontext():
+            if config.placement.nodes > 1 and not training.is_distributed():
+                _launch(config, folder, resume=resume)
+                return
+            # Ranks of several machines know no common name where none is given.
+            has_name = not training.is_distributed() or options.out or options.resume
+            state = folder / runs.STATE if has_name else None
+            result = training.run(config, Bars(Console(stderr=True)), state)
+            if result is not None:
+                runs.write(folder, config, result)
+                _print_result(result.to_json(), folder)
+    except Stopped as stopped:
+        if (folder / runs.STATE).exists():
+            stopped.add_note(f"Go on with: onward train --resume {folder}")
+        raise
 
 
 def _new_folder(config: RunConfig) -> Path:
@@ -194,13 +236,14 @@ def _new_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _launch(config: RunConfig, folder: Path) -> None:
+def _launch(config: RunConfig, folder: Path, *, resume: bool) -> None:
     """Start the ranks of a run on this machine."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.toml"
         file.write_text(config.to_toml())
-        command = ["-m", "onward", "train", str(file), "--out", str(folder), "--overwrite"]
-        status = launch(config.placement.nodes, command)
+        where = ["--resume", str(folder)] if resume else ["--out", str(folder), "--overwrite"]
+        command = ["-m", "onward", "train", str(file), *where]
+        status = launch(config.placement.nodes, command, config.placement.restarts)
     if status:
         sys.exit(status)
 

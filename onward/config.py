@@ -230,6 +230,15 @@ class PlacementConfig:
     iface: str | None = None
     """Network interface between machines. None: loopback on one machine, else gloo's choice."""
 
+    restarts: int = 3
+    """How often the ranks of `nodes` are started again after one was killed."""
+
+    peer_timeout: float = 600.0
+    """Seconds without a word after which a rank that others wait for counts as gone."""
+
+    keep_every: Count | None = None
+    """Chapters between the ends from which a run can go on after it was cut. None: an epoch."""
+
     directory: str | None = None
     """Folder that all ranks share and exchange block states through, as files, instead of over a
     network; for chapter plans."""

@@ -13,14 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from onward.blocks import Block
+from onward.chapter_plan import ChapterPlan
 from onward.chapters import passed
 from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate
-from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
+from onward.plan import Kind, Plan, Product, Task, Thing
 from onward.readouts import read_activities
 from onward.simulation import Costs
 from onward.sliced import RowsStep
 from onward.steps import Gradients, Step, make_step
+from onward.stream_plan import StreamPlan
 from onward.team import Alone
 from onward.views import View
 from onward.workers import REPORT_FIELDS, Arithmetic, Rows

@@ -13,6 +13,10 @@ The command prints the message alone and exits with status 2.
 """
 
 
+class Stopped(BaseException):
+    """The process was asked to end, by Ctrl-C or a signal; `args` holds its number."""
+
+
 class OnwardError(Exception):
     """Something the user can put right; the message says what and how."""
 

@@ -51,7 +51,6 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         nargs="?",
-        default="one-pass",
         metavar="RECIPE",
         help=f"{', '.join(RECIPES)}, or a TOML run file (default: one-pass)",
     )
@@ -68,8 +67,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def read_config(options: argparse.Namespace) -> RunConfig:
     """Return the run that a command line describes: recipe or file, then flags, then --set."""
-    settings: dict[str, Any] = {"recipe": options.recipe}
-    if options.recipe.endswith(".toml"):
+    settings: dict[str, Any] = {"recipe": options.recipe or "one-pass"}
+    if options.recipe and options.recipe.endswith(".toml"):
         settings = read_settings(Path(options.recipe))
     given = {name: getattr(options, name) for name, _ in FLAGS.values()}
     settings |= {name: value for name, value in given.items() if value is not None}

@@ -13,12 +13,14 @@ import psutil
 import torch
 
 from onward.blocks import Block
+from onward.chapter_plan import ChapterPlan
 from onward.errors import SettingError
 from onward.networks import Network
 from onward.placement import Placement, messages
-from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
+from onward.plan import Kind, Plan, Product, Task, Thing
 from onward.runtime import most_waiting
 from onward.steps import SLICE_BYTES, has_closed_form
+from onward.stream_plan import StreamPlan
 from onward.transport import IN_FLIGHT, POSTED
 from onward.workers import Arithmetic
 

@@ -3,14 +3,16 @@
 A placement decides time and traffic, never the weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import Literal
 
+from onward.chapter_plan import ChapterPlan
 from onward.errors import PlacementError
-from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task
+from onward.plan import Kind, Plan, Product, Task
+from onward.stream_plan import StreamPlan
 
 Name = Literal["sequential", "single-layer", "all-layers", "federated", "stream"]
 
@@ -102,13 +104,39 @@ def messages(plan: Plan, placement: Placement, task: Task) -> list[Message]:
     ]
 
 
+def restored(
+    plan: Plan, placement: Placement, holders: Mapping[Product, Sequence[int]]
+) -> list[Message]:
+    """Return the messages before the first task: what was made before, to ranks without it.
+
+    Args:
+        plan: A plan that holds products.
+        placement: Where the rest is done.
+        holders: The ranks that can read each held product.
+    """
+    wanted = dict.fromkeys(
+        (product, rank)
+        for task in plan.tasks()
+        for product in plan.needs(task)
+        for rank in placement.ranks(task)
+        if plan.is_done(product) and rank not in holders[product]
+    )
+    return [
+        Message(
+            plan.maker(product), holders[product][dest % len(holders[product])], dest, (product,)
+        )
+        for product, dest in wanted
+    ]
+
+
 def begun_on(plan: Plan, placement: Placement, rank: int) -> list[int]:
     """Return the blocks that a rank trains first: it needs their first weights, and no others.
 
     Those of all other blocks come from elsewhere before they are needed.
     """
     first = (Task(Kind.TRAIN, 0, block) for block in plan.trained)
-    return [task.block for task in first if rank in placement.ranks(task)]
+    rest = [task for task in first if not plan.held or task in plan.rest]
+    return [task.block for task in rest if rank in placement.ranks(task)]
 
 
 def place(

@@ -12,12 +12,11 @@ bits wherever their tasks were placed. Letters of a task, as in "2T7": block 2, 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
 
-from onward.config import Cut
 from onward.errors import SettingError
 
 
@@ -103,6 +102,9 @@ class Plan(ABC):
     has_validation: bool
     """Whether there are validation rows."""
 
+    held: frozenset[Product] = field(default=frozenset(), kw_only=True, repr=False)
+    """What an earlier part of the run has made, and need not be made again."""
+
     def __post_init__(self) -> None:
         if self.epochs % self.chapters and self.chapters % self.epochs:
             raise SettingError(
@@ -165,273 +167,90 @@ class Plan(ABC):
         """The last task."""
         return Task(Kind.GATHER, self.chapters - 1, 0)
 
-    @abstractmethod
+    @cached_property
+    def rest(self) -> frozenset[Task]:
+        """The tasks that are to be done: those behind what is needed and is not held.
+
+        What was reported is not worth training again: reports that are lost stay lost, and
+        validations whose weights are gone.
+        """
+        rest: set[Task] = set()
+        wanted = [self.gather]
+        while wanted:
+            task = wanted.pop()
+            if task in rest:
+                continue
+            rest.add(task)
+            missing = [p for p in self.all_needs(task) if p not in self.held]
+            if task == self.gather:
+                missing = [p for p in missing if p.thing not in (Thing.REPORT, Thing.COUNTS)]
+            wanted += [self.maker(product) for product in missing]
+            before = self.follows(task)
+            wanted += [before] if before else []
+        for chapter in range(self.chapters):
+            for task in self.validations(chapter):
+                needs = self.all_needs(task)
+                if self.held.issuperset(self.makes(task)):
+                    continue
+                if all(p in self.held or self.maker(p) in rest for p in needs):
+                    rest.add(task)
+        return frozenset(rest)
+
     def tasks(self) -> Iterator[Task]:
-        """Yield all tasks, in an order in which one rank can do them."""
+        """Yield the tasks that are to be done, in an order in which one rank can do them."""
+        if not self.held:
+            return self.all_tasks()
+        return (task for task in self.all_tasks() if task in self.rest)
+
+    def needs(self, task: Task) -> list[Product]:
+        """Return what a task needs, made by earlier tasks, or held."""
+        needs = self.all_needs(task)
+        if self.held and task == self.gather:
+            return [p for p in needs if p in self.held or self.maker(p) in self.rest]
+        return needs
+
+    def uses(self, product: Product) -> list[Task]:
+        """Return the tasks to be done that need a product: `needs`, the other way round."""
+        uses = self.all_uses(product)
+        return [task for task in uses if task in self.rest] if self.held else uses
+
+    def is_done(self, product: Product) -> bool:
+        """Return whether a product comes from an earlier part of the run."""
+        return bool(self.held) and self.maker(product) not in self.rest
+
+    @abstractmethod
+    def all_tasks(self) -> Iterator[Task]:
+        """Yield all tasks, those done before included."""
 
     @abstractmethod
     def maker(self, product: Product) -> Task:
         """Return the task that makes a product."""
 
     @abstractmethod
-    def needs(self, task: Task) -> list[Product]:
-        """Return what a task needs, made by earlier tasks."""
+    def all_needs(self, task: Task) -> list[Product]:
+        """Return what a task needs, also what nobody has any more."""
 
     @abstractmethod
     def makes(self, task: Task) -> list[Product]:
         """Return what a task makes."""
 
     @abstractmethod
-    def uses(self, product: Product) -> list[Task]:
-        """Return the tasks that need a product: `needs`, the other way round."""
+    def all_uses(self, product: Product) -> list[Task]:
+        """Return the tasks that need a product, those done before included."""
 
+    @abstractmethod
+    def chapter(self, task: Task) -> int:
+        """Return the chapter that a task belongs to."""
 
-@dataclass(frozen=True)
-class ChapterPlan(Plan):
-    """Blocks take turns: each learns for a chapter from the blocks below as published in it.
+    @abstractmethod
+    def follows(self, task: Task) -> Task | None:
+        """Return the task that left a block as this one finds it, where it made no product."""
 
-    Source:
-        Aktemur et al. 2024, arXiv:2404.08573, section 4.
-    """
+    @abstractmethod
+    def is_kept(self, product: Product, every: int) -> bool:
+        """Return whether a run can go on from a product, when it does so after some chapters.
 
-    moments_age: int | None = 1
-    """Age in chapters of the moments a chapter starts with; None to start without."""
-
-    slices: int = 1
-    """Parts of every mini-batch in which a block is trained (R)."""
-
-    cut: Cut = "rows"
-    """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hint_age is not None and self.hint_age < 1:
-            raise SettingError(
-                f"plan.hint_age is {self.hint_age}, but in a chapter plan hints are at least one "
-                f"chapter old: a chapter cannot wait for its own end."
-            )
-        shards = len(self.rows)
-        for rows in self.rows if self.cut == "rows" else ():
-            last = (rows - 1) % self.batch_size + 1
-            if last < self.slices:
-                raise SettingError(
-                    f"plan.slices is {self.slices}, but the last mini-batch of an epoch has "
-                    f"{last} {'row' if last == 1 else 'rows'}: {rows} rows in mini-batches of "
-                    f"{self.batch_size}. Choose another training.batch_size."
-                )
-        if self.chapters < shards:
-            raise SettingError(
-                f"{self.chapters} chapters visit {self.chapters} of {shards} shards, and no rows "
-                f"of the others. Set plan.chapters to {shards} or more, or plan.shards lower."
-            )
-        if self.hint_age is not None and shards > 1 and self.hint_age % shards:
-            raise SettingError(
-                f"plan.hint_age is {self.hint_age}, but hints of a shard come from its owner's "
-                f"last visit, {shards} chapters before. Use {shards} or a multiple, or never."
-            )
-
-    def tasks(self) -> Iterator[Task]:
-        for chapter in range(self.chapters):
-            yield from (Task(Kind.TRAIN, chapter, block) for block in self.trained)
-            if self._scores_in(chapter):
-                yield Task(Kind.SCORE, chapter, 0)
-            yield from self.validations(chapter)
-        yield self.gather
-
-    def maker(self, product: Product) -> Task:
-        kinds = {Thing.HINTS: Kind.SCORE, Thing.COUNTS: Kind.VALIDATE}
-        return Task(kinds.get(product.thing, Kind.TRAIN), product.time, product.block)
-
-    def needs(self, task: Task) -> list[Product]:
-        chapter = task.time
-        match task.kind:
-            case Kind.TRAIN:
-                needs = []
-                if chapter:
-                    needs.append(Product(Thing.WEIGHTS, chapter - 1, task.block))
-                if self.moments_age is not None and chapter >= self.moments_age:
-                    needs.append(Product(Thing.MOMENTS, chapter - self.moments_age, task.block))
-                needs += [Product(Thing.WEIGHTS, chapter, b) for b in range(task.block)]
-                if self.hint_age and chapter >= self.hint_age and task.block != self.head:
-                    needs.append(Product(Thing.HINTS, chapter - self.hint_age, 0))
-                return needs
-            case Kind.SCORE:
-                return [Product(Thing.WEIGHTS, chapter, b) for b in self.trained]
-            case Kind.VALIDATE:
-                return [Product(Thing.WEIGHTS, chapter, b) for b in self.trained]
-        return self._needs_of_gather
-
-    def makes(self, task: Task) -> list[Product]:
-        match task.kind:
-            case Kind.TRAIN:
-                things = [Thing.WEIGHTS, Thing.MOMENTS, Thing.REPORT]
-                return [Product(thing, task.time, task.block) for thing in things]
-            case Kind.SCORE:
-                return [Product(Thing.HINTS, task.time, 0)]
-            case Kind.VALIDATE:
-                return [Product(Thing.COUNTS, task.time, task.block)]
-        return []
-
-    def uses(self, product: Product) -> list[Task]:
-        chapter, block = product.time, product.block
-        match product.thing:
-            case Thing.WEIGHTS:
-                uses = [Task(Kind.TRAIN, chapter, b) for b in self.trained if b > block]
-                if self._scores_in(chapter):
-                    uses.append(Task(Kind.SCORE, chapter, 0))
-                uses += self.validations(chapter)
-                if chapter + 1 < self.chapters:
-                    return [*uses, Task(Kind.TRAIN, chapter + 1, block)]
-                return [*uses, self.gather]
-            case Thing.MOMENTS:
-                later = chapter + (self.moments_age or self.chapters)
-                return [Task(Kind.TRAIN, later, block)] if later < self.chapters else []
-            case Thing.HINTS:
-                later = chapter + (self.hint_age or self.chapters)
-                return [Task(Kind.TRAIN, later, b) for b in range(self.num_blocks)]
-        return [self.gather]
-
-    def _scores_in(self, chapter: int) -> bool:
-        return self.hint_age is not None and chapter + self.hint_age < self.chapters
-
-    @cached_property
-    def _needs_of_gather(self) -> list[Product]:
-        last = self.chapters - 1
-        return [
-            *(Product(Thing.WEIGHTS, last, b) for b in self.trained),
-            *(Product(Thing.REPORT, c, b) for c in range(self.chapters) for b in self.trained),
-            *(
-                Product(Thing.COUNTS, task.time, task.block)
-                for c in range(self.chapters)
-                for task in self.validations(c)
-            ),
-        ]
-
-
-@dataclass(frozen=True)
-class StreamPlan(Plan):
-    """Every mini-batch updates every block, in order.
-
-    A block sees the activities that the block below had before its update. Hints come from rows
-    passed through with the neutral label `hint_age` mini-batches ahead, so that hints of age a
-    are the scores of the network as it was a mini-batches ago; 0 is Hinton's own order, in which
-    every mini-batch waits for the whole network. Time is counted in mini-batches; validation and
-    gathering are timed by chapter.
-
-    Source:
-        Hinton 2022, arXiv:2212.13345, and his published Matlab code.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.rows) > 1:
-            raise SettingError(
-                f"plan.shards is {len(self.rows)}, but a stream plan has one stream of "
-                f"mini-batches, and so one shard. Shards go with chapters."
-            )
-        if self.hint_age is not None and self.hint_age < 0:
-            raise SettingError(f"plan.hint_age is {self.hint_age}; it cannot be negative.")
-
-    @property
-    def steps(self) -> int:
-        """Mini-batches of the run."""
-        return self.epochs * self.batches(0)
-
-    @property
-    def lead(self) -> int:
-        """Mini-batches by which rows with the neutral label go ahead of the others."""
-        return self.hint_age or 0
-
-    def rows_of(self, step: int) -> int:
-        """Return the rows of a mini-batch; the last of an epoch may be smaller."""
-        first = step % self.batches(0) * self.batch_size
-        return min(self.batch_size, self.rows[0] - first)
-
-    @cached_property
-    def chapter_ends(self) -> dict[int, int]:
-        """The chapter that ends with a mini-batch."""
-        batches = self.batches(0)
-        last = [self.segments(c)[-1] for c in range(self.chapters)]
-        return {s.epoch * batches + s.last - 1: c for c, s in enumerate(last)}
-
-    def tasks(self) -> Iterator[Task]:
-        line = range(self.num_blocks)
-        for step in range(self.steps):
-            if self.head is not None:
-                yield from (Task(Kind.PASS, step, block) for block in line)
-                yield Task(Kind.TRAIN, step, self.head)
-            yield from (Task(Kind.TRAIN, step, block) for block in line)
-            if step in self.chapter_ends:
-                yield from self.validations(self.chapter_ends[step])
-        yield self.gather
-
-    def maker(self, product: Product) -> Task:
-        match product.thing:
-            case Thing.HINTS:
-                return Task(Kind.TRAIN, product.time - self.lead, self.num_blocks)
-            case Thing.NEUTRAL:
-                return Task(Kind.PASS, product.time, product.block)
-            case Thing.COUNTS:
-                return Task(Kind.VALIDATE, product.time, product.block)
-        return Task(Kind.TRAIN, product.time, product.block)
-
-    def needs(self, task: Task) -> list[Product]:
-        step, block = task.time, task.block
-        match task.kind:
-            case Kind.PASS:
-                return [Product(Thing.NEUTRAL, step, block - 1)] if block else []
-            case Kind.TRAIN if block == self.head:
-                return [Product(Thing.NEUTRAL, step, b) for b in self.head_reads]
-            case Kind.TRAIN if block:
-                return [Product(Thing.ACTIVITIES, step, block - 1)]
-            case Kind.TRAIN:
-                hinted = self.hint_age is not None and step >= self.lead
-                return [Product(Thing.HINTS, step, 0)] if hinted else []
-            case Kind.VALIDATE:
-                return self._weights_after(task.time)
-        ends = self.chapter_ends.items()
-        return [
-            *self._weights_after(self.chapters - 1),
-            *(Product(Thing.REPORT, step, b) for step, _ in ends for b in self.trained),
-            *(Product(Thing.COUNTS, *v[1:]) for _, c in ends for v in self.validations(c)),
-        ]
-
-    def makes(self, task: Task) -> list[Product]:
-        step, block = task.time, task.block
-        match task.kind:
-            case Kind.PASS:
-                return [Product(Thing.NEUTRAL, step, block)]
-            case Kind.VALIDATE:
-                return [Product(Thing.COUNTS, step, block)]
-            case Kind.GATHER:
-                return []
-        makes = []
-        if block != self.head:
-            makes.append(Product(Thing.ACTIVITIES, step, block))
-        elif self.hint_age is not None:
-            makes.append(Product(Thing.HINTS, step + self.lead, 0))
-        if step in self.chapter_ends:
-            makes += [Product(thing, step, block) for thing in (Thing.WEIGHTS, Thing.REPORT)]
-        return makes
-
-    def uses(self, product: Product) -> list[Task]:
-        step, block = product.time, product.block
-        match product.thing:
-            case Thing.HINTS:
-                return [Task(Kind.TRAIN, step, 0)] if step < self.steps else []
-            case Thing.ACTIVITIES:
-                return [Task(Kind.TRAIN, step, block + 1)] if block + 1 < self.num_blocks else []
-            case Thing.NEUTRAL:
-                uses = [Task(Kind.PASS, step, block + 1)] if block + 1 < self.num_blocks else []
-                reads = block in self.head_reads
-                return [*uses, Task(Kind.TRAIN, step, self.num_blocks)] if reads else uses
-            case Thing.WEIGHTS:
-                chapter = self.chapter_ends[step]
-                is_last = chapter == self.chapters - 1
-                return [*self.validations(chapter), *([self.gather] if is_last else [])]
-        return [self.gather]
-
-    def _weights_after(self, chapter: int) -> list[Product]:
-        last = self.segments(chapter)[-1]
-        step = last.epoch * self.batches(0) + last.last - 1
-        return [Product(Thing.WEIGHTS, step, block) for block in self.trained]
+        Args:
+            product: What a task has made.
+            every: Chapters between the ends from which a run can go on.
+        """

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from onward import memory
+from onward.chapter_plan import ChapterPlan
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
 from onward.data import Dataset
@@ -22,8 +23,9 @@ from onward.dealing import (
 from onward.errors import PlacementError, SettingError
 from onward.networks import Network, build
 from onward.placement import Placement, place
-from onward.plan import ChapterPlan, Plan, StreamPlan
+from onward.plan import Plan
 from onward.sliced import check_cut
+from onward.stream_plan import StreamPlan
 from onward.workers import Arithmetic, Rows
 
 

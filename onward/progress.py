@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from onward import results
 from onward.placement import Placement, stall
-from onward.plan import Plan
+from onward.plan import Plan, Thing
 
 LINE_EVERY_SECONDS = 10.0
 """Longest silence where there is no terminal, as far as there is news."""
@@ -31,7 +31,7 @@ class Bars(results.Listener):
         self.bars: Progress | None = None
         self.names: dict[int, str] = {}
         self.tasks: dict[int, TaskID] = {}
-        self.done = 0
+        self.done = self.before = 0
         self.shards = 1
         self.total = 0
         self.started = self.last_line = time.monotonic()
@@ -40,6 +40,7 @@ class Bars(results.Listener):
         self.names = {b: "head" if b == plan.head else f"block {b}" for b in plan.trained}
         self.total = plan.chapters * len(plan.trained)
         self.shards = len(plan.rows)
+        self.before = sum(product.thing is Thing.REPORT for product in plan.held)
         self.started = self.last_line = time.monotonic()
         self.say(
             f"{count(len(plan.trained), 'block')}, {count(plan.epochs, 'epoch')} in "
@@ -68,6 +69,9 @@ class Bars(results.Listener):
         """Print a line, uncut and without colours of its own."""
         self.console.print(line, soft_wrap=True, highlight=False)
 
+    def note(self, text: str) -> None:
+        self.say(f"Note: {text}")
+
     def progress(self, progress: results.Progress) -> None:
         figures = progress.figures
         if progress.block is None:
@@ -82,7 +86,7 @@ class Bars(results.Listener):
         elif time.monotonic() - self.last_line > LINE_EVERY_SECONDS or self.done == self.total:
             self.last_line = time.monotonic()
             elapsed = self.last_line - self.started
-            left = elapsed / self.done * (self.total - self.done)
+            left = elapsed / max(self.done - self.before, 1) * (self.total - self.done)
             self.say(
                 f"chapter {progress.chapter + 1}, {self.names[progress.block]}: {text}; "
                 f"{elapsed:.0f} s, about {left:.0f} s left"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from onward.networks import Evaluation, Network
 from onward.placement import Placement
-from onward.plan import Plan, Product, StreamPlan, Thing
+from onward.plan import Plan, Product, Thing
+from onward.stream_plan import StreamPlan
 from onward.timeline import Span
 from onward.workers import REPORT_FIELDS
 
@@ -33,6 +34,9 @@ class Listener:
 
     def begin(self, plan: Plan, placement: Placement) -> None:
         """Called on rank 0 before the first task."""
+
+    def note(self, text: str) -> None:
+        """Called with something that the user should know, on the rank that noticed it."""
 
     def progress(self, progress: Progress) -> None:
         """Called on rank 0 whenever a chapter of a block, or a validation, is finished."""

@@ -18,6 +18,9 @@ from onward.timeline import Span, from_chrome, to_chrome
 FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "result.json")
 """What a finished run holds, in the order in which it is put there."""
 
+STATE = "state"
+"""Folder in which an unfinished run keeps what it goes on from."""
+
 PARTIAL = ".partial"
 """Folder in which a run is written, before it takes its place."""
 
@@ -26,8 +29,13 @@ PROBE_BYTES = 1 << 16
 
 
 @contextmanager
-def prepared(folder: Path, *, overwrite: bool) -> Iterator[None]:
+def prepared(folder: Path, *, overwrite: bool, resume: bool = False) -> Iterator[None]:
     """Make the folder of a run before anything is computed, and take it away if that fails.
+
+    Args:
+        folder: The folder.
+        overwrite: Whether a run that is in it may go.
+        resume: Whether the run goes on that is in it.
 
     Raises:
         FileError: It holds something already, or cannot be written to.
@@ -35,8 +43,9 @@ def prepared(folder: Path, *, overwrite: bool) -> Iterator[None]:
     is_new = False
     try:
         try:
-            if folder.exists():
+            if folder.exists() and not resume:
                 _check_free(folder, overwrite=overwrite)
+                shutil.rmtree(folder / STATE, ignore_errors=True)
             is_new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             with _no_trace_of(folder / PARTIAL) as probe:
@@ -61,13 +70,33 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
     if not folder.is_dir():
         raise FileError(f"{folder} is a file, not a folder. Name another with --out.")
     names = {path.name for path in folder.iterdir()}
-    if names and not names & {FILES[-1], PARTIAL}:
+    if names and not names & {FILES[-1], PARTIAL, STATE}:
         raise FileError(f"The folder {folder} holds something else. Name another with --out.")
+    if STATE in names and not overwrite:
+        raise FileError(
+            f"The folder {folder} holds a run that is not finished. Go on with `onward train "
+            f"--resume {folder}`, or begin anew with --overwrite."
+        )
     if names and not overwrite:
         raise FileError(
             f"The folder {folder} holds a run already. Name another with --out, or replace it "
             f"with --overwrite."
         )
+
+
+def begun_config(folder: Path) -> Path:
+    """Return the file with the settings of a run that is not finished.
+
+    Raises:
+        FileError: There is none.
+    """
+    for path in sorted((folder / STATE).glob("rank-*/config.toml")):
+        return path
+    if (folder / FILES[-1]).exists():
+        raise FileError(
+            f"The run in {folder} is finished. To repeat it, train {folder / FILES[0]}."
+        )
+    raise FileError(f"There is nothing in {folder / STATE} that a run could go on from.")
 
 
 def write(folder: Path, config: RunConfig, result: Result) -> None:
@@ -98,6 +127,10 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
             (folder / FILES[-1]).unlink(missing_ok=True)
             for name in FILES:
                 (partial / name).replace(folder / name)
+        # Nobody has to go on with it.
+        shared = config.placement.directory
+        for state in (folder / STATE, *(Path(shared).glob("rank-*") if shared else ())):
+            shutil.rmtree(state, ignore_errors=True)
     except FileError:
         raise
     except OSError as error:

@@ -5,16 +5,22 @@ rank knows beforehand how many bytes it gets from whom, and in which order.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 
 from torch import Tensor
 
+from onward.chapter_plan import ChapterPlan
 from onward.chapters import ChapterWorker
 from onward.errors import OnwardError, PeerLostError
 from onward.networks import Network
-from onward.placement import Placement, begun_on, messages
-from onward.plan import ChapterPlan, Kind, Plan, Product, StreamPlan, Task, Thing
+from onward.placement import Placement, begun_on, messages, restored
+from onward.plan import Kind, Plan, Product, Task, Thing
+from onward.pulse import Pulse, Waiting
+from onward.store import SMALL, Store
+from onward.stream_plan import StreamPlan
 from onward.streams import StreamWorker
 from onward.timeline import SHORTEST_SECONDS, WORDS, Recorder
 from onward.transport import InMemoryTransport, Transport
@@ -22,6 +28,9 @@ from onward.workers import Arithmetic, Rows, Worker
 
 QUEUE = 16
 """Mini-batches of activities from one source that wait here before no more are taken."""
+
+LOOK_EVERY_SECONDS = 0.02
+"""How often a rank looks for what another keeps."""
 
 LARGE = (Thing.WEIGHTS, Thing.MOMENTS, Thing.ACTIVITIES, Thing.NEUTRAL)
 """What a rank takes only so much of before it was needed."""
@@ -40,6 +49,10 @@ class Runtime:
         transport: How messages travel.
         on_product: Told of each report and of each count of validation rows.
         recorder: Notes what the rank does. None: nothing is noted.
+        store: Keeps what the rank finishes, and has what was finished before. None: nothing is
+            kept.
+        holders: The ranks that can read each product that the plan holds.
+        pulse: Watches the ranks that this one waits for. None: nobody does.
     """
 
     def __init__(
@@ -50,6 +63,9 @@ class Runtime:
         transport: Transport,
         on_product: OnProduct = lambda product, tensors: None,
         recorder: Recorder | None = None,
+        store: Store | None = None,
+        holders: Mapping[Product, Sequence[int]] | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.plan = plan
         self.placement = placement
@@ -67,24 +83,44 @@ class Runtime:
         self.arrived: dict[Product, list[Tensor]] = {}
         self.queued: dict[int, set[Product]] = {}
         self.changed = threading.Condition()
+        self.store, self.pulse = store, pulse
+        holders = holders or {}
+        self.holdings = {p for p, ranks in holders.items() if transport.rank in ranks}
+        self.restored = restored(plan, placement, holders)
+        self.chapter = 0
         transport.on_failure = self._wake
         for source in range(placement.num_ranks):
             if source != transport.rank:
                 self._expect(source)
 
     def run(self) -> None:
-        """Do all tasks of this rank."""
+        """Send what others need of what was done before, then do all tasks of this rank."""
+        self.restore()
         for task in self.plan.tasks():
             if self.transport.rank in self.placement.ranks(task):
                 self.do(task)
+        self._commit(self.plan.chapters)
+
+    def restore(self) -> None:
+        """Send what others need of what was done before, and report what was reported."""
+        for product in sorted(self.holdings):
+            if product.thing in SMALL and self.transport.rank == 0:
+                self.on_product(product, self._stored(product))
+        for message in self.restored:
+            if message.source == self.transport.rank:
+                self.transport.send(message.dest, self._stored(message.products[0]), "restore")
 
     def do(self, task: Task) -> None:
         """Wait for what a task needs, do it, and send what it made."""
         needs = self.plan.needs(task)
+        self._commit(self.plan.chapter(task))
+        self._hear()
         for product in needs:
             if product not in self.uses_left:
-                self.worker.accept(product, self._wait_for(product, task))
+                self.worker.accept(product, self._get(product, task))
                 self.uses_left[product] = self._uses_here(product)
+        if self.pulse is not None:
+            self.pulse.doing = f"{WORDS[task.kind]}, {task}"
         with self.recorder.span(WORDS[task.kind], str(task)):
             self.worker.execute(task)
         sent = cache(self._sent)
@@ -92,6 +128,7 @@ class Runtime:
             if message.source == self.transport.rank:
                 tensors = [t for product in message.products for t in sent(product)]
                 self.transport.send(message.dest, tensors, str(task))
+        self._keep(task)
         for product in self.plan.makes(task):
             self._told(product)
             self.uses_left[product] = self._uses_here(product)
@@ -100,6 +137,41 @@ class Runtime:
             for product in needs:
                 self.uses_left[product] -= 1
                 self._drop_unused(product)
+
+    def _get(self, product: Product, task: Task) -> list[Tensor]:
+        """Return a product of another rank, or of an earlier part of the run."""
+        if self.plan.is_done(product) and product in self.holdings:
+            return self._stored(product)
+        with self._waiting(product, task):
+            return self._arrived(product) if self.transport.carries else self._found(product)
+
+    def _stored(self, product: Product) -> list[Tensor]:
+        assert self.store is not None
+        return self.store.read(product, self.worker.layout(product))
+
+    def _keep(self, task: Task) -> None:
+        """Keep what a task has made, once for all ranks of its team that share a disk."""
+        if self.store is None:
+            return
+        first, *_ = self.placement.ranks(task)
+        if first == self.transport.rank or first not in self.store.seen:
+            made = {p: self.worker.content(p) for p in self.plan.makes(task) if self._is_kept(p)}
+            self.store.keep(task, made)
+
+    def _is_kept(self, product: Product) -> bool:
+        assert self.store is not None
+        return product.thing in SMALL or self.plan.is_kept(product, self.store.every)
+
+    def _commit(self, chapter: int) -> None:
+        """Say that all before a chapter is done here, and forget what no rank goes back to."""
+        if self.store is None or chapter == self.chapter:
+            return
+        self.chapter = chapter
+        self.store.commit(chapter - 1)
+        self.transport.tell("committed", self.store.committed)
+        heard = self.transport.heard("committed")
+        if None not in heard:
+            self.store.prune(self.plan, min(heard))
 
     def _uses_here(self, product: Product) -> int:
         return sum(self.transport.rank in self.placement.ranks(t) for t in self.plan.uses(product))
@@ -127,6 +199,9 @@ class Runtime:
         here = self.transport.rank
 
         def incoming() -> Iterator[tuple[Product, ...]]:
+            for message in self.restored:
+                if (message.source, message.dest) == (source, here):
+                    yield message.products
             for task in self.plan.tasks():
                 if source in self.placement.ranks(task):
                     for message in messages(self.plan, self.placement, task):
@@ -145,9 +220,25 @@ class Runtime:
             products = next(coming)
             now = self.recorder.now()
             self.recorder.add("receive", str(self.plan.maker(products[0])), now, now)
+            self._keep_received(products, tensors, source)
             self._take(products, tensors, queued)
 
         self.transport.expect(source, layouts, deliver)
+
+    def _keep_received(
+        self, products: tuple[Product, ...], tensors: list[Tensor], source: int
+    ) -> None:
+        """Keep what is on no disk that this rank reads, and the last weights, which end a run."""
+        if self.store is None:
+            return
+        rest = iter(tensors)
+        kept = {}
+        for product in products:
+            parts = [next(rest) for _ in self.worker.layout(product)]
+            is_last = product.thing is Thing.WEIGHTS and self.plan.gather in self.plan.uses(product)
+            if self._is_kept(product) and (is_last or source not in self.store.seen):
+                kept[product] = parts
+        self.store.keep(self.plan.maker(products[0]), kept)
 
     def _take(
         self, products: tuple[Product, ...], tensors: list[Tensor], queued: set[Product]
@@ -159,35 +250,79 @@ class Runtime:
             if product.thing in (Thing.REPORT, Thing.COUNTS):
                 self.on_product(product, parts)
             with self.changed:
-                if product.thing in LARGE:
+                if product.thing in LARGE and not self.plan.is_done(product):
                     most = most_waiting(self.plan)
                     self.changed.wait_for(partial(has_room, queued, product, most))
                     queued.add(product)
                 self.arrived[product] = parts
                 self.changed.notify_all()
 
-    def _wait_for(self, product: Product, task: Task) -> list[Tensor]:
+    @contextmanager
+    def _waiting(self, product: Product, task: Task) -> Iterator[None]:
+        """Note how long a task waits, and let the rank that it waits for be watched."""
+        start = self.recorder.now()
+        if self.pulse is not None:
+            what = f"the {product.thing} of block {product.block}, time {product.time},"
+            self.pulse.waiting = Waiting(what, self._source(product))
+        yield
+        if self.pulse is not None:
+            self.pulse.waiting = None
+        end = self.recorder.now()
+        self.idle_seconds += end - start
+        if end - start > SHORTEST_SECONDS:
+            self.recorder.add("wait", str(task), start, end)
+
+    def _arrived(self, product: Product) -> list[Tensor]:
+        """Wait for a product that comes in a message."""
         with self.changed:
-            start = self.recorder.now()
             while product not in self.arrived:
-                failure = self.transport.failure
-                if isinstance(failure, OnwardError):
-                    raise failure
-                if failure is not None:
-                    raise PeerLostError(
-                        f"Rank {self.transport.rank} waited for the {product.thing} of block "
-                        f"{product.block}, time {product.time}, and lost the connection to "
-                        f"another rank. The log of the rank that ended first says why."
-                    ) from failure
+                self._check_peers(product)
                 self.changed.wait()
-            end = self.recorder.now()
-            self.idle_seconds += end - start
-            if end - start > SHORTEST_SECONDS:
-                self.recorder.add("wait", str(task), start, end)
             for queued in self.queued.values():
                 queued.discard(product)
             self.changed.notify_all()
             return self.arrived.pop(product)
+
+    def _found(self, product: Product) -> list[Tensor]:
+        """Wait for a product that another rank keeps where this one reads it."""
+        assert self.store is not None
+        maker, layout = str(self.plan.maker(product)), self.worker.layout(product)
+        while (found := self.store.find(product, maker, layout)) is None:
+            self._check_peers(product)
+            self._hear()
+            time.sleep(LOOK_EVERY_SECONDS)
+        return found
+
+    def _check_peers(self, product: Product) -> None:
+        """Notice that what this rank waits for will not come."""
+        failure = self.transport.failure
+        if isinstance(failure, OnwardError):
+            raise failure
+        if failure is not None:
+            raise PeerLostError(
+                f"Rank {self.transport.rank} waited for the {product.thing} of block "
+                f"{product.block}, time {product.time}, and lost the connection to another rank. "
+                f"The log of the rank that ended first says why."
+            ) from failure
+        self.transport.check_peers()
+
+    def _hear(self) -> None:
+        """Pass on what others have reported, where no message brings it."""
+        if self.transport.carries or self.transport.rank or self.store is None:
+            return
+        reported = frozenset(self.plan.all_needs(self.plan.gather))
+        for product in self.store.hear(lambda p: self.worker.layout(p) if p in reported else None):
+            self.on_product(product, [self.store.notes[product]])
+
+    def _source(self, product: Product) -> int:
+        """Return the rank that sends a product to this one."""
+        here = self.transport.rank
+        sent = (
+            self.restored
+            if self.plan.is_done(product)
+            else messages(self.plan, self.placement, self.plan.maker(product))
+        )
+        return next(m.source for m in sent if m.dest == here and product in m.products)
 
     def _wake(self) -> None:
         with self.changed:
@@ -257,6 +392,8 @@ def run_in_memory(
         if errors:
             raise errors[0]
         return runtimes
+    for runtime in runtimes:
+        runtime.restore()
     for task in plan.tasks():
         runtimes[placement.rank(task)].do(task)
     return runtimes

@@ -128,7 +128,7 @@ def simulate(
 
     Example:
         >>> from onward.placement import place
-        >>> from onward.plan import ChapterPlan
+        >>> from onward.chapter_plan import ChapterPlan
         >>> plan = ChapterPlan(
         ...     num_blocks=2, head_reads=(), epochs=3, chapters=3, batch_size=1, rows=(1,),
         ...     hint_age=None, validate_every=None, has_validation=False,

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from onward.blocks import StepReport
 from onward.networks import Network
-from onward.plan import Product, StreamPlan, Thing
+from onward.plan import Product, Thing
 from onward.steps import Step
+from onward.stream_plan import StreamPlan
 from onward.views import Negatives, View
 from onward.workers import Arithmetic, Clock, Rows, Worker
 
@@ -100,6 +101,16 @@ class StreamWorker(Worker):
                 return super().layout(product)
         example = self.examples[product.block]
         return [example.expand(rows, *example.shape[1:])] * views
+
+    def content(self, product: Product) -> list[Tensor]:
+        if product.thing is Thing.MOMENTS:
+            return self._moments(product.block)
+        return super().content(product)
+
+    def accept(self, product: Product, tensors: list[Tensor]) -> None:
+        super().accept(product, tensors)
+        if product.thing is Thing.MOMENTS:
+            self._give_moments(product.block, self.values.pop(product))
 
     def _step(self, block: int) -> Step:
         if block not in self.steps:

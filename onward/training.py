@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from onward.dealing import (
     with_private_shards,
 )
 from onward.directory import DirectoryTransport
-from onward.errors import SettingError
+from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate
 from onward.objectives import Threshold
 from onward.placement import Placement, begun_on
@@ -34,14 +34,20 @@ from onward.preparation import (
     make_arithmetic,
     resolve_precision,
 )
+from onward.pulse import Pulse
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
 from onward.results import Listener, Log, Result
+from onward.resume import Holders, open_store, take_up
 from onward.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
+from onward.store import Store
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.transport import DistributedTransport, InMemoryTransport, Transport
 from onward.version import VERSION
 from onward.workers import Rows
+
+VERSIONS = f"onward {VERSION}, torch {torch.__version__}"
+"""What decides the bits beside settings and data, on machines of one type."""
 
 
 def is_distributed() -> bool:
@@ -54,7 +60,14 @@ def current_rank() -> int:
     return int(os.environ.get("RANK", "0")) if is_distributed() else 0
 
 
-def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
+def attempt() -> int:
+    """Return how often the ranks of this run have been started again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def run(
+    config: RunConfig, listener: Listener | None = None, folder: Path | None = None
+) -> Result | None:
     """Do a run from its settings: load data, build the network, train, test.
 
     Under torchrun every process calls this, and rank 0 gets the result.
@@ -62,6 +75,7 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
     Args:
         config: The run.
         listener: Told how training goes.
+        folder: See `train`.
 
     Returns:
         The result on rank 0; None on others.
@@ -70,17 +84,18 @@ def run(config: RunConfig, listener: Listener | None = None) -> Result | None:
         OnwardError: Settings or data cannot be used; the message says why.
     """
     config.check()
+    listener = listener or Listener()
     dataset = load_data(config, current_rank())
     transport = open_transport(config.placement)
     config = with_private_shards(config, transport.num_ranks)
     held, shape = deal(config, dataset, transport)
     # A rank may have no room for all blocks: it makes those that it trains first.
     network = build_network(config, dataset, shape, held=())
-    ready = _ready(network, config, dataset, held, shape, transport)
+    ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
     own = begun_on(ready.plan, ready.placement, transport.rank)
     network = build_network(config, dataset, shape, held=own)
     network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
-    return _train(network, ready, listener or Listener())
+    return _train(network, ready, listener)
 
 
 @contextmanager
@@ -94,28 +109,36 @@ def threads_kept(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_alike(
-    network: Network, config: RunConfig, precision: str, placed: str, transport: Transport
-) -> None:
-    """Refuse ranks that would train something else than the others."""
+def _settings(network: Network, config: RunConfig) -> str:
+    """Return all settings that decide the weights, a line each."""
     # Where data lie may differ, and their content has been compared.
+    precision = resolve_precision(config.training.precision)
     settings = config.with_settings(
         {"data.name": "", "data.dir": None, "training.precision": precision}
     )
     settings = replace(settings, placement=PlacementConfig())
     # The settings do not know the optimizers of a network that a user has built.
     optimizers = [f"block {n}: {b.optimizer}" for n, b in enumerate(network.all_blocks)]
+    return "\n".join([settings.to_toml(), *optimizers])
+
+
+def _first_weights(network: Network) -> list[str | None]:
+    """Return a digest of each block that this rank has."""
+    return [
+        None if block.is_released else tensors_sha256(block.state_dict())
+        for block in network.all_blocks
+    ]
+
+
+def _check_alike(network: Network, config: RunConfig, placed: str, transport: Transport) -> None:
+    """Refuse ranks that would train something else than the others."""
     notes = transport.exchange(
         "start from",
         {
-            "settings": "\n".join([settings.to_toml(), *optimizers]),
+            "settings": _settings(network, config),
             "placements": placed,
-            "versions": f"onward {VERSION}, torch {torch.__version__}",
-            # Of the blocks that the rank has.
-            "weights": [
-                None if block.is_released else tensors_sha256(block.state_dict())
-                for block in network.all_blocks
-            ],
+            "versions": VERSIONS,
+            "weights": _first_weights(network),
         },
     )
     ours = notes[transport.rank]
@@ -151,6 +174,7 @@ def train(
     validation: float | int = 0.1,
     shift: int = 0,
     listener: Listener | None = None,
+    folder: Path | None = None,
 ) -> Result | None:
     """Train a network, in this process or, under torchrun, on all its ranks.
 
@@ -167,6 +191,9 @@ def train(
         validation: Training rows kept apart: a share below 1, or a number of rows.
         shift: Largest random shift of training images, in pixels.
         listener: Told how training goes.
+        folder: Where each rank keeps what it has finished, on a disk of its own or a shared one. A
+            run that was cut goes on from there when it is started again, on as many ranks or on
+            others, to the same weights. None: nothing is kept.
 
     Returns:
         The result on rank 0; None on others.
@@ -197,8 +224,9 @@ def train(
             f"The data have {shape.num_classes} classes, and the network was built for "
             f"{network.num_classes}. Give num_classes={shape.num_classes}."
         )
-    ready = _ready(network, config, dataset, held, shape, transport)
-    return _train(network, ready, listener or Listener())
+    listener = listener or Listener()
+    ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
+    return _train(network, ready, listener)
 
 
 def open_transport(placement: PlacementConfig) -> Transport:
@@ -250,6 +278,12 @@ class Ready:
     transport: Transport
     """The way to the others."""
 
+    store: Store | None
+    """Keeps what is finished."""
+
+    holders: Holders
+    """The ranks that can read what an earlier part of the run has left."""
+
 
 def _ready(
     network: Network,
@@ -258,8 +292,10 @@ def _ready(
     held: dict[int, Rows],
     shape: Shape,
     transport: Transport,
+    folder: Path | None,
+    listener: Listener,
 ) -> Ready:
-    """Make plan and placement, and refuse a run that a rank has no room for.
+    """Make plan and placement, find what is done already, and refuse a run without room.
 
     The weights of the network may be released.
     """
@@ -271,7 +307,30 @@ def _ready(
     needed = memory.estimate(plan, placement, network, dataset.input_shape, arithmetic)
     room = memory.room(max(before + needed[transport.rank], now))
     memory.check([memory.Room(*other) for other in transport.exchange("room", room)])
-    return Ready(config, dataset, held, shape, plan, placement, room.needed, transport)
+    store: Store | None = None
+    holders: Holders = {}
+    if not transport.carries:
+        folder = Path(config.placement.directory or "")
+    if folder is not None:
+        settings = f"{_settings(network, config)}\n{VERSIONS}\ndata {shape.data_sha256}"
+        every = config.placement.keep_every or max(1, plan.chapters // plan.epochs)
+        if not transport.carries:
+            every = 1
+        store = open_store(
+            folder, transport.rank, config.to_toml(), settings, _first_weights(network), every
+        )
+        worker = make_worker(plan, network, held, arithmetic)
+        plan, holders, damaged = take_up(store, plan, worker, transport)
+        if transport.rank == 0:
+            for text in damaged:
+                listener.note(f"{text} It is not used.")
+            if holders:
+                num_tasks = sum(1 for _ in plan.all_tasks())
+                done = num_tasks - len(plan.rest)
+                listener.note(f"Going on: {done:,} of {num_tasks:,} tasks are done already.")
+    return Ready(
+        config, dataset, held, shape, plan, placement, room.needed, transport, store, holders
+    )
 
 
 def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
@@ -282,11 +341,13 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
         team = placement.team_of(transport.rank)
         held = {s: rows for s, rows in held.items() if s % len(placement.teams) == team}
     placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
-    _check_alike(network, config, precision, placed, transport)
+    _check_alike(network, config, placed, transport)
     log = Log(plan, listener)
     worker = make_worker(plan, network, held, make_arithmetic(config))
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
-    runtime = Runtime(plan, placement, worker, transport, log.take, recorder)
+    store, holders = ready.store, ready.holders
+    pulse = Pulse(transport, config.placement.peer_timeout, listener.note)
+    runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, holders, pulse)
     transport.exchange("start", None)
     recorder.start()
     cpu_start = time.process_time()
@@ -294,8 +355,20 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
         listener.begin(plan, placement)
     try:
         with global_generator_kept(), threads_kept(config.training.threads):
+            pulse.start()
             runtime.run()
+        if store is not None:
+            store.close()
+    except BaseException:
+        if store is not None:
+            # What is finished is not lost with the task that was cut.
+            with suppress(FileError):
+                store.close()
+            if not store.files:
+                store.remove()
+        raise
     finally:
+        pulse.stop()
         worker.settle()
         if transport.rank == 0:
             listener.end()
@@ -311,8 +384,12 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
     }
     everywhere = transport.exchange("figures", figures)
     told = transport.exchange("timeline", recorder.note())
+    # Rank 0 has written the last weights when the others hear of it.
+    transport.exchange("kept", None)
     transport.close()
     if transport.rank:
+        if store is not None:
+            store.remove()
         return None
     network.eval()
     per_rank = {name: [each[name] for each in everywhere] for name in figures}

@@ -7,31 +7,28 @@ connection), and messages are told apart by their order, not by tags.
 """
 
 import json
-import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
 import time
-import uuid
-import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
+from onward.buffers import Buffers
 from onward.errors import PeerLostError, SettingError
+from onward.launcher import LISTEN_FD
 from onward.team import Alone, Team
 from onward.timeline import Recorder
 
@@ -47,14 +44,11 @@ POSTED = 2
 RUNS = count()
 """Numbers the transports of a process."""
 
+SERVED: list[Any] = []
+"""What ranks of this machine meet at, on the rank that keeps it."""
+
 OPEN: "list[Transport]" = []
 """Transports of this process that have not parted."""
-
-LINE = 64
-"""Bytes of a cache line."""
-
-SMALL = 1 << 16
-"""Bytes below which fresh memory is as good as used memory."""
 
 IN_FLIGHT = 4
 """Messages to a rank that are on their way at once; then a sender waits: memory stays bounded."""
@@ -65,6 +59,8 @@ class Transport(ABC):
 
     rank: int
     num_ranks: int
+    carries = True
+    """Whether messages travel; where not, ranks read what others have kept."""
 
     def __init__(self) -> None:
         self.bytes_sent = 0
@@ -97,6 +93,19 @@ class Transport(ABC):
         """
 
     @abstractmethod
+    def tell(self, topic: str, note: Any) -> None:
+        """Leave something small where all ranks find it, in place of what this rank left before.
+
+        Args:
+            topic: What it is about.
+            note: Anything JSON can hold, under a megabyte.
+        """
+
+    @abstractmethod
+    def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
+        """Return what ranks, or all, have left on a topic; None for those that have not."""
+
+    @abstractmethod
     def exchange(self, topic: str, note: Any) -> list[Any]:
         """Tell all ranks something small, and hear what they say.
 
@@ -111,6 +120,20 @@ class Transport(ABC):
     @abstractmethod
     def team(self, teams: Sequence[range]) -> Team:
         """Return the team of this rank, given the ranks of all teams; all ranks call it."""
+
+    def check_peers(self) -> None:
+        """Notice that another rank has ended.
+
+        Raises:
+            PeerLostError: It has, or the connection to it is lost.
+        """
+        if self.failure is not None:
+            raise PeerLostError(f"Rank {self.rank} cannot go on: {self.failure}") from self.failure
+
+    def fail(self, error: Exception) -> None:
+        """Let what waits for messages end with an error, the first that there was."""
+        self.failure = self.failure or error
+        self.on_failure()
 
     @abstractmethod
     def close(self) -> None:
@@ -130,6 +153,7 @@ class InMemoryTransport(Transport):
         self.peers = peers
         self.inbox: dict[int, tuple[Iterator[Sequence[Tensor]], Deliver]] = {}
         self.mail: dict[int, queue.SimpleQueue[list[Tensor]]] = {}
+        self.notes: dict[str, Any] = {}
 
     @staticmethod
     def group(num_ranks: int) -> "list[InMemoryTransport]":
@@ -155,6 +179,13 @@ class InMemoryTransport(Transport):
 
     def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
         self.inbox[source] = (iter(layouts), deliver)
+
+    def tell(self, topic: str, note: Any) -> None:
+        self.notes[topic] = note
+
+    def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
+        asked = range(self.num_ranks) if ranks is None else ranks
+        return [self.peers[rank].notes.get(topic) for rank in asked]
 
     def exchange(self, topic: str, note: Any) -> list[Any]:
         if self.num_ranks > 1:
@@ -199,40 +230,6 @@ class InMemoryTeam(Team):
                     raise PeerLostError("Another rank of the team failed.") from None
 
 
-class Buffers:
-    """Memory for what arrives, used again once nothing refers to it.
-
-    Fresh memory is dear: the system hands it out page by page, and for a block state of 48 MB that
-    was measured to take up to ten times as long as copying the bytes.
-    """
-
-    def __init__(self) -> None:
-        self.free: dict[int, list[np.ndarray]] = {}
-
-    def empty_like(self, like: Tensor) -> Tensor:
-        """Return a tensor of the same shape and type, with any content."""
-        size = like.numel() * like.element_size()
-        if size < SMALL:
-            return torch.empty(like.shape, dtype=like.dtype)
-        free = self.free.setdefault(size, [])
-        try:
-            memory = free.pop()
-        except IndexError:
-            # Vector instructions like whole cache lines.
-            memory = np.empty(size + LINE, np.uint8)
-            memory = memory[-memory.ctypes.data % LINE :][:size]
-        # The tensor, and all that shares its storage, holds this view alone: as long as it lives,
-        # the memory is in use.
-        view = memory[:]
-        weakref.finalize(view, free.append, memory).atexit = False
-        return torch.from_numpy(view).view(like.dtype).view(like.shape)
-
-    def reserve(self, layouts: Iterable[Sequence[Tensor]]) -> None:
-        """Have memory ready for messages of these shapes, to be held at the same time."""
-        held = [self.empty_like(like).zero_() for layout in layouts for like in layout]
-        del held
-
-
 class Sent(NamedTuple):
     """A tensor on its way, which must live until it has arrived."""
 
@@ -265,6 +262,7 @@ class DistributedTransport(Transport):
                     f"This machine has no network interface {iface}. It has {', '.join(known)}."
                 )
             os.environ["GLOO_SOCKET_IFNAME"] = iface
+        _serve()
         store, self.rank, self.num_ranks = next(iter(rendezvous("env://")))
         # torchrun restarts a group with the store of the last try, and would find its addresses
         # there (pytorch#135712), and a process may train more than once; a prefix keeps them apart.
@@ -298,7 +296,7 @@ class DistributedTransport(Transport):
             try:
                 work = dist.isend(tensor, dest)
             except RuntimeError as error:
-                self._fail(error)
+                self.fail(error)
                 raise PeerLostError(
                     f"Rank {self.rank} lost the connection to rank {dest}. Its log says why, or "
                     f"that of the rank that ended first."
@@ -312,7 +310,7 @@ class DistributedTransport(Transport):
             try:
                 sent.work.wait()
             except RuntimeError as error:
-                self._fail(error)
+                self.fail(error)
             if sent.room is None:
                 continue
             if self.recorder:
@@ -352,29 +350,51 @@ class DistributedTransport(Transport):
             while posted:
                 take()
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
 
-    def _fail(self, error: Exception) -> None:
-        self.failure = self.failure or error
-        self.on_failure()
+    def tell(self, topic: str, note: Any) -> None:
+        with self._store() as store:
+            store.set(f"{topic}/{self.rank}", json.dumps(note))
+
+    @contextmanager
+    def _store(self) -> Iterator[Any]:
+        """Yield where the ranks meet."""
+        try:
+            yield self.store
+        except RuntimeError as error:
+            raise PeerLostError(
+                f"Rank {self.rank} lost the connection to where the ranks meet. The log of the "
+                f"rank that ended first says why."
+            ) from error
+
+    def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
+        asked = range(self.num_ranks) if ranks is None else ranks
+        keys = [f"{topic}/{rank}" for rank in asked]
+        with self._store() as store:
+            # A key that is not there would be waited for.
+            known = [store.get(key) if store.check([key]) else b"null" for key in keys]
+        return [json.loads(text) for text in known]
 
     def exchange(self, topic: str, note: Any) -> list[Any]:
-        self.store.set(f"{topic}/{self.rank}", json.dumps(note))
+        self.tell(topic, note)
         keys = [f"{topic}/{rank}" for rank in range(self.num_ranks)]
-        while not self.store.check(keys):
+        while True:
+            with self._store() as store:
+                if store.check(keys):
+                    return [json.loads(store.get(key)) for key in keys]
+                ended = store.get("ended").decode() if store.check(["ended"]) else None
             if self.failure is not None:
                 raise PeerLostError(
                     f"Rank {self.rank} waited for the others ({topic}), and lost the connection "
                     f"to one. The log of the rank that ended first says why."
                 ) from self.failure
-            if self.store.check(["ended"]):
+            if ended is not None:
                 raise PeerLostError(
-                    f"Rank {self.rank} waited for the others ({topic}), and rank "
-                    f"{self.store.get('ended').decode()} has ended. Its log says why."
+                    f"Rank {self.rank} waited for the others ({topic}), and rank {ended} has "
+                    f"ended. Its log says why."
                 )
             # A wait with a time limit would print a warning for each limit that passes.
             time.sleep(0.02)
-        return [json.loads(self.store.get(key)) for key in keys]
 
     def team(self, teams: Sequence[range]) -> Team:
         team: Team = Alone()
@@ -389,8 +409,8 @@ class DistributedTransport(Transport):
 
     def say_ended(self) -> None:
         # The store may be gone with the rank that held it.
-        with suppress(RuntimeError):
-            self.store.set("ended", str(self.rank))
+        with suppress(PeerLostError), self._store() as store:
+            store.set("ended", str(self.rank))
 
     def close(self) -> None:
         self._sent.put(None)
@@ -442,6 +462,21 @@ class DistributedTeam(Team):
         return every
 
 
+def _serve() -> None:
+    """Let ranks of this machine meet, where the launcher has left that to this one."""
+    listening = os.environ.pop(LISTEN_FD, None)
+    if listening is not None:
+        SERVED.append(
+            dist.TCPStore(  # type: ignore[attr-defined]
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=int(listening),
+            )
+        )
+
+
 def leave(status: int) -> None:
     """End this rank at once, if it is one of several that are connected.
 
@@ -453,43 +488,3 @@ def leave(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def launch(num_ranks: int, command: list[str]) -> int:
-    """Start a command as several ranks on this machine and wait for them, as torchrun does.
-
-    Args:
-        num_ranks: Processes.
-        command: Arguments of the Python interpreter.
-
-    Returns:
-        The exit status: 0, or that of the rank that failed first.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # Each rank says itself what went wrong; the launcher would add a page of its own.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        run_id=uuid.uuid4().hex,
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(config, sys.executable)(*command)
-    except SignalException as error:
-        raise KeyboardInterrupt from error
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            print(f"onward: rank {rank} was ended by {name}.", file=sys.stderr)
-            return 128 - failure.exitcode
-        return failure.exitcode
-    return 0

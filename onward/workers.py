@@ -31,6 +31,9 @@ from onward.views import (
     wrong_labels,
 )
 
+ADVICE = "A smaller optimizer.lr usually helps."
+"""What to do about training that leaves the finite numbers."""
+
 REPORT_FIELDS = ("loss", "accuracy", "goodness_gap", "dead_fraction", "seconds", "cpu_seconds")
 """What a report holds, in order."""
 
@@ -232,8 +235,12 @@ class Worker(ABC):
     def learn(
         self, step: Step, block: int, views: Mapping[str, View], epoch: int, batch: int, shard: int
     ) -> tuple[dict[str, View], StepReport]:
-        """Let a block learn from one mini-batch."""
-        return step(
+        """Let a block learn from one mini-batch.
+
+        Raises:
+            DivergedError: The loss is not finite.
+        """
+        outputs, told = step(
             views,
             seed=seeds.derive(self.arithmetic.seed, "step", block, epoch, batch),
             lr_scale=lr_scale(
@@ -243,6 +250,13 @@ class Worker(ABC):
                 self.plan.epochs,
             ),
         )
+        loss = told.sums[0].item() / told.rows
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"The loss of block {block} is no longer finite ({loss}) in mini-batch {batch} of "
+                f"epoch {epoch}, both counted from 0. {ADVICE}"
+            )
+        return outputs, told
 
     def make_step(self, block: int) -> Step:
         """Return the way to train a block."""
@@ -252,14 +266,15 @@ class Worker(ABC):
         """Keep a report, its fields in the order of `REPORT_FIELDS`.
 
         Raises:
-            DivergedError: The loss is not finite.
+            DivergedError: A weight of the block is not finite.
         """
+        for name, tensor in self.blocks[product.block].state_dict().items():
+            if tensor.is_floating_point() and not math.isfinite(tensor.sum().item()):
+                raise DivergedError(
+                    f"The {name} of block {product.block} is no longer finite at the end of "
+                    f"chapter {self.plan.chapter(self.plan.maker(product))}. {ADVICE}"
+                )
         loss, accuracy, gap = (total.sums / total.rows).tolist()
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"The loss of block {product.block} is no longer finite ({loss}) at time "
-                f"{product.time} of the plan. A smaller optimizer.lr usually helps."
-            )
         is_head = self.blocks[product.block].reads is not None
         dead = float("nan") if is_head else 1 - total.active.double().mean().item()
         figures = [loss, accuracy, gap, dead, *elapsed.tolist()]
@@ -281,3 +296,11 @@ class Worker(ABC):
     def _moments(self, block: int) -> list[Tensor]:
         moments = self.blocks[block].moments
         return [moments[name][part] for name in sorted(moments) for part in sorted(moments[name])]
+
+    def _give_moments(self, block: int, tensors: Iterable[Tensor]) -> None:
+        """Give a block moments, in the order of `_moments`."""
+        learner, rest = self.blocks[block], iter(tensors)
+        learner.moments = {
+            name: {part: next(rest) for part in sorted(learner.moments[name])}
+            for name in sorted(learner.moments)
+        }

@@ -25,7 +25,7 @@ from jobs import JOBS, NUM_RANKS
 from weight_jobs import deserted, write_digits
 
 from onward import transport as transports
-from onward.transport import launch
+from onward.launcher import launch
 
 LIMIT_SECONDS = 150
 """After this a rank prints where it hangs, and ends."""

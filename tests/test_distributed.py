@@ -1,5 +1,6 @@
 """Runs on several processes over gloo: the first law once more, and what ends a run."""
 
+import os
 import re
 from functools import cache
 
@@ -66,7 +67,11 @@ def test_processes_end_in_the_weights_of_one_process(group, case, name, number):
 
 @pytest.mark.parametrize(
     ("job", "case"),
-    [("through_a_directory", "one-pass"), ("through_the_same_directory", "hints")],
+    [
+        ("through_a_directory", "one-pass"),
+        ("through_a_directory_again", "one-pass"),
+        ("hints_through_a_directory", "hints"),
+    ],
 )
 def test_processes_that_share_a_folder_end_in_the_weights_of_one_process(group, job, case):
     first, *_ = group[job]
@@ -94,8 +99,8 @@ def test_teams_of_different_sizes_end_in_the_weights_of_one_rank(group):
     assert first["weights"] == expected["weights"]
 
 
-def test_the_folder_is_empty_in_the_end(group):
-    assert list((group["folder"] / "shared").iterdir()) == []
+def test_what_rank_0_ends_with_stays_in_the_folder_and_nothing_else(group):
+    assert os.listdir(group["folder"] / "one-pass") == ["rank-0"]
 
 
 def test_a_stream_does_not_go_through_a_directory(group):
@@ -227,11 +232,11 @@ def test_ranks_that_do_not_fit_together_are_told_so(group, job, message):
 def test_ranks_that_wait_for_one_that_died_say_so_and_end(group):
     found = errors(group, "deserted")
 
-    assert len(found) == 2
-    for error, rank in zip(found, [0, 3], strict=True):
+    for error, rank in zip(found, [0, 1, 3], strict=True):
         assert re.fullmatch(
-            rf"PeerLostError: Rank {rank} waited for the weights of block \d, time \d, and lost "
-            r"the connection to another rank. The log of the rank that ended first says why.",
+            rf"PeerLostError: Rank {rank} (waited for the weights of block \d, time \d, and )?lost "
+            r"the connection to (another rank|where the ranks meet). The log of the rank that "
+            r"ended first says why.",
             error,
         )
 

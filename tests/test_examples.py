@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from onward.cli import main
+from onward.launcher import launch
 from onward.runs import read_result
-from onward.transport import launch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

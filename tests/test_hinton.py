@@ -9,7 +9,8 @@ import torch
 
 from onward.config import NetworkConfig, OptimizerConfig
 from onward.networks import build
-from onward.plan import Product, StreamPlan, Thing
+from onward.plan import Product, Thing
+from onward.stream_plan import StreamPlan
 from onward.streams import StreamWorker
 from onward.workers import Arithmetic, Rows
 

@@ -6,11 +6,12 @@ import pytest
 
 import onward as ow
 from onward import memory
+from onward.chapter_plan import ChapterPlan
 from onward.checkpoint import PRECISIONS
 from onward.memory import Room, check, estimate
 from onward.placement import place
-from onward.plan import ChapterPlan, StreamPlan
 from onward.runtime import QUEUE
+from onward.stream_plan import StreamPlan
 from onward.transport import IN_FLIGHT, POSTED
 from onward.workers import Arithmetic
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import onward as ow
+from onward.chapter_plan import ChapterPlan
 from onward.chapters import ChapterWorker
 from onward.placement import place
-from onward.plan import ChapterPlan, StreamPlan
 from onward.runtime import run_in_memory
+from onward.stream_plan import StreamPlan
 from onward.views import LabelEmbedding, Negatives, likely_wrong_labels, wrong_labels
 from onward.workers import Arithmetic, Rows
 

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from onward.chapter_plan import ChapterPlan
 from onward.errors import SettingError
-from onward.plan import ChapterPlan, Kind, Product, Segment, StreamPlan, Task, Thing
+from onward.plan import Kind, Product, Segment, Task, Thing
+from onward.stream_plan import StreamPlan
 
 
 @st.composite
@@ -261,6 +263,16 @@ def test_in_a_stream_a_block_learns_from_the_activities_of_the_block_below():
     plan = stream_of_two_blocks()
 
     assert plan.needs(Task(Kind.TRAIN, 7, 1)) == [Product(Thing.ACTIVITIES, 7, 0)]
+
+
+def test_in_a_stream_a_chapter_goes_on_from_the_state_at_the_end_of_the_last():
+    plan = stream_of_two_blocks()
+
+    assert plan.needs(Task(Kind.TRAIN, 5, 1)) == [
+        Product(Thing.WEIGHTS, 4, 1),
+        Product(Thing.MOMENTS, 4, 1),
+        Product(Thing.ACTIVITIES, 5, 0),
+    ]
 
 
 def test_the_first_chapter_needs_nothing_of_a_chapter_before():

@@ -8,10 +8,10 @@ from torch import nn
 
 import onward as ow
 from onward.blocks import StepReport
+from onward.chapter_plan import ChapterPlan
 from onward.chapters import ChapterWorker
 from onward.checkpoint import weights_sha256
 from onward.errors import DivergedError
-from onward.plan import ChapterPlan
 from onward.seeds import derive, generator, global_generator_kept
 from onward.steps import Step
 from onward.workers import Arithmetic

@@ -14,8 +14,9 @@ from prepared import (
     reference,
 )
 
+from onward.chapter_plan import ChapterPlan
 from onward.placement import place
-from onward.plan import ChapterPlan, Kind, Task, Thing
+from onward.plan import Kind, Task, Thing
 from onward.runtime import Runtime, make_worker
 from onward.transport import InMemoryTransport
 from onward.workers import Arithmetic

@@ -31,7 +31,8 @@ class Notes(InMemoryTransport):
 def check(transport, **settings):
     network = ow.mlp((4,), num_classes=3, widths=(8,))
     config = RunConfig().with_settings(settings)
-    _check_alike(network, config, "fp32", "on 2 ranks", transport)
+    config = config.with_settings({"training.precision": "fp32"})
+    _check_alike(network, config, "on 2 ranks", transport)
 
 
 @pytest.mark.parametrize(

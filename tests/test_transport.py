@@ -8,15 +8,9 @@ import torch.distributed as dist
 from ranks import results
 from transport_jobs import MEGABYTE, sizes
 
+from onward.buffers import LINE, SMALL, Buffers
 from onward.errors import PeerLostError, SettingError
-from onward.transport import (
-    IN_FLIGHT,
-    LINE,
-    SMALL,
-    Buffers,
-    DistributedTransport,
-    InMemoryTransport,
-)
+from onward.transport import IN_FLIGHT, DistributedTransport, InMemoryTransport
 
 distributed = pytest.mark.distributed
 

@@ -158,22 +158,22 @@ for case, (_, _, places) in RUNS.items():
 @job(2)
 def far_behind(folder):
     """Rank 1 begins late, and notes how much waits for it."""
-    waiting, train, wait_for = [0], StreamWorker.train, Runtime._wait_for
+    waiting, train, wait_for = [0], StreamWorker.train, Runtime._arrived
 
     def train_late(worker, step, block):
         if os.environ["RANK"] == "1" and step == 0:
             time.sleep(1)
         train(worker, step, block)
 
-    def noted(runtime, product, task):
+    def noted(runtime, product):
         waiting.append(sum(p.thing is Thing.ACTIVITIES for p in list(runtime.arrived)))
-        return wait_for(runtime, product, task)
+        return wait_for(runtime, product)
 
-    StreamWorker.train, Runtime._wait_for = train_late, noted
+    StreamWorker.train, Runtime._arrived = train_late, noted
     try:
         return [told(run(config_of("stream", folder, "stream"))), max(waiting)]
     finally:
-        StreamWorker.train, Runtime._wait_for = train, wait_for
+        StreamWorker.train, Runtime._arrived = train, wait_for
 
 
 @job(4)
@@ -203,7 +203,7 @@ def started_by_hand(folder):
 
 def run_in_directory(name, placement, folder):
     config = config_of(name, folder, placement)
-    return told(run(config.with_settings({"placement.directory": str(folder / "shared")})))
+    return told(run(config.with_settings({"placement.directory": str(folder / name)})))
 
 
 @job(4)
@@ -212,7 +212,13 @@ def through_a_directory(folder):
 
 
 @job(3)
-def through_the_same_directory(folder):
+def through_a_directory_again(folder):
+    """The run is finished, and only its network is read."""
+    return run_in_directory("one-pass", "single-layer", folder)
+
+
+@job(3)
+def hints_through_a_directory(folder):
     return run_in_directory("hints", "single-layer", folder)
 
 
@@ -274,8 +280,8 @@ def twice(folder):
 @job(4)
 def deserted(folder):
     """The last job: rank 2 dies in the middle of a chapter, and the others must notice."""
-    if int(os.environ["RANK"]) in (3, 0):
-        # The launcher ends all others at once, but those that wait shall say what they saw.
+    if int(os.environ["RANK"]) != 2:
+        # The launcher ends all others soon, but those that wait shall say what they saw.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     train = ChapterWorker.train
 

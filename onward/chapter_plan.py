@@ -1,0 +1,143 @@
+"""Plans in which blocks take turns, chapter by chapter."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from onward.config import Cut
+from onward.errors import SettingError
+from onward.plan import Kind, Plan, Product, Task, Thing
+
+
+@dataclass(frozen=True)
+class ChapterPlan(Plan):
+    """Blocks take turns: each learns for a chapter from the blocks below as published in it.
+
+    Source:
+        Aktemur et al. 2024, arXiv:2404.08573, section 4.
+    """
+
+    moments_age: int | None = 1
+    """Age in chapters of the moments a chapter starts with; None to start without."""
+
+    slices: int = 1
+    """Parts of every mini-batch in which a block is trained (R)."""
+
+    cut: Cut = "rows"
+    """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hint_age is not None and self.hint_age < 1:
+            raise SettingError(
+                f"plan.hint_age is {self.hint_age}, but in a chapter plan hints are at least one "
+                f"chapter old: a chapter cannot wait for its own end."
+            )
+        shards = len(self.rows)
+        for rows in self.rows if self.cut == "rows" else ():
+            last = (rows - 1) % self.batch_size + 1
+            if last < self.slices:
+                raise SettingError(
+                    f"plan.slices is {self.slices}, but the last mini-batch of an epoch has "
+                    f"{last} {'row' if last == 1 else 'rows'}: {rows} rows in mini-batches of "
+                    f"{self.batch_size}. Choose another training.batch_size."
+                )
+        if self.chapters < shards:
+            raise SettingError(
+                f"{self.chapters} chapters visit {self.chapters} of {shards} shards, and no rows "
+                f"of the others. Set plan.chapters to {shards} or more, or plan.shards lower."
+            )
+        if self.hint_age is not None and shards > 1 and self.hint_age % shards:
+            raise SettingError(
+                f"plan.hint_age is {self.hint_age}, but hints of a shard come from its owner's "
+                f"last visit, {shards} chapters before. Use {shards} or a multiple, or never."
+            )
+
+    def all_tasks(self) -> Iterator[Task]:
+        for chapter in range(self.chapters):
+            yield from (Task(Kind.TRAIN, chapter, block) for block in self.trained)
+            if self._scores_in(chapter):
+                yield Task(Kind.SCORE, chapter, 0)
+            yield from self.validations(chapter)
+        yield self.gather
+
+    def maker(self, product: Product) -> Task:
+        kinds = {Thing.HINTS: Kind.SCORE, Thing.COUNTS: Kind.VALIDATE}
+        return Task(kinds.get(product.thing, Kind.TRAIN), product.time, product.block)
+
+    def all_needs(self, task: Task) -> list[Product]:
+        chapter = task.time
+        match task.kind:
+            case Kind.TRAIN:
+                needs = []
+                if chapter:
+                    needs.append(Product(Thing.WEIGHTS, chapter - 1, task.block))
+                if self.moments_age is not None and chapter >= self.moments_age:
+                    needs.append(Product(Thing.MOMENTS, chapter - self.moments_age, task.block))
+                needs += [Product(Thing.WEIGHTS, chapter, b) for b in range(task.block)]
+                if self.hint_age and chapter >= self.hint_age and task.block != self.head:
+                    needs.append(Product(Thing.HINTS, chapter - self.hint_age, 0))
+                return needs
+            case Kind.SCORE:
+                return [Product(Thing.WEIGHTS, chapter, b) for b in self.trained]
+            case Kind.VALIDATE:
+                return [Product(Thing.WEIGHTS, chapter, b) for b in self.trained]
+        return self._needs_of_gather
+
+    def makes(self, task: Task) -> list[Product]:
+        match task.kind:
+            case Kind.TRAIN:
+                things = [Thing.WEIGHTS, Thing.MOMENTS, Thing.REPORT]
+                return [Product(thing, task.time, task.block) for thing in things]
+            case Kind.SCORE:
+                return [Product(Thing.HINTS, task.time, 0)]
+            case Kind.VALIDATE:
+                return [Product(Thing.COUNTS, task.time, task.block)]
+        return []
+
+    def all_uses(self, product: Product) -> list[Task]:
+        chapter, block = product.time, product.block
+        match product.thing:
+            case Thing.WEIGHTS:
+                uses = [Task(Kind.TRAIN, chapter, b) for b in self.trained if b > block]
+                if self._scores_in(chapter):
+                    uses.append(Task(Kind.SCORE, chapter, 0))
+                uses += self.validations(chapter)
+                if chapter + 1 < self.chapters:
+                    return [*uses, Task(Kind.TRAIN, chapter + 1, block)]
+                return [*uses, self.gather]
+            case Thing.MOMENTS:
+                later = chapter + (self.moments_age or self.chapters)
+                return [Task(Kind.TRAIN, later, block)] if later < self.chapters else []
+            case Thing.HINTS:
+                later = chapter + (self.hint_age or self.chapters)
+                return [Task(Kind.TRAIN, later, b) for b in range(self.num_blocks)]
+        return [self.gather]
+
+    def chapter(self, task: Task) -> int:
+        return task.time
+
+    def follows(self, task: Task) -> Task | None:
+        return None
+
+    def is_kept(self, product: Product, every: int) -> bool:
+        ages = {Thing.WEIGHTS: 1, Thing.MOMENTS: self.moments_age, Thing.HINTS: self.hint_age}
+        # The next end at or after this chapter, and whether the product is still needed then.
+        end = -(-(product.time + 1) // every) * every - 1
+        return end < product.time + (ages.get(product.thing) or 0)
+
+    def _scores_in(self, chapter: int) -> bool:
+        return self.hint_age is not None and chapter + self.hint_age < self.chapters
+
+    @cached_property
+    def _needs_of_gather(self) -> list[Product]:
+        last = self.chapters - 1
+        return [
+            *(Product(Thing.WEIGHTS, last, b) for b in self.trained),
+            *(Product(Thing.REPORT, c, b) for c in range(self.chapters) for b in self.trained),
+            *(
+                Product(Thing.COUNTS, task.time, task.block)
+                for c in range(self.chapters)
+                for task in self.validations(c)
+            ),
+        ]

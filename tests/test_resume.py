@@ -1,0 +1,292 @@
+"""A run that was cut, on whatever ranks it goes on, ends in the weights of one that was not."""
+
+import copy
+import random
+
+import jaxtyping
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prepared import (
+    CHAPTERS,
+    FEDERATED,
+    SLICED,
+    SMALL,
+    STREAMS,
+    assert_same_weights,
+    prepare,
+    reference,
+)
+from test_plan import chapter_plans, for_all, plans
+
+from onward.placement import place
+from onward.plan import Product, Thing
+from onward.resume import agree, describe, open_store
+from onward.runtime import Runtime, make_worker
+from onward.seeds import global_generator_kept
+from onward.transport import InMemoryTransport
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """Leave out the checks of types and shapes, which take most of the time of many short runs."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def go_on(prepared, name, num_ranks, folder, *, most=None, shared=True, every=1):
+    """Begin a run, or go on with it, in this process, and stop after some tasks.
+
+    Returns the runtimes, rank 0 first, and the tasks that were done.
+    """
+    transports = InMemoryTransport.group(num_ranks)
+    networks = [copy.deepcopy(prepared.network) for _ in transports]
+    workers = [
+        make_worker(prepared.plan, n, prepared.shards, prepared.arithmetic) for n in networks
+    ]
+    stores = [
+        open_store(folder if shared else folder / f"disk-{rank}", rank, "", "", [], every)
+        for rank in range(num_ranks)
+    ]
+    notes = [
+        describe(store, prepared.plan, worker)
+        for store, worker in zip(stores, workers, strict=True)
+    ]
+    agreed = [agree(store, prepared.plan, notes) for store in stores]
+    plan, holders = agreed[0]
+    placement = place(plan, name, num_ranks, prepared.costs())
+    runtimes = [
+        Runtime(plan, placement, worker, transport, store=store, holders=holders)
+        for worker, transport, store in zip(workers, transports, stores, strict=True)
+    ]
+    done = []
+    with global_generator_kept():
+        for runtime in runtimes:
+            runtime.restore()
+        for task in list(plan.tasks())[:most]:
+            runtimes[placement.rank(task)].do(task)
+            done.append(task)
+    for store in stores:
+        store.close()
+    return runtimes, done
+
+
+def num_tasks(prepared):
+    return sum(1 for _ in prepared.plan.all_tasks())
+
+
+# What is left of a plan
+
+
+@st.composite
+def cut_plans(draw):
+    """Draw a plan, how many of its tasks were done, and what of their products is lost."""
+    kind, sizes = draw(plans)
+    return kind, sizes, draw(st.floats(0, 1)), draw(st.integers(0, 5)), draw(st.integers(1, 3))
+
+
+def made_until(plan, share, every):
+    tasks = list(plan.all_tasks())
+    done = tasks[: int(share * (len(tasks) - 1))]
+    small = (Thing.REPORT, Thing.COUNTS)
+    made = [p for t in done for p in plan.makes(t) if p.thing in small or plan.is_kept(p, every)]
+    return done, made
+
+
+def with_held(plan, held):
+    return type(plan)(**{**vars_of(plan), "held": frozenset(held)})
+
+
+def vars_of(plan):
+    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(cut_plans())
+def test_whatever_is_lost_all_that_a_task_needs_is_held_or_made_before_it(drawn):
+    kind, sizes, share, seed, every = drawn
+    plan = kind(**sizes)
+    _, made = made_until(plan, share, every)
+    held = random.Random(seed).sample(made, len(made) * seed // 5)
+    plan = with_held(plan, held)
+
+    known, trained = set(held), set()
+    for task in plan.tasks():
+        assert set(plan.needs(task)) <= known
+        before = plan.follows(task)
+        assert before is None or before in trained
+        known.update(plan.makes(task))
+        trained.add(task)
+    assert task == plan.gather
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(chapter_plans(), st.floats(0, 1))
+def test_where_all_is_kept_no_finished_task_is_done_again(kind_and_sizes, share):
+    kind, sizes = kind_and_sizes
+    plan = kind(**sizes)
+    done, made = made_until(plan, share, every=1)
+
+    plan = with_held(plan, made)
+
+    assert not made or not set(done) & set(plan.tasks())
+
+
+@for_all(plans)
+def test_without_anything_held_all_tasks_are_to_be_done(plan):
+    gathers = Product(Thing.WEIGHTS, 10**6, 0)
+
+    assert list(plan.tasks()) == list(plan.all_tasks())
+    assert list(with_held(plan, [gathers]).tasks()) == list(plan.all_tasks())
+
+
+# The law, after a cut
+
+
+def some_cuts(cases, placements):
+    return [
+        pytest.param(case, *before, *after, id="{}: {} {} then {} {}".format(case, *before, *after))
+        for number, case in enumerate(cases)
+        for before in [placements[number % len(placements)]]
+        for after in [placements[(number // len(placements) + number + 1) % len(placements)]]
+    ]
+
+
+CHAPTER_PLACEMENTS = [
+    ("sequential", 1),
+    ("all-layers", 2),
+    ("single-layer", 3),
+    ("all-layers", 3),
+    ("single-layer", 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "before", "ranks_before", "after", "ranks_after"),
+    some_cuts(CHAPTERS, CHAPTER_PLACEMENTS),
+)
+@pytest.mark.parametrize("share", [0.15, 0.6, 0.97])
+def test_chapters_that_were_cut_end_in_the_same_weights(
+    case, before, ranks_before, after, ranks_after, share, tmp_path
+):
+    prepared = prepare(*CHAPTERS[case])
+    most = int(share * num_tasks(prepared))
+
+    go_on(prepared, before, ranks_before, tmp_path, most=most)
+    (first, *_), done = go_on(prepared, after, ranks_after, tmp_path)
+
+    assert_same_weights(first.worker.network, reference("chapters", case))
+    assert len(done) == num_tasks(prepared) - most
+
+
+@pytest.mark.parametrize(
+    ("case", "before", "ranks_before", "after", "ranks_after"),
+    some_cuts(STREAMS, [("sequential", 1), ("stream", 2), ("stream", 4)]),
+)
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_stream_that_was_cut_ends_in_the_same_weights(
+    case, before, ranks_before, after, ranks_after, share, tmp_path
+):
+    prepared = prepare(*STREAMS[case])
+    most = int(share * num_tasks(prepared))
+
+    go_on(prepared, before, ranks_before, tmp_path, most=most)
+    (first, *_), done = go_on(prepared, after, ranks_after, tmp_path)
+
+    assert_same_weights(first.worker.network, reference("stream", case))
+    assert len(done) < num_tasks(prepared) - most // 2
+
+
+@pytest.mark.parametrize("case", SLICED)
+def test_sliced_blocks_that_were_cut_end_in_the_same_weights(case, tmp_path):
+    prepared = prepare(*SLICED[case])
+
+    go_on(prepared, "all-layers", 2, tmp_path, most=17)
+    (first, *_), _ = go_on(prepared, "single-layer", 4, tmp_path)
+
+    assert_same_weights(first.worker.network, reference("sliced", case))
+
+
+@pytest.mark.parametrize("case", FEDERATED)
+def test_a_federation_that_was_cut_ends_in_the_same_weights(case, tmp_path):
+    prepared = prepare(*FEDERATED[case])
+
+    go_on(prepared, "federated", 4, tmp_path, most=17)
+    (first, *_), _ = go_on(prepared, "federated", 2, tmp_path)
+
+    assert_same_weights(first.worker.network, reference("federated", case))
+
+
+@pytest.mark.parametrize("name", ["all-layers", "single-layer"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_ranks_with_disks_of_their_own_fetch_what_they_lack_from_each_other(name, share, tmp_path):
+    prepared = prepare(*CHAPTERS["adaptive, softmax"])
+    most = int(share * num_tasks(prepared))
+
+    go_on(prepared, name, 4, tmp_path, most=most, shared=False)
+    (first, *_), done = go_on(prepared, "all-layers", 4, tmp_path, shared=False)
+
+    assert_same_weights(first.worker.network, reference("chapters", "adaptive, softmax"))
+    assert len(done) == num_tasks(prepared) - most
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_a_disk_that_is_lost_costs_little_and_no_bits(lost, tmp_path):
+    prepared = prepare(*CHAPTERS["one-pass"])
+
+    go_on(prepared, "all-layers", 4, tmp_path, most=20, shared=False)
+    (tmp_path / f"disk-{lost}").rename(tmp_path / "gone")
+    (first, *_), done = go_on(prepared, "all-layers", 3, tmp_path, shared=False)
+
+    assert_same_weights(first.worker.network, reference("chapters", "one-pass"))
+    assert len(done) <= num_tasks(prepared) - 16
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_run_that_is_cut_again_and_again_ends_in_the_same_weights(seed, tmp_path):
+    prepared = prepare(*CHAPTERS["adaptive, goodness"])
+    draw = random.Random(seed)
+    ways = [*CHAPTER_PLACEMENTS, ("all-layers", 4)]
+
+    for _ in range(5):
+        go_on(prepared, *draw.choice(ways), tmp_path, most=draw.randint(0, 9))
+        files = sorted(tmp_path.glob("rank-*/*.safetensors"))
+        for path in draw.sample(files, len(files) // 5):
+            damage(path, draw)
+    (first, *_), _ = go_on(prepared, *draw.choice(ways), tmp_path)
+
+    assert_same_weights(first.worker.network, reference("chapters", "adaptive, goodness"))
+
+
+def damage(path, draw):
+    """Cut a file short, or change one of its bytes."""
+    content = bytearray(path.read_bytes())
+    if draw.random() < 0.5:
+        content = content[: draw.randrange(len(content))]
+    else:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+# What is kept
+
+
+def test_what_is_reported_is_whole_after_a_cut(tmp_path):
+    prepared = prepare(*CHAPTERS["validated often"])
+
+    go_on(prepared, "all-layers", 2, tmp_path, most=13)
+    (first, *_), _ = go_on(prepared, "single-layer", 2, tmp_path)
+
+    reports = [p for p in prepared.plan.all_needs(prepared.plan.gather) if p.thing is Thing.REPORT]
+    assert {p for p in first.plan.needs(prepared.plan.gather) if p.thing is Thing.REPORT} == set(
+        reports
+    )
+
+
+@pytest.mark.parametrize("name", ["all-layers", "single-layer"])
+def test_old_states_are_removed(name, tmp_path):
+    prepared = prepare("one-pass", {**SMALL, "training.epochs": 16})
+
+    go_on(prepared, name, 2, tmp_path, most=num_tasks(prepared) - 2)
+
+    kept = [path.stem.partition("-")[0] for path in tmp_path.glob("rank-*/*.safetensors")]
+    assert min(int(task.partition("T")[2]) for task in kept) >= prepared.plan.chapters - 8
