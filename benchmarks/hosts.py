@@ -113,6 +113,11 @@ class Hosts:
             rank.wait()
         return next((status for status in statuses if status), 0)
 
+    def plug(self, host: int, *, is_in: bool) -> None:
+        """Put the cable of a host in, or pull it out."""
+        state = "up" if is_in else "down"
+        ip("-n", self.switch, "link", "set", f"port{host}", state)
+
     def bytes_sent(self, start: float, end: float) -> float:
         """Return the bytes that all hosts together sent between two times of `time.time`."""
         return self._by(end) - self._by(start)

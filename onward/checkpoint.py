@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def load(path: Path | str, network: Network | None = None) -> Network:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata.get("onward", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise FileError(f"The model file {path} is damaged: {error}.") from error
     _check_header(path, header)
     if network is None:
@@ -160,6 +162,7 @@ def _rebuild(path: Path, header: dict[str, Any]) -> Network:
             f"as before and pass it: onward.load(path, network)."
         )
     try:
+        _check_size(path, blueprint)
         settings = {f"network.{name}": value for name, value in blueprint["config"].items()}
         return build(
             RunConfig().with_settings(settings).network,
@@ -171,6 +174,15 @@ def _rebuild(path: Path, header: dict[str, Any]) -> Network:
         )
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileError(f"The model file {path} describes no known network: {error}.") from error
+
+
+def _check_size(path: Path, blueprint: Mapping[str, Any]) -> None:
+    """Hold what a blueprint announces against the file before memory is taken for it."""
+    room = path.stat().st_size
+    widths = [math.prod(blueprint["input_shape"]), *blueprint["config"]["widths"]]
+    weights = sum(inputs * units for inputs, units in pairwise(widths))
+    if 4 * weights > room or blueprint["num_classes"] > room:
+        raise ValueError(f"it has {weights} weights, and the file {room} bytes")
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

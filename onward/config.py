@@ -339,7 +339,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         tables = tomllib.loads(path.read_text())
     except OSError as error:
         raise FileError(f"The run file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"The run file {path} is not valid TOML: {error}.") from error
     settings: dict[str, Any] = {}
     for name, value in tables.items():

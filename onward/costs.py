@@ -196,7 +196,7 @@ def read(path: Path) -> BlockCosts:
         return BlockCosts(**given)
     except OSError as error:
         raise FileError(f"The costs cannot be read: {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(
             f"{path} does not hold costs ({error}). `onward plan --measure --costs {path}` writes "
             f"such a file."

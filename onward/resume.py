@@ -70,7 +70,7 @@ def _compare(path: Path, settings: str, first_weights: Sequence[str | None]) -> 
     try:
         begun = json.loads(path.read_text())
         theirs, weights = str(begun["settings"]), list(begun["first_weights"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise FileError(
             f"{path} is damaged ({error!r}), and nobody can tell which run it is of. Remove "
             f"{path.parent} to go on without it."

@@ -164,7 +164,7 @@ def read_result(folder: Path) -> Mapping[str, Any]:
         found = json.loads(path.read_text())
     except OSError as error:
         raise FileError(f"There is no finished run in {folder}: {path} is missing.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is damaged: {error}.") from error
     if not isinstance(found, dict):
         raise FileError(f"{path} is damaged: it holds no object.")
@@ -182,7 +182,7 @@ def read_timeline(folder: Path) -> list[Span]:
         return from_chrome(json.loads(path.read_text()))
     except OSError as error:
         raise FileError(f"There is no timeline in {folder}: {path} is missing.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"{path} is damaged: {error!r}.") from error
 
 

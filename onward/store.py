@@ -138,7 +138,7 @@ class Store:
                 tensors = checked(path, file, wanted)
         except FileError:
             raise
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
             raise FileError(f"{path} is damaged: {error}.") from error
         if tensors_sha256(numbered(tensors)) != header.get("sha256"):
             raise FileError(f"{path} is damaged: its content does not have its checksum.")
@@ -381,7 +381,10 @@ def read_journal(path: Path) -> Iterator[tuple[Product, list[float]]]:
         checksum, _, text = line.partition(b" ")
         if hashlib.sha256(text).hexdigest()[:16].encode() != checksum:
             continue
-        entry = json.loads(text)
+        try:
+            entry = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
         product = as_product(entry[:3]) if isinstance(entry, list) else None
         if product and all(isinstance(value, float | int) for value in entry[3:]):
             yield product, entry[3:]

@@ -1,10 +1,18 @@
 """Data of one's own: arrays in an .npz file."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from jaxtyping import Float
+from numpy.lib.format import (
+    MAGIC_PREFIX,
+    read_array_header_1_0,
+    read_array_header_2_0,
+    read_magic,
+)
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
@@ -98,8 +106,29 @@ def _read_members(path: Path, needed: tuple[str, ...]) -> dict[str, NDArray[Any]
         return {name: _read_member(file, name, path) for name in names}
 
 
+def _check_size(file: NpzFile, name: str) -> None:
+    """Hold what a member announces against the file before memory is taken for it."""
+    archive = file.zip
+    assert archive is not None
+    entry = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+    room = int(psutil.virtual_memory().total)
+    if entry.file_size > room:
+        raise ValueError(f"it would unpack to {entry.file_size} bytes, and there are {room}")
+    with archive.open(entry) as member:
+        if member.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+            return
+    with archive.open(entry) as member:
+        version = read_magic(member)
+        read_header = read_array_header_1_0 if version == (1, 0) else read_array_header_2_0
+        shape, _, dtype = read_header(member)
+        announced, held = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
+    if announced != held:
+        raise ValueError(f"its header announces {announced} bytes, and {held} follow")
+
+
 def _read_member(file: NpzFile, name: str, path: Path) -> NDArray[Any]:
     try:
+        _check_size(file, name)
         member = file[name]
     except Exception as error:
         raise DataError(

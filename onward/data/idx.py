@@ -94,7 +94,7 @@ def _parse(stream: BufferedIOBase, dimensions: int, room: int, path: Path) -> ND
     shape = struct.unpack(f">{dimensions}I", header[4:])
     count = math.prod(shape)
     announced = f"{path} is damaged: its header announces {' x '.join(map(str, shape))} values"
-    if count > room:
+    if max(count, *shape) > room:
         raise DataError(f"{announced}, and the file is too small for them. Fetch it again.")
     values = stream.read(count + 1)
     if len(values) != count:
