@@ -107,10 +107,13 @@ class DirectoryTransport(Transport):
     def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
         found = []
         for rank in range(self.num_ranks) if ranks is None else ranks:
+            path = self._note(topic, rank)
             try:
-                found.append(json.loads(self._note(topic, rank).read_text()))
+                found.append(json.loads(path.read_text()))
             except FileNotFoundError:
                 found.append(None)
+            except (OSError, ValueError, RecursionError) as error:
+                raise FileError(f"The note {path} is damaged: {error}.") from error
         return found
 
     def _note(self, topic: str, rank: int) -> Path:

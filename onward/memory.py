@@ -20,6 +20,7 @@ from onward.placement import Placement, messages
 from onward.plan import Kind, Plan, Product, Task, Thing
 from onward.runtime import most_waiting
 from onward.steps import SLICE_BYTES, has_closed_form
+from onward.store import MOST_UNWRITTEN
 from onward.stream_plan import StreamPlan
 from onward.transport import IN_FLIGHT, POSTED
 from onward.workers import Arithmetic
@@ -103,6 +104,8 @@ def estimate(
     network: Network,
     input_shape: tuple[int, ...],
     arithmetic: Arithmetic,
+    *,
+    keeps: bool = False,
 ) -> list[int]:
     """Return the bytes that each rank needs for blocks, activities and messages, about.
 
@@ -116,22 +119,33 @@ def estimate(
         network: The blocks; their weights may be released.
         input_shape: Shape of a row of the data.
         arithmetic: How it is computed.
+        keeps: Whether states are kept to go on from.
     """
     row = 4 * torch.Size(network.sampler.width(input_shape)).numel()
     sizes = {-1: Size(0, 0, 0, 0, row), **_sizes(network, input_shape, arithmetic.closed_form)}
     views = len(network.sampler.names)
     # Shifted copies of the data.
     copies = sum(plan.rows) * 4 * torch.Size(input_shape).numel() if arithmetic.shift else 0
+    ranks = range(placement.num_ranks)
+    kept = [_of_store(plan, placement, rank, sizes) if keeps else 0 for rank in ranks]
     if isinstance(plan, StreamPlan):
         # Rows with the neutral label may be an epoch ahead.
-        return [
-            2 * copies + _of_stream(plan, placement, rank, sizes, views)
-            for rank in range(placement.num_ranks)
-        ]
-    assert isinstance(plan, ChapterPlan)
-    segments = len(plan.segments(0)) if arithmetic.shift else 1
-    found = _of_chapters(plan, placement, sizes, views, segments)
-    return [copies + num_bytes for num_bytes in found]
+        found = [2 * copies + _of_stream(plan, placement, rank, sizes, views) for rank in ranks]
+    else:
+        assert isinstance(plan, ChapterPlan)
+        segments = len(plan.segments(0)) if arithmetic.shift else 1
+        found = [copies + n for n in _of_chapters(plan, placement, sizes, views, segments)]
+    return [num_bytes + more for num_bytes, more in zip(found, kept, strict=True)]
+
+
+def _of_store(plan: Plan, placement: Placement, rank: int, sizes: Mapping[int, Size]) -> int:
+    """Return what copies of states take until they are written."""
+    own = [
+        block
+        for block in plan.trained
+        if not placement.owners or rank in placement.ranks(Task(Kind.TRAIN, 0, block))
+    ]
+    return (MOST_UNWRITTEN + 1) * max((sizes[b].weights + sizes[b].moments for b in own), default=0)
 
 
 @torch.no_grad()

@@ -73,7 +73,8 @@ def preview(config: RunConfig, num_ranks: int, *, with_weights: bool = False) ->
     network = build_network(config, dataset, shape, held=None if with_weights else ())
     plan, placement, shares = arrange(config, network, dataset, shape, num_ranks)
     arithmetic = make_arithmetic(config)
-    needed = memory.estimate(plan, placement, network, dataset.input_shape, arithmetic)
+    shape_of_row = dataset.input_shape
+    needed = memory.estimate(plan, placement, network, shape_of_row, arithmetic, keeps=True)
     peaks = [before + more for more in needed]
     return Preview(plan, placement, network, held[0][0], arithmetic, shares, peaks)
 

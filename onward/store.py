@@ -253,7 +253,7 @@ class Store:
                 told = getattr(error, "strerror", None) or error
                 self.failure = FileError(
                     f"What {what} made cannot be written to {self.own}: {told}. What was written "
-                    f"before is whole; make room, and go on from it."
+                    f"before is whole: put that right, and go on from it."
                 )
 
     def _write_task(self, task: Task, products: dict[Product, list[Tensor]]) -> None:

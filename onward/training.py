@@ -304,7 +304,8 @@ def _ready(
     now = memory.resident()
     before = now - sum(block.num_bytes for block in blocks)
     arithmetic = make_arithmetic(config)
-    needed = memory.estimate(plan, placement, network, dataset.input_shape, arithmetic)
+    keeps = folder is not None or not transport.carries
+    needed = memory.estimate(plan, placement, network, dataset.input_shape, arithmetic, keeps=keeps)
     room = memory.room(max(before + needed[transport.rank], now))
     memory.check([memory.Room(*other) for other in transport.exchange("room", room)])
     store: Store | None = None

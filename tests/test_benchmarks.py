@@ -20,6 +20,7 @@ FIGURES = {
         "calibration",
         "load",
     },
+    "fuzz": {"inputs", "crashes"},
     "hint_age": {"chapters", "mini_batches"},
     "links": {"seconds", "megabytes", "delayed", "worst_error"},
     "federated": {"digits_pooled", "digits_iid", "digits_class"},
@@ -27,6 +28,13 @@ FIGURES = {
     "mnist": {"one-pass", "hinton", "pff-adaptive-goodness", "pff-random-softmax", "backprop"},
     "same_weights": {"pff adaptive goodness"},
     "simulation": {"worst_error", "ranks_4096_seconds"},
+    "soak": {
+        "faults",
+        "identical",
+        "recovery_seconds_median",
+        "recovery_seconds_worst",
+        "checkpoint_cost",
+    },
     "step_speed": {
         "one_pass_vs_fp32_ff",
         "one_pass_vs_bf16_backprop",
