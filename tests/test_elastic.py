@@ -1,0 +1,100 @@
+"""Killed ranks come back: all of them under torchrun, one alone where they share a folder."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onward.cli import main
+from onward.runs import read_result
+
+RUN = ("--epochs", "4", "--widths", "8,8", "--placement", "single-layer")
+
+DYING = """
+import os, signal, sys
+from onward.chapters import ChapterWorker
+from onward.cli import main
+
+train = ChapterWorker.train
+
+def train_or_die(worker, chapter, block):
+    if (chapter, block) == (2, 1) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    train(worker, chapter, block)
+
+if "LIVES" not in os.environ:
+    ChapterWorker.train = train_or_die
+main()
+"""
+"""The command, but that the rank of block 1 is killed in chapter 2, the first time."""
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("dying.py").write_text(DYING)
+
+
+@pytest.fixture
+def undisturbed():
+    """The digest of the weights of a run that nothing happens to."""
+    with pytest.raises(SystemExit):
+        main(["train", *RUN[:-2], "--out", "undisturbed"])
+    return read_result(Path("undisturbed"))["weights_sha256"]
+
+
+def torchrun(*words, timeout=120):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def test_under_torchrun_all_ranks_start_again_and_end_in_the_same_weights(undisturbed):
+    ranks = ("--nproc-per-node", "2", "--max-restarts", "1")
+
+    done = torchrun(*ranks, "dying.py", "train", *RUN, "--out", "run")
+
+    assert done.returncode == 0, done.stderr
+    assert "Going on: " in done.stderr
+    assert read_result(Path("run"))["weights_sha256"] == undisturbed
+
+
+def test_a_rank_that_shares_a_folder_comes_back_alone(undisturbed):
+    def start(rank, **variables):
+        command = [sys.executable, "dying.py", "train", *RUN, "--out", "run"]
+        variables |= {"RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [*command, "--directory", "shared"], env={**os.environ, **variables}
+        )
+
+    with start(0) as first:
+        with start(1) as second:
+            assert second.wait(60) == -signal.SIGKILL
+        with start(1, LIVES="") as again:
+            assert again.wait(60) == 0
+        assert first.wait(60) == 0
+
+    assert read_result(Path("run"))["weights_sha256"] == undisturbed
+    assert os.listdir("shared") == []
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="pytorch#135712: a restart meets in the store of the last")
+def test_torchrun_starts_ranks_again_without_a_store_of_ones_own():
+    """Once this passes, the prefix in `DistributedTransport` can go."""
+    Path("plain.py").write_text(
+        "import os, signal, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and dist.get_rank() == 1:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "dist.barrier()\n"
+        "dist.destroy_process_group()\n"
+    )
+
+    done = torchrun("--nproc-per-node", "4", "--max-restarts", "1", "plain.py", timeout=60)
+
+    assert done.returncode == 0
