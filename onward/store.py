@@ -77,7 +77,7 @@ class Store:
         self.notes: dict[Product, Tensor] = {}
         self.damaged: list[str] = []
         self.committed = -1
-        self.failure: FileError | None = None
+        self.failure: Exception | None = None
         try:
             self.own.mkdir(parents=True, exist_ok=True)
             for path in self.own.glob("*.partial"):
@@ -246,10 +246,14 @@ class Store:
                 else:
                     assert isinstance(what, int)
                     self.committed = max(self.committed, what)
-            except (OSError, SafetensorError) as error:
+            except Exception as error:
                 with suppress(OSError):
                     for path in self.own.glob("*.partial"):
                         path.unlink()
+                if not isinstance(error, (OSError, SafetensorError)):
+                    # A bug, which the rank shows when it keeps the next task.
+                    self.failure = error
+                    continue
                 told = getattr(error, "strerror", None) or error
                 self.failure = FileError(
                     f"What {what} made cannot be written to {self.own}: {told}. What was written "
