@@ -346,8 +346,8 @@ def trace_command(options: argparse.Namespace) -> None:
     is_whole = runs.read_result(options.run).get("timeline_is_whole", True)
     if options.simulate and not is_whole:
         raise FileError(
-            f"The timeline of {options.run} holds the beginning of a long run, and a simulation "
-            f"needs all its tasks. Draw it without --simulate."
+            f"The timeline of {options.run} does not hold all tasks (the run was long, or went on "
+            f"after a cut), and a simulation needs them. Draw it without --simulate."
         )
     if options.simulate:
         config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
@@ -358,7 +358,7 @@ def trace_command(options: argparse.Namespace) -> None:
     path = options.out or options.run / "trace.png"
     draw_timelines(timelines, path)
     if not is_whole:
-        print("Each rank recorded its first tasks and no more: the picture is of the beginning.")
+        print("The timeline does not hold all tasks: the run was long, or went on after a cut.")
     print(f"Picture: {path}. {options.run / 'trace.json'} opens in ui.perfetto.dev.")
 
 

@@ -114,6 +114,8 @@ def restored(
         placement: Where the rest is done.
         holders: The ranks that can read each held product.
     """
+    if not plan.held:
+        return []
     wanted = dict.fromkeys(
         (product, rank)
         for task in plan.tasks()

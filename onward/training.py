@@ -327,8 +327,9 @@ def _ready(
                 listener.note(f"{text} It is not used.")
             if holders:
                 num_tasks = sum(1 for _ in plan.all_tasks())
-                done = num_tasks - len(plan.rest)
-                listener.note(f"Going on: {done:,} of {num_tasks:,} tasks are done already.")
+                listener.note(
+                    f"Going on: {num_done(plan):,} of {num_tasks:,} tasks are done already."
+                )
     return Ready(
         config, dataset, held, shape, plan, placement, room.needed, transport, store, holders
     )
@@ -416,7 +417,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
         "data_sha256": shape.data_sha256,
         **per_rank,
         "seconds": max(per_rank["seconds"]),
-        "timeline_is_whole": is_whole(told),
+        "timeline_is_whole": is_whole(told) and not plan.held,
+        "tasks_done_before": num_done(plan),
         "weights_sha256": weights_sha256(network),
         "versions": {
             "onward": VERSION,
@@ -431,6 +433,11 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
         },
     }
     return _test(network, dataset, log, facts, merged(told))
+
+
+def num_done(plan: Plan) -> int:
+    """Return how many tasks of a plan were done in earlier parts of the run."""
+    return sum(1 for _ in plan.all_tasks()) - len(plan.rest) if plan.held else 0
 
 
 def spans_kept(num_ranks: int) -> int:

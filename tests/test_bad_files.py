@@ -197,6 +197,17 @@ def test_a_training_that_leaves_the_finite_numbers_says_so(refused):
     assert message in refused("train", *QUICK, "--set", "optimizer.lr=1e30", "--out", "run")
 
 
+def test_weights_that_leave_the_finite_numbers_after_the_last_mini_batch_are_noticed(refused):
+    one_step = ("--batch-size", "1293", "--set", "training.schedule=constant")
+
+    said = refused("train", *QUICK, *one_step, "--lr", "1e39", "--out", "run")
+
+    assert said == (
+        "The module.weight of block 0 is no longer finite at the end of chapter 0. A smaller "
+        "optimizer.lr usually helps."
+    )
+
+
 # Run folders
 
 

@@ -98,6 +98,7 @@ def test_what_was_reported_before_the_cut_is_in_the_metrics(cut, undisturbed):
         return [{n: v for n, v in line.items() if n not in times} for line in lines]
 
     assert reported("run") == reported(undisturbed)
+    assert read_result(Path("run"))["tasks_done_before"] == 5
 
 
 @pytest.mark.distributed

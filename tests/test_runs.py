@@ -108,6 +108,7 @@ RESULT = {
     "slices": is_count,
     "teams": listed(is_count),
     "timeline_is_whole": lambda value: value is True,
+    "tasks_done_before": lambda value: value == 0,
     "precision": {"fp32", "bf16"}.__contains__,
     "placement": is_text,
     "world_size": is_count,
