@@ -253,7 +253,9 @@ def plan_command(options: argparse.Namespace) -> None:
     config = read_config(options)
     links = read_links(options.link or [], config.placement.nodes)
     speeds = read_speeds(options.speeds, config.placement.nodes) if options.speeds else None
-    begun = preparation.preview(config, config.placement.nodes, with_weights=bool(options.measure))
+    with_weights = bool(options.measure)
+    ranks = config.placement.nodes
+    begun = preparation.preview(config, ranks, with_weights=with_weights, keeps=True)
     plan, placement = begun.plan, begun.placement
     console = Output()
     console.print(plan_table(plan, placement, begun.memory))

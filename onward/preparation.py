@@ -45,13 +45,16 @@ class Preview(NamedTuple):
     """Bytes that each rank holds at its peak, about; see `onward.memory.estimate`."""
 
 
-def preview(config: RunConfig, num_ranks: int, *, with_weights: bool = False) -> Preview:
+def preview(
+    config: RunConfig, num_ranks: int, *, with_weights: bool = False, keeps: bool = False
+) -> Preview:
     """Make all of a run that is there before it starts, to look at or to find mistakes.
 
     Args:
         config: The run.
         num_ranks: Ranks it is meant for.
         with_weights: Whether the network has its first weights, for which there may be no room.
+        keeps: Whether states are kept to go on from, for which there must be room.
 
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
@@ -74,7 +77,7 @@ def preview(config: RunConfig, num_ranks: int, *, with_weights: bool = False) ->
     plan, placement, shares = arrange(config, network, dataset, shape, num_ranks)
     arithmetic = make_arithmetic(config)
     shape_of_row = dataset.input_shape
-    needed = memory.estimate(plan, placement, network, shape_of_row, arithmetic, keeps=True)
+    needed = memory.estimate(plan, placement, network, shape_of_row, arithmetic, keeps=keeps)
     peaks = [before + more for more in needed]
     return Preview(plan, placement, network, held[0][0], arithmetic, shares, peaks)
 

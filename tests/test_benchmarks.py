@@ -45,6 +45,10 @@ FIGURES = {
 }
 
 
+LONG = {"backprop_pipeline", "links", "same_weights"}
+"""Those that take half a minute or more."""
+
+
 def test_every_benchmark_is_tried_here():
     scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {
         "common",
@@ -56,7 +60,9 @@ def test_every_benchmark_is_tried_here():
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in FIGURES]
+)
 def test_a_benchmark_ends_with_a_line_of_its_figures(name, tmp_path):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smoke", "--out", str(tmp_path)]
 
