@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         for process in self.ranks():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         for started in self.processes:
             started.kill()
             started.wait()
@@ -124,8 +126,11 @@ class Run:
 
     def ranks(self) -> list[psutil.Process]:
         """Return the ranks that live."""
-        running = [psutil.Process(p.pid) for p in self.processes if p.poll() is None]
-        return [child for parent in running for child in parent.children()]
+        found: list[psutil.Process] = []
+        for parent in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                found += psutil.Process(parent.pid).children()
+        return found
 
     def is_over(self) -> bool:
         """Return whether the run is finished."""
@@ -134,8 +139,6 @@ class Run:
     def finish(self) -> str:
         """Wait for the end, and return the digest of the weights."""
         self.wait_until(self.is_over)
-        for process in self.processes:
-            process.wait(60)
         return str(json.loads((self.out / "result.json").read_text())["weights_sha256"])
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
@@ -156,10 +159,13 @@ class Run:
         since = self.newest()
         self.wait_until(lambda: self.newest() > since or self.is_over())
         time.sleep(self.draw.uniform(0.0, 0.2 if self.form == "smoke" else 2.0))
+        # At its end ranks part before the result is written.
+        self.wait_until(lambda: len(self.ranks()) > 0 or self.is_over())
         if self.is_over():
             return False
         self.done.append(fault)
-        getattr(self, fault)()
+        with suppress(psutil.NoSuchProcess, IndexError):  # The run may end just now.
+            getattr(self, fault)()
         return True
 
     def recover(self, since: float, started: Sequence[int]) -> None:
