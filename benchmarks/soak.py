@@ -144,7 +144,7 @@ class Run:
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LIMIT_SECONDS
         while not is_so():
-            if time.monotonic() > deadline or all(p.poll() for p in self.processes):
+            if time.monotonic() > deadline:
                 log = (self.folder / "log").read_text()[-4000:]
                 raise SystemExit(f"{log}\n{self.case} does not go on after {self.done}.")
             time.sleep(0.02)
@@ -163,9 +163,11 @@ class Run:
         self.wait_until(lambda: len(self.ranks()) > 0 or self.is_over())
         if self.is_over():
             return False
-        self.done.append(fault)
-        with suppress(psutil.NoSuchProcess, IndexError):  # The run may end just now.
+        try:
             getattr(self, fault)()
+        except (psutil.NoSuchProcess, IndexError):  # The run ends just now.
+            return False
+        self.done.append(fault)
         return True
 
     def recover(self, since: float, started: Sequence[int]) -> None:
@@ -209,7 +211,7 @@ class Run:
         """Go on, on other ranks."""
         since, ranks = time.time(), self.ranks()
         self.processes[0].wait()
-        psutil.wait_procs(ranks, timeout=30)
+        self.wait_until(lambda: not any(map(lives, ranks)))
         self.num_ranks = self.draw.choice([1, 2, 3, 4])
         several = self.draw.choice(PLACEMENTS[self.case])
         placement = several if self.num_ranks > 1 else "sequential"
@@ -265,6 +267,14 @@ class LinkedRun(SharedRun):
         self.hosts.plug(host, is_in=False)
         time.sleep(self.length())
         self.hosts.plug(host, is_in=True)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Return whether a process runs; one that nobody has asked for its status does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def soak(num_faults: int, form: str, seed: int) -> dict[str, Any]:
