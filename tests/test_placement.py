@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -14,7 +14,7 @@ from test_plan import chapter_plans, stream_of_two_blocks
 from onward.chapter_plan import ChapterPlan
 from onward.drawing import clock_times
 from onward.errors import PlacementError
-from onward.placement import Placement, balance, deal_by_cost, place, stall
+from onward.placement import Placement, balance, begun_on, deal_by_cost, place, stall
 from onward.plan import Kind, Task, Thing
 
 
@@ -480,3 +480,13 @@ def test_a_placement_is_a_plain_value():
     first, same = (place(chapters(), "single-layer", 2, [3, 1, 1, 1]) for _ in range(2))
 
     assert first == same == Placement("single-layer", (1, 1), (0, 1, 1, 1))
+
+
+def test_a_rank_begins_no_block_that_was_trained_before():
+    plan = chapters(num_blocks=2, num_chapters=4)
+    done = [product for task in list(plan.all_tasks())[:1] for product in plan.makes(task)]
+
+    later = replace(plan, held=frozenset(done))
+
+    assert begun_on(plan, place(plan, "sequential", 1, [1, 1]), 0) == [0, 1]
+    assert begun_on(later, place(later, "sequential", 1, [1, 1]), 0) == [1]
