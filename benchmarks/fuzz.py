@@ -99,9 +99,9 @@ def readers() -> dict[str, Reader]:
         ),
         "state": (look, state, [written(keep, state)]),
         "journal": (
-            lambda path: list(read_journal(path)),
+            lambda path: list(read_journal(path, "run")),
             "journal.jsonl",
-            [journal_line(product, [1.0]).encode()],
+            [journal_line(product, [1.0], "run").encode()],
         ),
         "toml": (settings, "run.toml", [RunConfig().to_toml().encode()]),
         "result": (

@@ -123,7 +123,7 @@ class ChapterPlan(Plan):
     def is_kept(self, product: Product, every: int) -> bool:
         ages = {Thing.WEIGHTS: 1, Thing.MOMENTS: self.moments_age, Thing.HINTS: self.hint_age}
         # The next end at or after this chapter, and whether the product is still needed then.
-        end = -(-(product.time + 1) // every) * every - 1
+        end = min(-(-(product.time + 1) // every) * every, self.chapters) - 1
         return end < product.time + (ages.get(product.thing) or 0)
 
     def _scores_in(self, chapter: int) -> bool:

@@ -55,6 +55,8 @@ class DirectoryTransport(Transport):
                 )
             self._notes(rank).mkdir(exist_ok=True)
             self._mark("ended", rank).unlink(missing_ok=True)
+            # Ranks that have ended before this one came may come back as well.
+            self._old = {self._ended(other) for other in range(num_ranks)} | {None}
         except OSError as error:
             raise FileError(
                 f"The folder {folder} cannot be written to: {error.strerror}."
@@ -65,6 +67,13 @@ class DirectoryTransport(Transport):
 
     def _mark(self, word: str, rank: int) -> Path:
         return self.folder / f"{word}-{rank}"
+
+    def _ended(self, rank: int) -> tuple[int, int] | None:
+        """Return a rank and when it has ended; None where it has not."""
+        try:
+            return rank, self._mark("ended", rank).stat().st_mtime_ns
+        except OSError:
+            return None
 
     def _notes(self, rank: int) -> Path:
         return self.folder / f"notes-{rank}"
@@ -78,7 +87,7 @@ class DirectoryTransport(Transport):
     def check_peers(self) -> None:
         super().check_peers()
         for rank in range(self.num_ranks):
-            if self._mark("ended", rank).exists():
+            if self._ended(rank) not in self._old:
                 raise PeerLostError(
                     f"Rank {self.rank} waited for others, and rank {rank} has ended. Its log says "
                     f"why."

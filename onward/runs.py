@@ -96,7 +96,10 @@ def begun_config(folder: Path) -> Path:
         raise FileError(
             f"The run in {folder} is finished. To repeat it, train {folder / FILES[0]}."
         )
-    raise FileError(f"There is nothing in {folder / STATE} that a run could go on from.")
+    raise FileError(
+        f"There is nothing in {folder / STATE} that a run could go on from. If other machines have "
+        f"its state, name its recipe and settings here, beside --resume."
+    )
 
 
 def write(folder: Path, config: RunConfig, result: Result) -> None:

@@ -89,6 +89,8 @@ class Runtime:
         self.restored = restored(plan, placement, holders)
         self.chapter = 0
         transport.on_failure = self._wake
+        # What an earlier part of the run had committed may have been dealt otherwise.
+        transport.tell("committed", -1)
         for source in range(placement.num_ranks):
             if source != transport.rank:
                 self._expect(source)
@@ -104,7 +106,8 @@ class Runtime:
     def restore(self) -> None:
         """Send what others need of what was done before, and report what was reported."""
         for product in sorted(self.holdings):
-            if product.thing in SMALL and self.transport.rank == 0:
+            is_news = product.thing in SMALL and self.plan.is_done(product)
+            if is_news and self.transport.rank == 0:
                 self.on_product(product, self._stored(product))
         for message in self.restored:
             if message.source == self.transport.rank:
@@ -127,7 +130,11 @@ class Runtime:
         for message in messages(self.plan, self.placement, task):
             if message.source == self.transport.rank:
                 tensors = [t for product in message.products for t in sent(product)]
+                if self.pulse is not None:
+                    self.pulse.waiting = Waiting("room for a message", message.dest)
                 self.transport.send(message.dest, tensors, str(task))
+                if self.pulse is not None:
+                    self.pulse.waiting = None
         self._keep(task)
         for product in self.plan.makes(task):
             self._told(product)

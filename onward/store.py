@@ -117,7 +117,7 @@ class Store:
         """Read the journals of all ranks on this disk; return what is new in them."""
         new = []
         for path in sorted(self.folder.glob(f"rank-*/{JOURNAL}")):
-            for product, values in read_journal(path):
+            for product, values in read_journal(path, self.digest):
                 if product in self.notes or product.thing not in SMALL:
                     continue
                 like = layouts(product)
@@ -151,16 +151,17 @@ class Store:
             product: What is looked for.
             maker: The task that makes it.
             layout: Tensors of the shapes and types that it must have.
-
-        Raises:
-            FileError: It is damaged.
         """
         if product in self.notes:
             return [self.notes[product]]
         if product.thing in SMALL:
             return None
         for path in self.folder.glob(f"rank-*/{maker}-{product.thing}.safetensors"):
-            found = self._examine(path, lambda known: layout if known == product else None)
+            try:
+                found = self._examine(path, lambda known: layout if known == product else None)
+            except FileError:
+                # Its rank does it again when it comes back.
+                continue
             self.files[found] = path
             return self.read(product, layout)
         return None
@@ -264,7 +265,7 @@ class Store:
         told = {p: products.pop(p)[0].tolist() for p in list(products) if p.thing in SMALL}
         if told:
             with (self.own / JOURNAL).open("a") as journal:
-                journal.writelines(journal_line(*each) for each in told.items())
+                journal.writelines(journal_line(*each, self.digest) for each in told.items())
                 journal.flush()
                 os.fsync(journal.fileno())
         paths = {}
@@ -366,24 +367,28 @@ def as_product(entry: Any) -> Product | None:
     return None
 
 
-def journal_line(product: Product, values: Iterable[float]) -> str:
+def journal_line(product: Product, values: Iterable[float], run: str) -> str:
     """Return a line of the journal, with a checksum in front.
 
     It begins with the end of the last line, which a process may have died in.
     """
     text = json.dumps([*product, *values])
-    return f"\n{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}"
+    return f"\n{_checksum(run, text.encode())} {text}"
 
 
-def read_journal(path: Path) -> Iterator[tuple[Product, list[float]]]:
-    """Yield the lines of a journal that are whole; the last may be cut where a process died."""
+def _checksum(run: str, text: bytes) -> str:
+    return hashlib.sha256(run.encode() + text).hexdigest()[:16]
+
+
+def read_journal(path: Path, run: str) -> Iterator[tuple[Product, list[float]]]:
+    """Yield the lines of a journal that are whole, and of a run; the last may be cut."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
         return
     for line in lines:
         checksum, _, text = line.partition(b" ")
-        if hashlib.sha256(text).hexdigest()[:16].encode() != checksum:
+        if _checksum(run, text).encode() != checksum:
             continue
         try:
             entry = json.loads(text)

@@ -159,8 +159,9 @@ class StreamPlan(Plan):
         age = ages.get(product.thing, 0)
         # Hints are timed by the mini-batch that needs them.
         first = product.time - (age if product.thing is Thing.HINTS else 0)
-        ends = (self.chapter_ends.get(step) for step in range(first, first + age))
-        return any(chapter is not None and (chapter + 1) % every == 0 for chapter in ends)
+        steps = range(first, first + age)
+        ends = [self.chapter_ends[step] + 1 for step in steps if step in self.chapter_ends]
+        return any(end % every == 0 or end == self.chapters for end in ends)
 
     def _weights_after(self, chapter: int) -> list[Product]:
         last = self.segments(chapter)[-1]

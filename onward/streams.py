@@ -111,6 +111,10 @@ class StreamWorker(Worker):
         super().accept(product, tensors)
         if product.thing is Thing.MOMENTS:
             self._give_moments(product.block, self.values.pop(product))
+        if product.thing is Thing.WEIGHTS:
+            # A step holds the weights that there were, and a report is of one chapter.
+            for known in (self.steps, self.totals, self.elapsed):
+                known.pop(product.block, None)
 
     def _step(self, block: int) -> Step:
         if block not in self.steps:

@@ -390,7 +390,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
     transport.exchange("kept", None)
     transport.close()
     if transport.rank:
-        if store is not None:
+        if store is not None and 0 not in store.seen:
+            # Rank 0 has the last weights on its own disk; on a shared one it removes them all.
             store.remove()
         return None
     network.eval()

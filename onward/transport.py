@@ -290,7 +290,8 @@ class DistributedTransport(Transport):
         if not tensors:
             return
         room = self._room[dest]
-        room.acquire()
+        while not room.acquire(timeout=1.0):
+            self.check_peers()
         for number, tensor in enumerate(tensors, start=1):
             tensor = tensor.detach().contiguous()
             try:

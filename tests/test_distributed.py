@@ -99,8 +99,9 @@ def test_teams_of_different_sizes_end_in_the_weights_of_one_rank(group):
     assert first["weights"] == expected["weights"]
 
 
-def test_what_rank_0_ends_with_stays_in_the_folder_and_nothing_else(group):
-    assert os.listdir(group["folder"] / "one-pass") == ["rank-0"]
+def test_states_stay_in_the_folder_until_the_result_is_written_and_nothing_else_does(group):
+    names = {f"rank-{rank}" for rank in range(4)}
+    assert set(os.listdir(group["folder"] / "one-pass")) == names
 
 
 def test_a_stream_does_not_go_through_a_directory(group):

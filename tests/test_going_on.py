@@ -172,7 +172,10 @@ def test_a_finished_run_does_not_go_on(cut, refused):
 def test_a_run_goes_on_from_something(refused):
     said = refused("train", "--resume", "nowhere")
 
-    assert said == "There is nothing in nowhere/state that a run could go on from."
+    assert said == (
+        "There is nothing in nowhere/state that a run could go on from. If other machines have its "
+        "state, name its recipe and settings here, beside --resume."
+    )
 
 
 def test_the_folder_is_named_once(cut, refused):

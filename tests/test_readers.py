@@ -69,9 +69,9 @@ READERS = {
     "model": (checkpoint.load, "model.safetensors", model),
     "state": (look, "0T1-weights.safetensors", state),
     "journal": (
-        lambda path: list(read_journal(path)),
+        lambda path: list(read_journal(path, "run")),
         "journal.jsonl",
-        lambda folder: journal_line(WEIGHTS, [1.0]).encode(),
+        lambda folder: journal_line(WEIGHTS, [1.0], "run").encode(),
     ),
     "toml": (
         lambda path: RunConfig().with_settings(read_settings(path)).check(),
@@ -135,7 +135,7 @@ def test_an_idx_file_of_no_rows_of_huge_size_is_refused(tmp_path):
 def test_a_line_of_the_journal_that_holds_nothing_but_its_checksum_is_left_out(tmp_path):
     (tmp_path / "journal.jsonl").write_bytes(b"e3b0c44298fc1c14")
 
-    assert list(read_journal(tmp_path / "journal.jsonl")) == []
+    assert list(read_journal(tmp_path / "journal.jsonl", "")) == []
 
 
 # What would take more memory than there is

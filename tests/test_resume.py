@@ -197,6 +197,24 @@ def test_a_stream_that_was_cut_ends_in_the_same_weights(
     assert len(done) < num_tasks(prepared) - most // 2
 
 
+@pytest.mark.parametrize("lost", [0, 3, 4])
+@pytest.mark.parametrize("case", ["hints of age 0", "hints of age 5"])
+def test_a_stream_of_which_the_state_of_one_block_is_older_ends_in_the_same_weights(
+    case, lost, tmp_path
+):
+    prepared = prepare(*STREAMS[case])
+    tasks = list(prepared.plan.all_tasks())
+    ends = list(prepared.plan.chapter_ends)
+    most = max(n for n, task in enumerate(tasks) if task.time == ends[2] and task.block == 3) + 3
+
+    go_on(prepared, "stream", 2, tmp_path, most=most)
+    (path,) = tmp_path.glob(f"rank-*/{lost}T{ends[2]}-weights.safetensors")
+    path.unlink()
+    (first, *_), _ = go_on(prepared, "stream", 2, tmp_path)
+
+    assert_same_weights(first.worker.network, reference("stream", case))
+
+
 @pytest.mark.parametrize("case", SLICED)
 def test_sliced_blocks_that_were_cut_end_in_the_same_weights(case, tmp_path):
     prepared = prepare(*SLICED[case])

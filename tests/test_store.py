@@ -262,20 +262,20 @@ def test_anything_may_stand_where_a_product_is_named(entry):
 def test_a_journal_is_read_up_to_the_line_in_which_a_process_died(tmp_path):
     path, lines = (
         tmp_path / "journal.jsonl",
-        [journal_line(REPORT, [n, 0.5]) for n in (0.0, 1.0, 2.0)],
+        [journal_line(REPORT, [n, 0.5], "run") for n in (0.0, 1.0, 2.0)],
     )
 
     path.write_text(lines[0] + lines[1][:20] + lines[2])
 
-    assert list(read_journal(path)) == [(REPORT, [0, 0.5]), (REPORT, [2, 0.5])]
+    assert list(read_journal(path, "run")) == [(REPORT, [0, 0.5]), (REPORT, [2, 0.5])]
 
 
 @given(st.binary(max_size=200))
 def test_a_journal_may_hold_anything(tmp_path_factory, noise):
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
-    path.write_bytes(noise + journal_line(REPORT, [1.0, 2.0]).encode())
+    path.write_bytes(noise + journal_line(REPORT, [1.0, 2.0], "run").encode())
 
-    *_, last = read_journal(path)
+    *_, last = read_journal(path, "run")
 
     assert last == (REPORT, [1.0, 2.0])
 
