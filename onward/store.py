@@ -80,8 +80,7 @@ class Store:
         self.failure: Exception | None = None
         try:
             self.own.mkdir(parents=True, exist_ok=True)
-            for path in self.own.glob("*.partial"):
-                path.unlink()
+            self._remove_partial()
         except OSError as error:
             raise FileError(
                 f"The folder {self.own} cannot be written to: {error.strerror}."
@@ -92,6 +91,11 @@ class Store:
         self._lock = threading.Lock()
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._writer.start()
+
+    def _remove_partial(self) -> None:
+        """Remove what was not written whole, by this module or by safetensors."""
+        for path in (*self.own.glob("*.partial"), *self.own.glob(".tmp*")):
+            path.unlink(missing_ok=True)
 
     # What is there
 
@@ -249,8 +253,7 @@ class Store:
                     self.committed = max(self.committed, what)
             except Exception as error:
                 with suppress(OSError):
-                    for path in self.own.glob("*.partial"):
-                        path.unlink()
+                    self._remove_partial()
                 if not isinstance(error, (OSError, SafetensorError)):
                     # A bug, which the rank shows when it keeps the next task.
                     self.failure = error
