@@ -57,6 +57,8 @@ class DirectoryTransport(Transport):
             self._mark("ended", rank).unlink(missing_ok=True)
             # Ranks that have ended before this one came may come back as well.
             self._old = {self._ended(other) for other in range(num_ranks)} | {None}
+        except FileError:
+            raise
         except OSError as error:
             raise FileError(
                 f"The folder {folder} cannot be written to: {error.strerror}."

@@ -101,6 +101,21 @@ def test_what_was_reported_before_the_cut_is_in_the_metrics(cut, undisturbed):
     assert read_result(Path("run"))["tasks_done_before"] == 5
 
 
+def test_what_is_reported_again_is_in_the_metrics_once(stop_in, undisturbed):
+    go_on = stop_in(2, 1)
+    assert onward("train", *RUN, "--set", "placement.keep_every=3", "--out", "run") == 143
+    go_on()
+
+    assert onward("train", "--resume", "run") == 0
+
+    lines = [
+        len(Path(run, "metrics.jsonl").read_text().splitlines()) for run in ("run", undisturbed)
+    ]
+    assert lines[0] == lines[1]
+    # The first block had come to the end of the third chapter, and the second had not.
+    assert read_result(Path("run"))["tasks_done_before"] == 1
+
+
 @pytest.mark.distributed
 def test_a_run_of_one_process_goes_on_in_two(cut, undisturbed):
     command = [sys.executable, "-m", "onward", "train", "--resume", "run", "--nodes", "2"]

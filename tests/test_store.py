@@ -339,3 +339,23 @@ def test_after_a_failure_the_next_task_hears_of_it(tmp_path):
         store.keep(TASK, content())
     with pytest.raises(FileError):
         store.close()
+
+
+def test_a_damaged_state_is_passed_over_while_it_is_waited_for(kept):
+    store, layout = opened(kept, rank=1), LAYOUTS[WEIGHTS]
+    (path,) = kept.glob("rank-0/*-weights.safetensors")
+    whole = path.read_bytes()
+
+    path.write_bytes(whole[:-1])
+    assert store.find(WEIGHTS, str(TASK), layout) is None
+    path.write_bytes(whole)
+    found = store.find(WEIGHTS, str(TASK), layout)
+
+    assert found[0].equal(content()[WEIGHTS][0])
+    store.close()
+
+
+def test_reports_of_a_run_with_other_settings_are_not_taken(kept):
+    _, products = found(kept, digest="of others")
+
+    assert products == set()
