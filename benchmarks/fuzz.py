@@ -113,13 +113,14 @@ def readers() -> dict[str, Reader]:
     }
 
 
-def fuzz(name: str, seconds: int, corpus: Path) -> None:
+def fuzz(name: str, seconds: int, folder: Path) -> None:
     """Try one reader until the time is over; the process ends in here."""
     read, file, examples = readers()[name]
+    corpus, path = folder / "corpus", folder / "tried" / file
+    corpus.mkdir()
+    path.parent.mkdir(parents=True)
     for number, example in enumerate(examples):
         (corpus / f"example-{number}").write_bytes(example)
-    path = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)) / file
-    path.parent.mkdir(exist_ok=True)
 
     def one(content: bytes) -> None:
         path.write_bytes(content)
@@ -140,16 +141,17 @@ def main() -> None:
     if atheris is None:
         common.skip("atheris is not installed: pip install atheris.")
     if options.body:
-        name, corpus = options.body.split("=", 1)
-        return fuzz(name, SECONDS[form], Path(corpus))
+        name, folder = options.body.split("=", 1)
+        return fuzz(name, SECONDS[form], Path(folder))
     inputs: dict[str, int] = {}
     crashes = []
     names = [options.reader] if options.reader else list(readers())
     for name in names if form != "smoke" else names[:1]:
-        with tempfile.TemporaryDirectory() as corpus:
-            command = [sys.executable, __file__, "--body", f"{name}={corpus}"]
+        in_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        with tempfile.TemporaryDirectory(dir=in_memory) as folder:
+            command = [sys.executable, __file__, "--body", f"{name}={folder}"]
             command += [] if form == "full" else [f"--{form}"]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=corpus)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         tried = re.findall(r"^#(\d+)", done.stderr, re.MULTILINE)
         inputs[name] = max(map(int, tried), default=0)
         if done.returncode:

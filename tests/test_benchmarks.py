@@ -45,8 +45,8 @@ FIGURES = {
 }
 
 
-LONG = {"backprop_pipeline", "links", "same_weights"}
-"""Those that take half a minute or more."""
+LONG = {"backprop_pipeline", "links", "memory_limit", "same_weights", "simulation"}
+"""Those that take twenty seconds or more, and are not the short form of a test of faults."""
 
 
 def test_every_benchmark_is_tried_here():
