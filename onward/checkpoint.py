@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from onward.config import OptimizerConfig, RunConfig
 from onward.errors import FileError
+from onward.files import whole
 from onward.layers import Dense
 from onward.networks import Network, build
 from onward.objectives import Threshold
@@ -65,19 +65,16 @@ def save(network: Network, path: Path | str) -> None:
         "weights_sha256": weights_sha256(network),
     }
     header["header_sha256"] = _header_digest(header)
-    partial = path.with_name(path.name + ".partial")
     # Clones, since safetensors refuses tensors that share memory.
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in shipped(network).items()}
     try:
-        # safetensors makes files for their owner alone; this one is as others are.
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file(tensors, partial, metadata={"onward": json.dumps(header)})
-        partial.chmod(mode)
-        partial.replace(path)
+        with whole(path) as partial:
+            # safetensors makes files for their owner alone; this one is as others are.
+            partial.touch()
+            mode = partial.stat().st_mode
+            save_file(tensors, partial, metadata={"onward": json.dumps(header)})
+            partial.chmod(mode)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink()
         raise FileError(f"The model cannot be written to {path}: {error}.") from error
 
 

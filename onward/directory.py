@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from onward.errors import FileError, PeerLostError
+from onward.files import whole
 from onward.team import Alone, Team
 from onward.transport import OPEN, Deliver, Transport
 
@@ -106,10 +107,9 @@ class DirectoryTransport(Transport):
 
     def tell(self, topic: str, note: Any) -> None:
         own = self._note(topic, self.rank)
-        partial = own.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps(note))
-            partial.replace(own)
+            with whole(own) as partial:
+                partial.write_text(json.dumps(note))
         except OSError as error:
             raise FileError(
                 f"The folder {self.folder} cannot be written to: {error.strerror}."

@@ -7,7 +7,8 @@ few seconds that it lives, and what it does; who waits looks at that, and only t
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from onward.errors import OnwardError, PeerLostError
 from onward.launcher import LAUNCHER
@@ -30,21 +31,40 @@ class Waiting:
         self.is_told = False
 
 
+class Doing:
+    """What a rank does now, and what it waits for, if it does."""
+
+    def __init__(self) -> None:
+        self.what = "starts"
+        self.waiting: Waiting | None = None
+
+    @contextmanager
+    def wait(self, what: str, source: int) -> Iterator[None]:
+        """Wait for something of a rank."""
+        self.waiting = Waiting(what, source)
+        yield
+        self.waiting = None
+
+
 class Pulse:
     """Says that this rank lives, and watches the one that it waits for.
 
     Args:
         transport: The way to the others.
+        doing: What this rank does.
         peer_timeout: Seconds without a word after which a rank counts as gone.
         note: Told once about a long wait.
     """
 
     def __init__(
-        self, transport: Transport, peer_timeout: float, note: Callable[[str], None]
+        self,
+        transport: Transport,
+        doing: Doing,
+        peer_timeout: float,
+        note: Callable[[str], None],
     ) -> None:
-        self.transport, self.peer_timeout, self.note = transport, peer_timeout, note
-        self.doing = "starts"
-        self.waiting: Waiting | None = None
+        self.transport, self.doing = transport, doing
+        self.peer_timeout, self.note = peer_timeout, note
         self._beats = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -66,8 +86,8 @@ class Pulse:
                     # Nobody would start the ranks again, or stop them.
                     leave(1)
                 self._beats += 1
-                self.transport.tell("beat", [self._beats, self.doing])
-                waiting = self.waiting
+                self.transport.tell("beat", [self._beats, self.doing.what])
+                waiting = self.doing.waiting
                 if waiting is not None:
                     self.look(waiting)
         except OnwardError as error:

@@ -1,7 +1,6 @@
 """A run as a folder: its settings, its figures, its model."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import IO, Any
 from onward.checkpoint import save
 from onward.config import RunConfig
 from onward.errors import FileError
+from onward.files import PARTIAL, flush, whole
 from onward.preparation import resolve_precision
 from onward.results import Result
 from onward.timeline import Span, from_chrome, to_chrome
@@ -20,9 +20,6 @@ FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "res
 
 STATE = "state"
 """Folder in which an unfinished run keeps what it goes on from."""
-
-PARTIAL = ".partial"
-"""Folder in which a run is written, before it takes its place."""
 
 PROBE_BYTES = 1 << 16
 """What must fit on the disk before a training is begun."""
@@ -125,7 +122,7 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
                 (partial / name).write_text(text)
             save(result.network, partial / "model.safetensors")
             for name in FILES:
-                _flush(partial / name)
+                flush(partial / name)
             # A run without it is not finished, and may be replaced.
             (folder / FILES[-1]).unlink(missing_ok=True)
             for name in FILES:
@@ -147,11 +144,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         FileError: The disk is full, or the folder cannot be written to.
     """
     try:
-        with _no_trace_of(path.with_name(path.name + PARTIAL)) as partial:
-            with partial.open("wb") as file:
-                write(file)
-            _flush(partial)
-            partial.replace(path)
+        with whole(path) as partial, partial.open("wb") as file:
+            write(file)
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror}.") from error
 
@@ -218,9 +212,3 @@ def _no_trace_of(path: Path) -> Iterator[Path]:
         yield path
     finally:
         remove()
-
-
-def _flush(path: Path) -> None:
-    """Have the disk take a file in; where it is full, this is when it says so."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from onward.errors import OnwardError, PeerLostError
 from onward.networks import Network
 from onward.placement import Placement, begun_on, messages, restored
 from onward.plan import Kind, Plan, Product, Task, Thing
-from onward.pulse import Pulse, Waiting
+from onward.pulse import Doing
 from onward.store import SMALL, Store
 from onward.stream_plan import StreamPlan
 from onward.streams import StreamWorker
@@ -52,7 +52,6 @@ class Runtime:
         store: Keeps what the rank finishes, and has what was finished before. None: nothing is
             kept.
         holders: The ranks that can read each product that the plan holds.
-        pulse: Watches the ranks that this one waits for. None: nobody does.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class Runtime:
         recorder: Recorder | None = None,
         store: Store | None = None,
         holders: Mapping[Product, Sequence[int]] | None = None,
-        pulse: Pulse | None = None,
     ) -> None:
         self.plan = plan
         self.placement = placement
@@ -83,7 +81,7 @@ class Runtime:
         self.arrived: dict[Product, list[Tensor]] = {}
         self.queued: dict[int, set[Product]] = {}
         self.changed = threading.Condition()
-        self.store, self.pulse = store, pulse
+        self.store, self.doing = store, Doing()
         holders = holders or {}
         self.holdings = {p for p, ranks in holders.items() if transport.rank in ranks}
         self.restored = restored(plan, placement, holders)
@@ -122,19 +120,15 @@ class Runtime:
             if product not in self.uses_left:
                 self.worker.accept(product, self._get(product, task))
                 self.uses_left[product] = self._uses_here(product)
-        if self.pulse is not None:
-            self.pulse.doing = f"{WORDS[task.kind]}, {task}"
+        self.doing.what = f"{WORDS[task.kind]}, {task}"
         with self.recorder.span(WORDS[task.kind], str(task)):
             self.worker.execute(task)
         sent = cache(self._sent)
         for message in messages(self.plan, self.placement, task):
             if message.source == self.transport.rank:
                 tensors = [t for product in message.products for t in sent(product)]
-                if self.pulse is not None:
-                    self.pulse.waiting = Waiting("room for a message", message.dest)
-                self.transport.send(message.dest, tensors, str(task))
-                if self.pulse is not None:
-                    self.pulse.waiting = None
+                with self.doing.wait("room for a message", message.dest):
+                    self.transport.send(message.dest, tensors, str(task))
         self._keep(task)
         for product in self.plan.makes(task):
             self._told(product)
@@ -224,36 +218,29 @@ class Runtime:
         self.queued[source] = queued
 
         def deliver(tensors: list[Tensor]) -> None:
-            products = next(coming)
+            products, rest = next(coming), iter(tensors)
+            made = {p: [next(rest) for _ in self.worker.layout(p)] for p in products}
             now = self.recorder.now()
             self.recorder.add("receive", str(self.plan.maker(products[0])), now, now)
-            self._keep_received(products, tensors, source)
-            self._take(products, tensors, queued)
+            self._keep_received(made, source)
+            self._take(made, queued)
 
         self.transport.expect(source, layouts, deliver)
 
-    def _keep_received(
-        self, products: tuple[Product, ...], tensors: list[Tensor], source: int
-    ) -> None:
+    def _keep_received(self, made: Mapping[Product, list[Tensor]], source: int) -> None:
         """Keep what is on no disk that this rank reads, and the last weights, which end a run."""
         if self.store is None:
             return
-        rest = iter(tensors)
         kept = {}
-        for product in products:
-            parts = [next(rest) for _ in self.worker.layout(product)]
+        for product, parts in made.items():
             is_last = product.thing is Thing.WEIGHTS and self.plan.gather in self.plan.uses(product)
             if self._is_kept(product) and (is_last or source not in self.store.seen):
                 kept[product] = parts
-        self.store.keep(self.plan.maker(products[0]), kept)
+        self.store.keep(self.plan.maker(next(iter(made))), kept)
 
-    def _take(
-        self, products: tuple[Product, ...], tensors: list[Tensor], queued: set[Product]
-    ) -> None:
+    def _take(self, made: Mapping[Product, list[Tensor]], queued: set[Product]) -> None:
         """Take a message that has arrived; called by the transport, in order for each source."""
-        rest = iter(tensors)
-        for product in products:
-            parts = [next(rest) for _ in self.worker.layout(product)]
+        for product, parts in made.items():
             if product.thing in (Thing.REPORT, Thing.COUNTS):
                 self.on_product(product, parts)
             with self.changed:
@@ -268,12 +255,9 @@ class Runtime:
     def _waiting(self, product: Product, task: Task) -> Iterator[None]:
         """Note how long a task waits, and let the rank that it waits for be watched."""
         start = self.recorder.now()
-        if self.pulse is not None:
-            what = f"the {product.thing} of block {product.block}, time {product.time},"
-            self.pulse.waiting = Waiting(what, self._source(product))
-        yield
-        if self.pulse is not None:
-            self.pulse.waiting = None
+        what = f"the {product.thing} of block {product.block}, time {product.time},"
+        with self.doing.wait(what, self._source(product)):
+            yield
         end = self.recorder.now()
         self.idle_seconds += end - start
         if end - start > SHORTEST_SECONDS:

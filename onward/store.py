@@ -25,6 +25,7 @@ from torch import Tensor
 from onward.buffers import Buffers
 from onward.checkpoint import tensors_sha256
 from onward.errors import FileError
+from onward.files import PARTIAL, whole
 from onward.plan import Plan, Product, Task, Thing
 
 FORMAT = 1
@@ -94,7 +95,7 @@ class Store:
 
     def _remove_partial(self) -> None:
         """Remove what was not written whole, by this module or by safetensors."""
-        for path in (*self.own.glob("*.partial"), *self.own.glob(".tmp*")):
+        for path in (*self.own.glob(f"*{PARTIAL}"), *self.own.glob(".tmp*")):
             path.unlink(missing_ok=True)
 
     # What is there
@@ -111,7 +112,8 @@ class Store:
         for folder in sorted(self.folder.glob("rank-*")):
             for path in sorted(folder.glob("*.safetensors")):
                 try:
-                    self.files.setdefault(self._examine(path, layouts), path)
+                    product, _ = self._examine(path, layouts)
+                    self.files.setdefault(product, path)
                 except FileError as error:
                     self.damaged.append(str(error))
         self.hear(layouts)
@@ -130,7 +132,7 @@ class Store:
                     new.append(product)
         return new
 
-    def _examine(self, path: Path, layouts: Layouts) -> Product:
+    def _examine(self, path: Path, layouts: Layouts) -> tuple[Product, list[Tensor]]:
         """Return the product in a file, all of whose bytes are as they were written."""
         try:
             with safe_open(path, framework="pt") as file:
@@ -146,7 +148,7 @@ class Store:
             raise FileError(f"{path} is damaged: {error}.") from error
         if tensors_sha256(numbered(tensors)) != header.get("sha256"):
             raise FileError(f"{path} is damaged: its content does not have its checksum.")
-        return product
+        return product, tensors
 
     def find(self, product: Product, maker: str, layout: list[Tensor]) -> list[Tensor] | None:
         """Return a product once a rank on this disk has kept it.
@@ -161,13 +163,10 @@ class Store:
         if product.thing in SMALL:
             return None
         for path in self.folder.glob(f"rank-*/{maker}-{product.thing}.safetensors"):
-            try:
-                found = self._examine(path, lambda known: layout if known == product else None)
-            except FileError:
-                # Its rank does it again when it comes back.
-                continue
-            self.files[found] = path
-            return self.read(product, layout)
+            # Of a damaged one: its rank does it again when it comes back.
+            with suppress(FileError):
+                _, found = self._examine(path, lambda known: layout if known == product else None)
+                return [tensor.clone() for tensor in found]
         return None
 
     def read(self, product: Product, layout: Sequence[Tensor]) -> list[Tensor]:
@@ -230,12 +229,9 @@ class Store:
         Raises:
             FileError: The disk is full, for instance.
         """
-        partial = path.with_suffix(".partial")
         try:
-            partial.write_text(text)
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            with whole(path) as partial:
+                partial.write_text(text)
         except OSError as error:
             raise FileError(f"{path} cannot be written: {error.strerror}.") from error
 
@@ -281,11 +277,8 @@ class Store:
                 "sha256": tensors_sha256(tensors),
             }
             paths[product] = path = self.own / f"{task}-{product.thing}.safetensors"
-            partial = path.with_suffix(".partial")
-            save_file(tensors, partial, metadata={"onward": json.dumps(header)})
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            with whole(path) as partial:
+                save_file(tensors, partial, metadata={"onward": json.dumps(header)})
         flush_folder(self.own)
         with self._lock:
             self.files |= paths

@@ -146,7 +146,7 @@ class StreamPlan(Plan):
     def chapter(self, task: Task) -> int:
         if task.kind in (Kind.VALIDATE, Kind.GATHER):
             return task.time
-        return bisect_left(list(self.chapter_ends), task.time)
+        return bisect_left(self._ends, task.time)
 
     def follows(self, task: Task) -> Task | None:
         if task.kind not in (Kind.PASS, Kind.TRAIN) or not task.time:
@@ -162,6 +162,10 @@ class StreamPlan(Plan):
         steps = range(first, first + age)
         ends = [self.chapter_ends[step] + 1 for step in steps if step in self.chapter_ends]
         return any(end % every == 0 or end == self.chapters for end in ends)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(self.chapter_ends)
 
     def _weights_after(self, chapter: int) -> list[Product]:
         last = self.segments(chapter)[-1]

@@ -348,8 +348,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
     worker = make_worker(plan, network, held, make_arithmetic(config))
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
     store, holders = ready.store, ready.holders
-    pulse = Pulse(transport, config.placement.peer_timeout, listener.note)
-    runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, holders, pulse)
+    runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, holders)
+    pulse = Pulse(transport, runtime.doing, config.placement.peer_timeout, listener.note)
     transport.exchange("start", None)
     recorder.start()
     cpu_start = time.process_time()

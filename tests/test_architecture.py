@@ -13,6 +13,7 @@ MODULES = {
 ORDER = [
     "version",
     "errors",
+    "files",
     "seeds",
     "config",
     "recipes",

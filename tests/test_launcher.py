@@ -160,8 +160,8 @@ def test_ranks_end_when_what_has_started_them_was_killed():
     beating = (
         IN_A_GROUP
         + """
-from onward.pulse import Pulse
-Pulse(transport, 600.0, print).start()
+from onward.pulse import Doing, Pulse
+Pulse(transport, Doing(), 600.0, print).start()
 print("here", os.getpid(), flush=True)
 time.sleep(60)
 """

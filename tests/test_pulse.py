@@ -6,7 +6,7 @@ import pytest
 
 from onward import pulse
 from onward.errors import PeerLostError
-from onward.pulse import Pulse, Waiting
+from onward.pulse import Doing, Pulse, Waiting
 from onward.transport import InMemoryTransport
 
 
@@ -33,7 +33,7 @@ def pair():
 def watch(clock, transport, said, beats, peer_timeout=100.0, every=10.0):
     """Look again and again, while the other rank beats or does not."""
     waiting = Waiting("the weights of block 0, time 3,", 1)
-    watcher = Pulse(transport, peer_timeout, said.append)
+    watcher = Pulse(transport, Doing(), peer_timeout, said.append)
     for beat in beats:
         transport.peers[1].tell("beat", [beat, "train, 0T3"])
         clock.now += every
@@ -75,7 +75,7 @@ def test_a_rank_that_is_silent_for_too_long_is_gone(clock, pair):
 
 
 def test_a_rank_that_has_never_spoken_is_gone_as_well(clock, pair):
-    waiting, watcher = Waiting("word", 1), Pulse(pair[0], 100.0, print)
+    waiting, watcher = Waiting("word", 1), Pulse(pair[0], Doing(), 100.0, print)
     watcher.look(waiting)
     clock.now += 101.0
 
@@ -88,8 +88,9 @@ def test_a_silent_rank_ends_what_waits_for_it(pair, monkeypatch):
     transport = pair[0]
     woken = threading.Event()
     transport.on_failure = woken.set
-    watcher = Pulse(transport, 0.05, print)
-    watcher.waiting = Waiting("word", 1)
+    doing = Doing()
+    doing.waiting = Waiting("word", 1)
+    watcher = Pulse(transport, doing, 0.05, print)
 
     watcher.start()
 
@@ -100,8 +101,9 @@ def test_a_silent_rank_ends_what_waits_for_it(pair, monkeypatch):
 
 def test_a_rank_says_what_it_does(pair, monkeypatch):
     monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
-    watcher = Pulse(pair[0], 100.0, print)
-    watcher.doing = "train, 0T3"
+    doing = Doing()
+    doing.what = "train, 0T3"
+    watcher = Pulse(pair[0], doing, 100.0, print)
     watcher.start()
     while pair[1].heard("beat")[0] is None or pair[1].heard("beat")[0][0] < 3:
         pass

@@ -215,24 +215,20 @@ def test_a_stream_of_which_the_state_of_one_block_is_older_ends_in_the_same_weig
     assert_same_weights(first.worker.network, reference("stream", case))
 
 
-@pytest.mark.parametrize("case", SLICED)
-def test_sliced_blocks_that_were_cut_end_in_the_same_weights(case, tmp_path):
-    prepared = prepare(*SLICED[case])
+@pytest.mark.parametrize(
+    ("kind", "cases", "case", "before", "ranks_before", "after", "ranks_after"),
+    [("sliced", SLICED, case, "all-layers", 2, "single-layer", 4) for case in SLICED]
+    + [("federated", FEDERATED, case, "federated", 4, "federated", 2) for case in FEDERATED],
+)
+def test_slices_and_shards_that_were_cut_end_in_the_same_weights(
+    kind, cases, case, before, ranks_before, after, ranks_after, tmp_path
+):
+    prepared = prepare(*cases[case])
 
-    go_on(prepared, "all-layers", 2, tmp_path, most=17)
-    (first, *_), _ = go_on(prepared, "single-layer", 4, tmp_path)
+    go_on(prepared, before, ranks_before, tmp_path, most=17)
+    (first, *_), _ = go_on(prepared, after, ranks_after, tmp_path)
 
-    assert_same_weights(first.worker.network, reference("sliced", case))
-
-
-@pytest.mark.parametrize("case", FEDERATED)
-def test_a_federation_that_was_cut_ends_in_the_same_weights(case, tmp_path):
-    prepared = prepare(*FEDERATED[case])
-
-    go_on(prepared, "federated", 4, tmp_path, most=17)
-    (first, *_), _ = go_on(prepared, "federated", 2, tmp_path)
-
-    assert_same_weights(first.worker.network, reference("federated", case))
+    assert_same_weights(first.worker.network, reference(kind, case))
 
 
 @pytest.mark.parametrize("name", ["all-layers", "single-layer"])

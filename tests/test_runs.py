@@ -353,8 +353,8 @@ def test_an_empty_folder_is_taken_and_stays_where_the_run_fails(tmp_path):
 
 
 def test_what_an_interrupted_run_left_behind_can_be_replaced(tmp_path):
-    (tmp_path / runs.PARTIAL).mkdir()
-    (tmp_path / runs.PARTIAL / "config.toml").touch()
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "config.toml").touch()
 
     with (
         pytest.raises(FileError, match="holds a run already"),
