@@ -85,6 +85,7 @@ class Runtime:
         holders = holders or {}
         self.holdings = {p for p, ranks in holders.items() if transport.rank in ranks}
         self.restored = restored(plan, placement, holders)
+        self.reported = frozenset(plan.all_needs(plan.gather))
         self.chapter = 0
         transport.on_failure = self._wake
         # What an earlier part of the run had committed may have been dealt otherwise.
@@ -143,6 +144,8 @@ class Runtime:
         """Return a product of another rank, or of an earlier part of the run."""
         if self.plan.is_done(product) and product in self.holdings:
             return self._stored(product)
+        if product in self.arrived:
+            return self._arrived(product)
         with self._waiting(product, task):
             return self._arrived(product) if self.transport.carries else self._found(product)
 
@@ -301,8 +304,8 @@ class Runtime:
         """Pass on what others have reported, where no message brings it."""
         if self.transport.carries or self.transport.rank or self.store is None:
             return
-        reported = frozenset(self.plan.all_needs(self.plan.gather))
-        for product in self.store.hear(lambda p: self.worker.layout(p) if p in reported else None):
+        known = self.reported
+        for product in self.store.hear(lambda p: self.worker.layout(p) if p in known else None):
             self.on_product(product, [self.store.notes[product]])
 
     def _source(self, product: Product) -> int:
