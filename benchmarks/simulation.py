@@ -28,11 +28,11 @@ import control_groups
 import emulated_ranks
 import torch
 
+from onward.distributed import DistributedTransport
 from onward.launcher import launch
 from onward.placement import Name, place
 from onward.plan import Kind, Plan, Product, Thing
 from onward.simulation import KnownCosts, Link, simulate
-from onward.transport import DistributedTransport
 
 RANKS = 4
 
@@ -41,6 +41,7 @@ def link_body(group: str, numbers: int, repeats: int, out: str) -> None:
     """Send a block state from rank 0 to rank 1 and hear back, some times."""
     torch.set_num_threads(1)
     transport = DistributedTransport()
+    transport.connect()
     state = torch.zeros(numbers)
     word = torch.zeros(1)
     heard: queue.SimpleQueue[list[torch.Tensor]] = queue.SimpleQueue()
@@ -57,6 +58,7 @@ def link_body(group: str, numbers: int, repeats: int, out: str) -> None:
             heard.get()
             transport.send(0, [word])
         seconds.append(time.perf_counter() - start)
+    transport.finish()
     transport.close()
     if is_first:
         # The first one opens the connection.

@@ -416,9 +416,8 @@ def doctor_command(options: argparse.Namespace) -> None:
     is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     _print_findings(doctor.check_machine() if is_first_here else [])
     if training.is_distributed():
-        transport = training.open_transport(placement)
-        _print_findings(doctor.check_ranks(transport))
-        transport.close()
+        with training.joined(placement, Bars(Console(stderr=True))) as transport:
+            _print_findings(doctor.check_ranks(transport))
 
 
 def _print_findings(findings: Sequence[doctor.Finding]) -> None:

@@ -29,6 +29,12 @@ NAMES = re.compile(r"(rank|notes|ended|gone)-\d+")
 LOOK_EVERY_SECONDS = 0.01
 """How often a rank looks for what has not come yet."""
 
+PARTING_SECONDS = 30.0
+"""How long rank 0 waits for others to part."""
+
+LAST = ("figures", "timeline", "kept", "finished")
+"""What ranks tell at the end of a run; one that comes back after it is not at its end."""
+
 
 class DirectoryTransport(Transport):
     """Ranks that share a folder.
@@ -37,6 +43,7 @@ class DirectoryTransport(Transport):
         folder: The folder; it is made where it is missing.
         rank: This rank.
         num_ranks: Number of ranks.
+        placement: Its name; notes of an earlier start with another one do not count.
 
     Raises:
         FileError: The folder cannot be written to, or is that of more ranks.
@@ -44,9 +51,10 @@ class DirectoryTransport(Transport):
 
     carries = False
 
-    def __init__(self, folder: Path, rank: int, num_ranks: int) -> None:
+    def __init__(self, folder: Path, rank: int, num_ranks: int, placement: str) -> None:
         super().__init__()
         self.folder, self.rank, self.num_ranks = folder, rank, num_ranks
+        self.start = f"{placement} on {num_ranks}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             strange = [name for name in os.listdir(folder) if not NAMES.fullmatch(name)]
@@ -55,6 +63,8 @@ class DirectoryTransport(Transport):
                     f"The folder {folder} holds something else ({strange[0]}). Name an empty one."
                 )
             self._notes(rank).mkdir(exist_ok=True)
+            for path in (*map(self._own_note, LAST), self._mark("gone", rank)):
+                path.unlink(missing_ok=True)
             self._mark("ended", rank).unlink(missing_ok=True)
             # Ranks that have ended before this one came may come back as well.
             self._old = {self._ended(other) for other in range(num_ranks)} | {None}
@@ -106,10 +116,9 @@ class DirectoryTransport(Transport):
             self.say_ended()
 
     def tell(self, topic: str, note: Any) -> None:
-        own = self._note(topic, self.rank)
         try:
-            with whole(own) as partial:
-                partial.write_text(json.dumps(note))
+            with whole(self._own_note(topic)) as partial:
+                partial.write_text(json.dumps([self.start, note]))
         except OSError as error:
             raise FileError(
                 f"The folder {self.folder} cannot be written to: {error.strerror}."
@@ -120,42 +129,58 @@ class DirectoryTransport(Transport):
         for rank in range(self.num_ranks) if ranks is None else ranks:
             path = self._note(topic, rank)
             try:
-                found.append(json.loads(path.read_text()))
+                start, note = json.loads(path.read_text())
+                found.append(note if start == self.start else None)
             except FileNotFoundError:
                 found.append(None)
-            except (OSError, ValueError, RecursionError) as error:
+            except (OSError, ValueError, TypeError, RecursionError) as error:
                 raise FileError(f"The note {path} is damaged: {error}.") from error
         return found
 
     def _note(self, topic: str, rank: int) -> Path:
         return self._notes(rank) / f"{topic.replace(' ', '-')}.json"
 
-    def exchange(self, topic: str, note: Any) -> list[Any]:
-        self.tell(topic, note)
-        paths = [self._note(topic, rank) for rank in range(self.num_ranks)]
-        self._wait_until(lambda: all(path.exists() for path in paths))
-        return self.heard(topic)
+    def _own_note(self, topic: str) -> Path:
+        return self._note(topic, self.rank)
 
-    def _wait_until(self, is_so: Callable[[], bool]) -> None:
-        while not is_so():
-            self.check_peers()
-            time.sleep(LOOK_EVERY_SECONDS)
+    def exchange(self, topic: str, note: Any) -> list[Any]:
+        # In a list, since a rank may have nothing to say.
+        self.tell(topic, [note])
+        every = []
+        for rank in range(self.num_ranks):
+            with self.doing.wait(f"word ({topic})", rank):
+                while (told := self.heard(topic, [rank])[0]) is None:
+                    self.check_peers()
+                    time.sleep(LOOK_EVERY_SECONDS)
+            every += told
+        return every
+
+    def connect(self) -> None:
+        """Do nothing: each rank begins when it comes."""
+
+    def finish(self) -> None:
+        self.exchange("finished", None)
 
     def team(self, teams: Sequence[range]) -> Team:
         assert all(len(ranks) == 1 for ranks in teams), "Ranks that share a folder work alone."
         return Alone()
 
     def close(self) -> None:
-        self.exchange("closed", None)
         # The folder may serve the next run, which begins once nobody reads in it any more.
         own, ranks = self._mark("gone", self.rank), range(self.num_ranks)
         own.touch()
         if self.rank == 0:
-            self._wait_until(lambda: all(self._mark("gone", rank).exists() for rank in ranks))
+            self._part(lambda: all(self._mark("gone", rank).exists() for rank in ranks))
             for rank in ranks:
                 shutil.rmtree(self._notes(rank), ignore_errors=True)
             for rank in ranks:
-                self._mark("gone", rank).unlink()
-        self._wait_until(lambda: not own.exists())
+                self._mark("gone", rank).unlink(missing_ok=True)
+        self._part(lambda: not own.exists())
         OPEN.remove(self)
         atexit.unregister(self._say_if_open)
+
+    def _part(self, is_so: Callable[[], bool]) -> None:
+        """Wait, but not without end: one that was killed now has no part in the run any more."""
+        deadline = time.monotonic() + PARTING_SECONDS
+        while not is_so() and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY_SECONDS)

@@ -14,6 +14,7 @@ import torch
 
 from onward.blocks import Block
 from onward.chapter_plan import ChapterPlan
+from onward.distributed import IN_FLIGHT, POSTED
 from onward.errors import SettingError
 from onward.networks import Network
 from onward.placement import Placement, messages
@@ -22,7 +23,6 @@ from onward.runtime import most_waiting
 from onward.steps import SLICE_BYTES, has_closed_form
 from onward.store import MOST_UNWRITTEN
 from onward.stream_plan import StreamPlan
-from onward.transport import IN_FLIGHT, POSTED
 from onward.workers import Arithmetic
 
 NO_LIMIT = 1 << 60

@@ -5,45 +5,24 @@ few seconds that it lives, and what it does; who waits looks at that, and only t
 """
 
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from onward.errors import OnwardError, PeerLostError
 from onward.launcher import LAUNCHER
 from onward.transport import Transport, leave
+from onward.waiting import Waiting
 
 BEAT_SECONDS = 2.0
 """How often a rank says that it lives."""
 
 PATIENCE_SECONDS = 30.0
-"""How long a rank waits before it says for whom."""
+"""How long a rank waits for one that is silent before it says so."""
 
-
-class Waiting:
-    """What a rank waits for, and since when."""
-
-    def __init__(self, what: str, source: int) -> None:
-        self.what, self.source = what, source
-        self.since = self.heard_at = time.monotonic()
-        self.beat: int | None = None
-        self.is_told = False
-
-
-class Doing:
-    """What a rank does now, and what it waits for, if it does."""
-
-    def __init__(self) -> None:
-        self.what = "starts"
-        self.waiting: Waiting | None = None
-
-    @contextmanager
-    def wait(self, what: str, source: int) -> Iterator[None]:
-        """Wait for something of a rank."""
-        self.waiting = Waiting(what, source)
-        yield
-        self.waiting = None
+GRACE_SECONDS = 10.0
+"""How long a rank may go on to wait once that is in vain."""
 
 
 class Pulse:
@@ -51,7 +30,6 @@ class Pulse:
 
     Args:
         transport: The way to the others.
-        doing: What this rank does.
         peer_timeout: Seconds without a word after which a rank counts as gone.
         note: Told once about a long wait.
     """
@@ -59,47 +37,46 @@ class Pulse:
     def __init__(
         self,
         transport: Transport,
-        doing: Doing,
         peer_timeout: float,
         note: Callable[[str], None],
     ) -> None:
-        self.transport, self.doing = transport, doing
+        self.transport = transport
         self.peer_timeout, self.note = peer_timeout, note
         self._beats = 0
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._launcher = os.environ.get(LAUNCHER)
 
-    def start(self) -> None:
-        """Begin to beat."""
+    def __enter__(self) -> "Pulse":
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        """End it."""
+    def __exit__(self, *error: object) -> None:
         self._stopped.set()
         self._thread.join()
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         try:
             while not self._stopped.wait(BEAT_SECONDS if self._beats else 0.0):
-                if self._launcher is not None and os.getppid() != int(self._launcher):
-                    # Nobody would start the ranks again, or stop them.
-                    leave(1)
-                self._beats += 1
-                self.transport.tell("beat", [self._beats, self.doing.what])
-                waiting = self.doing.waiting
-                if waiting is not None:
-                    self.look(waiting)
+                self._beat()
         except OnwardError as error:
             self.transport.fail(error)
-        except (RuntimeError, OSError) as error:
-            if not self._stopped.is_set():
-                lost = PeerLostError(
-                    f"Rank {self.transport.rank} lost the connection to rank 0, where the ranks "
-                    f"meet. The log of rank 0 says why."
-                )
-                lost.__cause__ = error
-                self.transport.fail(lost)
+            while not self._stopped.wait(GRACE_SECONDS):
+                if self.transport.doing.waiting is not None:
+                    # It waits where nothing wakes it, such as for others of its team.
+                    print(f"onward: rank {self.transport.rank}: {error}", file=sys.stderr)
+                    leave(2)
+
+    def _beat(self) -> None:
+        if self._launcher is not None and os.getppid() != int(self._launcher):
+            # Nobody would start the ranks again, or stop them.
+            leave(1)
+        self._beats += 1
+        doing = self.transport.doing
+        self.transport.tell("beat", [self._beats, doing.what])
+        waiting = doing.waiting
+        if waiting is not None:
+            self.look(waiting)
 
     def look(self, waiting: Waiting) -> None:
         """Look at the rank that this one waits for.
@@ -119,10 +96,12 @@ class Pulse:
                 f"which has said nothing for {silent:.0f} s (last: {doing}) and counts as gone: "
                 f"placement.peer_timeout is {self.peer_timeout:.0f} s."
             )
-        if waited > PATIENCE_SECONDS and not waiting.is_told:
+        is_silent = silent > 3 * BEAT_SECONDS
+        # One that is at work may need long; one that is silent should not be.
+        patience = PATIENCE_SECONDS if is_silent else self.peer_timeout
+        if waited > patience and not waiting.is_told:
             waiting.is_told = True
-            is_alive = silent < 3 * BEAT_SECONDS
-            state = f"is alive ({doing})" if is_alive else f"is silent for {silent:.0f} s"
+            state = f"is silent for {silent:.0f} s" if is_silent else f"is alive ({doing})"
             self.note(
                 f"rank {here} has waited {waited:.0f} s for {waiting.what} from rank {there}, "
                 f"which {state}."

@@ -18,7 +18,6 @@ from onward.errors import OnwardError, PeerLostError
 from onward.networks import Network
 from onward.placement import Placement, begun_on, messages, restored
 from onward.plan import Kind, Plan, Product, Task, Thing
-from onward.pulse import Doing
 from onward.store import SMALL, Store
 from onward.stream_plan import StreamPlan
 from onward.streams import StreamWorker
@@ -81,7 +80,7 @@ class Runtime:
         self.arrived: dict[Product, list[Tensor]] = {}
         self.queued: dict[int, set[Product]] = {}
         self.changed = threading.Condition()
-        self.store, self.doing = store, Doing()
+        self.store = store
         holders = holders or {}
         self.holdings = {p for p, ranks in holders.items() if transport.rank in ranks}
         self.restored = restored(plan, placement, holders)
@@ -121,15 +120,14 @@ class Runtime:
             if product not in self.uses_left:
                 self.worker.accept(product, self._get(product, task))
                 self.uses_left[product] = self._uses_here(product)
-        self.doing.what = f"{WORDS[task.kind]}, {task}"
+        self.transport.doing.what = f"{WORDS[task.kind]}, {task}"
         with self.recorder.span(WORDS[task.kind], str(task)):
             self.worker.execute(task)
         sent = cache(self._sent)
         for message in messages(self.plan, self.placement, task):
             if message.source == self.transport.rank:
                 tensors = [t for product in message.products for t in sent(product)]
-                with self.doing.wait("room for a message", message.dest):
-                    self.transport.send(message.dest, tensors, str(task))
+                self.transport.send(message.dest, tensors, str(task))
         self._keep(task)
         for product in self.plan.makes(task):
             self._told(product)
@@ -259,7 +257,7 @@ class Runtime:
         """Note how long a task waits, and let the rank that it waits for be watched."""
         start = self.recorder.now()
         what = f"the {product.thing} of block {product.block}, time {product.time},"
-        with self.doing.wait(what, self._source(product)):
+        with self.transport.doing.wait(what, self._source(product)):
             yield
         end = self.recorder.now()
         self.idle_seconds += end - start
@@ -290,9 +288,7 @@ class Runtime:
     def _check_peers(self, product: Product) -> None:
         """Notice that what this rank waits for will not come."""
         failure = self.transport.failure
-        if isinstance(failure, OnwardError):
-            raise failure
-        if failure is not None:
+        if failure is not None and not isinstance(failure, OnwardError):
             raise PeerLostError(
                 f"Rank {self.transport.rank} waited for the {product.thing} of block "
                 f"{product.block}, time {product.time}, and lost the connection to another rank. "

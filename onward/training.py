@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,7 @@ from onward.dealing import (
     with_private_shards,
 )
 from onward.directory import DirectoryTransport
+from onward.distributed import DistributedTransport
 from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate
 from onward.objectives import Threshold
@@ -42,7 +43,7 @@ from onward.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
 from onward.store import Store
 from onward.timeline import Recorder, Span, is_whole, merged
-from onward.transport import DistributedTransport, InMemoryTransport, Transport
+from onward.transport import InMemoryTransport, Transport
 from onward.version import VERSION
 from onward.workers import Rows
 
@@ -86,16 +87,17 @@ def run(
     config.check()
     listener = listener or Listener()
     dataset = load_data(config, current_rank())
-    transport = open_transport(config.placement)
-    config = with_private_shards(config, transport.num_ranks)
-    held, shape = deal(config, dataset, transport)
-    # A rank may have no room for all blocks: it makes those that it trains first.
-    network = build_network(config, dataset, shape, held=())
-    ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
-    own = begun_on(ready.plan, ready.placement, transport.rank)
-    network = build_network(config, dataset, shape, held=own)
-    network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
-    return _train(network, ready, listener)
+    with joined(config.placement, listener) as transport:
+        config = with_private_shards(config, transport.num_ranks)
+        held, shape = deal(config, dataset, transport)
+        # A rank may have no room for all blocks: it makes those that it trains first.
+        network = build_network(config, dataset, shape, held=())
+        ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
+        own = begun_on(ready.plan, ready.placement, transport.rank)
+        network = build_network(config, dataset, shape, held=own)
+        network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
+        trained = _train(network, ready, listener)
+    return _test(network, dataset, trained) if transport.rank == 0 else None
 
 
 @contextmanager
@@ -217,19 +219,35 @@ def train(
         placement=placement or PlacementConfig(),
     )
     config.check()
-    transport = open_transport(config.placement)
-    held, shape = deal(config, dataset, transport)
-    if shape.num_classes > network.num_classes:
-        raise SettingError(
-            f"The data have {shape.num_classes} classes, and the network was built for "
-            f"{network.num_classes}. Give num_classes={shape.num_classes}."
-        )
     listener = listener or Listener()
-    ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
-    return _train(network, ready, listener)
+    with joined(config.placement, listener) as transport:
+        held, shape = deal(config, dataset, transport)
+        if shape.num_classes > network.num_classes:
+            raise SettingError(
+                f"The data have {shape.num_classes} classes, and the network was built for "
+                f"{network.num_classes}. Give num_classes={shape.num_classes}."
+            )
+        ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
+        trained = _train(network, ready, listener)
+    return _test(network, dataset, trained) if transport.rank == 0 else None
 
 
-def open_transport(placement: PlacementConfig) -> Transport:
+@contextmanager
+def joined(placement: PlacementConfig, listener: Listener) -> Iterator[Transport]:
+    """Join the other ranks, watch those that this one waits for, and part from them.
+
+    Raises:
+        OnwardError: Several ranks are asked for, and this is one process, or the way is not open.
+    """
+    transport = _open_transport(placement)
+    with Pulse(transport, placement.peer_timeout, listener.note):
+        transport.connect()
+        yield transport
+        transport.finish()
+    transport.close()
+
+
+def _open_transport(placement: PlacementConfig) -> Transport:
     """Return the way to the other ranks: of torchrun, or none where this is one process.
 
     Raises:
@@ -237,7 +255,8 @@ def open_transport(placement: PlacementConfig) -> Transport:
     """
     if is_distributed() and placement.directory is not None:
         num_ranks = int(os.environ["WORLD_SIZE"])
-        return DirectoryTransport(Path(placement.directory), current_rank(), num_ranks)
+        folder, name = Path(placement.directory), str(placement.name)
+        return DirectoryTransport(folder, current_rank(), num_ranks, name)
     if is_distributed():
         return DistributedTransport(placement.iface)
     if placement.nodes > 1:
@@ -335,7 +354,15 @@ def _ready(
     )
 
 
-def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
+class Trained(NamedTuple):
+    """What rank 0 knows of a training that all ranks have done."""
+
+    log: Log
+    facts: dict[str, Any]
+    timeline: list[Span]
+
+
+def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     config, dataset, held, shape = ready.config, ready.dataset, ready.held, ready.shape
     plan, placement, transport = ready.plan, ready.placement, ready.transport
     precision = resolve_precision(config.training.precision)
@@ -349,7 +376,6 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
     store, holders = ready.store, ready.holders
     runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, holders)
-    pulse = Pulse(transport, runtime.doing, config.placement.peer_timeout, listener.note)
     transport.exchange("start", None)
     recorder.start()
     cpu_start = time.process_time()
@@ -357,7 +383,6 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
         listener.begin(plan, placement)
     try:
         with global_generator_kept(), threads_kept(config.training.threads):
-            pulse.start()
             runtime.run()
         if store is not None:
             store.close()
@@ -370,7 +395,6 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
                 store.remove()
         raise
     finally:
-        pulse.stop()
         worker.settle()
         if transport.rank == 0:
             listener.end()
@@ -388,13 +412,9 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
     told = transport.exchange("timeline", recorder.note())
     # Rank 0 has written the last weights when the others hear of it.
     transport.exchange("kept", None)
-    transport.close()
-    if transport.rank:
-        if store is not None and 0 not in store.seen:
-            # Rank 0 has the last weights on its own disk; on a shared one it removes them all.
-            store.remove()
-        return None
-    network.eval()
+    if transport.rank and store is not None and 0 not in store.seen:
+        # Rank 0 has the last weights on its own disk; on a shared one it removes them all.
+        store.remove()
     per_rank = {name: [each[name] for each in everywhere] for name in figures}
     facts = {
         "recipe": config.recipe,
@@ -420,7 +440,6 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
         "seconds": max(per_rank["seconds"]),
         "timeline_is_whole": is_whole(told) and not plan.held,
         "tasks_done_before": num_done(plan),
-        "weights_sha256": weights_sha256(network),
         "versions": {
             "onward": VERSION,
             "torch": torch.__version__,
@@ -433,7 +452,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Result | None:
             "load": os.getloadavg()[0],
         },
     }
-    return _test(network, dataset, log, facts, merged(told))
+    return Trained(log, facts, merged(told))
 
 
 def num_done(plan: Plan) -> int:
@@ -446,11 +465,12 @@ def spans_kept(num_ranks: int) -> int:
     return min(10_000, max(200, 200_000 // num_ranks))
 
 
-def _test(
-    network: Network, dataset: Dataset, log: Log, facts: dict[str, Any], timeline: list[Span]
-) -> Result:
+def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
     """Look at the test rows, once."""
+    network.eval()
+    log, facts, timeline = trained
     x, y = dataset.x_test, dataset.y_test
+    facts["weights_sha256"] = weights_sha256(network)
     test = evaluate(network, x, y)
     readouts: dict[str, float] = {}
     per_block = test.block_accuracy

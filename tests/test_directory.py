@@ -12,7 +12,7 @@ from onward.transport import OPEN
 @pytest.fixture
 def shared(tmp_path):
     """Open a rank in a folder, and forget it afterwards."""
-    yield lambda rank: DirectoryTransport(tmp_path, rank, 2)
+    yield lambda rank: DirectoryTransport(tmp_path, rank, 2, "all-layers")
     OPEN.clear()
 
 

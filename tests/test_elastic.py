@@ -85,7 +85,7 @@ def test_a_rank_that_shares_a_folder_comes_back_alone(undisturbed):
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="pytorch#135712: a restart meets in the store of the last")
 def test_torchrun_starts_ranks_again_without_a_store_of_ones_own():
-    """Once this passes, the prefix in `DistributedTransport` can go."""
+    """Once this passes, `DistributedTransport._meet` can go, but for several machines."""
     Path("plain.py").write_text(
         "import os, signal, torch.distributed as dist\n"
         "dist.init_process_group('gloo')\n"

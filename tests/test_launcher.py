@@ -16,8 +16,9 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 IN_A_GROUP = """
 import os, sys, time
 import torch.distributed as dist
-from onward.transport import DistributedTransport
+from onward.distributed import DistributedTransport
 transport = DistributedTransport()
+transport.connect()
 word = transport.exchange("word", transport.rank * 2)
 os.write(1, f"rank {transport.rank} {word}\\n".encode())
 """
@@ -38,7 +39,7 @@ def ranks(source, num_ranks=2, restarts=0):
 
 
 def test_all_ranks_meet():
-    with ranks(IN_A_GROUP + "transport.close()", 3) as process:
+    with ranks(IN_A_GROUP + "transport.finish(); transport.close()", 3) as process:
         out, err = process.communicate(timeout=60)
 
     assert process.returncode == 0, err
@@ -160,10 +161,10 @@ def test_ranks_end_when_what_has_started_them_was_killed():
     beating = (
         IN_A_GROUP
         + """
-from onward.pulse import Doing, Pulse
-Pulse(transport, Doing(), 600.0, print).start()
-print("here", os.getpid(), flush=True)
-time.sleep(60)
+from onward.pulse import Pulse
+with Pulse(transport, 600.0, print):
+    print("here", os.getpid(), flush=True)
+    time.sleep(60)
 """
     )
     with ranks(beating) as process:

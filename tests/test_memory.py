@@ -8,11 +8,11 @@ import onward as ow
 from onward import memory
 from onward.chapter_plan import ChapterPlan
 from onward.checkpoint import PRECISIONS
+from onward.distributed import IN_FLIGHT, POSTED
 from onward.memory import Room, check, estimate
 from onward.placement import place
 from onward.runtime import QUEUE
 from onward.stream_plan import StreamPlan
-from onward.transport import IN_FLIGHT, POSTED
 from onward.workers import Arithmetic
 
 WIDTH = 64

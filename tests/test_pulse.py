@@ -4,10 +4,11 @@ import threading
 
 import pytest
 
-from onward import pulse
+from onward import pulse, waiting
 from onward.errors import PeerLostError
-from onward.pulse import Doing, Pulse, Waiting
+from onward.pulse import Pulse
 from onward.transport import InMemoryTransport
+from onward.waiting import Waiting
 
 
 class Clock:
@@ -21,6 +22,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(pulse, "time", clock)
+    monkeypatch.setattr(waiting, "time", clock)
     return clock
 
 
@@ -32,12 +34,12 @@ def pair():
 
 def watch(clock, transport, said, beats, peer_timeout=100.0, every=10.0):
     """Look again and again, while the other rank beats or does not."""
-    waiting = Waiting("the weights of block 0, time 3,", 1)
-    watcher = Pulse(transport, Doing(), peer_timeout, said.append)
+    awaited = Waiting("the weights of block 0, time 3,", 1)
+    watcher = Pulse(transport, peer_timeout, said.append)
     for beat in beats:
         transport.peers[1].tell("beat", [beat, "train, 0T3"])
         clock.now += every
-        watcher.look(waiting)
+        watcher.look(awaited)
 
 
 def test_a_rank_that_lives_may_take_as_long_as_it_likes(clock, pair):
@@ -46,7 +48,7 @@ def test_a_rank_that_lives_may_take_as_long_as_it_likes(clock, pair):
     watch(clock, pair[0], said, range(1000))
 
     assert said == [
-        "rank 0 has waited 40 s for the weights of block 0, time 3, from rank 1, which is alive "
+        "rank 0 has waited 110 s for the weights of block 0, time 3, from rank 1, which is alive "
         "(train, 0T3)."
     ]
 
@@ -75,38 +77,56 @@ def test_a_rank_that_is_silent_for_too_long_is_gone(clock, pair):
 
 
 def test_a_rank_that_has_never_spoken_is_gone_as_well(clock, pair):
-    waiting, watcher = Waiting("word", 1), Pulse(pair[0], Doing(), 100.0, print)
-    watcher.look(waiting)
+    awaited, watcher = Waiting("word", 1), Pulse(pair[0], 100.0, print)
+    watcher.look(awaited)
     clock.now += 101.0
 
     with pytest.raises(PeerLostError, match="last: has not started"):
-        watcher.look(waiting)
+        watcher.look(awaited)
 
 
 def test_a_silent_rank_ends_what_waits_for_it(pair, monkeypatch):
     monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
-    transport = pair[0]
-    woken = threading.Event()
+    transport, woken = pair[0], threading.Event()
     transport.on_failure = woken.set
-    doing = Doing()
-    doing.waiting = Waiting("word", 1)
-    watcher = Pulse(transport, doing, 0.05, print)
 
-    watcher.start()
+    with Pulse(transport, 0.05, print), transport.doing.wait("word", 1):
+        assert woken.wait(10)
 
-    assert woken.wait(10)
     assert isinstance(transport.failure, PeerLostError)
-    watcher.stop()
+
+
+def test_a_rank_that_nothing_wakes_is_ended(pair, monkeypatch, capsys):
+    monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(pulse, "GRACE_SECONDS", 0.05)
+    left = threading.Event()
+    monkeypatch.setattr(pulse, "leave", lambda status: left.set())
+
+    with Pulse(pair[0], 0.05, print), pair[0].doing.wait("its part of a step", 1):
+        assert left.wait(10)
+
+    assert "onward: rank 0: Rank 0 has waited" in capsys.readouterr().err
+
+
+def test_a_rank_that_has_gone_on_is_not_ended(pair, monkeypatch):
+    monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(pulse, "GRACE_SECONDS", 0.05)
+    left, woken = threading.Event(), threading.Event()
+    monkeypatch.setattr(pulse, "leave", lambda status: left.set())
+    pair[0].on_failure = woken.set
+
+    with Pulse(pair[0], 0.05, print):
+        with pair[0].doing.wait("word", 1):
+            assert woken.wait(10)
+        assert not left.wait(0.3)
 
 
 def test_a_rank_says_what_it_does(pair, monkeypatch):
     monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
-    doing = Doing()
-    doing.what = "train, 0T3"
-    watcher = Pulse(pair[0], doing, 100.0, print)
-    watcher.start()
-    while pair[1].heard("beat")[0] is None or pair[1].heard("beat")[0][0] < 3:
-        pass
-    watcher.stop()
+    pair[0].doing.what = "train, 0T3"
+
+    with Pulse(pair[0], 100.0, print):
+        while pair[1].heard("beat")[0] is None or pair[1].heard("beat")[0][0] < 3:
+            pass
 
     assert pair[1].heard("beat")[0][1] == "train, 0T3"

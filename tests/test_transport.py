@@ -9,8 +9,10 @@ from ranks import results
 from transport_jobs import MEGABYTE, sizes
 
 from onward.buffers import LINE, SMALL, Buffers
+from onward.distributed import IN_FLIGHT, DistributedTransport
 from onward.errors import PeerLostError, SettingError
-from onward.transport import IN_FLIGHT, DistributedTransport, InMemoryTransport
+from onward.transport import InMemoryTransport
+from onward.waiting import Doing
 
 distributed = pytest.mark.distributed
 
@@ -224,7 +226,7 @@ def test_ranks_of_one_machine_listen_on_loopback_only(group):
 def test_a_rank_that_waits_hears_that_another_has_ended():
     transport = object.__new__(DistributedTransport)
     transport.rank, transport.num_ranks, transport.failure = 0, 2, None
-    transport.store = dist.HashStore()
+    transport.store, transport.doing = dist.HashStore(), Doing()
     end = threading.Timer(0.1, transport.store.set, ("ended", "1"))
     end.start()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from jobs import job
 
+from onward.distributed import IN_FLIGHT, DistributedTransport
 from onward.doctor import check_ranks
-from onward.transport import IN_FLIGHT, DistributedTransport
 
 MEGABYTE = 2**20
 
@@ -22,7 +22,9 @@ MEGABYTE = 2**20
 def opened():
     """Open a transport, and close it unless the job fails."""
     transport = DistributedTransport()
+    transport.connect()
     yield transport
+    transport.finish()
     transport.close()
 
 

@@ -1,0 +1,387 @@
+"""Messages between processes, on one machine or several, over torch.distributed.
+
+The only module that imports it. What gloo asks for, and is done here once: every Work handle is
+kept until it was waited for (a dropped one cancels its message), nothing is polled with
+`is_completed` (it stays False) and no wait has a short timeout (it would close the connection), and
+messages are told apart by their order, not by tags.
+"""
+
+import json
+import os
+import queue
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import rendezvous  # type: ignore[attr-defined]
+
+from onward.buffers import Buffers
+from onward.errors import OnwardError, PeerLostError, SettingError
+from onward.launcher import LISTEN_FD
+from onward.team import Alone, Team
+from onward.transport import OPEN, Deliver, Transport
+
+NEVER = timedelta(days=365)
+"""How long a rank waits: gloo's own limit of 30 minutes is shorter than a long chapter."""
+
+PARTING = timedelta(seconds=30)
+"""How long the rank that keeps the meeting point waits for others to leave it."""
+
+LOOK_EVERY_SECONDS = 0.02
+"""How often a rank looks for a note: a wait with a limit would print a warning each time."""
+
+POSTED = 2
+"""Messages asked for ahead from each source, so that they arrive while a rank computes."""
+
+SERVED: list[Any] = []
+"""What ranks of this machine meet at, on the rank that keeps it."""
+
+IN_FLIGHT = 4
+"""Messages to a rank that are on their way at once; then a sender waits: memory stays bounded."""
+
+
+class Sent(NamedTuple):
+    """A message on its way, whose tensors must live until they have arrived."""
+
+    works: list[dist.Work]
+    tensors: list[Tensor]
+    label: str
+    start: float
+
+
+class DistributedTransport(Transport):
+    """Processes on one machine or several, over torch.distributed with gloo.
+
+    Rank, world size and meeting point come from the environment, as torchrun sets them.
+
+    Args:
+        iface: Network interface to use. None: loopback where all ranks are on this machine, else
+            gloo's choice.
+    """
+
+    def __init__(self, iface: str | None = None) -> None:
+        super().__init__()
+        if iface is None and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            iface = "lo" if os.path.exists("/sys/class/net/lo") else None
+        if iface is not None:
+            known = [name for _, name in socket.if_nameindex()]
+            if iface not in known:
+                raise SettingError(
+                    f"This machine has no network interface {iface}. It has {', '.join(known)}."
+                )
+            os.environ["GLOO_SOCKET_IFNAME"] = iface
+        _serve()
+        self.meeting, self.rank, self.num_ranks = next(iter(rendezvous("env://")))
+        self.store = self._part_of_store("starting")
+        self._outgoing: dict[int, Outgoing] = {}
+        self._receivers: dict[int, threading.Thread] = {}
+        self.buffers = Buffers()
+        OPEN.append(self)
+
+    def _part_of_store(self, name: str) -> Any:
+        return dist.PrefixStore(name, self.meeting)  # type: ignore[attr-defined]
+
+    def connect(self) -> None:
+        self.store = self._part_of_store(self._meet())
+        with self.doing.wait("a connection", (self.rank + 1) % self.num_ranks):
+            try:
+                dist.init_process_group(
+                    "gloo",
+                    store=self.store,
+                    rank=self.rank,
+                    world_size=self.num_ranks,
+                    timeout=NEVER,
+                )
+            except RuntimeError as error:
+                raise PeerLostError(
+                    f"Rank {self.rank} could not connect to all others: {error}. `onward doctor` "
+                    f"lists the interfaces of this machine."
+                ) from error
+
+    def _meet(self) -> str:
+        """Return a word that all ranks of this start know, and none of an earlier one.
+
+        torchrun starts ranks again with the store of the last try, where its words still are
+        (pytorch#135712), and on several machines each agent counts its restarts for itself.
+        """
+        own = uuid.uuid4().hex
+        if self.rank:
+            return self._answered(own)
+        for rank in range(1, self.num_ranks):
+            with self.doing.wait("word", rank):
+                while self._read(f"here/{rank}") != own:
+                    hello = self._read(f"hello/{rank}")
+                    self._write(f"welcome/{rank}", f"{hello} {own}")
+                    self.check_peers()
+                    time.sleep(LOOK_EVERY_SECONDS)
+        self._write("all are here", own)
+        return own
+
+    def _answered(self, own: str) -> str:
+        """Say hello to rank 0 until it has answered this rank, and all others."""
+        self._write(f"hello/{self.rank}", own)
+        with self.doing.wait("word", 0):
+            while True:
+                hello, _, first = self._read(f"welcome/{self.rank}").partition(" ")
+                if hello == own:
+                    self._write(f"here/{self.rank}", first)
+                    if self._read("all are here") == first:
+                        return first
+                self.check_peers()
+                time.sleep(LOOK_EVERY_SECONDS)
+
+    def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None:
+        start = self.recorder.now() if self.recorder else 0.0
+        if not tensors:
+            return
+        if dest not in self._outgoing:
+            self._outgoing[dest] = Outgoing(self)
+        outgoing = self._outgoing[dest]
+        with self.doing.wait("room for a message", dest):
+            outgoing.take_room()
+        sent = Sent([], [tensor.detach().contiguous() for tensor in tensors], label, start)
+        try:
+            for tensor in sent.tensors:
+                work = dist.isend(tensor, dest)
+                assert work is not None
+                sent.works.append(work)
+        except RuntimeError as error:
+            self.fail(error)
+            raise PeerLostError(
+                f"Rank {self.rank} lost the connection to rank {dest}. Its log says why, or that "
+                f"of the rank that ended first."
+            ) from error
+        finally:
+            outgoing.sent.put(sent)
+
+    def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
+        rest = iter(layouts)
+        first = list(islice(rest, POSTED + 2))
+        # Those asked for, the one in use, and room for the part of others that stays longer.
+        self.buffers.reserve(first)
+        arguments = (source, chain(first, rest), deliver)
+        receiver = threading.Thread(target=self._receive, args=arguments, daemon=True)
+        receiver.start()
+        self._receivers[source] = receiver
+
+    def _receive(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
+        posted: deque[list[tuple[dist.Work, Tensor]]] = deque()
+
+        def take() -> None:
+            arriving = posted.popleft()
+            for work, _ in arriving:
+                work.wait()
+            deliver([tensor for _, tensor in arriving])
+
+        try:
+            for layout in layouts:
+                arriving = []
+                for like in layout:
+                    tensor = self.buffers.empty_like(like)
+                    work = dist.irecv(tensor, source)
+                    assert work is not None
+                    arriving.append((work, tensor))
+                posted.append(arriving)
+                if len(posted) == POSTED:
+                    take()
+            while posted:
+                take()
+        except Exception as error:
+            self.fail(error)
+
+    def _write(self, key: str, text: str) -> None:
+        with self._reached(self.meeting) as store:
+            store.set(key, text)
+
+    def _read(self, key: str) -> str:
+        """Return what is written under a key, without a wait for it."""
+        with self._reached(self.meeting) as store:
+            return store.get(key).decode() if store.check([key]) else ""
+
+    def tell(self, topic: str, note: Any) -> None:
+        with self._reached(self.store) as store:
+            store.set(f"{topic}/{self.rank}", json.dumps(note))
+
+    @contextmanager
+    def _reached(self, store: Any) -> Iterator[Any]:
+        """Yield where the ranks meet."""
+        try:
+            yield store
+        except RuntimeError as error:
+            raise PeerLostError(
+                f"Rank {self.rank} lost the connection to where the ranks meet. The log of the "
+                f"rank that ended first says why."
+            ) from error
+
+    def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
+        asked = range(self.num_ranks) if ranks is None else ranks
+        keys = [f"{topic}/{rank}" for rank in asked]
+        with self._reached(self.store) as store:
+            # A key that is not there would be waited for.
+            known = [store.get(key) if store.check([key]) else b"null" for key in keys]
+        return [json.loads(text) for text in known]
+
+    def exchange(self, topic: str, note: Any) -> list[Any]:
+        self.tell(topic, note)
+        keys = [f"{topic}/{rank}" for rank in range(self.num_ranks)]
+        for rank, key in enumerate(keys):
+            with self.doing.wait(f"word ({topic})", rank):
+                while not self._has(key):
+                    self._check_wait(topic)
+                    time.sleep(LOOK_EVERY_SECONDS)
+        with self._reached(self.store) as store:
+            return [json.loads(text) for text in store.multi_get(keys)]
+
+    def _has(self, key: str) -> bool:
+        with self._reached(self.store) as store:
+            return bool(store.check([key]))
+
+    def _check_wait(self, topic: str) -> None:
+        """Notice that another rank, for which this one waits, has ended."""
+        if isinstance(self.failure, OnwardError):
+            raise self.failure
+        if self.failure is not None:
+            raise PeerLostError(
+                f"Rank {self.rank} waited for the others ({topic}), and lost the connection to "
+                f"one. The log of the rank that ended first says why."
+            ) from self.failure
+        if self._has("ended"):
+            with self._reached(self.store) as store:
+                ended = store.get("ended").decode()
+            raise PeerLostError(
+                f"Rank {self.rank} waited for the others ({topic}), and rank {ended} has ended. "
+                f"Its log says why."
+            )
+
+    def team(self, teams: Sequence[range]) -> Team:
+        team: Team = Alone()
+        for members in teams:
+            if len(members) > 1:
+                # Every rank makes all groups, in the same order.
+                group = dist.new_group(list(members), backend="gloo", timeout=NEVER)
+                if self.rank in members:
+                    assert group is not None
+                    team = DistributedTeam(self, members, group)
+        return team
+
+    def say_ended(self) -> None:
+        # The store may be gone with the rank that held it.
+        with suppress(PeerLostError), self._reached(self.store) as store:
+            store.set("ended", str(self.rank))
+
+    def finish(self) -> None:
+        for dest, outgoing in self._outgoing.items():
+            with self.doing.wait("its receipt", dest):
+                outgoing.finish()
+        for source, receiver in self._receivers.items():
+            with self.doing.wait("the last messages", source):
+                receiver.join()
+        self.exchange("finished", None)
+
+    def close(self) -> None:
+        # Rank 0 may hold the store that the others still read from.
+        self.store.set(f"gone/{self.rank}", "")
+        if self.rank == 0:
+            with suppress(RuntimeError):  # One was killed at the very end, and misses nothing.
+                self.store.wait([f"gone/{rank}" for rank in range(self.num_ranks)], PARTING)
+        dist.destroy_process_group()
+        OPEN.remove(self)
+
+
+class Outgoing:
+    """The messages to one rank: so many at once, each kept until it has arrived."""
+
+    def __init__(self, transport: DistributedTransport) -> None:
+        self.transport = transport
+        self.sent: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(IN_FLIGHT)
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def take_room(self) -> None:
+        """Wait until one message fewer than the most is on its way.
+
+        Raises:
+            PeerLostError: That will not be.
+        """
+        while not self._room.acquire(timeout=1.0):
+            self.transport.check_peers()
+
+    def finish(self) -> None:
+        """Wait until all have arrived."""
+        self.sent.put(None)
+        self._thread.join()
+
+    def _wait(self) -> None:
+        while (sent := self.sent.get()) is not None:
+            try:
+                for work in sent.works:
+                    work.wait()
+            except RuntimeError as error:
+                self.transport.fail(error)
+            recorder = self.transport.recorder
+            if recorder:
+                recorder.add("send", sent.label, sent.start, recorder.now())
+            self._room.release()
+
+
+class DistributedTeam(Team):
+    """Processes that work together, over connections of their own."""
+
+    def __init__(
+        self, transport: DistributedTransport, members: range, group: dist.ProcessGroup
+    ) -> None:
+        super().__init__(members.index(transport.rank), len(members))
+        self.transport, self.members, self.group = transport, members, group
+
+    def _all_gather(
+        self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
+    ) -> list[Sequence[Tensor]]:
+        mine = [tensor.detach().contiguous() for tensor in own]
+        works: dict[int, list[dist.Work | None]] = {}
+        every: list[Sequence[Tensor]] = []
+        try:
+            for rank, layout in zip(self.members, layouts, strict=True):
+                if rank == self.transport.rank:
+                    every.append(mine)
+                    continue
+                theirs = [self.transport.buffers.empty_like(like) for like in layout]
+                every.append(theirs)
+                works[rank] = [dist.isend(t, rank, self.group) for t in mine if t.numel()]
+                works[rank] += [dist.irecv(t, rank, self.group) for t in theirs if t.numel()]
+                self.transport.bytes_sent += sum(tensor.nbytes for tensor in mine)
+            for rank, exchanged in works.items():
+                with self.transport.doing.wait("its part of a step", rank):
+                    for work in exchanged:
+                        assert work is not None
+                        work.wait()
+        except RuntimeError as error:
+            raise PeerLostError(
+                f"Rank {self.transport.rank} lost the connection to another of its team. The log "
+                f"of the rank that ended first says why."
+            ) from error
+        return every
+
+
+def _serve() -> None:
+    """Let ranks of this machine meet, where the launcher has left that to this one."""
+    listening = os.environ.pop(LISTEN_FD, None)
+    if listening is not None:
+        SERVED.append(
+            dist.TCPStore(  # type: ignore[attr-defined]
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=int(listening),
+            )
+        )
