@@ -40,7 +40,9 @@ def prepared(folder: Path, *, overwrite: bool, resume: bool = False) -> Iterator
     is_new = False
     try:
         try:
-            if folder.exists() and not resume:
+            if resume:
+                _check_unfinished(folder)
+            elif folder.exists():
                 _check_free(folder, overwrite=overwrite)
                 shutil.rmtree(folder / STATE, ignore_errors=True)
             is_new = not folder.exists()
@@ -81,6 +83,14 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         )
 
 
+def _check_unfinished(folder: Path) -> None:
+    """Refuse to go on with a run that has its result."""
+    if (folder / FILES[-1]).exists() and not (folder / STATE).exists():
+        raise FileError(
+            f"The run in {folder} is finished. To repeat it, train {folder / FILES[0]}."
+        )
+
+
 def begun_config(folder: Path) -> Path:
     """Return the file with the settings of a run that is not finished.
 
@@ -89,10 +99,7 @@ def begun_config(folder: Path) -> Path:
     """
     for path in sorted((folder / STATE).glob("rank-*/config.toml")):
         return path
-    if (folder / FILES[-1]).exists():
-        raise FileError(
-            f"The run in {folder} is finished. To repeat it, train {folder / FILES[0]}."
-        )
+    _check_unfinished(folder)
     raise FileError(
         f"There is nothing in {folder / STATE} that a run could go on from. If other machines have "
         f"its state, name its recipe and settings here, beside --resume."

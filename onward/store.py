@@ -6,12 +6,14 @@ disk read each other's. A thread writes, so that no task waits for a disk; what 
 when a process was killed is computed again, to the same bits.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +54,12 @@ TYPES = {
 Layouts = Callable[[Product], list[Tensor] | None]
 """Returns tensors of the shapes and types of a product; None where the plan does not know it."""
 
+LOCK = "lock"
+"""Held as long as a process writes into a folder."""
+
+LOCKED_SECONDS = 10.0
+"""How long a folder may be locked by a process that is about to end."""
+
 JOURNAL = "journal.jsonl"
 """Reports and counts of a rank, one a line."""
 
@@ -65,23 +73,30 @@ class Store:
         rank: This rank.
         digest: Of the settings; files of other settings are not used.
         every: Chapters between the ends from which the run can go on.
+        num_ranks: Number of ranks; folders of further ones, of an earlier part of the run, are
+            tidied by this one as well.
 
     Raises:
-        FileError: The folder cannot be written to.
+        FileError: The folder cannot be written to, or another process does.
     """
 
-    def __init__(self, folder: Path, rank: int, digest: str, every: int) -> None:
+    def __init__(self, folder: Path, rank: int, digest: str, every: int, num_ranks: int) -> None:
         self.folder, self.rank, self.digest, self.every = folder, rank, digest, every
+        self.num_ranks = num_ranks
         self.seen: set[int] = set()
         self.own = folder / f"rank-{rank}"
-        self.files: dict[Product, Path] = {}
+        self.files: dict[Product, list[Path]] = {}
         self.notes: dict[Product, Tensor] = {}
         self.damaged: list[str] = []
         self.committed = -1
         self.failure: Exception | None = None
         try:
             self.own.mkdir(parents=True, exist_ok=True)
+            self._locked = (self.own / LOCK).open("w")
+            self._lock_folder()
             self._remove_partial()
+        except FileError:
+            raise
         except OSError as error:
             raise FileError(
                 f"The folder {self.own} cannot be written to: {error.strerror}."
@@ -92,6 +107,22 @@ class Store:
         self._lock = threading.Lock()
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._writer.start()
+
+    def _lock_folder(self) -> None:
+        """Keep other processes out of this rank's folder until this one has ended, however."""
+        deadline = time.monotonic() + LOCKED_SECONDS
+        while True:
+            try:
+                fcntl.lockf(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > deadline:
+                    self._locked.close()
+                    raise FileError(
+                        f"Another process writes into {self.own}: the run goes on already, or "
+                        f"another one has the same folder."
+                    ) from None
+            time.sleep(0.1)
 
     def _remove_partial(self) -> None:
         """Remove what was not written whole, by this module or by safetensors."""
@@ -113,7 +144,7 @@ class Store:
             for path in sorted(folder.glob("*.safetensors")):
                 try:
                     product, _ = self._examine(path, layouts)
-                    self.files.setdefault(product, path)
+                    self.files.setdefault(product, []).append(path)
                 except FileError as error:
                     self.damaged.append(str(error))
         self.hear(layouts)
@@ -177,7 +208,7 @@ class Store:
         """
         if product in self.notes:
             return [self.notes[product]]
-        path = self.files[product]
+        path = self.files[product][0]
         try:
             with safe_open(path, framework="pt") as file:
                 # Copies, since the file may go.
@@ -220,6 +251,7 @@ class Store:
         """
         self._unwritten.put((None, {}))
         self._writer.join()
+        self._locked.close()
         if self.failure is not None:
             raise self.failure
 
@@ -267,7 +299,7 @@ class Store:
                 journal.writelines(journal_line(*each, self.digest) for each in told.items())
                 journal.flush()
                 os.fsync(journal.fileno())
-        paths = {}
+        paths: dict[Product, Path] = {}
         for product, held in products.items():
             tensors = numbered(held)
             header = {
@@ -281,7 +313,10 @@ class Store:
                 save_file(tensors, partial, metadata={"onward": json.dumps(header)})
         flush_folder(self.own)
         with self._lock:
-            self.files |= paths
+            for product, path in paths.items():
+                # The newest is read first.
+                others = [known for known in self.files.get(product, []) if known != path]
+                self.files[product] = [path, *others]
 
     # What goes
 
@@ -294,17 +329,26 @@ class Store:
         """
         floor -= (floor + 1) % self.every
         with self._lock:
-            for product, path in list(self.files.items()):
+            for product, paths in list(self.files.items()):
                 tasks = [plan.maker(product), *plan.all_uses(product)]
-                is_last = plan.gather in tasks or max(map(plan.chapter, tasks)) > floor
-                if is_last or path.parent != self.own:
+                if plan.gather in tasks or max(map(plan.chapter, tasks)) > floor:
                     continue
-                del self.files[product]
-                with suppress(OSError):
-                    path.unlink()
+                kept = [path for path in paths if not self._is_ours(path.parent)]
+                for path in set(paths) - set(kept):
+                    with suppress(OSError):
+                        path.unlink()
+                self.files[product] = kept
+                if not kept:
+                    del self.files[product]
+
+    def _is_ours(self, folder: Path) -> bool:
+        """Return whether this rank tidies a folder: its own, and those nobody writes into."""
+        number = folder.name.removeprefix("rank-")
+        return folder == self.own or (number.isdecimal() and int(number) >= self.num_ranks)
 
     def remove(self) -> None:
         """Remove this rank's folder, once its run needs it no more."""
+        self._locked.close()
         shutil.rmtree(self.own, ignore_errors=True)
         with suppress(OSError):  # It stays where others have something in it.
             self.folder.rmdir()

@@ -329,6 +329,12 @@ def _ready(
     memory.check([memory.Room(*other) for other in transport.exchange("room", room)])
     store: Store | None = None
     holders: Holders = {}
+    may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if may_restart and not keeps and transport.rank == 0:
+        listener.note(
+            "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "
+            "ow.train(..., folder=FOLDER)."
+        )
     if not transport.carries:
         folder = Path(config.placement.directory or "")
     if folder is not None:
@@ -337,7 +343,13 @@ def _ready(
         if not transport.carries:
             every = 1
         store = open_store(
-            folder, transport.rank, config.to_toml(), settings, _first_weights(network), every
+            folder,
+            transport.rank,
+            transport.num_ranks,
+            config.to_toml(),
+            settings,
+            _first_weights(network),
+            every,
         )
         worker = make_worker(plan, network, held, arithmetic)
         plan, holders, damaged = take_up(store, plan, worker, transport)

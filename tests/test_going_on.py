@@ -180,8 +180,15 @@ def test_a_run_does_not_go_on_with_other_settings(cut, capsys):
 def test_a_finished_run_does_not_go_on(cut, refused):
     assert onward("train", "--resume", "run") == 0
 
-    said = refused("train", "--resume", "run")
-    assert said == "The run in run is finished. To repeat it, train run/config.toml."
+    for words in ([], ["one-pass", *RUN]):
+        said = refused("train", *words, "--resume", "run")
+        assert said == "The run in run is finished. To repeat it, train run/config.toml."
+
+
+def test_a_run_that_goes_on_may_be_one_that_begins(undisturbed):
+    assert onward("train", "one-pass", *RUN, "--resume", "run") == 0
+
+    assert weights_of("run") == weights_of(undisturbed)
 
 
 def test_a_run_goes_on_from_something(refused):

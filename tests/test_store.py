@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_plan import chapters_of_two_blocks
 
+from onward import store as store_module
 from onward.errors import FileError
 from onward.plan import Kind, Product, Task, Thing
 from onward.store import Store, as_product, journal_line, read_journal
@@ -29,7 +31,7 @@ LAYOUTS = {
 
 
 def opened(folder, rank=0, digest="of these settings"):
-    return Store(folder, rank, digest, every=1)
+    return Store(folder, rank, digest, every=1, num_ranks=2)
 
 
 def content(seed=0):
@@ -136,6 +138,55 @@ def test_files_of_others_are_never_removed(kept):
     store.prune(chapters_of_two_blocks(), floor=3)
 
     assert len(list(kept.glob("rank-0/*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(("floor", "left"), [(2, {"weights", "moments"}), (3, {"weights"})])
+def test_files_of_ranks_that_a_run_goes_on_without_are_removed_as_ones_own(kept, floor, left):
+    shutil.copytree(kept / "rank-0", kept / "rank-2")
+    store, _ = found(kept)
+
+    store.prune(chapters_of_two_blocks(), floor)
+
+    for rank in (0, 2):
+        names = [path.stem for path in kept.glob(f"rank-{rank}/*.safetensors")]
+        assert {name.partition("-")[2] for name in names} == left
+
+
+# Who writes
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from onward.store import Store
+Store(Path(sys.argv[1]), 0, "digest", every=1, num_ranks=2)
+print("writes", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that writes into the folder of rank 0."""
+    command = [sys.executable, "-c", WRITING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_folder_into_which_another_process_writes_is_refused(tmp_path, other, monkeypatch):
+    monkeypatch.setattr(store_module, "LOCKED_SECONDS", 0.1)
+
+    with pytest.raises(FileError, match=r"Another process writes into .*rank-0: the run goes on"):
+        opened(tmp_path)
+    opened(tmp_path, rank=1)
+
+
+def test_a_process_that_ends_is_waited_for(tmp_path, other):
+    other.kill()
+
+    opened(tmp_path)
 
 
 # Bad bytes

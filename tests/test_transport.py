@@ -1,6 +1,8 @@
 """Messages between ranks. What gloo does to careless callers is in the names of the tests."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from transport_jobs import MEGABYTE, sizes
 from onward.buffers import LINE, SMALL, Buffers
 from onward.distributed import IN_FLIGHT, DistributedTransport
 from onward.errors import PeerLostError, SettingError
-from onward.transport import InMemoryTransport
+from onward.transport import InMemoryTransport, Transport
 from onward.waiting import Doing
 
 distributed = pytest.mark.distributed
@@ -235,6 +237,49 @@ def test_a_rank_that_waits_hears_that_another_has_ended():
     ):
         transport.exchange("data", None)
     end.join()
+
+
+# Who has started together
+
+
+def starting(rank, num_ranks, store):
+    """Return a rank that has not connected yet."""
+    transport = object.__new__(DistributedTransport)
+    Transport.__init__(transport)
+    transport.rank, transport.num_ranks, transport.meeting = rank, num_ranks, store
+    return transport
+
+
+def words_of(store, ranks, num_ranks=3):
+    """Return the word on which ranks agree that start now."""
+    with ThreadPoolExecutor() as threads:
+        meet = [threads.submit(starting(rank, num_ranks, store)._meet) for rank in ranks]
+        return {future.result(timeout=20) for future in meet}
+
+
+def test_ranks_that_start_together_agree_on_a_word_of_their_own():
+    store = dist.HashStore()
+
+    starts = [words_of(store, ranks) for ranks in ((0, 1, 2), (2, 1, 0), (1, 0, 2))]
+
+    assert [len(words) for words in starts] == [1, 1, 1]
+    assert len(set.union(*starts)) == 3
+
+
+def test_what_ranks_that_were_killed_have_said_counts_for_nothing():
+    store, late = dist.HashStore(), []
+    words_of(store, (0, 1, 2))
+    first, second = starting(0, 3, store), starting(1, 3, store)
+    with ThreadPoolExecutor() as threads:
+        alone = [threads.submit(rank._meet) for rank in (first, second)]
+        time.sleep(0.3)
+        late = [future.done() for future in alone]
+        for rank in (first, second):
+            rank.fail(PeerLostError("killed"))
+        assert all(isinstance(future.exception(20), PeerLostError) for future in alone)
+
+    assert late == [False, False]
+    assert len(words_of(store, (0, 1, 2))) == 1
 
 
 def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
