@@ -4,13 +4,14 @@
     python benchmarks/soak.py --quick        6 faults, and the cost for short chapters, two minutes
 
 Runs of three ranks on the digits, some seconds each: one-pass in chapters, adaptive negatives in
-chapters, one-pass as a stream. Faults come at random times, of a random kind:
+chapters, one-pass and `hinton` (with hints) as a stream. Faults come at random times, of a random kind:
 
     kill     SIGKILL of a random rank; the launcher starts all again
     pause    SIGSTOP of a random rank for one to four seconds
     lose     SIGKILL of the launcher; the run goes on by --resume, on other ranks
     stop     SIGTERM of the launcher; the run goes on by --resume, on other ranks
     alone    SIGKILL of a rank that shares a folder; it alone is started again
+    halt     SIGTERM of a rank that shares a folder, which ends them all; all are started again
     cut      the link of a rank goes down for one to five seconds (network namespaces, root only)
 
     faults                    number of faults
@@ -47,11 +48,13 @@ CASES = {
     "one-pass": ["one-pass", "--epochs", "80"],
     "hints": ["pff", "--negatives", "adaptive", "--readout", "softmax", "--epochs", "24"],
     "stream": ["one-pass", "--plan", "stream", "--epochs", "60"],
+    "hinted-stream": ["hinton", "--epochs", "24", "--set", "plan.hint_age=8"],
 }
 PLACEMENTS = {
     "one-pass": ["all-layers", "single-layer"],
     "hints": ["all-layers", "single-layer"],
     "stream": ["stream"],
+    "hinted-stream": ["stream"],
 }
 LIMIT_SECONDS = 300
 """How long a run may take, with all its faults."""
@@ -222,7 +225,7 @@ class Run:
 class SharedRun(Run):
     """A run whose ranks share a folder, and were started by hand."""
 
-    faults = ("alone", "pause")
+    faults = ("alone", "pause", "halt")
 
     def start(self) -> None:
         self.state = self.folder / "shared"
@@ -241,6 +244,14 @@ class SharedRun(Run):
         self.processes[rank].wait()
         self.processes[rank] = self.one(rank)
         self.recover(since, [rank])
+
+    def halt(self) -> None:
+        since = time.time()
+        self.draw.choice(self.processes).terminate()
+        for process in self.processes:
+            process.wait()
+        self.processes = [self.one(rank) for rank in range(RANKS)]
+        self.recover(since, range(RANKS))
 
 
 class LinkedRun(SharedRun):
@@ -288,7 +299,7 @@ def soak(num_faults: int, form: str, seed: int) -> dict[str, Any]:
     runs = []
     while faults < num_faults:
         way, case = ways[len(runs) % len(ways)], draw.choice(list(CASES))
-        if way is SharedRun and case == "stream":
+        if way is SharedRun and "stream" in case:
             case = "one-pass"
         if case not in expected:
             expected[case] = undisturbed(case, form)

@@ -15,7 +15,7 @@ from onward.runs import read_result
 RUN = ("--epochs", "4", "--widths", "8,8", "--placement", "single-layer")
 
 DYING = """
-import os, signal, sys
+import os, signal, sys, time
 from onward.chapters import ChapterWorker
 from onward.cli import main
 
@@ -25,12 +25,16 @@ def train_or_die(worker, chapter, block):
     if (chapter, block) == (2, 1) and not os.path.exists("died"):
         open("died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
+    if (chapter, block) == (3, 0) and "DREAMING" in os.environ and not os.path.exists("slept"):
+        open("slept", "w").close()
+        time.sleep(20)
     train(worker, chapter, block)
 
 ChapterWorker.train = train_or_die
 main()
 """
-"""The command, but that the rank of block 1 is killed in chapter 2, the first time."""
+"""The command, but that the rank of block 1 is killed in chapter 2, the first time, and that of
+block 0 does not notice if it is told to dream."""
 
 pytestmark = pytest.mark.distributed
 
@@ -97,7 +101,7 @@ def test_under_torchrun_on_several_machines_all_ranks_start_again(undisturbed):
     command = [sys.executable, "-m", "torch.distributed.run", *where, "dying.py", "train"]
     command += ["one-pass", *RUN, "--resume", "run"]
 
-    agents = [subprocess.Popen(command) for _ in range(2)]
+    agents = [subprocess.Popen(command, env={**os.environ, "DREAMING": ""}) for _ in range(2)]
 
     assert [agent.wait(150) for agent in agents] == [0, 0]
     assert read_result(Path("run"))["weights_sha256"] == undisturbed
