@@ -4,7 +4,8 @@
     python benchmarks/soak.py --quick        6 faults, and the cost for short chapters, two minutes
 
 Runs of three ranks on the digits, some seconds each: one-pass in chapters, adaptive negatives in
-chapters, one-pass and `hinton` (with hints) as a stream. Faults come at random times, of a random kind:
+chapters, one-pass and `hinton` (with hints) as a stream. Faults come at random times, of a random
+kind:
 
     kill     SIGKILL of a random rank; the launcher starts all again
     pause    SIGSTOP of a random rank for one to four seconds
