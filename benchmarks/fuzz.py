@@ -66,12 +66,12 @@ def readers() -> dict[str, Reader]:
             return (Path(folder) / name).read_bytes()
 
     def keep(folder: Path) -> None:
-        store = Store(folder, 0, "digest", every=1, num_ranks=1)
+        store = Store(folder, 0, "digest", every=1)
         store.keep(Task(Kind.TRAIN, 1, 0), {product: layout})
         store.close()
 
     def look(path: Path) -> None:
-        store = Store(path.parent.parent, 0, "digest", every=1, num_ranks=1)
+        store = Store(path.parent.parent, 0, "digest", every=1)
         store.look(lambda found: layout if found == product else None)
         store.close()
 

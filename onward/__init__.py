@@ -1,7 +1,8 @@
 """Train neural networks layer by layer, with objectives local to each layer."""
 
-from onward import data
+from onward import data, exits
 from onward.blocks import Block
+from onward.calibration import Calibrated, calibrate
 from onward.checkpoint import load, save
 from onward.config import (
     DataConfig,
@@ -23,6 +24,7 @@ from onward.errors import (
     PlacementError,
     SettingError,
 )
+from onward.exits import ExitPolicy
 from onward.layers import Dense, ReadoutLayer, normalize_length
 from onward.networks import Evaluation, Network, evaluate, mlp
 from onward.objectives import CrossEntropy, Objective, Threshold
@@ -30,6 +32,7 @@ from onward.optimizers import SGD, Adam, Optimizer
 from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
 from onward.recipes import RECIPES, Recipe
 from onward.results import Listener, Progress, Result
+from onward.stages import Answers, answer
 from onward.training import run, train
 from onward.version import VERSION as __version__
 from onward.views import LabelEmbedding, Negatives, Plain, Sampler, View
@@ -37,7 +40,11 @@ from onward.views import LabelEmbedding, Negatives, Plain, Sampler, View
 __all__ = [
     "__version__",
     "Adam",
+    "answer",
+    "Answers",
     "Block",
+    "calibrate",
+    "Calibrated",
     "CrossEntropy",
     "data",
     "DataConfig",
@@ -48,6 +55,8 @@ __all__ = [
     "DivergedError",
     "evaluate",
     "Evaluation",
+    "ExitPolicy",
+    "exits",
     "FileError",
     "GoodnessSweep",
     "LabelEmbedding",

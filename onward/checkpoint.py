@@ -20,6 +20,7 @@ from onward.files import whole
 from onward.layers import Dense
 from onward.networks import Network, build
 from onward.objectives import Threshold
+from onward.trained_on import TrainedOn
 from onward.version import VERSION
 
 FORMAT = 1
@@ -61,6 +62,7 @@ def save(network: Network, path: Path | str) -> None:
         "version": VERSION,
         "precision": precision,
         "blueprint": asdict(blueprint) if blueprint else None,
+        "trained_on": network.trained_on.to_json() if network.trained_on else None,
         "blocks": [_describe(block.module, block.objective) for block in network.all_blocks],
         "weights_sha256": weights_sha256(network),
     }
@@ -118,6 +120,11 @@ def load(path: Path | str, network: Network | None = None) -> Network:
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
     network.set_precision(PRECISIONS[header["precision"]])
+    try:
+        found = header.get("trained_on")
+        network.trained_on = TrainedOn.from_json(found) if found else None
+    except (LookupError, TypeError, ValueError) as error:
+        raise FileError(f"The model file {path} is damaged: {error!r}.") from error
     return network
 
 

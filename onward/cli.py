@@ -5,7 +5,6 @@ Exit status: 0 done, 2 something the user can put right (the message says what),
 """
 
 import argparse
-import csv
 import os
 import re
 import signal
@@ -19,18 +18,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from onward import checkpoint, costs, data, dealing, doctor, preparation, runs, training
+from onward import costs, data, doctor, inference, preparation, runs, training, world
 from onward.config import RunConfig, read_settings
 from onward.drawing import advice, choices_table, forecast_table, legend, plan_table, staircase
-from onward.errors import DataError, FileError, OnwardError, SettingError, Stopped
+from onward.errors import FileError, OnwardError, SettingError, Stopped
 from onward.flags import FLAGS, add_settings, nearest, read_config
 from onward.launcher import launch
-from onward.networks import Network, evaluate
+from onward.output import Output, close_output
 from onward.placement import stall
 from onward.planner import choices, read_links, read_speeds
 from onward.progress import Bars, count
@@ -41,14 +38,6 @@ from onward.transport import leave
 from onward.version import VERSION
 
 
-class Output(Console):
-    """The standard output, where results go."""
-
-    def on_broken_pipe(self) -> None:
-        """Let the command end as it does for any other output that nobody reads."""
-        raise BrokenPipeError
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with these arguments, or those of the process."""
     try:
@@ -57,18 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             options.command(options)
             sys.stdout.flush()
     except OnwardError as error:
-        where = f"rank {training.current_rank()}: " if training.is_distributed() else ""
+        where = f"rank {world.current_rank()}: " if world.is_distributed() else ""
         print(f"onward: {where}{error}", file=sys.stderr)
         leave(2)
         sys.exit(2)
     except Stopped as stopped:
         status = 128 + stopped.args[0]
-        if not training.is_distributed():
+        if not world.is_distributed():
             print("onward: stopped.", *getattr(stopped, "__notes__", ()), file=sys.stderr)
         leave(status)
         sys.exit(status)
     except BrokenPipeError:
-        _close_output()
+        close_output()
         sys.exit(141)
     sys.exit(0)
 
@@ -154,13 +143,16 @@ def make_parser() -> argparse.ArgumentParser:
         help="speed of each rank, 1 being that of the machine of the times",
     )
 
-    evaluate_parser = command("evaluate", evaluate_command, "Test a trained network.")
-    evaluate_parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    evaluate_parser.add_argument(
-        "--data", metavar="NAME", help="another data set than that of the run: its test rows"
+    inference.add_evaluate(
+        command("evaluate", inference.evaluate_command, "Test a trained network.")
     )
-    evaluate_parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
-
+    inference.add_exits(
+        command(
+            "exits",
+            inference.exits_command,
+            "Find out when inference may stop early, from the validation rows of a run.",
+        )
+    )
     trace = command("trace", trace_command, "Draw what each rank of a run did, and when.")
     trace.add_argument("run", type=Path, metavar="RUN", help="run folder")
     trace.add_argument(
@@ -170,16 +162,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--simulate", action="store_true", help="draw beside it how it would go with free messages"
     )
 
-    predict = command("predict", predict_command, "Predict the classes of rows.")
-    predict.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
-    predict.add_argument(
-        "input", type=Path, metavar="INPUT.npz", help="file with the rows as its member `x`"
+    inference.add_export(
+        command("export", inference.export_command, "Write a network as ONNX files, one a stage.")
     )
-    predict.add_argument(
-        "--out",
-        type=Path,
-        metavar="OUTPUT.npz",
-        help="file for `labels` and `scores` (default: CSV on the screen)",
+    inference.add_predict(
+        command("predict", inference.predict_command, "Predict the classes of rows.")
     )
 
     check = command("doctor", doctor_command, "Check this machine, and the way between ranks.")
@@ -201,20 +188,26 @@ def train_command(options: argparse.Namespace) -> None:
     if options.resume is not None and options.recipe is None:
         options.recipe = str(runs.begun_config(options.resume))
     config = read_config(options)
+    if options.resume is None and world.may_restart_apart():
+        raise SettingError(
+            "Agents of several machines count restarts each for themselves, and after one this "
+            "run would begin anew. Give --resume RUN in place of --out RUN: it begins where there "
+            "is nothing yet."
+        )
     folder = options.resume or options.out or _new_folder(config)
-    resume = options.resume is not None or training.attempt() > 0
-    if not training.is_distributed():
+    resume = options.resume is not None or world.attempt() > 0
+    if not world.is_distributed():
         # Mistakes show here, once, rather than on every rank.
         preparation.preview(config, config.placement.nodes)
-    is_first = training.current_rank() == 0
+    is_first = world.current_rank() == 0
     prepared = runs.prepared(folder, overwrite=options.overwrite, resume=resume)
     try:
         with prepared if is_first else nullcontext():
-            if config.placement.nodes > 1 and not training.is_distributed():
+            if config.placement.nodes > 1 and not world.is_distributed():
                 _launch(config, folder, resume=resume)
                 return
             # Ranks of several machines know no common name where none is given.
-            has_name = not training.is_distributed() or options.out or options.resume
+            has_name = not world.is_distributed() or options.out or options.resume
             state = folder / runs.STATE if has_name else None
             result = training.run(config, Bars(Console(stderr=True)), state)
             if result is not None:
@@ -300,48 +293,6 @@ def plan_command(options: argparse.Namespace) -> None:
         )
 
 
-def evaluate_command(options: argparse.Namespace) -> None:
-    """Test a run's network on its test rows, or on those of other data."""
-    if options.run.is_file():
-        raise FileError(f"{options.run} is a file. Give the run folder that it lies in.")
-    network = checkpoint.load(options.run)
-    config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
-    changes = {"data.name": options.data, "data.dir": options.data_dir}
-    config = config.with_settings({n: value for n, value in changes.items() if value is not None})
-    torch.set_num_threads(config.training.threads)
-    dataset = dealing.load_data(config, 0)
-    if options.data is None and data_changed(options.run, dataset):
-        print(
-            f"onward: note: {dataset.name} has changed since the network was trained on it: test "
-            f"rows of now may be training rows of then.",
-            file=sys.stderr,
-        )
-    _check_rows(network, dataset.input_shape, dataset.name)
-    if dataset.num_classes > network.num_classes:
-        raise DataError(
-            f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
-            f"tell {network.num_classes} apart."
-        )
-    found = evaluate(network, dataset.x_test, dataset.y_test)
-    table = Table()
-    table.add_column("what")
-    table.add_column("accuracy", justify="right")
-    table.add_row("network", f"{found.accuracy or 0:.2%}")
-    for number, accuracy in enumerate(found.block_accuracy):
-        table.add_row(f"block {number} alone", f"{accuracy:.2%}")
-    console = Output()
-    console.print(
-        f"{options.run} on the {found.rows:,} test rows of {dataset.name}", soft_wrap=True
-    )
-    console.print(table)
-
-
-def data_changed(folder: Path, dataset: data.Dataset) -> bool:
-    """Return whether the rows of a run's data set are others than when it was trained."""
-    known = runs.read_result(folder).get("data_sha256")
-    return known is not None and known != dealing.data_sha256(dataset)
-
-
 def trace_command(options: argparse.Namespace) -> None:
     """Draw the timeline of a run, and the one that follows from its tasks alone."""
     timelines = {"measured": runs.read_timeline(options.run)}
@@ -364,47 +315,12 @@ def trace_command(options: argparse.Namespace) -> None:
     print(f"Picture: {path}. {options.run / 'trace.json'} opens in ui.perfetto.dev.")
 
 
-def predict_command(options: argparse.Namespace) -> None:
-    """Write the class of each row, and the scores of all classes."""
-    if options.out is not None and options.out.suffix != ".npz":
-        raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
-    network = checkpoint.load(options.run)
-    x = data.read_rows(options.input)
-    _check_rows(network, tuple(x.shape[1:]), str(options.input))
-    torch.set_num_threads(1)
-    scores = network.scores(x).network.float()
-    labels = scores.argmax(dim=1)
-    if options.out is not None:
-        runs.write_whole(
-            options.out,
-            lambda file: np.savez(file, labels=labels.numpy(), scores=scores.numpy()),
-        )
-        print(f"{len(labels)} labels and scores in {options.out}")
-        return
-    try:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["label", *(f"score_{c}" for c in range(network.num_classes))])
-        writer.writerows(
-            [label, *row] for label, row in zip(labels.tolist(), scores.tolist(), strict=True)
-        )
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _close_output()
-        raise FileError(f"The predictions cannot be written: {error.strerror}.") from error
-
-
-def _close_output() -> None:
-    """Drop what could not be written, or Python would try again when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def doctor_command(options: argparse.Namespace) -> None:
     """Say what is found, and what to do where something is not as it should be."""
     given = {"placement.nodes": options.nodes, "placement.iface": options.iface}
-    placement = RunConfig().with_settings({n: v for n, v in given.items() if v}).placement
-    if placement.nodes > 1 and not training.is_distributed():
+    config = RunConfig().with_settings({n: v for n, v in given.items() if v})
+    placement = config.placement
+    if placement.nodes > 1 and not world.is_distributed():
         command = ["-m", "onward", "doctor"]
         if placement.iface is not None:
             command += ["--iface", placement.iface]
@@ -415,8 +331,8 @@ def doctor_command(options: argparse.Namespace) -> None:
     # At once, since ranks that cannot meet wait for each other.
     is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     _print_findings(doctor.check_machine() if is_first_here else [])
-    if training.is_distributed():
-        with training.joined(placement, Bars(Console(stderr=True))) as transport:
+    if world.is_distributed():
+        with world.joined(config, Bars(Console(stderr=True))) as transport:
             _print_findings(doctor.check_ranks(transport))
 
 
@@ -451,15 +367,6 @@ def data_command(options: argparse.Namespace) -> None:
         shape = " x ".join(map(str, listing.shape))
         table.add_row(listing.name, shape, *(f"{f:,}" for f in figures), listing.where)
     Output().print(table)
-
-
-def _check_rows(network: Network, shape: tuple[int, ...], where: str) -> None:
-    blueprint = network.blueprint
-    if blueprint is not None and tuple(blueprint.input_shape) != shape:
-        raise DataError(
-            f"The rows of {where} have shape {shape}, and the network was trained on rows of "
-            f"shape {tuple(blueprint.input_shape)}."
-        )
 
 
 def _print_result(found: dict[str, Any], folder: Path) -> None:

@@ -21,13 +21,10 @@ from torch import Tensor
 from onward.errors import FileError, PeerLostError
 from onward.files import whole
 from onward.team import Alone, Team
-from onward.transport import OPEN, Deliver, Transport
+from onward.transport import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
 
 NAMES = re.compile(r"(rank|notes|ended|gone)-\d+")
 """What lies in such a folder: stores, notes, and marks of ranks that have ended or are done."""
-
-LOOK_EVERY_SECONDS = 0.01
-"""How often a rank looks for what has not come yet."""
 
 PARTING_SECONDS = 30.0
 """How long rank 0 waits for others to part."""
@@ -142,18 +139,6 @@ class DirectoryTransport(Transport):
 
     def _own_note(self, topic: str) -> Path:
         return self._note(topic, self.rank)
-
-    def exchange(self, topic: str, note: Any) -> list[Any]:
-        # In a list, since a rank may have nothing to say.
-        self.tell(topic, [note])
-        every = []
-        for rank in range(self.num_ranks):
-            with self.doing.wait(f"word ({topic})", rank):
-                while (told := self.heard(topic, [rank])[0]) is None:
-                    self.check_peers()
-                    time.sleep(LOOK_EVERY_SECONDS)
-            every += told
-        return every
 
     def connect(self) -> None:
         """Do nothing: each rank begins when it comes."""

@@ -25,19 +25,16 @@ from torch import Tensor
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
 from onward.buffers import Buffers
-from onward.errors import OnwardError, PeerLostError, SettingError
+from onward.errors import PeerLostError, SettingError
 from onward.launcher import LISTEN_FD
 from onward.team import Alone, Team
-from onward.transport import OPEN, Deliver, Transport
+from onward.transport import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
 
 NEVER = timedelta(days=365)
 """How long a rank waits: gloo's own limit of 30 minutes is shorter than a long chapter."""
 
 PARTING = timedelta(seconds=30)
 """How long the rank that keeps the meeting point waits for others to leave it."""
-
-LOOK_EVERY_SECONDS = 0.02
-"""How often a rank looks for a note: a wait with a limit would print a warning each time."""
 
 POSTED = 2
 """Messages asked for ahead from each source, so that they arrive while a rank computes."""
@@ -80,23 +77,29 @@ class DistributedTransport(Transport):
                 )
             os.environ["GLOO_SOCKET_IFNAME"] = iface
         _serve()
-        self.meeting, self.rank, self.num_ranks = next(iter(rendezvous("env://")))
+        try:
+            self.meeting, self.rank, self.num_ranks = next(iter(rendezvous("env://")))
+        except RuntimeError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise PeerLostError(f"The ranks cannot meet at {where}: {error}.") from error
         self.store = self._part_of_store("starting")
         self._outgoing: dict[int, Outgoing] = {}
         self._receivers: dict[int, threading.Thread] = {}
         self.buffers = Buffers()
         OPEN.append(self)
 
-    def _part_of_store(self, name: str) -> Any:
-        return dist.PrefixStore(name, self.meeting)  # type: ignore[attr-defined]
+    def _part_of_store(self, name: str, store: Any = None) -> Any:
+        return dist.PrefixStore(name, store or self.meeting)  # type: ignore[attr-defined]
 
     def connect(self) -> None:
-        self.store = self._part_of_store(self._meet())
-        with self.doing.wait("a connection", (self.rank + 1) % self.num_ranks):
+        word = self._meet()
+        self.store = self._part_of_store(word)
+        with self.doing.wait("a connection", (self.rank + 1) % self.num_ranks, is_short=True):
             try:
                 dist.init_process_group(
                     "gloo",
-                    store=self.store,
+                    # A way of its own: whoever waits for a key keeps all others from theirs.
+                    store=self._part_of_store(word, self.meeting.clone()),
                     rank=self.rank,
                     world_size=self.num_ranks,
                     timeout=NEVER,
@@ -230,37 +233,15 @@ class DistributedTransport(Transport):
             known = [store.get(key) if store.check([key]) else b"null" for key in keys]
         return [json.loads(text) for text in known]
 
-    def exchange(self, topic: str, note: Any) -> list[Any]:
-        self.tell(topic, note)
-        keys = [f"{topic}/{rank}" for rank in range(self.num_ranks)]
-        for rank, key in enumerate(keys):
-            with self.doing.wait(f"word ({topic})", rank):
-                while not self._has(key):
-                    self._check_wait(topic)
-                    time.sleep(LOOK_EVERY_SECONDS)
+    def check_peers(self) -> None:
+        super().check_peers()
         with self._reached(self.store) as store:
-            return [json.loads(text) for text in store.multi_get(keys)]
-
-    def _has(self, key: str) -> bool:
-        with self._reached(self.store) as store:
-            return bool(store.check([key]))
-
-    def _check_wait(self, topic: str) -> None:
-        """Notice that another rank, for which this one waits, has ended."""
-        if isinstance(self.failure, OnwardError):
-            raise self.failure
-        if self.failure is not None:
-            raise PeerLostError(
-                f"Rank {self.rank} waited for the others ({topic}), and lost the connection to "
-                f"one. The log of the rank that ended first says why."
-            ) from self.failure
-        if self._has("ended"):
-            with self._reached(self.store) as store:
-                ended = store.get("ended").decode()
-            raise PeerLostError(
-                f"Rank {self.rank} waited for the others ({topic}), and rank {ended} has ended. "
-                f"Its log says why."
-            )
+            if not store.check(["ended"]):
+                return
+            ended = store.get("ended").decode()
+        raise PeerLostError(
+            f"Rank {self.rank} waited for others, and rank {ended} has ended. Its log says why."
+        )
 
     def team(self, teams: Sequence[range]) -> Team:
         team: Team = Alone()
@@ -289,9 +270,9 @@ class DistributedTransport(Transport):
 
     def close(self) -> None:
         # Rank 0 may hold the store that the others still read from.
-        self.store.set(f"gone/{self.rank}", "")
-        if self.rank == 0:
-            with suppress(RuntimeError):  # One was killed at the very end, and misses nothing.
+        with suppress(RuntimeError):  # One was killed at the very end, and misses nothing.
+            self.store.set(f"gone/{self.rank}", "")
+            if self.rank == 0:
                 self.store.wait([f"gone/{rank}" for rank in range(self.num_ranks)], PARTING)
         dist.destroy_process_group()
         OPEN.remove(self)

@@ -47,8 +47,9 @@ def launch(num_ranks: int, command: Sequence[str], restarts: int = 0) -> int:
     for attempt in range(restarts + 1):
         with _started(num_ranks, command, attempt) as ranks:
             status = _wait(ranks)
-        if status >= 0:
-            return status
+        if status >= 0 or ranks[0].returncode == 0:
+            # Rank 0 ends last, once the result is written.
+            return max(status, 0)
         rank = next(r for r, process in enumerate(ranks) if process.returncode == status)
         name = signal.Signals(-status).name
         told = f"onward: rank {rank} was ended by {name}"

@@ -17,6 +17,7 @@ from onward.layers import Dense, ReadoutLayer
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer
 from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
+from onward.trained_on import TrainedOn
 from onward.views import LabelEmbedding, Negatives, Plain, Sampler
 
 CHUNK_ROWS = 500
@@ -75,6 +76,7 @@ class Network(nn.Module):
         self.readout = readout
         self.num_classes = num_classes
         self.blueprint = blueprint
+        self.trained_on: TrainedOn | None = None
         for number, block in enumerate(self.all_blocks):
             is_last = number == len(blocks) - 1
             if block.reads is not None and not is_last:

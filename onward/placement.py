@@ -178,7 +178,7 @@ def place(
         teams = (replicas or 1,) * (num_ranks // (replicas or 1))
     num_teams = len(teams)
     if name is None:
-        name = _usual(plan, num_teams)
+        name = usual(num_teams, is_stream=isinstance(plan, StreamPlan), shards=len(plan.rows))
     if name != "sequential" and (name == "stream") is not isinstance(plan, StreamPlan):
         fitting = (
             "stream" if isinstance(plan, StreamPlan) else "single-layer, all-layers or federated"
@@ -313,12 +313,13 @@ def deal_by_cost(costs: Sequence[int], num_ranks: int, slices: int) -> tuple[int
     return dealt[1]
 
 
-def _usual(plan: Plan, num_ranks: int) -> Name:
+def usual(num_ranks: int, *, is_stream: bool, shards: int) -> Name:
+    """Return the placement of a run that names none."""
     if num_ranks == 1:
         return "sequential"
-    if isinstance(plan, StreamPlan):
+    if is_stream:
         return "stream"
-    return "federated" if len(plan.rows) > 1 else "all-layers"
+    return "federated" if shards > 1 else "all-layers"
 
 
 def _kind(plan: Plan) -> str:

@@ -8,9 +8,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
-from onward.errors import OnwardError, PeerLostError
+from onward.errors import PeerLostError
 from onward.launcher import LAUNCHER
 from onward.transport import Transport, leave
 from onward.waiting import Waiting
@@ -58,14 +59,38 @@ class Pulse:
     def _run(self) -> None:
         try:
             while not self._stopped.wait(BEAT_SECONDS if self._beats else 0.0):
-                self._beat()
-        except OnwardError as error:
+                with self._answered():
+                    self._beat()
+        except Exception as error:
             self.transport.fail(error)
             while not self._stopped.wait(GRACE_SECONDS):
                 if self.transport.doing.waiting is not None:
                     # It waits where nothing wakes it, such as for others of its team.
-                    print(f"onward: rank {self.transport.rank}: {error}", file=sys.stderr)
+                    self._say(str(error))
                     leave(2)
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """End this rank where nothing that it asks of the meeting point returns."""
+        watch = threading.Timer(self.peer_timeout, self._end_unheard)
+        watch.daemon = True
+        watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+
+    def _end_unheard(self) -> None:
+        # Not even a farewell would be heard.
+        self._say(
+            f"This rank has heard nothing for {self.peer_timeout:.0f} s from where the ranks meet, "
+            f"on rank 0 or its launcher: placement.peer_timeout."
+        )
+        os._exit(2)
+
+    def _say(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            print(f"onward: rank {self.transport.rank}: {text}", file=sys.stderr, flush=True)
 
     def _beat(self) -> None:
         if self._launcher is not None and os.getppid() != int(self._launcher):
@@ -90,6 +115,12 @@ class Pulse:
             waiting.beat, waiting.heard_at = beat, now
         silent, waited = now - waiting.heard_at, now - waiting.since
         here, there = self.transport.rank, waiting.source
+        if waiting.is_short and waited > self.peer_timeout:
+            raise PeerLostError(
+                f"Rank {here} has waited {waited:.0f} s for {waiting.what} from rank {there}, "
+                f"which lives. All ranks must reach each other: see --iface and `onward doctor`, "
+                f"and let no firewall close the ports between them."
+            )
         if silent > self.peer_timeout:
             raise PeerLostError(
                 f"Rank {here} has waited {waited:.0f} s for {waiting.what} from rank {there}, "
@@ -102,7 +133,8 @@ class Pulse:
         if waited > patience and not waiting.is_told:
             waiting.is_told = True
             state = f"is silent for {silent:.0f} s" if is_silent else f"is alive ({doing})"
-            self.note(
-                f"rank {here} has waited {waited:.0f} s for {waiting.what} from rank {there}, "
-                f"which {state}."
-            )
+            with suppress(OSError, ValueError):  # Nobody may read what is said.
+                self.note(
+                    f"rank {here} has waited {waited:.0f} s for {waiting.what} from rank {there}, "
+                    f"which {state}."
+                )

@@ -1,6 +1,7 @@
 """Pictures of runs, for people who would rather look than read; needs the extra `report`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,7 @@ def draw_timelines(timelines: Mapping[str, Sequence[Span]], path: Path) -> None:
         SettingError: matplotlib is not installed.
         FileError: The file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SettingError(
-            "Pictures are drawn with matplotlib, which is not installed. Install it with:\n"
-            '    pip install "onward[report]"'
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = _pyplot()
     from matplotlib.patches import Patch
 
     lanes = {
@@ -64,12 +57,7 @@ def draw_timelines(timelines: Mapping[str, Sequence[Span]], path: Path) -> None:
     axes[-1, 0].set_xlabel("seconds")
     handles = [Patch(color=colour, label=what) for what, colour in COLOURS.items() if what in seen]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(COLOURS), frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise FileError(f"The picture cannot be written to {path}: {error}.") from error
-    finally:
-        pyplot.close(figure)
+    _save(figure, path)
 
 
 def _draw(axis: Any, title: str, spans: Sequence[Span], lanes: int) -> None:
@@ -87,3 +75,77 @@ def _draw(axis: Any, title: str, spans: Sequence[Span], lanes: int) -> None:
     axis.set_yticks(range(lanes), [f"rank {rank}" for rank in range(lanes)])
     axis.set_ylim(lanes - 0.4, -0.6)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Error against cost, for policies of one kind."""
+
+    title: str
+    """What they are."""
+
+    points: Sequence[tuple[float, float]]
+    """Mean MACs a row, and share of rows that are wrong."""
+
+    form: str
+    """How they are drawn: a line style, or a marker."""
+
+
+def draw_exits(curves: Sequence[Curve], path: Path, rows: str) -> None:
+    """Draw error against cost.
+
+    Args:
+        curves: What is drawn.
+        path: File that is written, see `draw_timelines`.
+        rows: Which rows they are of.
+
+    Raises:
+        SettingError: matplotlib is not installed.
+        FileError: The file cannot be written.
+    """
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    for curve in curves:
+        cost, error = ([point[n] for point in curve.points] for n in (0, 1))
+        is_line = curve.form in ("-", ":")
+        axis.plot(
+            [value * 1e-6 for value in cost],
+            [value * 100 for value in error],
+            linestyle=curve.form if is_line else "none",
+            marker=None if is_line else curve.form,
+            markersize=13 if curve.form == "*" else 7,
+            zorder=3 if curve.form == "*" else 2,
+            label=curve.title,
+        )
+    axis.set_xscale("log")
+    axis.set_xlabel("million MACs a row, mean")
+    axis.set_ylabel("error, %")
+    axis.set_title(f"leaving early, {rows}", loc="left", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    """Return matplotlib's plotting module, for files."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise SettingError(
+            "Pictures are drawn with matplotlib, which is not installed. Install it with:\n"
+            '    pip install "onward[report]"'
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure to a file, and forget it."""
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise FileError(f"The picture cannot be written to {path}: {error}.") from error
+    finally:
+        _pyplot().close(figure)

@@ -35,7 +35,6 @@ TOKEN = "token"
 def open_store(
     folder: Path,
     rank: int,
-    num_ranks: int,
     config: str,
     settings: str,
     first_weights: Sequence[str | None],
@@ -46,7 +45,6 @@ def open_store(
     Args:
         folder: The folder.
         rank: This rank.
-        num_ranks: Number of ranks.
         config: Settings of the run as TOML, for those who go on with it.
         settings: All that decides the weights, a line each.
         first_weights: Digest of each block's first weights, None where they are not here.
@@ -56,7 +54,7 @@ def open_store(
         SettingError: The folder is of a run with other settings.
         FileError: The folder cannot be written to.
     """
-    store = Store(folder, rank, hashlib.sha256(settings.encode()).hexdigest(), every, num_ranks)
+    store = Store(folder, rank, hashlib.sha256(settings.encode()).hexdigest(), every)
     begun = {"settings": settings, "first_weights": list(first_weights)}
     for path in sorted(folder.glob(f"rank-*/{BEGUN}")):
         _compare(path, settings, first_weights)

@@ -7,12 +7,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from onward.checkpoint import save
+from onward.calibration import Calibrated
+from onward.checkpoint import save, weights_sha256
 from onward.config import RunConfig
-from onward.errors import FileError
+from onward.errors import FileError, SettingError
 from onward.files import PARTIAL, flush, whole
+from onward.networks import Network
 from onward.preparation import resolve_precision
 from onward.results import Result
+from onward.store import check_idle
 from onward.timeline import Span, from_chrome, to_chrome
 
 FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "result.json")
@@ -20,6 +23,9 @@ FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "res
 
 STATE = "state"
 """Folder in which an unfinished run keeps what it goes on from."""
+
+EXITS = "exits.json"
+"""When inference stops early, where that was calibrated."""
 
 PROBE_BYTES = 1 << 16
 """What must fit on the disk before a training is begun."""
@@ -40,6 +46,7 @@ def prepared(folder: Path, *, overwrite: bool, resume: bool = False) -> Iterator
     is_new = False
     try:
         try:
+            check_idle(folder / STATE)
             if resume:
                 _check_unfinished(folder)
             elif folder.exists():
@@ -132,16 +139,56 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
                 flush(partial / name)
             # A run without it is not finished, and may be replaced.
             (folder / FILES[-1]).unlink(missing_ok=True)
+            (folder / EXITS).unlink(missing_ok=True)
             for name in FILES:
                 (partial / name).replace(folder / name)
         # Nobody has to go on with it.
         shared = config.placement.directory
-        for state in (folder / STATE, *(Path(shared).glob("rank-*") if shared else ())):
+        if (folder / STATE).exists():
+            # At once: half a state would be taken for a run that is not finished.
+            (folder / STATE).replace(folder / PARTIAL)
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+        for state in Path(shared).glob("rank-*") if shared else ():
             shutil.rmtree(state, ignore_errors=True)
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"The run cannot be written to {folder}: {error.strerror}.") from error
+
+
+def write_exits(folder: Path, network: Network, calibrated: Calibrated) -> None:
+    """Write the exits of a run, for `read_exits`.
+
+    Raises:
+        FileError: The disk is full, or the folder cannot be written to.
+    """
+    found = calibrated.to_json() | {"weights_sha256": weights_sha256(network)}
+    text = json.dumps(found, indent=2) + "\n"
+    write_whole(folder / EXITS, lambda file: file.write(text.encode()))
+
+
+def read_exits(folder: Path, network: Network) -> Calibrated | None:
+    """Read the exits of a run; None where they have not been calibrated.
+
+    Raises:
+        FileError: They are damaged, or those of another network.
+    """
+    path = folder / EXITS
+    try:
+        found = json.loads(path.read_text())
+        calibrated = Calibrated.from_json(found)
+        digest = found["weights_sha256"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SettingError) as error:
+        raise FileError(
+            f"{path} is damaged: {error}. Calibrate again: onward exits {folder}."
+        ) from error
+    if digest != weights_sha256(network):
+        raise FileError(
+            f"{path} was calibrated for other weights. Calibrate again: onward exits {folder}."
+        )
+    return calibrated
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:

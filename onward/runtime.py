@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onward.chapter_plan import ChapterPlan
 from onward.chapters import ChapterWorker
-from onward.errors import OnwardError, PeerLostError
+from onward.errors import FileError, OnwardError, PeerLostError
 from onward.networks import Network
 from onward.placement import Placement, begun_on, messages, restored
 from onward.plan import Kind, Plan, Product, Task, Thing
@@ -279,11 +279,21 @@ class Runtime:
         """Wait for a product that another rank keeps where this one reads it."""
         assert self.store is not None
         maker, layout = str(self.plan.maker(product)), self.worker.layout(product)
-        while (found := self.store.find(product, maker, layout)) is None:
+        source = self._source(product)
+        while True:
+            (committed,) = self.transport.heard("committed", [source])
+            found = self.store.find(product, maker, layout)
+            if found is not None:
+                return found
+            if committed is not None and committed >= self.plan.chapter(self.plan.maker(product)):
+                raise FileError(
+                    f"Rank {self.transport.rank} needs what {maker} has made, which rank {source} "
+                    f"keeps no more, or is damaged. Stop all ranks, and start them again: what is "
+                    f"missing is then made once more."
+                )
             self._check_peers(product)
             self._hear()
             time.sleep(LOOK_EVERY_SECONDS)
-        return found
 
     def _check_peers(self, product: Product) -> None:
         """Notice that what this rank waits for will not come."""

@@ -6,6 +6,7 @@ disk read each other's. A thread writes, so that no task waits for a disk; what 
 when a process was killed is computed again, to the same bits.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -73,18 +74,16 @@ class Store:
         rank: This rank.
         digest: Of the settings; files of other settings are not used.
         every: Chapters between the ends from which the run can go on.
-        num_ranks: Number of ranks; folders of further ones, of an earlier part of the run, are
-            tidied by this one as well.
 
     Raises:
         FileError: The folder cannot be written to, or another process does.
     """
 
-    def __init__(self, folder: Path, rank: int, digest: str, every: int, num_ranks: int) -> None:
+    def __init__(self, folder: Path, rank: int, digest: str, every: int) -> None:
         self.folder, self.rank, self.digest, self.every = folder, rank, digest, every
-        self.num_ranks = num_ranks
-        self.seen: set[int] = set()
+        self.seen = {rank}
         self.own = folder / f"rank-{rank}"
+        self.is_new = not self.own.exists()
         self.files: dict[Product, list[Path]] = {}
         self.notes: dict[Product, Tensor] = {}
         self.damaged: list[str] = []
@@ -92,8 +91,7 @@ class Store:
         self.failure: Exception | None = None
         try:
             self.own.mkdir(parents=True, exist_ok=True)
-            self._locked = (self.own / LOCK).open("w")
-            self._lock_folder()
+            self._lock_file: int | None = locked(self.own)
             self._remove_partial()
         except FileError:
             raise
@@ -107,22 +105,6 @@ class Store:
         self._lock = threading.Lock()
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._writer.start()
-
-    def _lock_folder(self) -> None:
-        """Keep other processes out of this rank's folder until this one has ended, however."""
-        deadline = time.monotonic() + LOCKED_SECONDS
-        while True:
-            try:
-                fcntl.lockf(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() > deadline:
-                    self._locked.close()
-                    raise FileError(
-                        f"Another process writes into {self.own}: the run goes on already, or "
-                        f"another one has the same folder."
-                    ) from None
-            time.sleep(0.1)
 
     def _remove_partial(self) -> None:
         """Remove what was not written whole, by this module or by safetensors."""
@@ -193,7 +175,7 @@ class Store:
             return [self.notes[product]]
         if product.thing in SMALL:
             return None
-        for path in self.folder.glob(f"rank-*/{maker}-{product.thing}.safetensors"):
+        for path in sorted(self.folder.glob(f"rank-*/{maker}-{product.thing}.safetensors")):
             # Of a damaged one: its rank does it again when it comes back.
             with suppress(FileError):
                 _, found = self._examine(path, lambda known: layout if known == product else None)
@@ -251,7 +233,9 @@ class Store:
         """
         self._unwritten.put((None, {}))
         self._writer.join()
-        self._locked.close()
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
         if self.failure is not None:
             raise self.failure
 
@@ -342,16 +326,54 @@ class Store:
                     del self.files[product]
 
     def _is_ours(self, folder: Path) -> bool:
-        """Return whether this rank tidies a folder: its own, and those nobody writes into."""
+        """Return whether this rank tidies a folder: its own, and those nobody writes into now."""
         number = folder.name.removeprefix("rank-")
-        return folder == self.own or (number.isdecimal() and int(number) >= self.num_ranks)
+        is_left = number.isdecimal() and int(number) not in self.seen
+        return folder == self.own or is_left
 
     def remove(self) -> None:
         """Remove this rank's folder, once its run needs it no more."""
-        self._locked.close()
         shutil.rmtree(self.own, ignore_errors=True)
         with suppress(OSError):  # It stays where others have something in it.
             self.folder.rmdir()
+
+
+def locked(folder: Path) -> int:
+    """Keep other processes from writing into a rank's folder until this one has ended, however.
+
+    Returns:
+        The file that holds the lock, which closing it lets go.
+
+    Raises:
+        FileError: Another process has it.
+    """
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    deadline = time.monotonic() + LOCKED_SECONDS
+    while True:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return lock  # Some disks that are shared have no locks.
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise FileError(
+                    f"Another process writes into {folder}: the run goes on already, or another "
+                    f"one has the same folder."
+                ) from None
+        time.sleep(0.1)
+
+
+def check_idle(folder: Path) -> None:
+    """Refuse the states of a run that other processes write.
+
+    Raises:
+        FileError: They do.
+    """
+    for lock in sorted(folder.glob(f"rank-*/{LOCK}")):
+        with suppress(FileNotFoundError):
+            os.close(locked(lock.parent))
 
 
 def numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -22,8 +22,6 @@ from onward.dealing import (
     load_data,
     with_private_shards,
 )
-from onward.directory import DirectoryTransport
-from onward.distributed import DistributedTransport
 from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate
 from onward.objectives import Threshold
@@ -35,7 +33,6 @@ from onward.preparation import (
     make_arithmetic,
     resolve_precision,
 )
-from onward.pulse import Pulse
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
 from onward.results import Listener, Log, Result
 from onward.resume import Holders, open_store, take_up
@@ -43,27 +40,14 @@ from onward.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
 from onward.store import Store
 from onward.timeline import Recorder, Span, is_whole, merged
-from onward.transport import InMemoryTransport, Transport
+from onward.trained_on import TrainedOn
+from onward.transport import Transport
 from onward.version import VERSION
 from onward.workers import Rows
+from onward.world import joined, max_restarts
 
 VERSIONS = f"onward {VERSION}, torch {torch.__version__}"
 """What decides the bits beside settings and data, on machines of one type."""
-
-
-def is_distributed() -> bool:
-    """Return whether this process is one of several that torchrun, or `--nodes`, has started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def current_rank() -> int:
-    """Return the rank of this process; 0 where there is one."""
-    return int(os.environ.get("RANK", "0")) if is_distributed() else 0
-
-
-def attempt() -> int:
-    """Return how often the ranks of this run have been started again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def run(
@@ -86,8 +70,8 @@ def run(
     """
     config.check()
     listener = listener or Listener()
-    dataset = load_data(config, current_rank())
-    with joined(config.placement, listener) as transport:
+    with joined(config, listener) as transport:
+        dataset = load_data(config, transport.rank)
         config = with_private_shards(config, transport.num_ranks)
         held, shape = deal(config, dataset, transport)
         # A rank may have no room for all blocks: it makes those that it trains first.
@@ -96,7 +80,8 @@ def run(
         own = begun_on(ready.plan, ready.placement, transport.rank)
         network = build_network(config, dataset, shape, held=own)
         network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
-        trained = _train(network, ready, listener)
+        with left_tidy(ready.store):
+            trained = _train(network, ready, listener)
     return _test(network, dataset, trained) if transport.rank == 0 else None
 
 
@@ -220,7 +205,7 @@ def train(
     )
     config.check()
     listener = listener or Listener()
-    with joined(config.placement, listener) as transport:
+    with joined(config, listener) as transport:
         held, shape = deal(config, dataset, transport)
         if shape.num_classes > network.num_classes:
             raise SettingError(
@@ -228,45 +213,9 @@ def train(
                 f"{network.num_classes}. Give num_classes={shape.num_classes}."
             )
         ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
-        trained = _train(network, ready, listener)
+        with left_tidy(ready.store):
+            trained = _train(network, ready, listener)
     return _test(network, dataset, trained) if transport.rank == 0 else None
-
-
-@contextmanager
-def joined(placement: PlacementConfig, listener: Listener) -> Iterator[Transport]:
-    """Join the other ranks, watch those that this one waits for, and part from them.
-
-    Raises:
-        OnwardError: Several ranks are asked for, and this is one process, or the way is not open.
-    """
-    transport = _open_transport(placement)
-    with Pulse(transport, placement.peer_timeout, listener.note):
-        transport.connect()
-        yield transport
-        transport.finish()
-    transport.close()
-
-
-def _open_transport(placement: PlacementConfig) -> Transport:
-    """Return the way to the other ranks: of torchrun, or none where this is one process.
-
-    Raises:
-        OnwardError: Several ranks are asked for, and this is one process, or the way is not open.
-    """
-    if is_distributed() and placement.directory is not None:
-        num_ranks = int(os.environ["WORLD_SIZE"])
-        folder, name = Path(placement.directory), str(placement.name)
-        return DirectoryTransport(folder, current_rank(), num_ranks, name)
-    if is_distributed():
-        return DistributedTransport(placement.iface)
-    if placement.nodes > 1:
-        raise SettingError(
-            f"placement.nodes is {placement.nodes}, and this is one process: only the command "
-            f"starts others. Use `onward train ... --nodes {placement.nodes}`, or start this "
-            f"script with torchrun --nproc-per-node {placement.nodes}."
-        )
-
-    return InMemoryTransport.group(1)[0]
 
 
 @dataclass(frozen=True)
@@ -329,8 +278,7 @@ def _ready(
     memory.check([memory.Room(*other) for other in transport.exchange("room", room)])
     store: Store | None = None
     holders: Holders = {}
-    may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-    if may_restart and not keeps and transport.rank == 0:
+    if max_restarts() > 0 and not keeps and transport.rank == 0:
         listener.note(
             "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "
             "ow.train(..., folder=FOLDER)."
@@ -343,16 +291,11 @@ def _ready(
         if not transport.carries:
             every = 1
         store = open_store(
-            folder,
-            transport.rank,
-            transport.num_ranks,
-            config.to_toml(),
-            settings,
-            _first_weights(network),
-            every,
+            folder, transport.rank, config.to_toml(), settings, _first_weights(network), every
         )
         worker = make_worker(plan, network, held, arithmetic)
-        plan, holders, damaged = take_up(store, plan, worker, transport)
+        with left_tidy(store):
+            plan, holders, damaged = take_up(store, plan, worker, transport)
         if transport.rank == 0:
             for text in damaged:
                 listener.note(f"{text} It is not used.")
@@ -372,6 +315,21 @@ class Trained(NamedTuple):
     log: Log
     facts: dict[str, Any]
     timeline: list[Span]
+    rows: TrainedOn
+
+
+@contextmanager
+def left_tidy(store: Store | None) -> Iterator[None]:
+    """Where something fails, let what is finished be written; leave nothing where nothing is."""
+    try:
+        yield
+    except BaseException:
+        if store is not None:
+            with suppress(FileError):
+                store.close()
+            if store.is_new and not store.files:
+                store.remove()
+        raise
 
 
 def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
@@ -398,14 +356,6 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             runtime.run()
         if store is not None:
             store.close()
-    except BaseException:
-        if store is not None:
-            # What is finished is not lost with the task that was cut.
-            with suppress(FileError):
-                store.close()
-            if not store.files:
-                store.remove()
-        raise
     finally:
         worker.settle()
         if transport.rank == 0:
@@ -464,7 +414,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             "load": os.getloadavg()[0],
         },
     }
-    return Trained(log, facts, merged(told))
+    rows = TrainedOn.of([rows.x for rows in ready.held.values()])
+    return Trained(log, facts, merged(told), rows)
 
 
 def num_done(plan: Plan) -> int:
@@ -480,7 +431,8 @@ def spans_kept(num_ranks: int) -> int:
 def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
     """Look at the test rows, once."""
     network.eval()
-    log, facts, timeline = trained
+    network.trained_on = trained.rows
+    log, facts, timeline = trained.log, trained.facts, trained.timeline
     x, y = dataset.x_test, dataset.y_test
     facts["weights_sha256"] = weights_sha256(network)
     test = evaluate(network, x, y)

@@ -6,6 +6,7 @@ Here is what all ways to other ranks have in common, and the one that stays in t
 import os
 import queue
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,9 @@ from onward.waiting import Doing
 
 Deliver = Callable[[list[Tensor]], None]
 """What is done with a message that has arrived."""
+
+LOOK_EVERY_SECONDS = 0.02
+"""How often a rank looks for a note: a wait with a limit would print a warning each time."""
 
 OPEN: "list[Transport]" = []
 """Transports of this process that have not parted."""
@@ -77,7 +81,6 @@ class Transport(ABC):
     def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
         """Return what ranks, or all, have left on a topic; None for those that have not."""
 
-    @abstractmethod
     def exchange(self, topic: str, note: Any) -> list[Any]:
         """Tell all ranks something small, and hear what they say.
 
@@ -87,7 +90,20 @@ class Transport(ABC):
 
         Returns:
             The notes of all ranks, in order.
+
+        Raises:
+            PeerLostError: One has ended, or cannot be reached.
         """
+        # In a list, since a rank may have nothing to say.
+        self.tell(topic, [note])
+        every: list[Any] = []
+        for rank in range(self.num_ranks):
+            with self.doing.wait(f"word ({topic})", rank):
+                while (told := self.heard(topic, [rank])[0]) is None:
+                    self.check_peers()
+                    time.sleep(LOOK_EVERY_SECONDS)
+            every += told
+        return every
 
     @abstractmethod
     def team(self, teams: Sequence[range]) -> Team:
@@ -172,7 +188,7 @@ class InMemoryTransport(Transport):
     def exchange(self, topic: str, note: Any) -> list[Any]:
         if self.num_ranks > 1:
             raise NotImplementedError("Ranks of one process take turns, and cannot wait.")
-        return [note]
+        return super().exchange(topic, note)
 
     def team(self, teams: Sequence[range]) -> Team:
         members = next(ranks for ranks in teams if self.rank in ranks)

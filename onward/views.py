@@ -201,7 +201,7 @@ class LabelEmbedding(Sampler):
         }
 
     def neutral(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows width"]:
-        neutral = torch.full((len(x), self.num_classes), self.strength / self.num_classes)
+        neutral = torch.full((x.shape[0], self.num_classes), self.strength / self.num_classes)
         return self.embed(x, neutral)
 
     def width(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:

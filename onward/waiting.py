@@ -8,8 +8,8 @@ from contextlib import contextmanager
 class Waiting:
     """What a rank waits for, and since when."""
 
-    def __init__(self, what: str, source: int) -> None:
-        self.what, self.source = what, source
+    def __init__(self, what: str, source: int, *, is_short: bool) -> None:
+        self.what, self.source, self.is_short = what, source, is_short
         self.since = self.heard_at = time.monotonic()
         self.beat: int | None = None
         self.is_told = False
@@ -23,9 +23,9 @@ class Doing:
         self.waiting: Waiting | None = None
 
     @contextmanager
-    def wait(self, what: str, source: int) -> Iterator[None]:
-        """Wait for something of a rank."""
-        before, self.waiting = self.waiting, Waiting(what, source)
+    def wait(self, what: str, source: int, *, is_short: bool = False) -> Iterator[None]:
+        """Wait for something of a rank; a short wait does not take long where all is well."""
+        before, self.waiting = self.waiting, Waiting(what, source, is_short=is_short)
         try:
             yield
         finally:

@@ -94,6 +94,8 @@ attempt, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
 print("try", attempt, "rank", rank, flush=True)
 if (attempt, rank) == ("0", "1"):
     os.kill(os.getpid(), 9)
+if attempt == "0":
+    time.sleep(60)
 """
     assert launch(2, ["-c", source], restarts=3) == 0
 
@@ -103,6 +105,17 @@ if (attempt, rank) == ("0", "1"):
         "onward: rank 1 was ended by SIGKILL; all ranks go on from what is finished (restart 1 of "
         "3).\n"
     )
+
+
+def test_a_rank_that_is_killed_when_rank_0_has_all_is_not_missed(capfd):
+    source = """
+import os, time
+if os.environ["RANK"] == "1":
+    time.sleep(0.5)
+    os.kill(os.getpid(), 9)
+"""
+    assert launch(2, ["-c", source], restarts=3) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_ranks_are_not_started_again_more_often_than_asked_for(capfd):

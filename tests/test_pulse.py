@@ -34,7 +34,7 @@ def pair():
 
 def watch(clock, transport, said, beats, peer_timeout=100.0, every=10.0):
     """Look again and again, while the other rank beats or does not."""
-    awaited = Waiting("the weights of block 0, time 3,", 1)
+    awaited = Waiting("the weights of block 0, time 3,", 1, is_short=False)
     watcher = Pulse(transport, peer_timeout, said.append)
     for beat in beats:
         transport.peers[1].tell("beat", [beat, "train, 0T3"])
@@ -77,12 +77,44 @@ def test_a_rank_that_is_silent_for_too_long_is_gone(clock, pair):
 
 
 def test_a_rank_that_has_never_spoken_is_gone_as_well(clock, pair):
-    awaited, watcher = Waiting("word", 1), Pulse(pair[0], 100.0, print)
+    awaited, watcher = Waiting("word", 1, is_short=False), Pulse(pair[0], 100.0, print)
     watcher.look(awaited)
     clock.now += 101.0
 
     with pytest.raises(PeerLostError, match="last: has not started"):
         watcher.look(awaited)
+
+
+def test_a_connection_that_does_not_come_about_is_no_long_wait(clock, pair):
+    awaited, watcher = Waiting("a connection", 1, is_short=True), Pulse(pair[0], 100.0, print)
+
+    clock.now += 99
+    watcher.look(awaited)
+    clock.now += 2
+    pair[1].tell("beat", [1, "starts"])
+
+    with pytest.raises(PeerLostError, match=r"a connection from rank 1, which lives\. All ranks"):
+        watcher.look(awaited)
+
+
+def test_a_rank_that_hears_nothing_at_all_ends(pair, monkeypatch, capsys):
+    monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
+    ended, goes_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(pulse.os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(pair[0], "tell", lambda topic, note: goes_on.wait(10))
+
+    with Pulse(pair[0], 0.05, print):
+        assert ended.wait(10)
+        goes_on.set()
+
+    assert "has heard nothing for 0 s from where the ranks meet" in capsys.readouterr().err
+
+
+def test_a_note_that_nobody_reads_ends_nothing(clock, pair):
+    def closed(text):
+        raise BrokenPipeError
+
+    watch(clock, pair[0], type("Said", (), {"append": staticmethod(closed)}), [1] * 8)
 
 
 def test_a_silent_rank_ends_what_waits_for_it(pair, monkeypatch):

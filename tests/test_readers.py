@@ -41,7 +41,7 @@ def model(folder):
 
 
 def state(folder):
-    store = Store(folder, 0, "digest", every=1, num_ranks=1)
+    store = Store(folder, 0, "digest", every=1)
     store.keep(Task(Kind.TRAIN, 1, 0), {WEIGHTS: LAYOUT})
     store.close()
     (path,) = folder.glob("rank-0/*.safetensors")
@@ -53,7 +53,7 @@ def look(path):
     folder = path.parent / "rank-0"
     folder.mkdir(exist_ok=True)
     (folder / path.name).write_bytes(path.read_bytes())
-    store = Store(path.parent, 0, "digest", every=1, num_ranks=1)
+    store = Store(path.parent, 0, "digest", every=1)
     store.look(lambda product: LAYOUT if product == WEIGHTS else None)
     store.close()
 

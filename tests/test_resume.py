@@ -44,9 +44,7 @@ def go_on(prepared, name, num_ranks, folder, *, most=None, shared=True, every=1)
         make_worker(prepared.plan, n, prepared.shards, prepared.arithmetic) for n in networks
     ]
     stores = [
-        open_store(
-            folder if shared else folder / f"disk-{rank}", rank, num_ranks, "", "", [], every
-        )
+        open_store(folder if shared else folder / f"disk-{rank}", rank, "", "", [], every)
         for rank in range(num_ranks)
     ]
     notes = [

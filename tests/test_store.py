@@ -31,7 +31,7 @@ LAYOUTS = {
 
 
 def opened(folder, rank=0, digest="of these settings"):
-    return Store(folder, rank, digest, every=1, num_ranks=2)
+    return Store(folder, rank, digest, every=1)
 
 
 def content(seed=0):
@@ -134,6 +134,7 @@ def test_what_nobody_goes_back_to_is_removed_and_nothing_else(tmp_path):
 
 def test_files_of_others_are_never_removed(kept):
     store, _ = found(kept, rank=1)
+    store.seen = {0, 1}
 
     store.prune(chapters_of_two_blocks(), floor=3)
 
@@ -144,6 +145,7 @@ def test_files_of_others_are_never_removed(kept):
 def test_files_of_ranks_that_a_run_goes_on_without_are_removed_as_ones_own(kept, floor, left):
     shutil.copytree(kept / "rank-0", kept / "rank-2")
     store, _ = found(kept)
+    store.seen = {0, 1}
 
     store.prune(chapters_of_two_blocks(), floor)
 
@@ -159,7 +161,7 @@ WRITING = """
 import sys, time
 from pathlib import Path
 from onward.store import Store
-Store(Path(sys.argv[1]), 0, "digest", every=1, num_ranks=2)
+Store(Path(sys.argv[1]), 0, "digest", every=1)
 print("writes", flush=True)
 time.sleep(60)
 """

@@ -14,7 +14,6 @@ from onward.buffers import LINE, SMALL, Buffers
 from onward.distributed import IN_FLIGHT, DistributedTransport
 from onward.errors import PeerLostError, SettingError
 from onward.transport import InMemoryTransport, Transport
-from onward.waiting import Doing
 
 distributed = pytest.mark.distributed
 
@@ -226,15 +225,12 @@ def test_ranks_of_one_machine_listen_on_loopback_only(group):
 
 
 def test_a_rank_that_waits_hears_that_another_has_ended():
-    transport = object.__new__(DistributedTransport)
-    transport.rank, transport.num_ranks, transport.failure = 0, 2, None
-    transport.store, transport.doing = dist.HashStore(), Doing()
+    transport = starting(0, 2, None)
+    transport.store = dist.HashStore()
     end = threading.Timer(0.1, transport.store.set, ("ended", "1"))
     end.start()
 
-    with pytest.raises(
-        PeerLostError, match=r"waited for the others \(data\), and rank 1 has ended"
-    ):
+    with pytest.raises(PeerLostError, match=r"Rank 0 waited for others, and rank 1 has ended"):
         transport.exchange("data", None)
     end.join()
 
@@ -247,6 +243,7 @@ def starting(rank, num_ranks, store):
     transport = object.__new__(DistributedTransport)
     Transport.__init__(transport)
     transport.rank, transport.num_ranks, transport.meeting = rank, num_ranks, store
+    transport.store = dist.HashStore()
     return transport
 
 

@@ -1,0 +1,342 @@
+"""Thresholds of exit policies, from rows that the network was not trained on."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import binom
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from onward import seeds
+from onward.errors import DataError, SettingError
+from onward.exits import ExitPolicy, max_score
+from onward.networks import Network
+from onward.outcomes import HeldOut, Outcome, dropped, follow, look_at
+
+PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
+"""What a newly wrong row counts, in full passes: the policies to choose from, safest first."""
+
+LOST_LABELS = (0.0, 0.0005, 0.002, 0.008)
+"""Shares of the rows whose answer may be dropped among the hopeless labels of a sweep, tried."""
+
+NO_DROPS = -1.0
+"""Stands for a sweep in which no label is dropped."""
+
+MOST_OVERLAP = 0.05
+"""Share of rows that may be equal to training rows, as some are in most data."""
+
+SWEEPS = 3
+"""Times that all thresholds of a policy are chosen, each given the others."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A policy, and what is known of it from the rows it was chosen on."""
+
+    policy: ExitPolicy
+    """The policy."""
+
+    rows: int
+    """Rows it was chosen on."""
+
+    error_increase: float
+    """Share of them that the whole network gets right and the policy wrong, less the share for
+    which it is the other way round."""
+
+    mean_macs: float
+    """Mean cost of a row."""
+
+    full_macs: float
+    """Cost of a row that goes through the whole network."""
+
+    max_error_increase: float | None
+    """What was asked for."""
+
+    target_macs: float | None
+    """What was asked for."""
+
+    delta: float | None
+    """Probability with which the error on new rows may rise by more after all; None where nothing
+    is guaranteed."""
+
+    on_training_rows: bool
+    """Whether rows were taken that the network was trained on, which makes all of this vain."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        return asdict(self) | {"policy": self.policy.to_json()}
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Calibrated":
+        """Return what `to_json` has written.
+
+        Raises:
+            SettingError: It is something else.
+        """
+        try:
+            rest = {field.name: found[field.name] for field in fields(Calibrated)}
+            return Calibrated(**rest | {"policy": ExitPolicy.from_json(found["policy"])})
+        except (LookupError, TypeError) as error:
+            raise SettingError(f"This is no calibration of exits: {error!r}.") from error
+
+
+def calibrate(
+    network: Network,
+    x: Float[Tensor, "rows ..."],
+    y: Int[Tensor, " rows"],
+    *,
+    confidence: str = "margin",
+    max_error_increase: float | None = None,
+    target_macs: float | None = None,
+    delta: float | None = None,
+    force: bool = False,
+) -> Calibrated:
+    """Choose the thresholds of an exit policy.
+
+    Of policies from very cautious to very bold, each the cheapest for some price of an error, the
+    boldest is taken that keeps to what is allowed. What counts as an error here is a row that the
+    whole network gets right and the policy wrong; rows for which it is the other way round are no
+    credit, since on new rows they would be others.
+
+    Args:
+        network: A trained network.
+        x: Rows that it was not trained on, and is not tested on.
+        y: Their classes.
+        confidence: How sure it is: a name of `ow.exits.CONFIDENCES`.
+        max_error_increase: Share of rows that may become wrong: 0.001 is a tenth of a percent.
+        target_macs: Mean MACs a row instead.
+        delta: With probability 1 - delta the error on new rows like these rises by at most
+            `max_error_increase`. The rows are then cut in two: one half makes the policies, the
+            other tests them, from cautious to bold, each by a binomial bound, and the last before
+            the first that fails is taken.
+        force: Whether the rows may be those of the training; that is recorded.
+
+    Raises:
+        SettingError: The settings do not go together.
+        DataError: The rows are those of the training.
+
+    Source:
+        Fixed-sequence testing of thresholds: Angelopoulos et al. 2021, arXiv:2110.01052 (learn
+        then test), section 2.
+
+    Example:
+        >>> import onward as ow
+        >>> digits = ow.load_data("digits")
+        >>> network = ow.mlp(digits.input_shape, num_classes=10, widths=(32, 32))
+        >>> x, y = digits.x_test[:200], digits.y_test[:200]
+        >>> ow.calibrate(network, x, y, max_error_increase=0.01).error_increase <= 0.01
+        True
+    """
+    if (max_error_increase is None) is (target_macs is None):
+        raise SettingError("Give either max_error_increase or target_macs.")
+    if delta is not None and max_error_increase is None:
+        raise SettingError("delta goes with max_error_increase: a cost needs no guarantee.")
+    for name, value in (("max_error_increase", max_error_increase), ("delta", delta)):
+        if value is not None and not 0 <= value < 1:
+            raise SettingError(f"{name} is a share, from 0 to below 1; got {value}.")
+    overlap = network.trained_on.overlap(x) if network.trained_on else 0.0
+    if overlap > MOST_OVERLAP and not force:
+        raise DataError(
+            f"About {overlap:.0%} of these {len(x):,} rows were trained on, and a network is far "
+            f"too sure of those. Take rows that were kept apart, such as validation rows."
+        )
+    return choose(
+        look_at(network, x, y),
+        confidence=confidence,
+        max_error_increase=max_error_increase,
+        target_macs=target_macs,
+        delta=delta,
+        on_training_rows=overlap > MOST_OVERLAP,
+    )
+
+
+def choose(
+    seen: HeldOut,
+    *,
+    confidence: str = "margin",
+    max_error_increase: float | None = None,
+    target_macs: float | None = None,
+    delta: float | None = None,
+    on_training_rows: bool = False,
+    seed: int = 0,
+) -> Calibrated:
+    """Choose thresholds from what a network has said; see `calibrate`."""
+    if not len(seen.labels):
+        raise DataError("There are no rows to calibrate on.")
+    made = tested = seen
+    if delta is not None:
+        draw = seeds.generator(seed, "calibration")
+        order = torch.randperm(len(seen.labels), generator=draw)
+        made, tested = (seen.part(half) for half in order.chunk(2))
+    chosen = ExitPolicy(
+        confidence, (math.inf,) * (len(seen.costs) - 1), (), _neurons(confidence, made)
+    )
+    for policy in policies(made, confidence):
+        outcome = follow(policy, tested)
+        newly_wrong, rows = int(outcome.is_newly_wrong.sum()), len(tested.labels)
+        if delta is not None:
+            # What the chance would be of so few, if more than allowed became wrong.
+            assert max_error_increase is not None
+            fits = binom.cdf(newly_wrong, rows, max_error_increase) <= delta
+        elif max_error_increase is not None:
+            fits = newly_wrong <= max_error_increase * rows
+        else:
+            fits = True
+        if not fits:
+            break
+        chosen = policy
+        if target_macs is not None and float(outcome.macs.mean()) <= target_macs:
+            break
+    outcome = follow(chosen, seen)
+    full_wrong = (seen.full != seen.labels).double().mean()
+    full = follow(replace(chosen, thresholds=(math.inf,) * len(chosen.thresholds), drops=()), seen)
+    if target_macs is not None and float(outcome.macs.mean()) > target_macs:
+        raise SettingError(
+            f"No policy comes to {target_macs:,.0f} MACs a row: the first exit costs "
+            f"{float(outcome.macs.min()):,.0f}."
+        )
+    return Calibrated(
+        chosen,
+        len(seen.labels),
+        float(outcome.is_wrong.double().mean() - full_wrong),
+        float(outcome.macs.mean()),
+        float(full.macs.mean()),
+        max_error_increase,
+        target_macs,
+        delta,
+        on_training_rows,
+    )
+
+
+def policies(seen: HeldOut, confidence: str) -> Iterator[ExitPolicy]:
+    """Yield policies from cautious to bold, each the cheapest for some price of an error."""
+    neurons = _neurons(confidence, seen)
+    all_drops = [_drops(seen, lost) for lost in (NO_DROPS, *(LOST_LABELS if seen.is_sweep else ()))]
+    before = None
+    for price in PRICES:
+        options = []
+        for drops in all_drops:
+            start = ExitPolicy(confidence, (math.inf,) * (len(seen.costs) - 1), drops, neurons)
+            policy = _cheapest(seen, start, price)
+            options.append((_value(follow(policy, seen), seen, price), policy))
+        policy = min(options, key=lambda option: option[0])[1]
+        if policy != before:
+            yield policy
+        before = policy
+
+
+def _value(outcome: Outcome, seen: HeldOut, price: float) -> float:
+    """Return the mean cost in full passes, errors included."""
+    return float(outcome.macs.mean()) / _unit(seen) + price * float(
+        outcome.is_newly_wrong.double().mean()
+    )
+
+
+def _unit(seen: HeldOut) -> float:
+    """Return the MACs of a full pass."""
+    labels = seen.history.shape[2] if seen.is_sweep else 1
+    return float(sum(cost.row + cost.each * labels for cost in seen.costs))
+
+
+def _cheapest(seen: HeldOut, policy: ExitPolicy, price: float) -> ExitPolicy:
+    """Choose the thresholds that cost least, errors included, one after the other."""
+    history, macs = dropped(policy, seen)
+    num_exits, num_rows, _ = history.shape
+    is_right = seen.full == seen.labels
+    answers = history.argmax(dim=2)
+    value = macs / _unit(seen) + price * ((answers != seen.labels) & is_right)
+    sure = torch.stack(
+        [policy.confidences(history[: n + 1]).double() for n in range(num_exits - 1)]
+    )
+    must = torch.stack(
+        [replace(policy, thresholds=(math.inf,) * (num_exits - 1)).leaves(history[: n + 1])
+         for n in range(num_exits - 1)]
+    )  # fmt: skip
+    thresholds = [math.inf] * (num_exits - 1)
+    for _ in range(SWEEPS):
+        # From the last exit back: what comes after an exit says what it costs to go on there.
+        after = value[-1]
+        for number in reversed(range(num_exits - 1)):
+            reaching = torch.ones(num_rows, dtype=torch.bool)
+            for earlier in range(number):
+                reaching &= (sure[earlier] < thresholds[earlier]) & ~must[earlier]
+            free = reaching & ~must[number]
+            thresholds[number] = _threshold(sure[number, free], (value[number] - after)[free])
+            leaves = (sure[number] >= thresholds[number]) | must[number]
+            after = torch.where(leaves, value[number], after)
+    return replace(policy, thresholds=tuple(thresholds))
+
+
+def _threshold(sure: Tensor, gain: Tensor) -> float:
+    """Return the threshold from which the sum of what leaving costs, less going on, is least."""
+    if not len(sure):
+        return math.inf
+    values, order = sure.sort(descending=True)
+    sums = gain[order].cumsum(dim=0)
+    # Rows that are equally sure leave together.
+    is_last = torch.ones(len(values), dtype=torch.bool)
+    is_last[:-1] = values[:-1] != values[1:]
+    sums[~is_last] = math.inf
+    best = int(sums.argmin())
+    if float(sums[best]) >= 0:
+        return math.inf
+    if best + 1 == len(values):
+        return -math.inf
+    return float((values[best] + values[best + 1]) / 2)
+
+
+def _drops(seen: HeldOut, lost: float) -> tuple[float, ...]:
+    """Return how far behind a label may be so that few rows lose their answer."""
+    if lost == NO_DROPS:
+        return ()
+    drops = []
+    for scores in seen.history[:-1]:
+        behind = scores.amax(dim=1) - scores.gather(1, seen.full[:, None]).squeeze(1)
+        # Only answers that are right can be lost.
+        right = behind[seen.full == seen.labels]
+        kept = torch.quantile(right, 1 - lost) if len(right) else torch.tensor(math.inf)
+        drops.append(float(kept) * (1 + 1e-6))
+    return tuple(drops)
+
+
+def _neurons(confidence: str, seen: HeldOut) -> tuple[tuple[float, float], ...]:
+    """Fit the neuron that says, at each exit, whether the answer there is right.
+
+    Source:
+        Aminifar et al. 2024, arXiv:2404.05241, section 3. (For goodness they keep the weight at 1.)
+    """
+    if confidence != "sigmoid":
+        return ()
+    neurons = []
+    for number in range(len(seen.costs) - 1):
+        best = max_score(seen.history[: number + 1])
+        right = seen.history[number].argmax(dim=1) == seen.labels
+        if right.all() or not right.any():
+            neurons.append((1.0, 0.0))
+            continue
+        center, spread = float(best.mean()), float(best.std()) or 1.0
+        fitted = LogisticRegression().fit(
+            ((best - center) / spread)[:, None].numpy(), right.numpy()
+        )
+        weight = float(fitted.coef_[0, 0]) / spread
+        neurons.append((weight, float(fitted.intercept_[0]) - weight * center))
+    return tuple(neurons)
+
+
+def mean_minus_std(seen: HeldOut, factor: float = 1.0) -> ExitPolicy:
+    """Return the policy of Aminifar et al.: leave where the best score is not unusually low.
+
+    Thresholds are the mean less `factor` standard deviations of the best score of held-out rows, at
+    each exit. Kept to reproduce; a calibrated margin is better.
+
+    Source:
+        Aminifar et al. 2024, arXiv:2404.05241, section 3. (Their published code compares the score
+        of the true label instead, which nobody has in use.)
+    """
+    best = [max_score(seen.history[: number + 1]) for number in range(len(seen.costs) - 1)]
+    return ExitPolicy("max-score", tuple(float(b.mean() - factor * b.std()) for b in best))

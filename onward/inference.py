@@ -1,0 +1,354 @@
+"""The commands for a trained network: evaluate, predict, exits, export."""
+
+import argparse
+import csv
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from onward import checkpoint, data, dealing, runs
+from onward.calibration import Calibrated, choose, mean_minus_std, policies
+from onward.config import RunConfig, read_settings
+from onward.errors import DataError, FileError, SettingError
+from onward.exits import CONFIDENCES, ExitPolicy, full_depth
+from onward.export import export, run_exported
+from onward.flags import FLAGS
+from onward.macs import macs, stage_costs
+from onward.networks import Network, evaluate
+from onward.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled, table
+from onward.output import Output, close_output
+from onward.progress import count
+from onward.report import Curve, draw_exits
+from onward.stages import Answers, answer
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `evaluate`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--data", metavar="NAME", help="another data set than that of the run: its test rows"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+    _add_full_depth(parser)
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `predict`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
+    parser.add_argument(
+        "input", type=Path, metavar="INPUT.npz", help="file with the rows as its member `x`"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUTPUT.npz",
+        help="file for `labels` and `scores` (default: CSV on the screen)",
+    )
+    _add_full_depth(parser)
+
+
+def _add_full_depth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--full-depth", action="store_true", help="do not stop early, where exits are calibrated"
+    )
+
+
+def add_exits(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `exits`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--max-error-increase",
+        type=float,
+        metavar="SHARE",
+        help="share of rows that may become wrong (default: 0.001)",
+    )
+    parser.add_argument(
+        "--target-macs", type=float, metavar="MACS", help="mean MACs a row, instead"
+    )
+    parser.add_argument(
+        "--delta",
+        type=float,
+        metavar="SHARE",
+        help="guarantee the increase, but for this probability",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=list(CONFIDENCES),
+        default="margin",
+        help="how sure the network is (default: margin)",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.png", help="picture (default: RUN/exits.png)"
+    )
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `export`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--onnx", type=Path, metavar="DIR", required=True, help="folder for the files"
+    )
+    parser.add_argument("--int8", action="store_true", help="weights and activities in eight bits")
+    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+
+
+def evaluate_command(options: argparse.Namespace) -> None:
+    """Test a run's network on its test rows, or on those of other data."""
+    network, dataset, _ = _load(options)
+    if options.data is None and data_changed(options.run, dataset):
+        print(
+            f"onward: note: {dataset.name} has changed since the network was trained on it: test "
+            f"rows of now may be training rows of then.",
+            file=sys.stderr,
+        )
+    found = evaluate(network, dataset.x_test, dataset.y_test)
+    shown = Table()
+    shown.add_column("what")
+    shown.add_column("accuracy", justify="right")
+    shown.add_row("network", f"{found.accuracy or 0:.2%}")
+    for number, accuracy in enumerate(found.block_accuracy):
+        shown.add_row(f"block {number} alone", f"{accuracy:.2%}")
+    calibrated = None if options.full_depth else runs.read_exits(options.run, network)
+    console = Output()
+    console.print(
+        f"{options.run} on the {found.rows:,} test rows of {dataset.name}", soft_wrap=True
+    )
+    console.print(shown)
+    if calibrated is not None:
+        answers = answer(network, dataset.x_test, calibrated.policy)
+        console.print(exits_table(network, answers, dataset.y_test))
+
+
+def _load(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunConfig]:
+    """Return the network of a run, and the data it is asked about."""
+    if options.run.is_file():
+        raise FileError(f"{options.run} is a file. Give the run folder that it lies in.")
+    network = checkpoint.load(options.run)
+    config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
+    changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
+    config = config.with_settings({n: value for n, value in changes.items() if value is not None})
+    torch.set_num_threads(config.training.threads)
+    dataset = dealing.load_data(config, 0)
+    _check_rows(network, dataset.input_shape, dataset.name)
+    if dataset.num_classes > network.num_classes:
+        raise DataError(
+            f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
+            f"tell {network.num_classes} apart."
+        )
+    return network, dataset, config
+
+
+def data_changed(folder: Path, dataset: data.Dataset) -> bool:
+    """Return whether the rows of a run's data set are others than when it was trained."""
+    known = runs.read_result(folder).get("data_sha256")
+    return known is not None and known != dealing.data_sha256(dataset)
+
+
+def exits_table(network: Network, answers: Answers, labels: Tensor) -> Table:
+    """Return how many rows left at each exit, how many of those were right, and at what cost."""
+    costs = stage_costs(network)
+    each = macs(costs, answers)
+    is_right = answers.labels == labels
+    shown = Table(title="leaving early")
+    for name in ("exit after", "rows", "right", "million MACs a row"):
+        shown.add_column(name, justify="right")
+    for number in range(len(costs)):
+        here = answers.exits == number
+        if not here.any():
+            shown.add_row(f"stage {number}", "0.00%", "-", "-")
+            continue
+        shown.add_row(
+            f"stage {number}",
+            f"{here.double().mean():.2%}",
+            f"{is_right[here].double().mean():.2%}",
+            f"{each[here].mean() * 1e-6:.3f}",
+        )
+    shown.add_section()
+    shown.add_row("all", "100.00%", f"{is_right.double().mean():.2%}", f"{each.mean() * 1e-6:.3f}")
+    return shown
+
+
+def predict_command(options: argparse.Namespace) -> None:
+    """Write the class of each row, and the scores of all classes."""
+    if options.out is not None and options.out.suffix != ".npz":
+        raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
+    network = checkpoint.load(options.run)
+    x = data.read_rows(options.input)
+    _check_rows(network, tuple(x.shape[1:]), str(options.input))
+    torch.set_num_threads(1)
+    is_run = options.run.is_dir() and not options.full_depth
+    calibrated = runs.read_exits(options.run, network) if is_run else None
+    columns: dict[str, Tensor] = {}
+    if calibrated is None:
+        scores = network.scores(x).network.float()
+        labels = scores.argmax(dim=1)
+    else:
+        answers = answer(network, x, calibrated.policy)
+        labels, scores, columns = answers.labels, answers.scores, {"exit": answers.exits}
+    if options.out is not None:
+        arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
+        arrays |= {"labels": labels.numpy(), "scores": scores.numpy()}
+        runs.write_whole(options.out, lambda file: np.savez(file, **arrays))
+        print(f"{len(labels)} labels and scores in {options.out}")
+        return
+    try:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        names = [f"score_{c}" for c in range(network.num_classes)]
+        writer.writerow(["label", *columns, *names])
+        others = [column.tolist() for column in columns.values()]
+        writer.writerows(
+            [label, *rest, *row]
+            for label, *rest, row in zip(labels.tolist(), *others, scores.tolist(), strict=True)
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        close_output()
+        raise FileError(f"The predictions cannot be written: {error.strerror}.") from error
+
+
+def _check_rows(network: Network, shape: tuple[int, ...], where: str) -> None:
+    blueprint = network.blueprint
+    if blueprint is not None and tuple(blueprint.input_shape) != shape:
+        raise DataError(
+            f"The rows of {where} have shape {shape}, and the network was trained on rows of "
+            f"shape {tuple(blueprint.input_shape)}."
+        )
+
+
+def exits_command(options: argparse.Namespace) -> None:
+    """Calibrate the exits of a run on its validation rows."""
+    network, dataset, config = _load(options)
+    held_out = dealing.deal_alone(config, dataset)
+    x, y = held_out.x_validation, held_out.y_validation
+    if not len(y):
+        raise SettingError(
+            f"The run {options.run} kept no validation rows (data.validation is 0), and exits are "
+            f"calibrated on rows that were not trained on. Train with --validation 0.1, or call "
+            f"ow.calibrate with rows of your own."
+        )
+    allowed = options.max_error_increase
+    if allowed is None and options.target_macs is None:
+        allowed = 0.001
+    seen = look_at(network, x, y)
+    calibrated = choose(
+        seen,
+        confidence=options.policy,
+        max_error_increase=allowed,
+        target_macs=options.target_macs,
+        delta=options.delta,
+    )
+    runs.write_exits(options.run, network, calibrated)
+    console = Output()
+    console.print(
+        f"{options.run}: {calibrated.policy.confidence}, calibrated on the {len(y):,} validation "
+        f"rows of {dataset.name}",
+        soft_wrap=True,
+    )
+    console.print(outcome_table(calibrated.policy, seen))
+    console.print(summary(calibrated), soft_wrap=True)
+    picture = options.out or options.run / "exits.png"
+    draw(seen, calibrated, picture)
+    console.print(f"Picture: {picture}. `onward evaluate {options.run}` tests it.", soft_wrap=True)
+
+
+def outcome_table(policy: ExitPolicy, seen: HeldOut) -> Table:
+    """Return what becomes of held-out rows at each exit."""
+    outcome = follow(policy, seen)
+    shown = Table()
+    for name in ("exit after", "threshold", "rows", "right", "million MACs a row"):
+        shown.add_column(name, justify="right")
+    for number, (share, accuracy, cost) in enumerate(table(outcome, len(seen.costs))):
+        threshold = [*policy.thresholds, -math.inf][number]
+        shown.add_row(
+            f"stage {number}",
+            {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}"),
+            f"{share:.2%}",
+            "-" if accuracy is None else f"{accuracy:.2%}",
+            "-" if cost is None else f"{cost * 1e-6:.3f}",
+        )
+    return shown
+
+
+def summary(calibrated: Calibrated) -> str:
+    """Return what a calibration comes to, in words."""
+    ratio = calibrated.full_macs / calibrated.mean_macs
+    told = (
+        f"{calibrated.mean_macs * 1e-6:.3f} million MACs a row instead of "
+        f"{calibrated.full_macs * 1e-6:.3f} ({ratio:.1f} times fewer); the error on these "
+        f"{count(calibrated.rows, 'row')} changes by {calibrated.error_increase * 100:+.2f} points."
+    )
+    if calibrated.delta is not None:
+        told += (
+            f" With probability {1 - calibrated.delta:.0%} it rises by at most "
+            f"{(calibrated.max_error_increase or 0) * 100:.2f} points on new rows like these."
+        )
+    return told
+
+
+def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
+    """Draw error against cost, for rows on which the curves were not chosen."""
+    chosen_on, shown_on = (seen.part(half) for half in torch.arange(len(seen.labels)).chunk(2))
+
+    def point(policy: ExitPolicy) -> tuple[float, float]:
+        outcome = follow(policy, shown_on)
+        return float(outcome.macs.mean()), float(outcome.is_wrong.double().mean())
+
+    curves = [
+        Curve(name, [point(policy) for policy in policies(chosen_on, name)], "-")
+        for name in CONFIDENCES
+    ]
+    factors = (3.0, 2.0, 1.0, 0.0, -1.0)
+    stds = [point(mean_minus_std(chosen_on, factor)) for factor in factors]
+    curves.append(Curve("mean - k std", stds, ":"))
+    curves.append(Curve("fixed depth", [point(p) for p in fixed_depths(shown_on)], "s"))
+    outcome = follow(calibrated.policy, shown_on)
+    cost = float(outcome.macs.mean())
+    curves.append(Curve("as many, any rows", [(cost, shuffled(outcome, shown_on))], "x"))
+    error, bound = oracle(shown_on)
+    curves.append(Curve("oracle (knows the classes)", [(bound, error)], "^"))
+    curves.append(Curve("calibrated", [point(calibrated.policy)], "*"))
+    draw_exits(curves, path, f"{count(len(shown_on.labels), 'held-out row')}")
+
+
+def export_command(options: argparse.Namespace) -> None:
+    """Write a run's network as ONNX files, and compare them with it on the test rows."""
+    network, dataset, _ = _load(options)
+    calibrated = runs.read_exits(options.run, network)
+    network.set_precision(torch.float32)
+    num_exits = len(stage_costs(network))
+    policy = calibrated.policy if calibrated else full_depth(num_exits)
+    files = export(network, options.onnx, policy, int8=options.int8)
+    x, y = dataset.x_test, dataset.y_test
+    found = answer(network, x, policy)
+    labels, exits = run_exported(options.onnx, x.numpy())
+    num_bytes = sum(file.stat().st_size for file in files)
+    shown = Table()
+    for name in ("what", "accuracy", "same class", "same exit"):
+        shown.add_column(name, justify="right")
+    shown.add_row("network", f"{(found.labels == y).double().mean():.2%}", "", "")
+    same_labels = (torch.as_tensor(labels) == found.labels).double().mean()
+    same_exits = (torch.as_tensor(exits) == found.exits).double().mean()
+    accuracy = (torch.as_tensor(labels) == y).double().mean()
+    shown.add_row("ONNX", f"{accuracy:.2%}", f"{same_labels:.2%}", f"{same_exits:.2%}")
+    console = Output()
+    console.print(f"{count(len(y), 'test row')} of {dataset.name}", soft_wrap=True)
+    console.print(shown)
+    if calibrated is None:
+        console.print(
+            f"No row leaves early: calibrate first, with `onward exits {options.run}`.",
+            soft_wrap=True,
+        )
+    console.print(
+        f"{count(len(files), 'stage')}, {num_bytes * 1e-6:.1f} MB in {options.onnx}. On a machine "
+        f"with onnxruntime and numpy: python infer.py . ROWS.npz",
+        soft_wrap=True,
+    )

@@ -1,0 +1,144 @@
+"""What becomes of rows under an exit policy, beside what it must be compared with."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from onward import seeds
+from onward.exits import ExitPolicy
+from onward.macs import StageCost, stage_costs
+from onward.networks import CHUNK_ROWS, Network
+from onward.readouts import GoodnessSweep
+from onward.stages import stages
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a network says at each exit of rows that it was not trained on, and what is true."""
+
+    history: Float[Tensor, "exits rows classes"]
+    """Scores at each exit, no label dropped."""
+
+    labels: Int[Tensor, " rows"]
+    """True classes."""
+
+    costs: tuple[StageCost, ...]
+    """What each stage costs."""
+
+    is_sweep: bool
+    """Whether each label has a pass of its own."""
+
+    def part(self, rows: Tensor) -> "HeldOut":
+        """Return some of the rows."""
+        return replace(self, history=self.history[:, rows], labels=self.labels[rows])
+
+    @property
+    def full(self) -> Int[Tensor, " rows"]:
+        """What the whole network answers."""
+        return self.history[-1].argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of rows under a policy."""
+
+    exits: Int[Tensor, " rows"]
+    """Where each leaves."""
+
+    answers: Int[Tensor, " rows"]
+    """What it is taken for."""
+
+    macs: Float[Tensor, " rows"]
+    """What it costs."""
+
+    is_wrong: Bool[Tensor, " rows"]
+    """Whether the answer is not the true class."""
+
+    is_newly_wrong: Bool[Tensor, " rows"]
+    """Whether it is not, and that of the whole network is."""
+
+
+def look_at(network: Network, x: Float[Tensor, "rows ..."], y: Int[Tensor, " rows"]) -> HeldOut:
+    """Pass rows through the whole network and return what it says at each exit."""
+    chunks = []
+    for part in x.split(CHUNK_ROWS):
+        going = stages(network, part)
+        found = [going.step() for _ in going.line]
+        chunks.append(torch.stack([scores.float() for scores in found if scores is not None]))
+    is_sweep = isinstance(network.readout, GoodnessSweep)
+    return HeldOut(torch.cat(chunks, dim=1), y, tuple(stage_costs(network)), is_sweep)
+
+
+def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
+    """Return what becomes of rows under a policy, from what was seen at full depth."""
+    history, macs = dropped(policy, seen)
+    num_exits, num_rows, _ = history.shape
+    exits = torch.full((num_rows,), num_exits - 1)
+    for number in reversed(range(num_exits - 1)):
+        exits[policy.leaves(history[: number + 1])] = number
+    rows = torch.arange(num_rows)
+    answers = history.argmax(dim=2)[exits, rows]
+    is_wrong = answers != seen.labels
+    return Outcome(
+        exits, answers, macs[exits, rows], is_wrong, is_wrong & (seen.full == seen.labels)
+    )
+
+
+def dropped(policy: ExitPolicy, seen: HeldOut) -> tuple[Tensor, Tensor]:
+    """Return the scores with those of dropped labels at -inf, and the MACs up to each exit."""
+    history = seen.history.clone()
+    stays = torch.ones_like(history[0], dtype=torch.bool)
+    macs: list[Tensor] = []
+    for number, cost in enumerate(seen.costs):
+        history[number][~stays] = -math.inf
+        passes = stays.sum(dim=1).double() if seen.is_sweep else torch.ones(len(stays)).double()
+        macs.append(cost.row + cost.each * passes)
+        if policy.drops and number < len(seen.costs) - 1:
+            stays = policy.stays(history[: number + 1])
+    return history, torch.stack(macs).cumsum(dim=0)
+
+
+def fixed_depths(seen: HeldOut) -> list[ExitPolicy]:
+    """Return the policies under which all rows leave at one exit, the first one first."""
+    last = len(seen.costs) - 1
+    return [
+        ExitPolicy("margin", tuple(-math.inf if n >= exit_ else math.inf for n in range(last)))
+        for exit_ in range(last + 1)
+    ]
+
+
+def oracle(seen: HeldOut) -> tuple[float, float]:
+    """Return error and mean MACs of a bound that no policy reaches, since it knows the classes.
+
+    Each row leaves at the first exit that names its class, or, where none does, at the first.
+    """
+    right = seen.history.argmax(dim=2) == seen.labels
+    first = right.int().argmax(dim=0)
+    _, macs = dropped(fixed_depths(seen)[-1], seen)
+    rows = torch.arange(len(seen.labels))
+    return float((~right.any(dim=0)).double().mean()), float(macs[first, rows].mean())
+
+
+def shuffled(outcome: Outcome, seen: HeldOut, seed: int = 0) -> float:
+    """Return the error where as many rows leave at each exit as under a policy, but any rows."""
+    order = torch.randperm(len(seen.labels), generator=seeds.generator(seed, "shuffled exits"))
+    answers = seen.history.argmax(dim=2)[outcome.exits[order], torch.arange(len(order))]
+    return float((answers != seen.labels).double().mean())
+
+
+def table(outcome: Outcome, num_exits: int) -> Sequence[tuple[float, float | None, float | None]]:
+    """Return for each exit the share of rows that leave, their accuracy, and their mean MACs."""
+    rows: list[tuple[float, float | None, float | None]] = []
+    for number in range(num_exits):
+        here = outcome.exits == number
+        share = float(here.double().mean())
+        if not here.any():
+            rows.append((share, None, None))
+            continue
+        accuracy = 1 - float(outcome.is_wrong[here].double().mean())
+        rows.append((share, accuracy, float(outcome.macs[here].mean())))
+    return rows

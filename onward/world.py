@@ -1,0 +1,80 @@
+"""The ranks of a run: which of them this process is, and how it joins the others."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from onward.config import RunConfig
+from onward.directory import DirectoryTransport
+from onward.distributed import DistributedTransport
+from onward.errors import SettingError
+from onward.placement import usual
+from onward.pulse import Pulse
+from onward.results import Listener
+from onward.transport import InMemoryTransport, Transport
+
+
+def is_distributed() -> bool:
+    """Return whether this process is one of several that torchrun, or `--nodes`, has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def current_rank() -> int:
+    """Return the rank of this process; 0 where there is one."""
+    return int(os.environ.get("RANK", "0")) if is_distributed() else 0
+
+
+def max_restarts() -> int:
+    """Return how often torchrun starts the ranks again; 0 where it does not."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
+def may_restart_apart() -> bool:
+    """Return whether several agents of torchrun may start ranks again."""
+    return is_distributed() and max_restarts() > 0 and int(os.environ["GROUP_WORLD_SIZE"]) > 1
+
+
+def attempt() -> int:
+    """Return how often the ranks of this run have been started again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextmanager
+def joined(config: RunConfig, listener: Listener) -> Iterator[Transport]:
+    """Join the other ranks, watch those that this one waits for, and part from them.
+
+    Raises:
+        OnwardError: Several ranks are asked for, and this is one process, or the way is not open.
+    """
+    transport = open_transport(config)
+    pulse = Pulse(transport, config.placement.peer_timeout, listener.note)
+    with pulse if transport.num_ranks > 1 else nullcontext():
+        transport.connect()
+        yield transport
+        transport.finish()
+    transport.close()
+
+
+def open_transport(config: RunConfig) -> Transport:
+    """Return the way to the other ranks: of torchrun, or none where this is one process.
+
+    Raises:
+        OnwardError: Several ranks are asked for, and this is one process, or the way is not open.
+    """
+    placement = config.placement
+    if is_distributed() and placement.directory is not None:
+        num_ranks, folder = int(os.environ["WORLD_SIZE"]), Path(placement.directory)
+        is_stream, shards = config.plan.kind == "stream", config.plan.shards
+        name = placement.name or usual(num_ranks, is_stream=is_stream, shards=shards)
+        return DirectoryTransport(folder, current_rank(), num_ranks, name)
+    if is_distributed():
+        return DistributedTransport(placement.iface)
+    if placement.nodes > 1:
+        raise SettingError(
+            f"placement.nodes is {placement.nodes}, and this is one process: only the command "
+            f"starts others. Use `onward train ... --nodes {placement.nodes}`, or start this "
+            f"script with torchrun --nproc-per-node {placement.nodes}."
+        )
+
+    return InMemoryTransport.group(1)[0]

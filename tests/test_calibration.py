@@ -1,0 +1,293 @@
+"""Thresholds from held-out rows: what is allowed is kept to, and no exit depends on a label."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import binom
+
+import onward as ow
+from onward.calibration import Calibrated, calibrate, choose, mean_minus_std, policies
+from onward.errors import DataError, SettingError
+from onward.exits import CONFIDENCES, ExitPolicy, full_depth
+from onward.macs import StageCost, macs
+from onward.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled, table
+from onward.stages import answer
+
+COSTS = (StageCost(100, 0, 1), StageCost(300, 0, 1), StageCost(600, 0, 1))
+
+
+def made_up(rows=1500, seed=0, *, is_sweep=False):
+    """Rows of which deeper exits get more right, and are the surer of those that they get right."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (rows,), generator=draw)
+    hard = torch.rand(rows, generator=draw)
+    history = []
+    for noise in (1.6, 0.9, 0.6):
+        scores = torch.randn(rows, 4, generator=draw) * noise * (0.2 + hard[:, None])
+        scores[torch.arange(rows), labels] += 2.0
+        history.append(scores)
+    costs = COSTS
+    if is_sweep:
+        costs = tuple(StageCost(cost.row // 10, cost.row, 1) for cost in COSTS)
+    return HeldOut(torch.stack(history), labels, costs, is_sweep)
+
+
+def share(values):
+    return float(values.double().mean())
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.001, 0.01])
+@pytest.mark.parametrize("confidence", CONFIDENCES)
+@pytest.mark.parametrize("is_sweep", [False, True])
+def test_no_more_rows_become_wrong_than_allowed(allowed, confidence, is_sweep):
+    seen = made_up(is_sweep=is_sweep)
+
+    found = choose(seen, confidence=confidence, max_error_increase=allowed)
+
+    assert share(follow(found.policy, seen).is_newly_wrong) <= allowed
+    assert found.error_increase <= allowed
+    assert found.mean_macs <= found.full_macs
+
+
+def test_the_more_is_allowed_the_less_it_costs():
+    seen = made_up()
+
+    costs = [choose(seen, max_error_increase=e).mean_macs for e in (0.0, 0.002, 0.01, 0.05)]
+
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] < 1000
+    assert costs[-1] < 350
+
+
+def test_a_margin_comes_close_to_the_best_thresholds_of_all():
+    seen = made_up(rows=600)
+    found = choose(seen, max_error_increase=0.01)
+    margins = [CONFIDENCES["margin"](seen.history[: n + 1]) for n in (0, 1)]
+    grids = [[math.inf, *margin.quantile(torch.linspace(0, 1, 60)).tolist()] for margin in margins]
+
+    best = math.inf
+    for first in grids[0]:
+        for second in grids[1]:
+            outcome = follow(ExitPolicy("margin", (first, second)), seen)
+            if share(outcome.is_newly_wrong) <= 0.01:
+                best = min(best, float(outcome.macs.mean()))
+
+    assert found.mean_macs <= 1.05 * best
+
+
+def test_a_cost_may_be_asked_for_instead():
+    seen = made_up()
+
+    found = choose(seen, target_macs=300.0)
+
+    assert 200 < found.mean_macs <= 300
+    assert found.max_error_increase is None
+
+
+def test_a_cost_that_cannot_be_reached_is_refused():
+    with pytest.raises(
+        SettingError, match="No policy comes to 50 MACs a row: the first exit costs"
+    ):
+        choose(made_up(), target_macs=50.0)
+
+
+def test_labels_that_are_hopeless_are_dropped_where_that_pays():
+    seen = made_up(is_sweep=True)
+
+    found = choose(seen, max_error_increase=0.01)
+
+    never = replace(found.policy, drops=())
+    assert found.policy.drops
+    assert float(follow(found.policy, seen).macs.mean()) < float(follow(never, seen).macs.mean())
+
+
+# The guarantee
+
+
+def test_a_guarantee_is_kept_on_as_many_new_rows_as_promised():
+    allowed, delta, kept = 0.01, 0.1, 0
+    population = made_up(rows=200_000, seed=99)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        rows = torch.randperm(200_000, generator=draw)[:2000]
+        found = choose(
+            population.part(rows), max_error_increase=allowed, delta=delta, confidence="margin"
+        )
+        kept += share(follow(found.policy, population).is_newly_wrong) <= allowed
+
+    # Of 40 draws, so few as this would happen once in a thousand times if the promise held barely.
+    assert kept >= binom.ppf(0.001, 40, 1 - delta)
+    assert found.mean_macs < 900
+
+
+def test_a_guarantee_costs_more_than_none():
+    seen = made_up()
+
+    without = choose(seen, max_error_increase=0.01)
+    guaranteed = choose(seen, max_error_increase=0.01, delta=0.05)
+
+    assert without.mean_macs < guaranteed.mean_macs < guaranteed.full_macs
+    assert guaranteed.delta == 0.05
+
+
+def test_too_few_rows_guarantee_nothing_and_all_go_the_whole_way():
+    seen = made_up(rows=40)
+
+    assert choose(seen, max_error_increase=0.001, delta=0.05).mean_macs == 1000
+
+
+# What becomes of rows
+
+
+def test_what_is_calculated_is_what_inference_does(digits, trained):
+    for network in trained.values():
+        x, y = digits.x_test, digits.y_test
+        seen = look_at(network, x, y)
+        policy = choose(seen, max_error_increase=0.02).policy
+
+        outcome, found = follow(policy, seen), answer(network, x, policy)
+
+        same = outcome.exits == found.exits
+        assert share(same) > 0.99
+        assert outcome.answers[same].equal(found.labels[same])
+        cost = macs(list(seen.costs), found)
+        torch.testing.assert_close(outcome.macs[same], cost[same], rtol=0.05, atol=0)
+
+
+def test_no_exit_and_no_answer_depends_on_a_label():
+    seen = made_up()
+    policies = [choose(seen, confidence=c, max_error_increase=0.01).policy for c in CONFIDENCES]
+    order = torch.randperm(len(seen.labels), generator=torch.Generator().manual_seed(1))
+    permuted = replace(seen, labels=seen.labels[order])
+
+    for policy in (*policies, mean_minus_std(seen), *fixed_depths(seen)):
+        before, after = follow(policy, seen), follow(policy, permuted)
+        assert before.exits.equal(after.exits)
+        assert before.answers.equal(after.answers)
+        assert not before.is_wrong.equal(after.is_wrong)
+
+
+def test_fixed_depths_cost_what_their_stages_cost():
+    seen = made_up(rows=50)
+
+    assert [float(follow(p, seen).macs.mean()) for p in fixed_depths(seen)] == [100, 400, 1000]
+    assert follow(full_depth(3), seen).is_newly_wrong.sum() == 0
+
+
+def test_the_oracle_is_below_every_policy():
+    seen = made_up()
+    error, cost = oracle(seen)
+
+    assert error < min(share(follow(p, seen).is_wrong) for p in policies(seen, "margin"))
+    assert cost < 300
+
+
+def test_rows_that_leave_at_random_are_wrong_more_often():
+    seen = made_up()
+    outcome = follow(choose(seen, max_error_increase=0.005).policy, seen)
+
+    assert shuffled(outcome, seen) > share(outcome.is_wrong) + 0.02
+
+
+def test_the_table_adds_up():
+    seen = made_up(rows=4000)
+    outcome = follow(choose(seen, max_error_increase=0.01).policy, seen)
+
+    shares, accuracies, costs = zip(*table(outcome, 3), strict=True)
+
+    assert sum(shares) == pytest.approx(1)
+    right = sum(s * a for s, a in zip(shares, accuracies, strict=True))
+    assert right == pytest.approx(1 - share(outcome.is_wrong))
+    assert costs == (100, 400, 1000)
+
+
+def test_mean_minus_std_is_that_of_the_best_scores():
+    seen = made_up()
+    best = seen.history[0].amax(dim=1)
+
+    policy = mean_minus_std(seen, 2.0)
+
+    assert policy.thresholds[0] == pytest.approx(float(best.mean() - 2 * best.std()))
+
+
+# Rows that may not be taken
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return ow.load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """A network that votes, and one that sweeps."""
+    found = {}
+    for name, settings in {
+        "heads": {},
+        "sweep": {"objective": "threshold", "negatives": "random", "readout": "goodness"},
+    }.items():
+        network = ow.mlp(
+            digits.input_shape, num_classes=10, widths=(48, 40, 32), is_image=True, **settings
+        )
+        ow.train(network, digits, training=ow.TrainingConfig(epochs=8, precision="fp32"))
+        found[name] = network
+    return found
+
+
+def test_training_rows_are_refused_unless_forced_and_that_is_recorded(digits, trained):
+    network, x, y = trained["heads"], digits.x, digits.y
+
+    with pytest.raises(DataError, match=r"About (8|9)\d% of these 1,437 rows were trained on"):
+        calibrate(network, x, y, max_error_increase=0.01)
+    found = calibrate(network, x, y, max_error_increase=0.01, force=True)
+    held_out = calibrate(network, digits.x_test, digits.y_test, max_error_increase=0.01)
+
+    assert found.on_training_rows
+    assert not held_out.on_training_rows
+
+
+def test_training_rows_are_known_after_a_way_through_a_file(digits, trained, tmp_path):
+    ow.save(trained["heads"], tmp_path / "model.safetensors")
+    network = ow.load(tmp_path / "model.safetensors")
+
+    with pytest.raises(DataError, match="were trained on"):
+        calibrate(network, digits.x[:300], digits.y[:300], max_error_increase=0.01)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "Give either"),
+        ({"max_error_increase": 0.1, "target_macs": 5.0}, "Give either"),
+        ({"target_macs": 5.0, "delta": 0.1}, "delta goes with max_error_increase"),
+        ({"max_error_increase": 1.5}, "max_error_increase is a share, from 0 to below 1; got 1.5"),
+        ({"max_error_increase": 0.1, "delta": -1.0}, "delta is a share"),
+        ({"max_error_increase": 0.1, "confidence": "hunch"}, "There is no confidence hunch"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_go_together_are_refused(digits, trained, wrong, message):
+    with pytest.raises(SettingError, match=message):
+        calibrate(trained["heads"], digits.x_test, digits.y_test, **wrong)
+
+
+def test_no_rows_calibrate_nothing(digits, trained):
+    with pytest.raises(DataError, match="no rows to calibrate on"):
+        calibrate(trained["heads"], digits.x_test[:0], digits.y_test[:0], max_error_increase=0.01)
+
+
+def test_a_calibration_is_the_same_after_a_way_through_json():
+    found = choose(made_up(), max_error_increase=0.01, delta=0.1)
+
+    assert Calibrated.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_what_is_no_calibration_is_refused():
+    with pytest.raises(SettingError, match="no calibration of exits"):
+        Calibrated.from_json({"rows": 3})
