@@ -47,6 +47,7 @@ class ChapterWorker(Worker):
         step = make_sliced_step(
             self.blocks[block],
             closed_form=self.arithmetic.closed_form,
+            label_inputs=self.label_inputs(block),
             slices=self.plan.slices,
             cut=self.plan.cut,
             team=self.team,

@@ -162,8 +162,10 @@ class TrainingConfig:
     """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the processor has
     instructions for it; the choice is written into the run folder."""
 
-    gradients: Literal["closed-form", "autograd"] = "closed-form"
-    """How derivatives are found where both ways are known; equal up to rounding."""
+    gradients: Literal["closed-form", "shared-pass", "autograd"] = "closed-form"
+    """How derivatives are found where several ways are known; equal up to rounding. shared-pass:
+    in closed form, and in the first block what positives and negatives have in common, which is
+    all but the label, is multiplied once; without dropout and slices."""
 
     threads: Annotated[int, Range(1, 1025)] = 1
     """Threads of each rank. Rounding depends on it."""

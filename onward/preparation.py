@@ -21,10 +21,12 @@ from onward.dealing import (
     with_private_shards,
 )
 from onward.errors import PlacementError, SettingError
+from onward.layers import Dense
 from onward.networks import Network, build
 from onward.placement import Placement, place
 from onward.plan import Plan
 from onward.sliced import check_cut
+from onward.steps import has_closed_form
 from onward.stream_plan import StreamPlan
 from onward.workers import Arithmetic, Rows
 
@@ -104,7 +106,7 @@ def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placemen
         return False
     if not isinstance(plan, ChapterPlan):
         return True
-    closed_form = config.training.gradients == "closed-form"
+    closed_form = config.training.gradients != "autograd"
     try:
         for block in network.all_blocks:
             check_cut(block, closed_form=closed_form, slices=plan.slices, cut=plan.cut)
@@ -126,7 +128,8 @@ def make_arithmetic(config: RunConfig) -> Arithmetic:
     return Arithmetic(
         seed=config.training.seed,
         schedule=config.training.schedule,
-        closed_form=config.training.gradients == "closed-form",
+        closed_form=config.training.gradients != "autograd",
+        shared_pass=config.training.gradients == "shared-pass",
         bf16_wire=config.plan.wire == "bf16",
         shift=config.data.shift,
     )
@@ -205,6 +208,8 @@ def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
             "In a stream plan, hints come from a softmax head, and this network has none. Use "
             "--negatives hard, --readout softmax, or --plan chapters."
         )
+    if training.gradients == "shared-pass":
+        _check_shared_pass(network, plan.slices)
     shared: dict[str, Any] = {
         "num_blocks": len(network.line),
         "head_reads": head.reads if head is not None and head.reads else (),
@@ -224,7 +229,7 @@ def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
             )
         return StreamPlan(**shared)
     for block in network.all_blocks:
-        closed_form = training.gradients == "closed-form"
+        closed_form = training.gradients != "autograd"
         check_cut(block, closed_form=closed_form, slices=plan.slices, cut=plan.cut)
     return ChapterPlan(
         **shared,
@@ -232,6 +237,19 @@ def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
         slices=plan.slices,
         cut=plan.cut,
     )
+
+
+def _check_shared_pass(network: Network, slices: int) -> None:
+    """Refuse a first block whose positives and negatives differ in more than the label."""
+    first = network.line[0]
+    dropout = first.module.dropout if isinstance(first.module, Dense) else 0.0
+    if network.sampler.negatives is None or not has_closed_form(first) or dropout or slices > 1:
+        raise SettingError(
+            'training.gradients = "shared-pass" multiplies once what positives and negatives have '
+            f"in common. It needs negatives (here: {network.sampler.negatives}), a dense first "
+            f"block with a threshold, no dropout (here: {dropout}) and no slices (here: {slices}). "
+            'Use "closed-form".'
+        )
 
 
 def moments_age(optimizer_state: str) -> int | None:

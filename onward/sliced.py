@@ -21,7 +21,9 @@ from onward.team import Team
 from onward.views import View, Views
 
 
-def make_sliced_step(block: Block, *, closed_form: bool, slices: int, cut: Cut, team: Team) -> Step:
+def make_sliced_step(
+    block: Block, *, closed_form: bool, slices: int, cut: Cut, team: Team, label_inputs: int = 0
+) -> Step:
     """Return the way to train a block in slices.
 
     Args:
@@ -30,6 +32,7 @@ def make_sliced_step(block: Block, *, closed_form: bool, slices: int, cut: Cut, 
         slices: Number of slices; 1 for the usual step.
         cut: What is cut.
         team: The ranks that share the work.
+        label_inputs: See `make_step`.
 
     Raises:
         SettingError: The block cannot be cut so.
@@ -37,14 +40,14 @@ def make_sliced_step(block: Block, *, closed_form: bool, slices: int, cut: Cut, 
     check_cut(block, closed_form=closed_form, slices=slices, cut=cut)
     # A head that reads several blocks is small: where units are cut, every rank trains all of it.
     if slices == 1 or (cut == "units" and block.reads is not None):
-        return make_step(block, closed_form=closed_form)
+        return make_step(block, closed_form=closed_form, label_inputs=label_inputs)
     if cut == "rows":
         return RowsStep(make_step(block, closed_form=closed_form), slices, team)
     return UnitsStep(block, slices, team)
 
 
 def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut) -> None:
-    """Refuse a block that cannot be cut; the arguments are those of `make_sliced_step`.
+    """Refuse a block that cannot be cut, see `make_sliced_step`.
 
     Raises:
         SettingError: It cannot; the message says why.

@@ -113,11 +113,17 @@ class Step(ABC):
         return {n: View(part, views[n].labels) for n, part in zip(names, parts, strict=True)}
 
 
-def make_step(block: Block, *, closed_form: bool) -> Step:
-    """Return the way to train a block: in closed form where wished and known, else by autograd."""
-    if closed_form and has_closed_form(block):
-        return ClosedFormStep(block)
-    return AutogradStep(block)
+def make_step(block: Block, *, closed_form: bool, label_inputs: int = 0) -> Step:
+    """Return the way to train a block: in closed form where wished and known, else by autograd.
+
+    Args:
+        block: What is trained.
+        closed_form: Whether it is wished.
+        label_inputs: How many inputs, the first, views differ in, where that is to be made use of.
+    """
+    if not (closed_form and has_closed_form(block)):
+        return AutogradStep(block)
+    return SharedPassStep(block, label_inputs) if label_inputs else ClosedFormStep(block)
 
 
 def has_closed_form(block: Block) -> bool:
@@ -212,7 +218,9 @@ class ClosedFormStep(Step):
     @torch.no_grad()
     def gradients(self, views: Views, *, seed: int) -> Gradients:
         x, outputs, gradient, derivative, told = self._derived(views, seed)
-        named = {"module.weight": derivative.T @ x, "module.bias": self.summed(derivative)}
+        weight = self.product.new_empty(self.weight.shape)
+        self.multiply(derivative, x, weight)
+        named = {"module.weight": weight, "module.bias": self.summed(derivative)}
         for name, parameter in self.block.objective.named_parameters():
             if parameter.requires_grad and name in gradient.parameters:
                 named[f"objective.{name}"] = gradient.parameters[name]
@@ -223,7 +231,7 @@ class ClosedFormStep(Step):
     ) -> tuple[Tensor, dict[str, View], Gradient, Tensor, StepReport]:
         """Return inputs, outputs, the objective's gradient, that by pre-activations, a report."""
         x, rows = self.inputs(views, seed)
-        activities = self.activities(x)
+        activities = self.passed(x)
         outputs = self._outputs(activities, views, rows)
         gradient = self.block.objective.gradient(outputs)
         active = self.summed(activities) > 0
@@ -235,6 +243,14 @@ class ClosedFormStep(Step):
         x, rows = self._learned(views)
         assert isinstance(x, Tensor)
         return self._dropped(self._normalized(x), seed), rows
+
+    def passed(self, x: Tensor) -> Tensor:
+        """Return the activities of all units for the rows of a step, all views joined."""
+        return self.activities(x)
+
+    def multiply(self, derivative: Tensor, x: Tensor, out: Tensor) -> None:
+        """Write the derivative by the weights of some units, from that by pre-activations."""
+        torch.mm(derivative.T, x, out=out)
 
     def activities(self, x: Tensor, units: slice = ALL) -> Tensor:
         """Return the activities of some units."""
@@ -275,7 +291,7 @@ class ClosedFormStep(Step):
             weight = self.weight[chosen]
             product, gradient = self.product[: len(weight)], self.gradient[: len(weight)]
             columns = slice(chosen.start - units.start, chosen.stop - units.start)
-            torch.mm(derivative[:, columns].T, x, out=product)
+            self.multiply(derivative[:, columns], x, product)
             if product.dtype != gradient.dtype:
                 gradient.copy_(product)
             part = {name: t[chosen] if t.ndim else t for name, t in moments.items()}
@@ -287,6 +303,42 @@ class ClosedFormStep(Step):
         """Take the weights anew for products, after they were changed from outside."""
         if self.product_weight is not self.weight:
             self.product_weight.copy_(self.weight)
+
+
+class SharedPassStep(ClosedFormStep):
+    """The first block of positives and negatives, which differ in the label only.
+
+    Labels are one-hot and of one strength, so that rows are as long with any of them: normalised,
+    too, a positive and its negative have all inputs in common but those of the label. One product
+    serves both, forward and for the derivative. Equal up to rounding.
+
+    Args:
+        block: The block.
+        label_inputs: How many inputs, the first, are the label.
+    """
+
+    def __init__(self, block: Block, label_inputs: int) -> None:
+        super().__init__(block)
+        self.label_inputs = label_inputs
+        assert not self.layer.dropout, "It would make the two rows differ."
+
+    def passed(self, x: Tensor) -> Tensor:
+        labels, rest = self._parts(x)
+        weight = self.product_weight
+        shared = F.linear(rest, weight[:, self.label_inputs :], self.layer.bias.to(self.dtype))
+        activities = F.linear(labels, weight[:, : self.label_inputs])
+        activities.view(2, *shared.shape).add_(shared)
+        return activities.relu_()
+
+    def multiply(self, derivative: Tensor, x: Tensor, out: Tensor) -> None:
+        labels, rest = self._parts(x)
+        positive, negative = derivative.chunk(2)
+        torch.mm(derivative.T, labels, out=out[:, : self.label_inputs])
+        torch.mm((positive + negative).T, rest, out=out[:, self.label_inputs :])
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the labels of all rows, and what positives and negatives have in common."""
+        return x[:, : self.label_inputs], x[: len(x) // 2, self.label_inputs :]
 
 
 def joined(parts: list[Tensor]) -> Tensor:

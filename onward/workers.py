@@ -65,6 +65,9 @@ class Arithmetic:
     closed_form: bool = True
     """Whether closed forms are used where there are some."""
 
+    shared_pass: bool = False
+    """Whether the first block multiplies once what positives and negatives have in common."""
+
     bf16_wire: bool = False
     """Whether activities that blocks hand on in a stream are rounded to bf16."""
 
@@ -260,7 +263,16 @@ class Worker(ABC):
 
     def make_step(self, block: int) -> Step:
         """Return the way to train a block."""
-        return make_step(self.blocks[block], closed_form=self.arithmetic.closed_form)
+        return make_step(
+            self.blocks[block],
+            closed_form=self.arithmetic.closed_form,
+            label_inputs=self.label_inputs(block),
+        )
+
+    def label_inputs(self, block: int) -> int:
+        """Return the inputs in which views of a block differ, if that is to be made use of."""
+        is_shared = self.arithmetic.shared_pass and block == 0
+        return self.network.num_classes if is_shared else 0
 
     def report(self, product: Product, total: StepReport, elapsed: Tensor) -> None:
         """Keep a report, its fields in the order of `REPORT_FIELDS`.

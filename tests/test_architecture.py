@@ -23,6 +23,7 @@ ORDER = [
     "data.download",
     "data.idx",
     "data.cifar",
+    "data.mitbih",
     "data.catalog",
     "data",
     "layers",

@@ -93,6 +93,11 @@ def test_an_unknown_command_is_refused(capsys):
         (["pff", "--hint-age", "0", *QUICK], "plan.hint_age is 0, but in a chapter plan hints are"),
         (["pff", "--plan", "stream", *QUICK], "In a stream plan, hints come from a softmax head, "),
         (["hinton", "--shards", "2", *QUICK], "plan.shards is 2, but a stream plan has one stream"),
+        (
+            ["--set", "training.gradients=shared-pass"],
+            "It needs negatives (here: None), a dense first block with a threshold, no dropout "
+            "(here: 0.2) and no slices (here: 1).",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_data_or_each_other_are_refused(refused, arguments, message):

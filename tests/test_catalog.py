@@ -111,6 +111,7 @@ def test_the_data_sets_known_by_name_are_listed_with_where_they_are(tmp_path):
         "mnist": str(tmp_path / "MNIST" / "raw"),
         "fashion-mnist": "will be downloaded (31 MB)",
         "cifar10": "will be downloaded (170 MB)",
+        "mitbih": "to be made: DIR/mitbih/mitbih_beats.npz",
     }
     assert listed["cifar10"].shape == (3, 32, 32)
     assert (listed["cifar10"].num_rows, listed["cifar10"].num_test_rows) == (50_000, 10_000)
@@ -171,7 +172,7 @@ def test_the_archive_of_cifar10_is_unpacked_into_the_cache(tmp_path, publish, em
     assert_holds(load("cifar10"), arrays)
 
     unpacked = empty_cache / "cifar10" / "cifar-10-batches-bin"
-    assert available()[-1].where == str(unpacked)
+    assert {row.name: row.where for row in available()}["cifar10"] == str(unpacked)
 
 
 def test_a_failed_download_says_from_where_and_how_to_do_without(monkeypatch):

@@ -165,7 +165,7 @@ def test_cifar10_as_pickles_is_refused_and_the_binary_version_asked_for(tmp_path
     message = r"made of pickles, .* never read. Get the binary version \(cifar-10-binary.tar.gz"
     with pytest.raises(DataError, match=message):
         load("cifar10", data_dir=tmp_path)
-    assert "made of pickles" in available(tmp_path)[-1].where
+    assert "made of pickles" in {row.name: row for row in available(tmp_path)}["cifar10"].where
 
 
 def test_pickles_do_not_matter_where_the_binary_version_is_in_the_cache(tmp_path, empty_cache):
@@ -303,3 +303,56 @@ def test_a_file_that_does_not_end_in_npz_is_refused(tmp_path):
 def test_an_npz_file_that_is_not_there_is_an_error_that_names_it(tmp_path):
     with pytest.raises(DataError, match=r"own.npz cannot be read: No such file or directory"):
         load(str(tmp_path / "own.npz"))
+
+
+# Heart beats
+
+
+def beats(**changes):
+    """Members of a file of five beats: two of each split, one of a paced record."""
+    raw = np.cumsum(np.arange(5 * 8, dtype=np.int16).reshape(5, 8) % 7, axis=1)
+    return {
+        "dX": np.diff(raw, axis=1, prepend=0).astype(np.int16),
+        "y": np.array([0, 1, 4, 0, 2], dtype=np.uint8),
+        "ds": np.array([1, 1, 0, 2, 2], dtype=np.uint8),
+        "record": np.array([101, 106, 102, 100, 103], dtype=np.uint8),
+    } | changes
+
+
+def write_beats(folder, **changes):
+    (folder / "mitbih").mkdir()
+    np.savez(folder / "mitbih" / "mitbih_beats.npz", **beats(**changes))
+
+
+def test_beats_are_split_by_patient_and_lie_around_zero(tmp_path):
+    write_beats(tmp_path)
+
+    dataset = load("mitbih", data_dir=tmp_path)
+
+    raw = np.cumsum(beats()["dX"], axis=1) / 200
+    np.testing.assert_allclose(dataset.x, (raw - raw.mean(axis=1, keepdims=True))[:2], atol=1e-6)
+    assert dataset.y.tolist() == [0, 1]
+    assert dataset.y_test.tolist() == [0, 2]
+    assert dataset.groups.tolist() == [101, 106]
+    assert (dataset.num_classes, dataset.input_shape) == (5, (8,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": np.zeros(4, dtype=np.uint8)}, "is damaged: its members have the shapes"),
+        ({"dX": np.zeros(5, dtype=np.int16)}, "is damaged: its members have the shapes"),
+        ({"ds": np.array([object()])}, "Python objects are never unpickled"),
+    ],
+    ids=["fewer labels", "no windows", "pickled"],
+)
+def test_beats_that_do_not_fit_are_refused(tmp_path, changes, message):
+    write_beats(tmp_path, **changes)
+
+    with pytest.raises(DataError, match=message):
+        load("mitbih", data_dir=tmp_path)
+
+
+def test_beats_that_are_nowhere_are_not_looked_for_on_the_network(tmp_path):
+    with pytest.raises(DataError, match=r"mitbih is nowhere to be found.*mitbih_beats\.npz"):
+        load("mitbih", data_dir=tmp_path)

@@ -47,10 +47,7 @@ def read_npz(
             f"{path} does not end in .npz, the one form of data of one's own that is read. "
             f"Save it with numpy.savez('data.npz', x=rows, y=labels)."
         )
-    try:
-        members = _read_members(path, tuple(NEEDED))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    members = read_members(path, tuple(NEEDED), OPTIONAL)
     num_classes = members.get("num_classes")
     if num_classes is not None and (num_classes.size != 1 or num_classes.dtype.kind not in "iu"):
         raise DataError(
@@ -77,13 +74,32 @@ def read_rows(path: Path) -> Float[Tensor, "rows ..."]:
     Raises:
         DataError: The file or its member cannot be read, or holds what is not finite.
     """
+    return rows(read_members(path, ("x",))["x"], f"{path}: x")
+
+
+def read_members(
+    path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, NDArray[Any]]:
+    """Read arrays of an .npz file, none of which is ever unpickled.
+
+    Args:
+        path: The file.
+        needed: Members that it must have.
+        optional: Members that it may have.
+
+    Raises:
+        DataError: The file is missing, damaged or of another kind, a member is missing or holds
+            Python objects.
+    """
     try:
-        return rows(_read_members(path, ("x",))["x"], f"{path}: x")
+        return _read_members(path, needed, optional)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _read_members(path: Path, needed: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+def _read_members(
+    path: Path, needed: tuple[str, ...], optional: tuple[str, ...]
+) -> dict[str, NDArray[Any]]:
     with path.open("rb") as stream:
         try:
             file = np.load(stream, allow_pickle=False)
@@ -96,13 +112,12 @@ def _read_members(path: Path, needed: tuple[str, ...]) -> dict[str, NDArray[Any]
             )
         missing = [name for name in needed if name not in file.files]
         if missing:
+            told = [f"{name} ({NEEDED[name]})" if name in NEEDED else name for name in needed]
             raise DataError(
                 f"{path} lacks {' and '.join(missing)}; it has "
-                f"{', '.join(file.files) or 'no members'}. Needed: "
-                f"{', '.join(f'{name} ({NEEDED[name]})' for name in needed)}."
+                f"{', '.join(file.files) or 'no members'}. Needed: {', '.join(told)}."
             )
-        wanted = (*needed, *OPTIONAL) if "y" in needed else needed
-        names = [name for name in wanted if name in file.files]
+        names = [name for name in (*needed, *optional) if name in file.files]
         return {name: _read_member(file, name, path) for name in names}
 
 

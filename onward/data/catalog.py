@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sklearn.datasets import load_digits
 
-from onward.data import cifar, download, idx
+from onward.data import cifar, download, idx, mitbih
 from onward.data.arrays import read_npz
 from onward.data.dataset import Dataset, from_arrays
 from onward.errors import DataError
@@ -43,6 +43,7 @@ class _Published:
     """A data set that lies in a folder, as its authors published it."""
 
     shape: tuple[int, ...]
+    num_classes: int
     num_rows: int
     num_test_rows: int
     is_complete: Callable[[Path], bool]
@@ -51,12 +52,18 @@ class _Published:
 
 _PUBLISHED = {
     "mnist": _Published(
-        (1, 28, 28), 60_000, 10_000, idx.is_complete, partial(idx.read_mnist, name="mnist")
+        (1, 28, 28), 10, 60_000, 10_000, idx.is_complete, partial(idx.read_mnist, name="mnist")
     ),
     "fashion-mnist": _Published(
-        (1, 28, 28), 60_000, 10_000, idx.is_complete, partial(idx.read_mnist, name="fashion-mnist")
+        (1, 28, 28),
+        10,
+        60_000,
+        10_000,
+        idx.is_complete,
+        partial(idx.read_mnist, name="fashion-mnist"),
     ),
-    "cifar10": _Published((3, 32, 32), 50_000, 10_000, cifar.is_complete, cifar.read_cifar10),
+    "cifar10": _Published((3, 32, 32), 10, 50_000, 10_000, cifar.is_complete, cifar.read_cifar10),
+    "mitbih": _Published((256,), 5, 51_000, 49_691, mitbih.is_complete, mitbih.read_mitbih),
 }
 
 NAMES = ("digits", *_PUBLISHED)
@@ -77,7 +84,7 @@ def load(
     ONWARD_DATA names, and in the cache; then they are downloaded into the cache.
 
     Args:
-        name: digits, mnist, fashion-mnist, cifar10, or a path that ends in .npz.
+        name: digits, mnist, fashion-mnist, cifar10, mitbih, or a path that ends in .npz.
         data_dir: Folder that holds published data sets.
         split_seed: Decides which rows are test rows where the data bring none of their own.
         test: Share of the rows, or number, that are test rows there.
@@ -127,7 +134,14 @@ def available(data_dir: Path | str | None = None) -> list[Listing]:
     digits = Listing("digits", (1, 8, 8), 10, 1437, 360, "comes with scikit-learn")
     folders = _folders(data_dir)
     return [digits] + [
-        Listing(name, known.shape, 10, known.num_rows, known.num_test_rows, _where(name, folders))
+        Listing(
+            name,
+            known.shape,
+            known.num_classes,
+            known.num_rows,
+            known.num_test_rows,
+            _where(name, folders),
+        )
         for name, known in _PUBLISHED.items()
     ]
 
@@ -137,12 +151,21 @@ def _where(name: str, folders: list[Path]) -> str:
         found = _find(name, folders)
     except DataError as error:
         return str(error)
-    megabytes = download.REMOTES[name].num_bytes / 1e6
-    return str(found) if found else f"will be downloaded ({megabytes:.0f} MB)"
+    if found:
+        return str(found)
+    if name not in download.REMOTES:
+        return f"to be made: DIR/{name}/{mitbih.FILE}"
+    return f"will be downloaded ({download.REMOTES[name].num_bytes / 1e6:.0f} MB)"
 
 
 def _locate(name: str, folders: list[Path]) -> Path:
     found = _find(name, folders)
+    if found is None and name not in download.REMOTES:
+        raise DataError(
+            f"{name} is nowhere to be found, and is not fetched: its beats are cut from records of "
+            f"PhysioNet. Make DIR/{name}/{mitbih.FILE} with the members that onward.data.mitbih "
+            f"describes, and name that folder by --data-dir DIR or ONWARD_DATA=DIR."
+        )
     if found is None:
         download.fetch(name)
         found = _find(name, [download.cache()])
@@ -152,7 +175,7 @@ def _locate(name: str, folders: list[Path]) -> Path:
 
 def _find(name: str, folders: list[Path]) -> Path | None:
     for folder in folders:
-        for layout in download.REMOTES[name].layouts:
+        for layout in download.REMOTES[name].layouts if name in download.REMOTES else (name,):
             if _PUBLISHED[name].is_complete(folder / layout):
                 return folder / layout
     if name == "cifar10":

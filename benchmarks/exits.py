@@ -1,0 +1,311 @@
+"""What does it save to stop as soon as it is sure, and what does it cost in errors?
+
+    python benchmarks/exits.py --data-dir DIR                      all cases, three seeds: hours
+    python benchmarks/exits.py --data-dir DIR --case mnist         one of the cases
+    python benchmarks/exits.py --data-dir DIR --quick              two cases, one seed, ten minutes
+
+Four blocks of 2000 units. Thresholds are calibrated on validation rows (5,000; patients kept apart
+in mitbih), all figures are of the test rows, which nothing was chosen by. Every result goes to a
+JSON file in --out and every model to --models, so the script can be cut.
+
+    mnist, cifar10, mitbih   one-pass: blocks with heads, which add up
+    ...-sweep                hinton: a pass a label, goodness added up
+    ...-backprop             the twin: the same layers and heads, trained by backpropagation of the
+                             sum of all heads' losses (deep supervision)
+
+    error_increase              test error under the policy less that at full depth: mnist
+    macs_ratio                  MACs at full depth over mean MACs under the policy: mnist
+    latency_ratio_batch1        median time of a row at full depth over that under the policy: mnist
+    throughput_ratio_batch1024  rows a second in batches of 1,024, policy over full depth: mnist
+    sweep_macs_ratio            MACs of the plain sweep over those under the policy: mnist-sweep
+    guarantee_kept              share of 100 splits of validation and test rows in which a guarantee
+                                (0.5 points more, delta 0.1) held on the other half: mnist
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from sklearn.metrics import f1_score, recall_score
+from torch import nn
+
+import onward as ow
+from onward.calibration import choose, mean_minus_std, policies
+from onward.dealing import deal_alone
+from onward.exits import CONFIDENCES, full_depth
+from onward.macs import macs, stage_costs
+from onward.outcomes import fixed_depths, follow, look_at, oracle, shuffled
+from onward.stages import answer
+
+ALLOWED = 0.0005
+"""Share of the held-out rows that may become wrong."""
+
+EPOCHS = {"mnist": 6, "cifar10": 20, "mitbih": 10}
+SWEEP_EPOCHS = {"mnist": 20, "cifar10": 20, "mitbih": 10}
+CASES = [name + kind for name in EPOCHS for kind in ("", "-sweep", "-backprop")]
+QUICK = ("mnist", "mnist-sweep")
+
+
+def config_of(case: str, seed: int, form: str, data_dir: str | None) -> ow.RunConfig:
+    """Return the settings of a case."""
+    name, _, kind = case.partition("-")
+    recipe = "hinton" if kind == "sweep" else "one-pass"
+    epochs = (SWEEP_EPOCHS if kind == "sweep" else EPOCHS)[name]
+    changes: dict[str, Any] = {
+        "data.name": name,
+        "data.dir": data_dir,
+        "data.validation": 5000,
+        "network.widths": (2000,) * 4,
+        "training.epochs": epochs if form == "full" else 2,
+        "training.seed": seed,
+    }
+    if form == "smoke":
+        changes |= {"data.name": "digits", "data.validation": 300, "network.widths": (32,) * 3}
+    return ow.RECIPES[recipe].config.with_settings(changes)
+
+
+def trained(
+    case: str, config: ow.RunConfig, dataset: ow.Dataset, models: Path | None
+) -> ow.Network:
+    """Return the network of a case, trained now or before."""
+    path = models / f"{case}-{config.training.seed}.safetensors" if models else None
+    if path is not None and path.exists():
+        return ow.load(path)
+    settings = {n: getattr(config.network, n) for n in config.network.__dataclass_fields__}
+    network = ow.mlp(
+        dataset.input_shape,
+        num_classes=dataset.num_classes,
+        is_image=dataset.is_image,
+        optimizer=config.optimizer,
+        seed=config.training.seed,
+        **settings,
+    )
+    if case.endswith("backprop"):
+        supervise(network, config, dataset)
+    else:
+        validation = config.data.validation
+        folder = models / f"{case}-{config.training.seed}" if models else None
+        ow.train(
+            network,
+            dataset,
+            training=config.training,
+            plan=config.plan,
+            validation=validation,
+            folder=folder,
+        )
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ow.save(network, path)
+    return network
+
+
+def supervise(network: ow.Network, config: ow.RunConfig, dataset: ow.Dataset) -> None:
+    """Train all layers and heads together, by the sum of the heads' losses."""
+    rows = deal_alone(config, dataset)
+    modules = [block.module for block in network.line]
+    heads = [block.objective.head for block in network.line]
+    parameters = [p for module in (*modules, *heads) for p in module.parameters()]
+    steps_each = -(-len(rows.y) // config.training.batch_size)
+    optimizer = torch.optim.Adam(parameters, lr=config.optimizer.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=config.optimizer.lr,
+        total_steps=steps_each * config.training.epochs,
+    )
+    torch.manual_seed(config.training.seed)
+    network.train()
+    for _ in range(config.training.epochs):
+        for batch in torch.randperm(len(rows.y)).split(config.training.batch_size):
+            x, loss = rows.x[batch], torch.zeros(())
+            with torch.autocast("cpu", torch.bfloat16):
+                for module, head in zip(modules, heads, strict=True):
+                    x = module(x)
+                    loss = loss + nn.functional.cross_entropy(head(x).float(), rows.y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
+def times(run: Callable[[torch.Tensor], object], batches: list[torch.Tensor]) -> list[float]:
+    """Return the seconds of each batch."""
+    found = []
+    for batch in batches:
+        start = time.perf_counter()
+        run(batch)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def speed(network: ow.Network, policy: ow.ExitPolicy, x: torch.Tensor, most: int) -> dict[str, Any]:
+    """Return times of batches of several sizes, at full depth and under the policy, in turns."""
+    whole = full_depth(len(policy.thresholds) + 1)
+    found: dict[str, Any] = {}
+    for size in (1, 32, 1024):
+        number = min({1: most, 32: most // 8, 1024: max(2, most // 100)}[size], len(x) // size)
+        batches = list(x[: size * number].split(size)) or [x]
+        seconds: dict[str, list[float]] = {"full": [], "policy": []}
+        for start in range(0, len(batches), 5):
+            part = batches[start : start + 5]
+            for name, each in (("full", whole), ("policy", policy)):
+                run = lambda batch, each=each: answer(network, batch, each, batch_size=size)  # noqa: B023, E731
+                seconds[name] += times(run, part)
+        found[str(size)] = {
+            name: {
+                "median_ms": 1e3 * statistics.median(values),
+                "p99_ms": 1e3 * float(np.quantile(values, 0.99)),
+                "rows_a_second": size * len(values) / sum(values),
+            }
+            for name, values in seconds.items()
+        }
+    return found
+
+
+def by_class(answers: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """Return what plain error hides where classes are of unequal size."""
+    return {
+        "macro_f1": float(f1_score(labels, answers, average="macro", zero_division=0)),
+        "sensitivity": recall_score(labels, answers, average=None, zero_division=0).tolist(),
+    }
+
+
+def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
+    """Train, calibrate on validation rows, look at test rows."""
+    config = config_of(case, seed, form, options.data_dir)
+    dataset = ow.load_data(config.data.name, data_dir=options.data_dir)
+    torch.set_num_threads(1)
+    network = trained(case, config, dataset, options.models if form == "full" else None)
+    network.set_precision(torch.float32)
+    rows = deal_alone(config, dataset)
+    held_out = look_at(network, rows.x_validation, rows.y_validation)
+    tested = look_at(network, dataset.x_test, dataset.y_test)
+
+    def told(policy: ow.ExitPolicy) -> dict[str, Any]:
+        outcome = follow(policy, tested)
+        return {
+            "error": float(outcome.is_wrong.double().mean()),
+            "macs": float(outcome.macs.mean()),
+            **by_class(outcome.answers, tested.labels),
+        }
+
+    calibrated = choose(held_out, max_error_increase=ALLOWED)
+    found = told(calibrated.policy)
+    depths = [told(policy) for policy in fixed_depths(tested)]
+    full = depths[-1]
+    plain = sum(c.row + c.each * network.num_classes for c in stage_costs(network, shared=False))
+    outcome = follow(calibrated.policy, tested)
+    # What inference does, beside what was calculated from scores at full depth.
+    answers = answer(network, dataset.x_test, calibrated.policy)
+    done = float(macs(list(tested.costs), answers).mean())
+    error, bound = oracle(tested)
+    result = {
+        "case": case,
+        "seed": seed,
+        "policy": calibrated.to_json(),
+        "policy_on_test": found,
+        "full_on_test": full,
+        "error_increase": found["error"] - full["error"],
+        "macs_ratio": full["macs"] / found["macs"],
+        "plain_macs": plain,
+        "plain_macs_ratio": plain / found["macs"],
+        "exits": outcome.exits.bincount(minlength=len(tested.costs)).tolist(),
+        "same_as_inference": float((answers.exits == outcome.exits).double().mean()),
+        "inference_macs": done,
+        "fixed_depths": depths,
+        "any_rows_as_many": shuffled(outcome, tested),
+        "oracle": {"error": error, "macs": bound},
+        "policies": {
+            name: told(choose(held_out, confidence=name, max_error_increase=ALLOWED).policy)
+            for name in CONFIDENCES
+        },
+        "curves": {
+            name: [[told(p)["macs"], told(p)["error"]] for p in policies(held_out, name)]
+            for name in ("margin",)
+        },
+        "mean_minus_std": told(mean_minus_std(held_out)),
+        "guarantee_kept": guarantee(held_out, tested) if case == "mnist" else None,
+        "speed": speed(network, calibrated.policy, dataset.x_test, 20 if form == "smoke" else 800),
+        "load": os.getloadavg()[0],
+    }
+    print(
+        f"{case} seed {seed}: error {full['error']:.2%} at full depth, {found['error']:.2%} under "
+        f"the policy, {result['macs_ratio']:.1f} times fewer MACs "
+        f"({result['plain_macs_ratio']:.1f} than plain), exits {result['exits']}",
+        flush=True,
+    )
+    return result
+
+
+def guarantee(held_out: Any, tested: Any, allowed: float = 0.005, delta: float = 0.1) -> float:
+    """Return the share of splits in which the error on the other half rose by no more."""
+    pool = replace(
+        held_out,
+        history=torch.cat([held_out.history, tested.history], dim=1),
+        labels=torch.cat([held_out.labels, tested.labels]),
+    )
+    kept = 0
+    for split in range(100):
+        order = torch.randperm(len(pool.labels), generator=torch.Generator().manual_seed(split))
+        one, other = (pool.part(half) for half in order.chunk(2))
+        policy = choose(one, max_error_increase=allowed, delta=delta).policy
+        outcome = follow(policy, other)
+        rise = outcome.is_wrong.double().mean() - (other.full != other.labels).double().mean()
+        kept += float(rise) <= allowed
+    return kept / 100
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--case", choices=CASES, action="append")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--models", type=Path, default=Path("build/exits"), help="for the models")
+    options = parser.parse_args()
+    form = common.form_of(options)
+    cases = options.case or (CASES if form == "full" else QUICK)
+    if form != "smoke":
+        common.need(cases[0].partition("-")[0], options.data_dir)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(options.seeds if form == "full" else 1):
+        for case in cases:
+            path = options.out / f"exits-{case}-{seed}.json"
+            if form == "full" and path.exists():
+                result = json.loads(path.read_text())
+            else:
+                result = measure(case, seed, form, options)
+                if form == "full":
+                    common.record(path, result)
+            found.setdefault(case, []).append(result)
+
+    def mean(case: str, figure: Callable[[dict[str, Any]], float]) -> float | None:
+        values = [figure(result) for result in found.get(case, [])]
+        return round(statistics.mean(values), 5) if values else None
+
+    def ratio(size: str, name: str, *, of_full: bool) -> Callable[[dict[str, Any]], float]:
+        def figure(result: dict[str, Any]) -> float:
+            full, policy = (result["speed"][size][who][name] for who in ("full", "policy"))
+            return float(full / policy if of_full else policy / full)
+
+        return figure
+
+    figures = {
+        "error_increase": mean("mnist", lambda r: r["error_increase"]),
+        "macs_ratio": mean("mnist", lambda r: r["macs_ratio"]),
+        "latency_ratio_batch1": mean("mnist", ratio("1", "median_ms", of_full=True)),
+        "throughput_ratio_batch1024": mean("mnist", ratio("1024", "rows_a_second", of_full=False)),
+        "sweep_macs_ratio": mean("mnist-sweep", lambda r: r["plain_macs_ratio"]),
+        "guarantee_kept": mean("mnist", lambda r: r["guarantee_kept"]),
+    }
+    common.last_line(figures, form)
+
+
+if __name__ == "__main__":
+    main()
