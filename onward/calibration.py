@@ -87,8 +87,8 @@ class Calibrated:
 
 def calibrate(
     network: Network,
-    x: Float[Tensor, "rows ..."],
-    y: Int[Tensor, " rows"],
+    x: Float[Tensor, "rows ..."] | np.ndarray,
+    y: Int[Tensor, " rows"] | np.ndarray,
     *,
     confidence: str = "margin",
     max_error_increase: float | None = None,
@@ -139,14 +139,15 @@ def calibrate(
     for name, value in (("max_error_increase", max_error_increase), ("delta", delta)):
         if value is not None and not 0 <= value < 1:
             raise SettingError(f"{name} is a share, from 0 to below 1; got {value}.")
-    overlap = network.trained_on.overlap(x) if network.trained_on else 0.0
+    rows, labels = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
+    overlap = network.trained_on.overlap(rows) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:
         raise DataError(
-            f"About {overlap:.0%} of these {len(x):,} rows were trained on, and a network is far "
+            f"About {overlap:.0%} of these {len(rows):,} rows were trained on, and a network is far "
             f"too sure of those. Take rows that were kept apart, such as validation rows."
         )
     return choose(
-        look_at(network, x, y),
+        look_at(network, rows, labels),
         confidence=confidence,
         max_error_increase=max_error_increase,
         target_macs=target_macs,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
+from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 
 from onward import checkpoint, data, dealing, runs
@@ -20,12 +21,16 @@ from onward.exits import CONFIDENCES, ExitPolicy, full_depth
 from onward.export import export, run_exported
 from onward.flags import FLAGS
 from onward.macs import macs, stage_costs
-from onward.networks import Network, evaluate
+from onward.networks import Network
 from onward.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled, table
 from onward.output import Output, close_output
 from onward.progress import count
 from onward.report import Curve, draw_exits
 from onward.stages import Answers, answer
+
+
+MOST_CLASSES = 20
+"""Classes whose sensitivity is listed."""
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -108,22 +113,31 @@ def evaluate_command(options: argparse.Namespace) -> None:
             f"rows of now may be training rows of then.",
             file=sys.stderr,
         )
-    found = evaluate(network, dataset.x_test, dataset.y_test)
+    scores, y = network.scores(dataset.x_test), dataset.y_test
+    labels = scores.network.argmax(dim=1)
     shown = Table()
     shown.add_column("what")
-    shown.add_column("accuracy", justify="right")
-    shown.add_row("network", f"{found.accuracy or 0:.2%}")
-    for number, accuracy in enumerate(found.block_accuracy):
-        shown.add_row(f"block {number} alone", f"{accuracy:.2%}")
+    shown.add_column("", justify="right")
+    shown.add_row("accuracy", f"{(labels == y).double().mean():.2%}")
+    for number, block in enumerate(scores.blocks):
+        accuracy = (block.argmax(dim=1) == y).double().mean()
+        shown.add_row(f"accuracy, block {number} alone", f"{accuracy:.2%}")
+    # Where some classes are rare, accuracy hides them.
+    shown.add_row("macro-F1", f"{f1_score(y, labels, average='macro', zero_division=0):.4f}")
+    known = y.unique().tolist()
+    found = recall_score(y, labels, labels=known, average=None, zero_division=0)
+    each = zip(known, found.tolist(), strict=True)
+    for label, sensitivity in each if len(known) <= MOST_CLASSES else ():
+        shown.add_row(f"sensitivity, class {label}", f"{sensitivity:.2%}")
     calibrated = None if options.full_depth else runs.read_exits(options.run, network)
     console = Output()
     console.print(
-        f"{options.run} on the {found.rows:,} test rows of {dataset.name}", soft_wrap=True
+        f"{options.run} on the {len(y):,} test rows of {dataset.name}", soft_wrap=True
     )
     console.print(shown)
     if calibrated is not None:
         answers = answer(network, dataset.x_test, calibrated.policy)
-        console.print(exits_table(network, answers, dataset.y_test))
+        console.print(exits_table(network, answers, y))
 
 
 def _load(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunConfig]:

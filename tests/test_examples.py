@@ -51,6 +51,14 @@ def test_arrays_of_ones_own_are_learned_from_saved_and_loaded(run):
     assert predicted.removeprefix("predicted ") == truth.removeprefix("in truth  ")
 
 
+def test_seizures_are_found_in_recordings_that_were_kept_apart(run):
+    whole, early, cost = run("recordings.py").splitlines()
+
+    assert float(whole.split("macro-F1 ")[1].partition(",")[0]) > 0.95
+    assert float(early.split("macro-F1 ")[1].partition(",")[0]) > 0.9
+    assert float(cost.partition(" times fewer")[0]) > 1.2
+
+
 def test_blocks_of_convolutions_learn(run):
     printed = run("convolution_blocks.py")
 

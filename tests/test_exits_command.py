@@ -1,0 +1,220 @@
+"""`onward exits` and `onward export`, and what other commands make of calibrated exits."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onward as ow
+from onward.cli import main
+
+READOUTS = {
+    "heads": ["one-pass", "--widths", "64,48,32", "--epochs", "8"],
+    "sweep": ["pff", "--negatives", "random", "--widths", "64,48,32", "--epochs", "8"],
+    "softmax": ["pff", "--readout", "softmax", "--widths", "64,48,32", "--epochs", "8"],
+}
+
+
+def onward(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run for each readout."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, words in READOUTS.items():
+        words = [*words, "--set", "training.precision=fp32", "--set", "data.validation=400"]
+        assert onward("train", *words, "--out", folder / name) == 0
+    return folder
+
+
+@pytest.fixture(scope="module", params=READOUTS)
+def run(request, runs):
+    """A run whose exits are calibrated."""
+    folder = runs / request.param
+    assert onward("exits", folder, "--max-error-increase", "0.02") == 0
+    return folder
+
+
+def test_exits_are_calibrated_on_validation_rows_and_written_into_the_run(run, capsys):
+    capsys.readouterr()
+    assert onward("exits", run, "--max-error-increase", "0.02") == 0
+
+    said = " ".join(capsys.readouterr().out.split())
+    found = json.loads((run / "exits.json").read_text())
+    assert "calibrated on the 400 validation rows of digits" in said
+    assert "times fewer" in said
+    assert (run / "exits.png").stat().st_size > 10_000
+    assert found["rows"] == 400
+    assert found["policy"]["confidence"] == "margin"
+    assert found["mean_macs"] < found["full_macs"]
+    assert not found["on_training_rows"]
+
+
+def test_a_run_is_evaluated_with_its_exits_beside_full_depth(run, capsys):
+    capsys.readouterr()
+    assert onward("evaluate", run) == 0
+    with_exits = capsys.readouterr().out
+    assert onward("evaluate", run, "--full-depth") == 0
+    without = capsys.readouterr().out
+
+    assert "leaving early" in with_exits
+    assert "stage 0" in with_exits
+    assert "leaving early" not in without
+
+
+def test_predictions_say_where_each_row_left(run, tmp_path, capsys):
+    x = ow.load_data("digits").x_test[:20].numpy()
+    np.savez(tmp_path / "rows.npz", x=x)
+    capsys.readouterr()
+
+    assert onward("predict", run, tmp_path / "rows.npz") == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert onward("predict", run, tmp_path / "rows.npz", "--out", tmp_path / "out.npz") == 0
+    capsys.readouterr()
+    assert onward("predict", run, tmp_path / "rows.npz", "--full-depth") == 0
+    full = capsys.readouterr().out
+
+    policy = ow.exits.ExitPolicy.from_json(json.loads((run / "exits.json").read_text())["policy"])
+    expected = ow.answer(ow.load(run), x, policy)
+    assert [int(row["label"]) for row in rows] == expected.labels.tolist()
+    assert [int(row["exit"]) for row in rows] == expected.exits.tolist()
+    with np.load(tmp_path / "out.npz") as found:
+        assert found["exits"].tolist() == expected.exits.tolist()
+    assert full.startswith("label,score_0,")
+
+
+def test_exported_files_give_the_same_classes_and_exits_without_torch(run, tmp_path, capsys):
+    x = ow.load_data("digits").x_test.numpy()
+    np.savez(tmp_path / "rows.npz", x=x)
+
+    assert onward("export", run, "--onnx", tmp_path / "onnx") == 0
+
+    policy = ow.exits.ExitPolicy.from_json(json.loads((run / "exits.json").read_text())["policy"])
+    expected = ow.answer(ow.load(run), x, policy)
+    program = f"""
+import runpy, sys
+sys.modules["torch"] = sys.modules["onward"] = None
+sys.argv = ["infer.py", {str(tmp_path / "onnx")!r}, {str(tmp_path / "rows.npz")!r}]
+runpy.run_path({str(tmp_path / "onnx" / "infer.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    told = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    wanted = list(zip(expected.labels.tolist(), expected.exits.tolist(), strict=True))
+    same = [one == two for one, two in zip(told, wanted, strict=True)]
+    # Products are rounded otherwise: a row may lie within rounding of a threshold.
+    assert sum(same) >= len(x) - 1
+
+
+def test_the_program_for_exported_files_is_short():
+    text = (Path(ow.__file__).parent / "standalone.py").read_text()
+
+    assert len(text.splitlines()) < 150
+
+
+def test_eight_bits_take_less_room(runs, tmp_path, capsys):
+    run = runs / "heads"
+    assert onward("export", run, "--onnx", tmp_path / "fp32") == 0
+    assert onward("export", run, "--onnx", tmp_path / "int8", "--int8") == 0
+
+    sizes = [
+        sum(file.stat().st_size for file in (tmp_path / name).glob("*.onnx"))
+        for name in ("fp32", "int8")
+    ]
+    assert sizes[1] < 0.65 * sizes[0]  # Of small files, the weights are a part.
+    assert capsys.readouterr().out.count("ONNX") == 2
+
+
+def test_other_policies_and_costs_may_be_asked_for(runs, capsys):
+    run = runs / "heads"
+
+    assert onward("exits", run, "--policy", "entropy", "--target-macs", "7000") == 0
+
+    found = json.loads((run / "exits.json").read_text())
+    assert found["policy"]["confidence"] == "entropy"
+    assert found["mean_macs"] <= 7000
+
+
+def test_a_guarantee_is_told(runs, capsys):
+    assert onward("exits", runs / "heads", "--max-error-increase", "0.1", "--delta", "0.1") == 0
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "With probability 90% it rises by at most 10.00 points on new rows" in said
+
+
+# What is refused
+
+
+def told(capsys, *arguments):
+    capsys.readouterr()
+    assert onward(*arguments) == 2
+    return capsys.readouterr().err
+
+
+def test_a_run_without_validation_rows_cannot_be_calibrated(tmp_path, capsys):
+    words = ["--widths", "8,8", "--epochs", "1", "--validation", "0"]
+    assert onward("train", *words, "--out", tmp_path / "run") == 0
+
+    assert "kept no validation rows" in told(capsys, "exits", tmp_path / "run")
+
+
+def test_exits_that_are_damaged_or_of_other_weights_are_refused(runs, tmp_path, capsys):
+    run = runs / "heads"
+    assert onward("exits", run) == 0
+    good = (run / "exits.json").read_text()
+
+    (run / "exits.json").write_text(good[:-20])
+    assert "exits.json is damaged" in told(capsys, "evaluate", run)
+    (run / "exits.json").write_text(json.dumps(json.loads(good) | {"weights_sha256": "0"}))
+    assert "was calibrated for other weights" in told(capsys, "evaluate", run)
+    (run / "exits.json").write_text(good)
+    assert onward("evaluate", run) == 0
+
+
+def test_a_run_that_is_replaced_loses_its_exits(tmp_path):
+    words = ["--widths", "8,8", "--epochs", "2", "--out", tmp_path / "run"]
+    assert onward("train", *words) == 0
+    assert onward("exits", tmp_path / "run") == 0
+
+    assert onward("train", *words, "--overwrite") == 0
+
+    assert not (tmp_path / "run" / "exits.json").exists()
+
+
+# On the whole MNIST test set
+
+
+@pytest.mark.skipif("ONWARD_DATA" not in os.environ, reason="ONWARD_DATA names no data folder")
+def test_on_all_mnist_test_rows_exported_files_agree_with_the_network(tmp_path):
+    mnist = ow.load_data("mnist")
+    network = ow.mlp(mnist.input_shape, num_classes=10, widths=(100, 100, 100), is_image=True)
+    few = ow.dataset(
+        mnist.x[:6000],
+        mnist.y[:6000],
+        x_test=mnist.x[6000:8000],
+        y_test=mnist.y[6000:8000],
+        is_image=True,
+    )
+    ow.train(network, few, training=ow.TrainingConfig(epochs=2, precision="fp32"))
+    policy = ow.calibrate(network, few.x_test, few.y_test, max_error_increase=0.005).policy
+
+    from onward.export import export, run_exported
+
+    export(network, tmp_path, policy)
+    labels, exits = run_exported(tmp_path, mnist.x_test.numpy())
+
+    found = ow.answer(network, mnist.x_test, policy)
+    differ = (labels != found.labels.numpy()) | (exits != found.exits.numpy())
+    # Rows within rounding of a threshold, of 10,000.
+    assert differ.sum() <= 3
+    assert len(np.unique(exits)) == 3
