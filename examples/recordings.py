@@ -46,9 +46,7 @@ def main() -> None:
     train, held_out, test = groups < 14, (groups >= 14) & (groups < 19), groups >= 19
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "windows.npz"
-        np.savez(
-            path, x=x[train], y=y[train], groups=groups[train], x_test=x[test], y_test=y[test]
-        )
+        np.savez(path, x=x[train], y=y[train], groups=groups[train], x_test=x[test], y_test=y[test])
         dataset = ow.load_data(str(path))
     network = ow.mlp(dataset.input_shape, num_classes=2, widths=(64, 64, 64))
     ow.train(network, dataset, training=ow.TrainingConfig(epochs=12), validation=0)

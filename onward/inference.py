@@ -131,9 +131,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         shown.add_row(f"sensitivity, class {label}", f"{sensitivity:.2%}")
     calibrated = None if options.full_depth else runs.read_exits(options.run, network)
     console = Output()
-    console.print(
-        f"{options.run} on the {len(y):,} test rows of {dataset.name}", soft_wrap=True
-    )
+    console.print(f"{options.run} on the {len(y):,} test rows of {dataset.name}", soft_wrap=True)
     console.print(shown)
     if calibrated is not None:
         answers = answer(network, dataset.x_test, calibrated.policy)
