@@ -143,8 +143,8 @@ def calibrate(
     overlap = network.trained_on.overlap(rows) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:
         raise DataError(
-            f"About {overlap:.0%} of these {len(rows):,} rows were trained on, and a network is far "
-            f"too sure of those. Take rows that were kept apart, such as validation rows."
+            f"About {overlap:.0%} of these {len(rows):,} rows were trained on, and a network is "
+            f"far too sure of those. Take rows that were kept apart, such as validation rows."
         )
     return choose(
         look_at(network, rows, labels),

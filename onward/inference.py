@@ -28,7 +28,6 @@ from onward.progress import count
 from onward.report import Curve, draw_exits
 from onward.stages import Answers, answer
 
-
 MOST_CLASSES = 20
 """Classes whose sensitivity is listed."""
 
