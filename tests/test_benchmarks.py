@@ -24,6 +24,7 @@ FIGURES = {
         "error_increase",
         "macs_ratio",
         "latency_ratio_batch1",
+        "mean_time_ratio_batch1",
         "throughput_ratio_batch1024",
         "sweep_macs_ratio",
         "guarantee_kept",
@@ -53,8 +54,19 @@ FIGURES = {
 }
 
 
-LONG = {"backprop_pipeline", "links", "memory_limit", "same_weights", "simulation"}
-"""Those that take twenty seconds or more, and are not the short form of a test of faults."""
+LONG = {
+    "backprop_pipeline",
+    "chapter_length",
+    "emulated_ranks",
+    "exits",
+    "hint_age",
+    "links",
+    "memory_limit",
+    "same_weights",
+    "simulation",
+    "traffic",
+}
+"""Those that take ten seconds or more, and are not the short form of a test of faults."""
 
 
 def test_every_benchmark_is_tried_here():
