@@ -16,7 +16,7 @@ from onward import seeds
 from onward.errors import DataError, SettingError
 from onward.exits import ExitPolicy, max_score
 from onward.networks import Network
-from onward.outcomes import HeldOut, Outcome, dropped, follow, look_at
+from onward.outcomes import HeldOut, dropped, follow, look_at
 
 PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
 """What a newly wrong row counts, in full passes: the policies to choose from, safest first."""
@@ -113,7 +113,8 @@ def calibrate(
         delta: With probability 1 - delta the error on new rows like these rises by at most
             `max_error_increase`. The rows are then cut in two: one half makes the policies, the
             other tests them, from cautious to bold, each by a binomial bound, and the last before
-            the first that fails is taken.
+            the first that fails is taken. That holds for rows drawn one by one; rows of few
+            patients or recordings are not.
         force: Whether the rows may be those of the training; that is recorded.
 
     Raises:
@@ -132,13 +133,27 @@ def calibrate(
         >>> ow.calibrate(network, x, y, max_error_increase=0.01).error_increase <= 0.01
         True
     """
-    if (max_error_increase is None) is (target_macs is None):
-        raise SettingError("Give either max_error_increase or target_macs.")
-    if delta is not None and max_error_increase is None:
-        raise SettingError("delta goes with max_error_increase: a cost needs no guarantee.")
-    for name, value in (("max_error_increase", max_error_increase), ("delta", delta)):
-        if value is not None and not 0 <= value < 1:
-            raise SettingError(f"{name} is a share, from 0 to below 1; got {value}.")
+    return choose(
+        held_out(network, x, y, force=force),
+        confidence=confidence,
+        max_error_increase=max_error_increase,
+        target_macs=target_macs,
+        delta=delta,
+    )
+
+
+def held_out(
+    network: Network,
+    x: Float[Tensor, "rows ..."] | np.ndarray,
+    y: Int[Tensor, " rows"] | np.ndarray,
+    *,
+    force: bool = False,
+) -> HeldOut:
+    """Pass rows through a network that it was not trained on, see `calibrate`.
+
+    Raises:
+        DataError: It was.
+    """
     rows, labels = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
     overlap = network.trained_on.overlap(rows) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:
@@ -146,14 +161,7 @@ def calibrate(
             f"About {overlap:.0%} of these {len(rows):,} rows were trained on, and a network is "
             f"far too sure of those. Take rows that were kept apart, such as validation rows."
         )
-    return choose(
-        look_at(network, rows, labels),
-        confidence=confidence,
-        max_error_increase=max_error_increase,
-        target_macs=target_macs,
-        delta=delta,
-        on_training_rows=overlap > MOST_OVERLAP,
-    )
+    return replace(look_at(network, rows, labels), was_trained_on=overlap > MOST_OVERLAP)
 
 
 def choose(
@@ -163,12 +171,20 @@ def choose(
     max_error_increase: float | None = None,
     target_macs: float | None = None,
     delta: float | None = None,
-    on_training_rows: bool = False,
     seed: int = 0,
 ) -> Calibrated:
-    """Choose thresholds from what a network has said; see `calibrate`."""
-    if not len(seen.labels):
-        raise DataError("There are no rows to calibrate on.")
+    """Choose thresholds from what a network has said, see `calibrate`."""
+    if (max_error_increase is None) is (target_macs is None):
+        raise SettingError("Give either max_error_increase or target_macs.")
+    if delta is not None and max_error_increase is None:
+        raise SettingError("delta goes with max_error_increase: a cost needs no guarantee.")
+    for name, value in (("max_error_increase", max_error_increase), ("delta", delta)):
+        if value is not None and not 0 <= value < 1:
+            raise SettingError(f"{name} is a share, from 0 to below 1; got {value}.")
+    if len(seen.costs) == 1:
+        raise SettingError("This network has one exit, its end: there is nowhere to leave early.")
+    if len(seen.labels) < 2:
+        raise DataError(f"There are {len(seen.labels)} rows to calibrate on, and two are needed.")
     made = tested = seen
     if delta is not None:
         draw = seeds.generator(seed, "calibration")
@@ -210,67 +226,68 @@ def choose(
         max_error_increase,
         target_macs,
         delta,
-        on_training_rows,
+        seen.was_trained_on,
     )
 
 
 def policies(seen: HeldOut, confidence: str) -> Iterator[ExitPolicy]:
     """Yield policies from cautious to bold, each the cheapest for some price of an error."""
-    neurons = _neurons(confidence, seen)
-    all_drops = [_drops(seen, lost) for lost in (NO_DROPS, *(LOST_LABELS if seen.is_sweep else ()))]
+    neurons, never = _neurons(confidence, seen), (math.inf,) * (len(seen.costs) - 1)
+    shares = (NO_DROPS, *LOST_LABELS) if seen.is_sweep else (NO_DROPS,)
+    starts = [
+        _Start(seen, ExitPolicy(confidence, never, _drops(seen, lost), neurons)) for lost in shares
+    ]
     before = None
     for price in PRICES:
-        options = []
-        for drops in all_drops:
-            start = ExitPolicy(confidence, (math.inf,) * (len(seen.costs) - 1), drops, neurons)
-            policy = _cheapest(seen, start, price)
-            options.append((_value(follow(policy, seen), seen, price), policy))
-        policy = min(options, key=lambda option: option[0])[1]
+        policy = min((start.cheapest(price) for start in starts), key=lambda found: found[0])[1]
         if policy != before:
             yield policy
         before = policy
 
 
-def _value(outcome: Outcome, seen: HeldOut, price: float) -> float:
-    """Return the mean cost in full passes, errors included."""
-    return float(outcome.macs.mean()) / _unit(seen) + price * float(
-        outcome.is_newly_wrong.double().mean()
-    )
+class _Start:
+    """What is known of rows for a policy, but for its thresholds.
 
+    Args:
+        seen: The rows.
+        policy: The policy; under it rows leave only where one label is left.
+    """
 
-def _unit(seen: HeldOut) -> float:
-    """Return the MACs of a full pass."""
-    labels = seen.history.shape[2] if seen.is_sweep else 1
-    return float(sum(cost.row + cost.each * labels for cost in seen.costs))
+    def __init__(self, seen: HeldOut, policy: ExitPolicy) -> None:
+        self.policy = policy
+        history, macs = dropped(policy, seen)
+        before_last = range(1, len(history))
+        labels = seen.history.shape[2] if seen.is_sweep else 1
+        self.costs = macs / sum(cost.row + cost.each * labels for cost in seen.costs)
+        """In full passes, up to each exit."""
+        self.is_newly_wrong = (history.argmax(dim=2) != seen.labels) & (seen.full == seen.labels)
+        self.sure = torch.stack([policy.confidences(history[:n]).double() for n in before_last])
+        self.must = torch.stack([policy.leaves(history[:n]) for n in before_last])
 
+    def cheapest(self, price: float) -> tuple[float, ExitPolicy]:
+        """Choose the thresholds that cost least, wrong rows included, one after the other.
 
-def _cheapest(seen: HeldOut, policy: ExitPolicy, price: float) -> ExitPolicy:
-    """Choose the thresholds that cost least, errors included, one after the other."""
-    history, macs = dropped(policy, seen)
-    num_exits, num_rows, _ = history.shape
-    is_right = seen.full == seen.labels
-    answers = history.argmax(dim=2)
-    value = macs / _unit(seen) + price * ((answers != seen.labels) & is_right)
-    sure = torch.stack(
-        [policy.confidences(history[: n + 1]).double() for n in range(num_exits - 1)]
-    )
-    must = torch.stack(
-        [replace(policy, thresholds=(math.inf,) * (num_exits - 1)).leaves(history[: n + 1])
-         for n in range(num_exits - 1)]
-    )  # fmt: skip
-    thresholds = [math.inf] * (num_exits - 1)
-    for _ in range(SWEEPS):
-        # From the last exit back: what comes after an exit says what it costs to go on there.
+        Args:
+            price: What a wrong row counts, in full passes.
+
+        Returns:
+            The mean cost, and the policy.
+        """
+        value = self.costs + price * self.is_newly_wrong
+        thresholds = [math.inf] * len(self.sure)
         after = value[-1]
-        for number in reversed(range(num_exits - 1)):
-            reaching = torch.ones(num_rows, dtype=torch.bool)
-            for earlier in range(number):
-                reaching &= (sure[earlier] < thresholds[earlier]) & ~must[earlier]
-            free = reaching & ~must[number]
-            thresholds[number] = _threshold(sure[number, free], (value[number] - after)[free])
-            leaves = (sure[number] >= thresholds[number]) | must[number]
-            after = torch.where(leaves, value[number], after)
-    return replace(policy, thresholds=tuple(thresholds))
+        for _ in range(SWEEPS):
+            # From the last exit back: what comes after an exit says what it costs to go on there.
+            after = value[-1]
+            for number in reversed(range(len(thresholds))):
+                free = ~self.must[number]
+                for earlier in range(number):
+                    free &= (self.sure[earlier] < thresholds[earlier]) & ~self.must[earlier]
+                gain = (value[number] - after)[free]
+                thresholds[number] = _threshold(self.sure[number, free], gain)
+                leaves = (self.sure[number] >= thresholds[number]) | self.must[number]
+                after = torch.where(leaves, value[number], after)
+        return float(after.mean()), replace(self.policy, thresholds=tuple(thresholds))
 
 
 def _threshold(sure: Tensor, gain: Tensor) -> float:

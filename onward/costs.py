@@ -223,8 +223,9 @@ def measure(
     negatives = (labels + 1) % network.num_classes if has_negatives else None
     views, neutral = sampler.views(x, labels, negatives), sampler.neutral(x)
     train, forward, of_neutral, activities, gradients, update = [], [], [], [], [], []
-    for block in network.line:
-        step = make_step(block, closed_form=closed_form)
+    for number, block in enumerate(network.line):
+        label_inputs = network.num_classes if arithmetic.shared_pass and number == 0 else 0
+        step = make_step(block, closed_form=closed_form, label_inputs=label_inputs)
         # A learning rate of zero: the weights stay as they are.
         train.append(timer(step, views, seed=0, lr_scale=0.0))
         found = step.gradients(views, seed=0)

@@ -13,8 +13,8 @@ from rich.table import Table
 from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 
-from onward import checkpoint, data, dealing, runs
-from onward.calibration import Calibrated, choose, mean_minus_std, policies
+from onward import checkpoint, data, dealing, runs, seeds
+from onward.calibration import Calibrated, choose, held_out, mean_minus_std, policies
 from onward.config import RunConfig, read_settings
 from onward.errors import DataError, FileError, SettingError
 from onward.exits import CONFIDENCES, ExitPolicy, full_depth
@@ -22,7 +22,7 @@ from onward.export import export, run_exported
 from onward.flags import FLAGS
 from onward.macs import macs, stage_costs
 from onward.networks import Network
-from onward.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled, table
+from onward.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled, table
 from onward.output import Output, close_output
 from onward.progress import count
 from onward.report import Curve, draw_exits
@@ -238,18 +238,23 @@ def _check_rows(network: Network, shape: tuple[int, ...], where: str) -> None:
 def exits_command(options: argparse.Namespace) -> None:
     """Calibrate the exits of a run on its validation rows."""
     network, dataset, config = _load(options)
-    held_out = dealing.deal_alone(config, dataset)
-    x, y = held_out.x_validation, held_out.y_validation
+    rows = dealing.deal_alone(config, dataset)
+    x, y = rows.x_validation, rows.y_validation
     if not len(y):
         raise SettingError(
             f"The run {options.run} kept no validation rows (data.validation is 0), and exits are "
             f"calibrated on rows that were not trained on. Train with --validation 0.1, or call "
             f"ow.calibrate with rows of your own."
         )
+    if options.delta is not None and dataset.groups is not None:
+        raise SettingError(
+            f"The rows of {dataset.name} belong together in groups, and a guarantee holds for rows "
+            f"that were drawn one by one. Leave --delta out."
+        )
     allowed = options.max_error_increase
     if allowed is None and options.target_macs is None:
         allowed = 0.001
-    seen = look_at(network, x, y)
+    seen = held_out(network, x, y)
     calibrated = choose(
         seen,
         confidence=options.policy,
@@ -267,8 +272,12 @@ def exits_command(options: argparse.Namespace) -> None:
     console.print(outcome_table(calibrated.policy, seen))
     console.print(summary(calibrated), soft_wrap=True)
     picture = options.out or options.run / "exits.png"
-    draw(seen, calibrated, picture)
-    console.print(f"Picture: {picture}. `onward evaluate {options.run}` tests it.", soft_wrap=True)
+    try:
+        draw(seen, calibrated, picture)
+        console.print(f"Picture: {picture}.", soft_wrap=True)
+    except SettingError as error:  # The exits are calibrated all the same.
+        console.print(f"There is no picture. {error}", soft_wrap=True)
+    console.print(f"`onward evaluate {options.run}` tests it.", soft_wrap=True)
 
 
 def outcome_table(policy: ExitPolicy, seen: HeldOut) -> Table:
@@ -307,7 +316,8 @@ def summary(calibrated: Calibrated) -> str:
 
 def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
     """Draw error against cost, for rows on which the curves were not chosen."""
-    chosen_on, shown_on = (seen.part(half) for half in torch.arange(len(seen.labels)).chunk(2))
+    order = torch.randperm(len(seen.labels), generator=seeds.generator(0, "picture"))
+    chosen_on, shown_on = (seen.part(half) for half in order.chunk(2))
 
     def point(policy: ExitPolicy) -> tuple[float, float]:
         outcome = follow(policy, shown_on)
@@ -325,8 +335,8 @@ def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
     cost = float(outcome.macs.mean())
     curves.append(Curve("as many, any rows", [(cost, shuffled(outcome, shown_on))], "x"))
     error, bound = oracle(shown_on)
-    curves.append(Curve("oracle (knows the classes)", [(bound, error)], "^"))
-    curves.append(Curve("calibrated", [point(calibrated.policy)], "*"))
+    curves.append(Curve("oracle (knows the classes; drops no labels)", [(bound, error)], "^"))
+    curves.append(Curve("calibrated (on these rows, too)", [point(calibrated.policy)], "*"))
     draw_exits(curves, path, f"{count(len(shown_on.labels), 'held-out row')}")
 
 

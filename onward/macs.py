@@ -32,18 +32,21 @@ class StageCost:
     """Bytes of weights that are read."""
 
 
-def stage_costs(network: Network, *, shared: bool = True) -> list[StageCost]:
+def stage_costs(
+    network: Network, input_shape: tuple[int, ...] | None = None, *, shared: bool = True
+) -> list[StageCost]:
     """Return what each stage costs.
 
     Args:
         network: The network.
+        input_shape: Shape of a row. None: that for which the network was built from settings.
         shared: Whether a sweep over labels computes the first block's products once for all
             labels, as `answer` does.
     """
-    blueprint = network.blueprint
-    if blueprint is None:
-        raise ValueError("The shape of a row is known for networks that were built from settings.")
-    x = torch.zeros(1, *blueprint.input_shape)
+    if input_shape is None:
+        assert network.blueprint is not None, "The network was not built from settings."
+        input_shape = network.blueprint.input_shape
+    x = torch.zeros(1, *input_shape)
     classes, readout = network.num_classes, network.readout
     is_sweep = isinstance(readout, GoodnessSweep)
     exits = stages(network, x).exits

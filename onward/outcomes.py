@@ -32,6 +32,9 @@ class HeldOut:
     is_sweep: bool
     """Whether each label has a pass of its own."""
 
+    was_trained_on: bool = False
+    """Whether the network was trained on them after all."""
+
     def part(self, rows: Tensor) -> "HeldOut":
         """Return some of the rows."""
         return replace(self, history=self.history[:, rows], labels=self.labels[rows])
@@ -68,9 +71,13 @@ def look_at(network: Network, x: Float[Tensor, "rows ..."], y: Int[Tensor, " row
     for part in x.split(CHUNK_ROWS):
         going = stages(network, part)
         found = [going.step() for _ in going.line]
-        chunks.append(torch.stack([scores.float() for scores in found if scores is not None]))
+        if len(part):
+            chunks.append(torch.stack([scores.float() for scores in found if scores is not None]))
     is_sweep = isinstance(network.readout, GoodnessSweep)
-    return HeldOut(torch.cat(chunks, dim=1), y, tuple(stage_costs(network)), is_sweep)
+    costs = tuple(stage_costs(network, tuple(x.shape[1:])))
+    if not chunks:
+        return HeldOut(torch.zeros(len(costs), 0, network.num_classes), y, costs, is_sweep)
+    return HeldOut(torch.cat(chunks, dim=1), y, costs, is_sweep)
 
 
 def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
@@ -112,7 +119,7 @@ def fixed_depths(seen: HeldOut) -> list[ExitPolicy]:
 
 
 def oracle(seen: HeldOut) -> tuple[float, float]:
-    """Return error and mean MACs of a bound that no policy reaches, since it knows the classes.
+    """Return error and mean MACs of a bound on policies that drop no labels: it knows the classes.
 
     Each row leaves at the first exit that names its class, or, where none does, at the first.
     """

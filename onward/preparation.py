@@ -28,6 +28,7 @@ from onward.plan import Plan
 from onward.sliced import check_cut
 from onward.steps import has_closed_form
 from onward.stream_plan import StreamPlan
+from onward.views import LabelEmbedding
 from onward.workers import Arithmetic, Rows
 
 
@@ -106,6 +107,8 @@ def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placemen
         return False
     if not isinstance(plan, ChapterPlan):
         return True
+    if config.training.gradients == "shared-pass" and plan.slices > 1:
+        return False
     closed_form = config.training.gradients != "autograd"
     try:
         for block in network.all_blocks:
@@ -243,12 +246,13 @@ def _check_shared_pass(network: Network, slices: int) -> None:
     """Refuse a first block whose positives and negatives differ in more than the label."""
     first = network.line[0]
     dropout = first.module.dropout if isinstance(first.module, Dense) else 0.0
-    if network.sampler.negatives is None or not has_closed_form(first) or dropout or slices > 1:
+    is_label = type(network.sampler) is LabelEmbedding
+    if not is_label or not has_closed_form(first) or dropout or slices > 1:
         raise SettingError(
             'training.gradients = "shared-pass" multiplies once what positives and negatives have '
-            f"in common. It needs negatives (here: {network.sampler.negatives}), a dense first "
-            f"block with a threshold, no dropout (here: {dropout}) and no slices (here: {slices}). "
-            'Use "closed-form".'
+            f"in common. It needs labels in the input (here: {type(network.sampler).__name__}), a "
+            f"dense first block with a threshold, no dropout (here: {dropout}) and no slices "
+            f'(here: {slices}). Use "closed-form".'
         )
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from onward.blocks import Block
 from onward.errors import SettingError
 from onward.exits import ExitPolicy
 from onward.layers import TINY, Dense, ReadoutLayer, normalize_length
 from onward.networks import CHUNK_ROWS, Network
+from onward.objectives import CrossEntropy
 from onward.readouts import GoodnessSweep, SoftmaxHead, SumOfHeads
 from onward.views import LabelEmbedding
 
@@ -192,6 +193,11 @@ def head_weights(network: Network) -> dict[int, Tensor]:
     head = network.head
     assert head is not None
     assert head.reads is not None
+    is_plain = isinstance(head.module, ReadoutLayer) and isinstance(head.objective, CrossEntropy)
+    if not is_plain or type(getattr(head.objective, "head", None)) is not nn.Identity:
+        raise SettingError(
+            "Early exit with a softmax head needs one that is a ReadoutLayer and nothing else."
+        )
     assert isinstance(head.module, ReadoutLayer)
     widths = [block_width(network.line[number]) for number in head.reads]
     return dict(zip(head.reads, head.module.weight.split(widths, dim=1), strict=True))
@@ -199,7 +205,8 @@ def head_weights(network: Network) -> dict[int, Tensor]:
 
 def block_width(block: Block) -> int:
     """Return the units of a dense block."""
-    assert isinstance(block.module, Dense)
+    if not isinstance(block.module, Dense):
+        raise SettingError("Early exit with a softmax head needs dense blocks.")
     return block.module.weight.shape[0]
 
 

@@ -19,7 +19,8 @@ SAMPLE = 1000
 class TrainedOn:
     """Digests of rows that a network was trained on.
 
-    Enough to notice that somebody calibrates on training rows; too few to rebuild a row.
+    Enough to notice, usually, that somebody calibrates on hundreds of training rows. Whoever has
+    the model and a row can tell whether the row is among them.
     """
 
     digests: frozenset[str]
@@ -31,18 +32,18 @@ class TrainedOn:
     @staticmethod
     def of(parts: Sequence[Tensor]) -> "TrainedOn":
         """Return the digests of a sample of training rows, which may lie in several tensors."""
-        every = [(part, number) for part in parts for number in range(len(part))]
-        order = torch.randperm(len(every), generator=seeds.generator(0, "trained on"))[:SAMPLE]
-        drawn = [every[place] for place in order.tolist()]
-        share = len(drawn) / len(every) if every else 0.0
-        return TrainedOn(frozenset(digest(part[number]) for part, number in drawn), share)
+        every = sum(map(len, parts))
+        order = torch.randperm(every, generator=seeds.generator(0, "trained on"))[:SAMPLE]
+        firsts = torch.tensor([0, *map(len, parts)]).cumsum(dim=0)
+        places = torch.searchsorted(firsts, order, right=True) - 1
+        drawn = [parts[p][r - firsts[p]] for p, r in zip(places.tolist(), order, strict=True)]
+        share = len(drawn) / every if every else 0.0
+        return TrainedOn(frozenset(map(digest, drawn)), share)
 
     def overlap(self, x: Float[Tensor, "rows ..."]) -> float:
-        """Return about which share of some rows were trained on."""
-        if not len(x) or not self.share:
-            return 0.0
+        """Return about which share of some rows were trained on; one equal row may be chance."""
         hits = sum(digest(row) in self.digests for row in x)
-        return min(1.0, hits / (len(x) * self.share))
+        return min(1.0, hits / (len(x) * self.share)) if hits > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         return {"digests": sorted(self.digests), "share": self.share}

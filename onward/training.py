@@ -414,8 +414,9 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             "load": os.getloadavg()[0],
         },
     }
-    rows = TrainedOn.of([rows.x for rows in ready.held.values()])
-    return Trained(log, facts, merged(told), rows)
+    # Of rows that stay where they are, not even digests travel.
+    known = [] if is_private(config) else [rows.x for rows in ready.held.values()]
+    return Trained(log, facts, merged(told), TrainedOn.of(known))
 
 
 def num_done(plan: Plan) -> int:

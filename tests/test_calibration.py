@@ -180,7 +180,7 @@ def test_fixed_depths_cost_what_their_stages_cost():
     assert follow(full_depth(3), seen).is_newly_wrong.sum() == 0
 
 
-def test_the_oracle_is_below_every_policy():
+def test_the_oracle_is_below_every_policy_that_drops_no_labels():
     seen = made_up()
     error, cost = oracle(seen)
 
@@ -278,8 +278,38 @@ def test_settings_that_do_not_go_together_are_refused(digits, trained, wrong, me
 
 
 def test_no_rows_calibrate_nothing(digits, trained):
-    with pytest.raises(DataError, match="no rows to calibrate on"):
+    with pytest.raises(DataError, match="There are 0 rows to calibrate on, and two are needed"):
         calibrate(trained["heads"], digits.x_test[:0], digits.y_test[:0], max_error_increase=0.01)
+
+
+def test_a_network_with_one_exit_has_nothing_to_leave(digits):
+    network = ow.mlp(digits.input_shape, num_classes=10, widths=(8, 8), one_block=True)
+
+    with pytest.raises(SettingError, match="has one exit, its end"):
+        calibrate(network, digits.x_test, digits.y_test, max_error_increase=0.01)
+
+
+def test_networks_of_ones_own_are_calibrated_as_well(digits):
+    torch.manual_seed(0)
+    blocks = [
+        ow.Block(
+            torch.nn.Sequential(torch.nn.Conv2d(inputs, 4, 3), torch.nn.ReLU()),
+            ow.CrossEntropy(
+                torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * side**2, 10))
+            ),
+            ow.Adam(lr=0.01),
+        )
+        for inputs, side in ((1, 6), (4, 4))
+    ]
+    network = ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=10)
+    ow.train(network, digits, training=ow.TrainingConfig(epochs=3))
+
+    found = calibrate(network, digits.x_test, digits.y_test, max_error_increase=0.02)
+
+    # Nine weights for each of 4 x 6 x 6 places, then 36 for each of 4 x 4 x 4; heads; comparisons.
+    first, second = 9 * 144 + 144 * 10 + 10, 36 * 64 + 64 * 10 + 10
+    assert found.full_macs == first + second
+    assert first <= found.mean_macs < found.full_macs
 
 
 def test_a_calibration_is_the_same_after_a_way_through_json():

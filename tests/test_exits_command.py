@@ -125,14 +125,17 @@ def test_the_program_for_exported_files_is_short():
 def test_eight_bits_take_less_room(runs, tmp_path, capsys):
     run = runs / "heads"
     assert onward("export", run, "--onnx", tmp_path / "fp32") == 0
+    capsys.readouterr()
     assert onward("export", run, "--onnx", tmp_path / "int8", "--int8") == 0
 
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if "ONNX │" in row]
+    same_class = float(line.split("│")[3].strip().removesuffix("%"))
+    assert same_class > 97
     sizes = [
         sum(file.stat().st_size for file in (tmp_path / name).glob("*.onnx"))
         for name in ("fp32", "int8")
     ]
     assert sizes[1] < 0.65 * sizes[0]  # Of small files, the weights are a part.
-    assert capsys.readouterr().out.count("ONNX") == 2
 
 
 def test_other_policies_and_costs_may_be_asked_for(runs, capsys):
@@ -166,6 +169,52 @@ def test_a_run_without_validation_rows_cannot_be_calibrated(tmp_path, capsys):
     assert onward("train", *words, "--out", tmp_path / "run") == 0
 
     assert "kept no validation rows" in told(capsys, "exits", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target-macs", "7000", "--delta", "0.1"], "delta goes with max_error_increase"),
+        (["--target-macs", "7000", "--max-error-increase", "0.1"], "Give either"),
+        (["--max-error-increase", "5"], "max_error_increase is a share, from 0 to below 1"),
+        (["--delta", "5"], "delta is a share, from 0 to below 1; got 5.0"),
+        (["--target-macs", "7"], "No policy comes to 7 MACs a row"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_calibrated_is_refused(runs, capsys, words, message):
+    assert message in told(capsys, "exits", runs / "heads", *words)
+
+
+def test_a_run_of_backpropagation_has_one_exit(tmp_path, capsys):
+    words = ["backprop", "--widths", "8,8", "--epochs", "1", "--out", tmp_path / "run"]
+    assert onward("train", *words) == 0
+
+    assert "This network has one exit" in told(capsys, "exits", tmp_path / "run")
+
+
+def test_rows_that_belong_together_give_no_guarantee(tmp_path, capsys):
+    digits = ow.load_data("digits")
+    groups = np.arange(len(digits.x)) // 20
+    np.savez(tmp_path / "rows.npz", x=digits.x.numpy(), y=digits.y.numpy(), groups=groups)
+    words = ["--data", tmp_path / "rows.npz", "--widths", "8,8", "--epochs", "1"]
+    assert onward("train", *words, "--out", tmp_path / "run") == 0
+
+    said = told(capsys, "exits", tmp_path / "run", "--delta", "0.1")
+    assert "belong together in groups" in said
+
+
+def test_validation_rows_that_have_changed_places_with_training_rows_are_noticed(tmp_path, capsys):
+    digits = ow.load_data("digits")
+    x, y = digits.x.numpy(), digits.y.numpy()
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    words = ["--data", tmp_path / "rows.npz", "--widths", "8,8", "--epochs", "1"]
+    assert onward("train", *words, "--out", tmp_path / "run") == 0
+
+    order = np.random.default_rng(0).permutation(len(x))
+    np.savez(tmp_path / "rows.npz", x=x[order], y=y[order])
+
+    assert "rows were trained on" in told(capsys, "exits", tmp_path / "run")
 
 
 def test_exits_that_are_damaged_or_of_other_weights_are_refused(runs, tmp_path, capsys):
