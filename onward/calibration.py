@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import binom
+from scipy.stats import beta, binom
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -44,6 +44,9 @@ class Calibrated:
     rows: int
     """Rows it was chosen on."""
 
+    newly_wrong: int
+    """Rows that the whole network gets right and the policy wrong."""
+
     error_increase: float
     """Share of them that the whole network gets right and the policy wrong, less the share for
     which it is the other way round."""
@@ -66,6 +69,15 @@ class Calibrated:
 
     on_training_rows: bool
     """Whether rows were taken that the network was trained on, which makes all of this vain."""
+
+    @property
+    def plausible_increase(self) -> float:
+        """The share that may become wrong on new rows, going by how many did of so few.
+
+        The upper end of a one-sided 95 % interval of the binomial. The thresholds were chosen on
+        these rows, so it is a scale and no guarantee.
+        """
+        return float(beta.ppf(0.95, self.newly_wrong + 1, self.rows - self.newly_wrong))
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""
@@ -220,6 +232,7 @@ def choose(
     return Calibrated(
         chosen,
         len(seen.labels),
+        int(outcome.is_newly_wrong.sum()),
         float(outcome.is_wrong.double().mean() - full_wrong),
         float(outcome.macs.mean()),
         float(full.macs.mean()),

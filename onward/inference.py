@@ -303,13 +303,19 @@ def summary(calibrated: Calibrated) -> str:
     ratio = calibrated.full_macs / calibrated.mean_macs
     told = (
         f"{calibrated.mean_macs * 1e-6:.3f} million MACs a row instead of "
-        f"{calibrated.full_macs * 1e-6:.3f} ({ratio:.1f} times fewer); the error on these "
-        f"{count(calibrated.rows, 'row')} changes by {calibrated.error_increase * 100:+.2f} points."
+        f"{calibrated.full_macs * 1e-6:.3f} ({ratio:.1f} times fewer). Of these "
+        f"{count(calibrated.rows, 'row')} {calibrated.newly_wrong} became wrong; their error "
+        f"changes by {calibrated.error_increase * 100:+.2f} points."
     )
     if calibrated.delta is not None:
         told += (
             f" With probability {1 - calibrated.delta:.0%} it rises by at most "
             f"{(calibrated.max_error_increase or 0) * 100:.2f} points on new rows like these."
+        )
+    else:
+        told += (
+            f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
+            f"surprise; --delta guarantees."
         )
     return told
 

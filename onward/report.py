@@ -104,6 +104,8 @@ def draw_exits(curves: Sequence[Curve], path: Path, rows: str) -> None:
         FileError: The file cannot be written.
     """
     pyplot = _pyplot()
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axis = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     for curve in curves:
         cost, error = ([point[n] for point in curve.points] for n in (0, 1))
@@ -118,6 +120,9 @@ def draw_exits(curves: Sequence[Curve], path: Path, rows: str) -> None:
             label=curve.title,
         )
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("million MACs a row, mean")
     axis.set_ylabel("error, %")
     axis.set_title(f"leaving early, {rows}", loc="left", fontsize=10)

@@ -55,6 +55,16 @@ def test_no_more_rows_become_wrong_than_allowed(allowed, confidence, is_sweep):
     assert found.mean_macs <= found.full_macs
 
 
+def test_from_fewer_rows_more_is_plausible():
+    few, many = (choose(made_up(rows=n), max_error_increase=0.01) for n in (300, 3000))
+
+    assert few.newly_wrong <= 3
+    assert few.plausible_increase > many.plausible_increase > many.newly_wrong / 3000
+    # None of n rows: a rate of 3 / n is the end of the interval.
+    none = replace(few, newly_wrong=0)
+    assert none.plausible_increase == pytest.approx(3 / 300, rel=0.01)
+
+
 def test_the_more_is_allowed_the_less_it_costs():
     seen = made_up()
 
