@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,84 @@ class Stage(nn.Module):
         return x, block.objective.scores(x)
 
 
+class Whole(nn.Module):
+    """All stages as one graph, which ends where its one row is sure enough.
+
+    Args:
+        network: The network, which is read in one pass.
+        stages: Its stages, in order.
+        policy: When inference stops.
+    """
+
+    def __init__(self, network: Network, stages: Sequence[Stage], policy: ExitPolicy) -> None:
+        super().__init__()
+        self.stages, self.policy = nn.ModuleList(stages), policy
+        self.adds = adds(network, len(stages))
+        self.is_softmax = isinstance(network.readout, SoftmaxHead)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        _, scores = self.stages[0](x)
+        return self._from(0, x, torch.zeros_like(scores), torch.zeros(0, *scores.shape))
+
+    def _from(
+        self, number: int, x: Tensor, total: Tensor, history: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x, found = self.stages[number](x)
+        raw = found + total if self.adds[number] else found
+        scores = raw.log_softmax(dim=1) if self.is_softmax else raw
+        history = torch.cat([history, scores[None]])
+        if number == len(self.stages) - 1:
+            return scores, torch.full((1,), number)
+
+        def leave(x: Tensor, raw: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+            return history[-1].clone(), torch.full((1,), number)
+
+        def go_on(x: Tensor, raw: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+            return self._from(number + 1, x, raw, history)
+
+        is_sure = self.policy.confidences(history)[0] >= self.policy.thresholds[number]
+        ended: tuple[Tensor, Tensor] = torch.cond(is_sure, leave, go_on, (x, raw, history))
+        return ended
+
+
+def export_whole(network: Network, path: Path, policy: ExitPolicy) -> None:
+    """Write a network as one ONNX file with conditions, for one row at a time.
+
+    Its input `x` has shape (1, inputs...); its outputs are `scores`, shape (1, classes), and
+    `exit`, the stage at which inference stopped.
+
+    Args:
+        network: See `export`; not one that is read by a sweep over labels.
+        path: The file.
+        policy: When inference stops.
+
+    Raises:
+        SettingError: A package is missing, or the network cannot be exported so.
+        FileError: The file cannot be written.
+    """
+    if isinstance(network.readout, GoodnessSweep):
+        raise SettingError(
+            "A sweep over labels is not written as one graph: which labels are passed on depends "
+            "on the row. Leave --one-graph out: the files of the stages do."
+        )
+    row, parts = _checked(network, policy)
+    whole = Whole(network, [Stage(network, blocks).eval() for blocks in parts], policy).eval()
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                whole,
+                (row[:1],),
+                input_names=["x"],
+                output_names=["scores", "exit"],
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        program.save(path, external_data=False)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
+
+
 def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = False) -> list[Path]:
     """Write a network as ONNX files, a manifest, and a program that runs them.
 
@@ -84,22 +162,7 @@ def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = F
         SettingError: A package is missing, or the network cannot be exported.
         FileError: The folder cannot be written to.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise SettingError(
-                f"ONNX files are written with {package}, which is not installed. Install it with:\n"
-                f'    pip install "onward[export]"'
-            )
-    if network.blueprint is None:
-        raise SettingError("Only networks that were built from settings are exported.")
-    row = torch.zeros(2, *network.blueprint.input_shape)
-    exits = stages(network, row).exits
-    if len(policy.thresholds) != len(exits) - 1:
-        raise SettingError(
-            f"The policy has {len(policy.thresholds)} thresholds, and the network {len(exits)} "
-            f"exits: one fewer is needed."
-        )
-    parts = [range(a + 1, b + 1) for a, b in zip([-1, *exits], exits, strict=False)]
+    row, parts = _checked(network, policy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files, x = [], row
@@ -120,6 +183,30 @@ def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = F
     return files
 
 
+def _checked(network: Network, policy: ExitPolicy) -> tuple[Tensor, list[range]]:
+    """Return rows like those of a network, and the blocks of each stage.
+
+    Raises:
+        SettingError: A package is missing, or the network or the policy cannot be exported.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise SettingError(
+                f"ONNX files are written with {package}, which is not installed. Install it with:\n"
+                f'    pip install "onward[export]"'
+            )
+    if network.blueprint is None:
+        raise SettingError("Only networks that were built from settings are exported.")
+    row = torch.zeros(2, *network.blueprint.input_shape)
+    exits = stages(network, row).exits
+    if len(policy.thresholds) != len(exits) - 1:
+        raise SettingError(
+            f"The policy has {len(policy.thresholds)} thresholds, and the network {len(exits)} "
+            f"exits: one fewer is needed."
+        )
+    return row, [range(a + 1, b + 1) for a, b in zip([-1, *exits], exits, strict=False)]
+
+
 def run_exported(folder: Path, x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return classes and exits of rows, as the files in a folder say."""
     from onward.standalone import Network as Exported
@@ -127,19 +214,23 @@ def run_exported(folder: Path, x: NDArray[np.float32]) -> tuple[NDArray[Any], ND
     return Exported(folder).answer(x)
 
 
+def adds(network: Network, num_stages: int) -> list[bool]:
+    """Return for each stage whether its scores are added to those of the next."""
+    match network.readout:
+        case SumOfHeads(heads=heads):
+            return [heads == "all"] * num_stages
+        case GoodnessSweep(skip_first=skip_first):
+            return [number > 0 or not skip_first or num_stages == 1 for number in range(num_stages)]
+    return [True] * num_stages
+
+
 def _manifest(network: Network, policy: ExitPolicy, files: list[Path]) -> dict[str, object]:
-    readout = network.readout
-    name, adds = "heads", [isinstance(readout, SumOfHeads) and readout.heads == "all"] * len(files)
-    if isinstance(readout, SoftmaxHead):
-        name, adds = "softmax", [True] * len(files)
-    if isinstance(readout, GoodnessSweep):
-        skips = readout.skip_first and len(files) > 1
-        name, adds = "sweep", [number > 0 or not skips for number in range(len(files))]
+    names = {SoftmaxHead: "softmax", GoodnessSweep: "sweep"}
     return {
         "format": FORMAT,
         "stages": [file.name for file in files],
-        "readout": name,
-        "adds": adds,
+        "readout": names.get(type(network.readout), "heads"),
+        "adds": adds(network, len(files)),
         "classes": network.num_classes,
         "policy": policy.to_json(),
         "weights_sha256": weights_sha256(network),

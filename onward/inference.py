@@ -18,7 +18,7 @@ from onward.calibration import Calibrated, choose, held_out, mean_minus_std, pol
 from onward.config import RunConfig, read_settings
 from onward.errors import DataError, FileError, SettingError
 from onward.exits import CONFIDENCES, ExitPolicy, full_depth
-from onward.export import export, run_exported
+from onward.export import export, export_whole, run_exported
 from onward.flags import FLAGS
 from onward.macs import macs, stage_costs
 from onward.networks import Network
@@ -100,6 +100,9 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "--onnx", type=Path, metavar="DIR", required=True, help="folder for the files"
     )
     parser.add_argument("--int8", action="store_true", help="weights and activities in eight bits")
+    parser.add_argument(
+        "--one-graph", action="store_true", help="also network.onnx, with conditions, for one row"
+    )
     parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
 
 
@@ -354,6 +357,8 @@ def export_command(options: argparse.Namespace) -> None:
     num_exits = len(stage_costs(network))
     policy = calibrated.policy if calibrated else full_depth(num_exits)
     files = export(network, options.onnx, policy, int8=options.int8)
+    if options.one_graph:
+        export_whole(network, options.onnx / "network.onnx", policy)
     x, y = dataset.x_test, dataset.y_test
     found = answer(network, x, policy)
     labels, exits = run_exported(options.onnx, x.numpy())

@@ -182,7 +182,7 @@ def read_exits(folder: Path, network: Network) -> Calibrated | None:
         return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError, SettingError) as error:
         raise FileError(
-            f"{path} is damaged: {error}. Calibrate again: onward exits {folder}."
+            f"{path} cannot be used ({error}). Calibrate again: onward exits {folder}."
         ) from error
     if digest != weights_sha256(network):
         raise FileError(

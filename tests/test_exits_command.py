@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import onward as ow
@@ -171,6 +172,35 @@ def test_a_run_without_validation_rows_cannot_be_calibrated(tmp_path, capsys):
     assert "kept no validation rows" in told(capsys, "exits", tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["heads", pytest.param("softmax", marks=pytest.mark.slow)])
+def test_one_graph_stops_where_the_stages_do(runs, tmp_path, name):
+    run = runs / name
+    assert onward("exits", run, "--max-error-increase", "0.02") == 0
+    # In a process of its own, since the checks of shapes in tests keep a list, and no graph can.
+    command = [sys.executable, "-m", "onward", "export", run, "--onnx", tmp_path / "onnx"]
+    subprocess.run([*command, "--one-graph"], check=True, capture_output=True)
+
+    x = ow.load_data("digits").x_test
+    policy = ow.exits.ExitPolicy.from_json(json.loads((run / "exits.json").read_text())["policy"])
+    expected = ow.answer(ow.load(run), x, policy)
+    graph = onnxruntime.InferenceSession(tmp_path / "onnx" / "network.onnx")
+    found = [graph.run(None, {"x": row[None].numpy()}) for row in x]
+    same = [
+        scores.argmax() == label and number == exit_
+        for (scores, number), label, exit_ in zip(
+            found, expected.labels, expected.exits, strict=True
+        )
+    ]
+    assert len({int(number[0]) for _, number in found}) > 1
+    assert sum(same) >= len(x) - 1
+
+
+def test_a_sweep_is_not_written_as_one_graph(runs, tmp_path, capsys):
+    said = told(capsys, "export", runs / "sweep", "--onnx", tmp_path / "onnx", "--one-graph")
+
+    assert "A sweep over labels is not written as one graph" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -223,7 +253,7 @@ def test_exits_that_are_damaged_or_of_other_weights_are_refused(runs, tmp_path, 
     good = (run / "exits.json").read_text()
 
     (run / "exits.json").write_text(good[:-20])
-    assert "exits.json is damaged" in told(capsys, "evaluate", run)
+    assert "exits.json cannot be used" in told(capsys, "evaluate", run)
     (run / "exits.json").write_text(json.dumps(json.loads(good) | {"weights_sha256": "0"}))
     assert "was calibrated for other weights" in told(capsys, "evaluate", run)
     (run / "exits.json").write_text(good)
