@@ -248,7 +248,9 @@ class DistributedTransport(Transport):
         for members in teams:
             if len(members) > 1:
                 # Every rank makes all groups, in the same order.
-                group = dist.new_group(list(members), backend="gloo", timeout=NEVER)
+                first = next(rank for rank in members if rank != self.rank)
+                with self.doing.wait("a connection", first, is_short=True):
+                    group = dist.new_group(list(members), backend="gloo", timeout=NEVER)
                 if self.rank in members:
                     assert group is not None
                     team = DistributedTeam(self, members, group)
