@@ -32,7 +32,8 @@ def max_restarts() -> int:
 
 def may_restart_apart() -> bool:
     """Return whether several agents of torchrun may start ranks again."""
-    return is_distributed() and max_restarts() > 0 and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    has_agents = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    return is_distributed() and max_restarts() > 0 and has_agents
 
 
 def attempt() -> int:
