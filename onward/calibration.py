@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onward import seeds
 from onward.errors import DataError, SettingError
-from onward.exits import ExitPolicy, max_score
+from onward.exits import ExitPolicy, full_depth, max_score
 from onward.networks import Network
 from onward.outcomes import HeldOut, dropped, follow, look_at
 
@@ -223,7 +223,7 @@ def choose(
             break
     outcome = follow(chosen, seen)
     full_wrong = (seen.full != seen.labels).double().mean()
-    full = follow(replace(chosen, thresholds=(math.inf,) * len(chosen.thresholds), drops=()), seen)
+    full = follow(full_depth(len(seen.costs)), seen)
     if target_macs is not None and float(outcome.macs.mean()) > target_macs:
         raise SettingError(
             f"No policy comes to {target_macs:,.0f} MACs a row: the first exit costs "

@@ -22,11 +22,11 @@ from onward.export import export, export_whole, run_exported
 from onward.flags import FLAGS
 from onward.macs import macs, stage_costs
 from onward.networks import Network
-from onward.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled, table
+from onward.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.output import Output, close_output
 from onward.progress import count
 from onward.report import Curve, draw_exits
-from onward.stages import Answers, answer
+from onward.stages import answer
 
 MOST_CLASSES = 20
 """Classes whose sensitivity is listed."""
@@ -137,7 +137,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     console.print(shown)
     if calibrated is not None:
         answers = answer(network, dataset.x_test, calibrated.policy)
-        console.print(exits_table(network, answers, y))
+        cost = macs(stage_costs(network), answers)
+        console.print(exits_table(answers.exits, answers.labels == y, cost, calibrated.policy))
 
 
 def _load(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunConfig]:
@@ -165,27 +166,25 @@ def data_changed(folder: Path, dataset: data.Dataset) -> bool:
     return known is not None and known != dealing.data_sha256(dataset)
 
 
-def exits_table(network: Network, answers: Answers, labels: Tensor) -> Table:
+def exits_table(exits: Tensor, is_right: Tensor, cost: Tensor, policy: ExitPolicy) -> Table:
     """Return how many rows left at each exit, how many of those were right, and at what cost."""
-    costs = stage_costs(network)
-    each = macs(costs, answers)
-    is_right = answers.labels == labels
     shown = Table(title="leaving early")
-    for name in ("exit after", "rows", "right", "million MACs a row"):
+    for name in ("exit after", "threshold", "rows", "right", "million MACs a row"):
         shown.add_column(name, justify="right")
-    for number in range(len(costs)):
-        here = answers.exits == number
-        if not here.any():
-            shown.add_row(f"stage {number}", "0.00%", "-", "-")
-            continue
-        shown.add_row(
-            f"stage {number}",
-            f"{here.double().mean():.2%}",
-            f"{is_right[here].double().mean():.2%}",
-            f"{each[here].mean() * 1e-6:.3f}",
-        )
+    thresholds = [*policy.thresholds, -math.inf]
+
+    def add(name: str, threshold: str, here: Tensor) -> None:
+        right, macs_each = ("-", "-")
+        if here.any():
+            right = f"{is_right[here].double().mean():.2%}"
+            macs_each = f"{cost[here].mean() * 1e-6:.3f}"
+        shown.add_row(name, threshold, f"{here.double().mean():.2%}", right, macs_each)
+
+    for number, threshold in enumerate(thresholds):
+        told = {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}")
+        add(f"stage {number}", told, exits == number)
     shown.add_section()
-    shown.add_row("all", "100.00%", f"{is_right.double().mean():.2%}", f"{each.mean() * 1e-6:.3f}")
+    add("all", "", torch.ones_like(is_right))
     return shown
 
 
@@ -272,7 +271,9 @@ def exits_command(options: argparse.Namespace) -> None:
         f"rows of {dataset.name}",
         soft_wrap=True,
     )
-    console.print(outcome_table(calibrated.policy, seen))
+    outcome = follow(calibrated.policy, seen)
+    shown = exits_table(outcome.exits, ~outcome.is_wrong, outcome.macs, calibrated.policy)
+    console.print(shown)
     console.print(summary(calibrated), soft_wrap=True)
     picture = options.out or options.run / "exits.png"
     try:
@@ -281,24 +282,6 @@ def exits_command(options: argparse.Namespace) -> None:
     except SettingError as error:  # The exits are calibrated all the same.
         console.print(f"There is no picture. {error}", soft_wrap=True)
     console.print(f"`onward evaluate {options.run}` tests it.", soft_wrap=True)
-
-
-def outcome_table(policy: ExitPolicy, seen: HeldOut) -> Table:
-    """Return what becomes of held-out rows at each exit."""
-    outcome = follow(policy, seen)
-    shown = Table()
-    for name in ("exit after", "threshold", "rows", "right", "million MACs a row"):
-        shown.add_column(name, justify="right")
-    for number, (share, accuracy, cost) in enumerate(table(outcome, len(seen.costs))):
-        threshold = [*policy.thresholds, -math.inf][number]
-        shown.add_row(
-            f"stage {number}",
-            {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}"),
-            f"{share:.2%}",
-            "-" if accuracy is None else f"{accuracy:.2%}",
-            "-" if cost is None else f"{cost * 1e-6:.3f}",
-        )
-    return shown
 
 
 def summary(calibrated: Calibrated) -> str:

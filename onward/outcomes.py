@@ -1,7 +1,6 @@
 """What becomes of rows under an exit policy, beside what it must be compared with."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from onward import seeds
-from onward.exits import ExitPolicy
+from onward.exits import ExitPolicy, full_depth
 from onward.macs import StageCost, stage_costs
 from onward.networks import CHUNK_ROWS, Network
 from onward.readouts import GoodnessSweep
@@ -125,7 +124,7 @@ def oracle(seen: HeldOut) -> tuple[float, float]:
     """
     right = seen.history.argmax(dim=2) == seen.labels
     first = right.int().argmax(dim=0)
-    _, macs = dropped(fixed_depths(seen)[-1], seen)
+    _, macs = dropped(full_depth(len(seen.costs)), seen)
     rows = torch.arange(len(seen.labels))
     return float((~right.any(dim=0)).double().mean()), float(macs[first, rows].mean())
 
@@ -135,17 +134,3 @@ def shuffled(outcome: Outcome, seen: HeldOut, seed: int = 0) -> float:
     order = torch.randperm(len(seen.labels), generator=seeds.generator(seed, "shuffled exits"))
     answers = seen.history.argmax(dim=2)[outcome.exits[order], torch.arange(len(order))]
     return float((answers != seen.labels).double().mean())
-
-
-def table(outcome: Outcome, num_exits: int) -> Sequence[tuple[float, float | None, float | None]]:
-    """Return for each exit the share of rows that leave, their accuracy, and their mean MACs."""
-    rows: list[tuple[float, float | None, float | None]] = []
-    for number in range(num_exits):
-        here = outcome.exits == number
-        share = float(here.double().mean())
-        if not here.any():
-            rows.append((share, None, None))
-            continue
-        accuracy = 1 - float(outcome.is_wrong[here].double().mean())
-        rows.append((share, accuracy, float(outcome.macs[here].mean())))
-    return rows

@@ -268,7 +268,7 @@ class Runtime:
         """Wait for a product that comes in a message."""
         with self.changed:
             while product not in self.arrived:
-                self._check_peers(product)
+                self._check_connections(product)
                 self.changed.wait()
             for queued in self.queued.values():
                 queued.discard(product)
@@ -291,20 +291,21 @@ class Runtime:
                     f"keeps no more, or is damaged. Stop all ranks, and start them again: what is "
                     f"missing is then made once more."
                 )
-            self._check_peers(product)
+            self.transport.check_peers()
             self._hear()
             time.sleep(LOOK_EVERY_SECONDS)
 
-    def _check_peers(self, product: Product) -> None:
-        """Notice that what this rank waits for will not come."""
+    def _check_connections(self, product: Product) -> None:
+        """Notice that what this rank waits for will not come; asks nobody, for it is often done."""
         failure = self.transport.failure
-        if failure is not None and not isinstance(failure, OnwardError):
+        if isinstance(failure, OnwardError):
+            raise failure
+        if failure is not None:
             raise PeerLostError(
                 f"Rank {self.transport.rank} waited for the {product.thing} of block "
                 f"{product.block}, time {product.time}, and lost the connection to another rank. "
                 f"The log of the rank that ended first says why."
             ) from failure
-        self.transport.check_peers()
 
     def _hear(self) -> None:
         """Pass on what others have reported, where no message brings it."""

@@ -414,8 +414,9 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             "load": os.getloadavg()[0],
         },
     }
-    # Of rows that stay where they are, not even digests travel.
-    known = [] if is_private(config) else [rows.x for rows in ready.held.values()]
+    # Rank 0 has the network; of rows that stay where they are, not even digests travel.
+    is_known = transport.rank == 0 and not is_private(config)
+    known = [rows.x for rows in ready.held.values()] if is_known else []
     return Trained(log, facts, merged(told), TrainedOn.of(known))
 
 

@@ -59,6 +59,7 @@ CHAPTERS = {
         "pff",
         {**PFF, "optimizer.name": "sgd", "optimizer.weight_decay": 0.001},
     ),
+    "shared pass": ("pff", {**PFF, "training.gradients": "shared-pass"}),
     "validated often": ("one-pass", {**SMALL, "plan.validate_every": 1}),
 }
 """Chapter plans: recipe, and what is changed in it."""

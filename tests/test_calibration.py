@@ -13,7 +13,7 @@ from onward.calibration import Calibrated, calibrate, choose, mean_minus_std, po
 from onward.errors import DataError, SettingError
 from onward.exits import CONFIDENCES, ExitPolicy, full_depth
 from onward.macs import StageCost, macs
-from onward.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled, table
+from onward.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
 from onward.stages import answer
 
 COSTS = (StageCost(100, 0, 1), StageCost(300, 0, 1), StageCost(600, 0, 1))
@@ -203,18 +203,6 @@ def test_rows_that_leave_at_random_are_wrong_more_often():
     outcome = follow(choose(seen, max_error_increase=0.005).policy, seen)
 
     assert shuffled(outcome, seen) > share(outcome.is_wrong) + 0.02
-
-
-def test_the_table_adds_up():
-    seen = made_up(rows=4000)
-    outcome = follow(choose(seen, max_error_increase=0.01).policy, seen)
-
-    shares, accuracies, costs = zip(*table(outcome, 3), strict=True)
-
-    assert sum(shares) == pytest.approx(1)
-    right = sum(s * a for s, a in zip(shares, accuracies, strict=True))
-    assert right == pytest.approx(1 - share(outcome.is_wrong))
-    assert costs == (100, 400, 1000)
 
 
 def test_mean_minus_std_is_that_of_the_best_scores():

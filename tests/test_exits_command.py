@@ -52,6 +52,10 @@ def test_exits_are_calibrated_on_validation_rows_and_written_into_the_run(run, c
     said = " ".join(capsys.readouterr().out.split())
     found = json.loads((run / "exits.json").read_text())
     assert "calibrated on the 400 validation rows of digits" in said
+    rows = [row.split() for row in said.split("│") if row.strip()]
+    shares = [float(cell[0][:-1]) for cell in rows if cell[0].endswith("%")][::2]
+    assert shares[-1] == 100
+    assert abs(sum(shares[:-1]) - 100) < 0.05
     assert "times fewer" in said
     assert (run / "exits.png").stat().st_size > 10_000
     assert found["rows"] == 400

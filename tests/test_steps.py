@@ -20,14 +20,13 @@ from small_blocks import (
     views_of,
 )
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import onward as ow
 from onward.blocks import Block, StepReport
 from onward.checkpoint import weights_sha256
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD
-from onward.steps import AutogradStep, ClosedFormStep, SharedPassStep, make_step
+from onward.steps import AutogradStep, ClosedFormStep, make_step
 from onward.views import View
 
 both_ways = pytest.mark.parametrize("closed_form", [True, False])
@@ -443,69 +442,3 @@ def test_channels_of_images_are_reported_as_units():
     _, report = AutogradStep(block)(views, seed=0, lr_scale=1.0)
 
     assert report.active.tolist() == [True, False, True, False]
-
-
-# What positives and negatives have in common is multiplied once
-
-LABELS = 3
-
-
-def labelled_views(*, seed, rows=6, dtype=torch.float32):
-    """Views of the same rows with the right label and with a wrong one in front."""
-    labels = (torch.arange(rows) + seed) % LABELS
-    rest = draw(rows, INPUTS - LABELS, seed=seed).to(dtype)
-    codes = 0.7 * torch.eye(LABELS, dtype=dtype)
-    return {
-        name: View(torch.cat([codes[(labels + shift) % LABELS], rest], dim=1), labels)
-        for shift, name in enumerate(("positive", "negative"))
-    }
-
-
-@pytest.mark.parametrize(
-    ("dtype", "precision", "tolerance"),
-    [
-        (torch.float64, torch.float32, 1e-12),
-        (torch.float32, torch.float32, 2e-6),
-        (torch.float32, torch.bfloat16, 2e-2),
-    ],
-    ids=["fp64", "fp32", "bf16"],
-)
-@pytest.mark.parametrize("rule", RULES)
-def test_a_shared_pass_is_a_pass_each_up_to_rounding(rule, dtype, precision, tolerance):
-    # In bf16 Adam makes a whole step of the sign of a rounding error.
-    few = 1 if rule == "adam" and precision is torch.bfloat16 else 4
-    by_autograd = block_of("threshold", RULES[rule], dtype=torch.float64)
-    shared = block_of("threshold", RULES[rule], dtype=dtype, precision=precision)
-    for block in (by_autograd, shared):
-        # Peer normalisation has a state, and gradients are asked for twice here.
-        block.objective.peer = 0.0
-    step = make_step(shared, closed_form=True, label_inputs=LABELS)
-    assert isinstance(step, SharedPassStep)
-
-    for number in range(few):
-        reference = AutogradStep(by_autograd)
-        expected = reference.gradients(labelled_views(seed=number, dtype=torch.float64), seed=0)
-        found = step.gradients(labelled_views(seed=number, dtype=dtype), seed=0)
-        for name, gradient in expected.named.items():
-            close(found.named[name].double(), gradient, tolerance)
-        for name, view in expected.outputs.items():
-            close(found.outputs[name].x.double(), view.x, tolerance)
-        reference(labelled_views(seed=number, dtype=torch.float64), seed=0, lr_scale=0.01)
-        outputs, _ = step(labelled_views(seed=number, dtype=dtype), seed=0, lr_scale=0.01)
-        assert outputs.keys() == {"positive", "negative"}
-    for name, weight in by_autograd.state_dict().items():
-        close(shared.state_dict()[name].double(), weight, 5 * tolerance)
-
-
-def test_a_shared_pass_multiplies_half_as_much():
-    block = block_of("threshold", RULES["sgd"])
-    counted = {}
-    for label_inputs in (0, LABELS):
-        step = make_step(block, closed_form=True, label_inputs=label_inputs)
-        with FlopCounterMode(display=False) as counter:
-            step(labelled_views(seed=0), seed=0, lr_scale=0.0)
-        counted[label_inputs] = counter.get_total_flops()
-
-    rest = INPUTS - LABELS
-    # Forward and derivative, for six rows with two labels each.
-    assert counted[0] - counted[LABELS] == 2 * 2 * 6 * rest * UNITS
