@@ -21,39 +21,45 @@ JSON file in --out and every model to --models, so the script can be cut.
     sweep_macs_ratio            MACs of the plain sweep over those under the policy: mnist-sweep
     guarantee_kept              share of 100 splits of validation and test rows in which a guarantee
                                 (0.5 points more, delta 0.1) held on the other half: mnist
+    onnx_other_exits            test rows that leave elsewhere in ONNX files than in torch: mnist
+    int8_error_increase         test error of ONNX files in eight bits less that in torch, both
+                                under the policy: mnist
+
+The picture of a case (error against MACs, test rows, seed 0) goes to --out, too.
 """
 
 import json
 import os
 import statistics
-import time
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
 import torch
 from sklearn.metrics import f1_score, recall_score
 from torch import nn
 
 import onward as ow
+from onward import latency
 from onward.calibration import choose, mean_minus_std, policies
 from onward.dealing import deal_alone
 from onward.exits import CONFIDENCES, full_depth
+from onward.export import export, run_exported
 from onward.macs import macs, stage_costs
 from onward.optimizers import lr_scale
 from onward.outcomes import fixed_depths, follow, look_at, oracle, shuffled
 from onward.preparation import resolve_precision
+from onward.report import Curve, draw_exits
 from onward.stages import answer
 
 ALLOWED = 0.0005
 """Share of the held-out rows that may become wrong."""
 
-EPOCHS = {"mnist": 6, "cifar10": 20, "mitbih": 10}
-SWEEP_EPOCHS = {"mnist": 20, "cifar10": 20, "mitbih": 10}
+EPOCHS = {"mnist": 6, "cifar10": 10, "mitbih": 10}
+SWEEP_EPOCHS = {"mnist": 20, "cifar10": 10, "mitbih": 10}
 CASES = [name + kind for name in EPOCHS for kind in ("", "-sweep", "-backprop")]
 QUICK = ("mnist", "mnist-sweep")
 
@@ -143,39 +149,40 @@ def supervise(network: ow.Network, config: ow.RunConfig, dataset: ow.Dataset) ->
     network.eval()
 
 
-def times(run: Callable[[torch.Tensor], object], batches: list[torch.Tensor]) -> list[float]:
-    """Return the seconds of each batch."""
-    found = []
-    for batch in batches:
-        start = time.perf_counter()
-        run(batch)
-        found.append(time.perf_counter() - start)
+def speed(network: ow.Network, policy: ow.ExitPolicy, x: torch.Tensor, form: str) -> dict[str, Any]:
+    """Return times of batches of several sizes, at full depth and under the policy."""
+    policies = {"full": full_depth(len(policy.thresholds) + 1), "policy": policy}
+    found: dict[str, Any] = {}
+    for size, batches in latency.BATCHES.items():
+        most = 8 if form == "smoke" else batches
+        measured = latency.measure(network, x, policies, batch_size=size, batches=most)
+        found[str(size)] = {
+            name: {
+                "median_ms": 1e3 * times.median,
+                "p99_ms": 1e3 * times.p99,
+                "rows_a_second": times.rows_a_second,
+                "batches": len(times.seconds),
+            }
+            for name, times in measured.items()
+        }
     return found
 
 
-def speed(network: ow.Network, policy: ow.ExitPolicy, x: torch.Tensor, most: int) -> dict[str, Any]:
-    """Return times of batches of several sizes, at full depth and under the policy, in turns."""
-    whole = full_depth(len(policy.thresholds) + 1)
-    found: dict[str, Any] = {}
-    for size in (1, 32, 1024):
-        number = min({1: most, 32: most // 8, 1024: max(2, most // 100)}[size], len(x) // size)
-        batches = list(x[: size * number].split(size)) or [x]
-        seconds: dict[str, list[float]] = {"full": [], "policy": []}
-        for start in range(0, len(batches), 5):
-            part = batches[start : start + 5]
-            order = [("full", whole), ("policy", policy)]
-            for name, each in order if start % 2 else reversed(order):
-                run = partial(answer, network, policy=each, batch_size=size)
-                if start == 0:
-                    run(part[0])
-                seconds[name] += times(run, part)
-        found[str(size)] = {
-            name: {
-                "median_ms": 1e3 * statistics.median(values),
-                "p99_ms": 1e3 * float(np.quantile(values, 0.99)),
-                "rows_a_second": size * len(values) / sum(values),
-            }
-            for name, values in seconds.items()
+def exported(
+    network: ow.Network, policy: ow.ExitPolicy, dataset: ow.Dataset, answers: ow.Answers
+) -> dict[str, Any]:
+    """Return what the ONNX files say of all test rows, beside what the network says."""
+    found = {}
+    for name in ("fp32", "int8"):
+        with tempfile.TemporaryDirectory() as folder:
+            files = export(network, Path(folder), policy, int8=name == "int8")
+            megabytes = sum(file.stat().st_size for file in files) * 1e-6
+            labels, exits = map(torch.as_tensor, run_exported(Path(folder), dataset.x_test.numpy()))
+        found[name] = {
+            "error": float((labels != dataset.y_test).double().mean()),
+            "other_labels": int((labels != answers.labels).sum()),
+            "other_exits": int((exits != answers.exits).sum()),
+            "megabytes": megabytes,
         }
     return found
 
@@ -220,6 +227,7 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
     result = {
         "case": case,
         "seed": seed,
+        "rows": len(tested.labels),
         "policy": calibrated.to_json(),
         "policy_on_test": found,
         "full_on_test": full,
@@ -238,12 +246,16 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
             for name in CONFIDENCES
         },
         "curves": {
-            name: [[told(p)["macs"], told(p)["error"]] for p in policies(held_out, name)]
-            for name in ("margin",)
+            name: [
+                (float(seen.macs.mean()), float(seen.is_wrong.double().mean()))
+                for seen in (follow(policy, tested) for policy in policies(held_out, name))
+            ]
+            for name in CONFIDENCES
         },
         "mean_minus_std": told(mean_minus_std(held_out)),
         "guarantee_kept": guarantee(held_out, tested) if case == "mnist" else None,
-        "speed": speed(network, calibrated.policy, dataset.x_test, 20 if form == "smoke" else 800),
+        "speed": speed(network, calibrated.policy, dataset.x_test, form),
+        "exported": exported(network, calibrated.policy, dataset, answers),
         "load": os.getloadavg()[0],
     }
     print(
@@ -253,6 +265,25 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
         flush=True,
     )
     return result
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Draw error against cost, of test rows."""
+    curves = [Curve(name, points, "-") for name, points in result["curves"].items()]
+
+    def point(title: str, form: str, *those: dict[str, float]) -> Curve:
+        return Curve(title, [(each["macs"], each["error"]) for each in those], form)
+
+    early = result["policy_on_test"]
+    any_rows = {"macs": early["macs"], "error": result["any_rows_as_many"]}
+    curves += [
+        point("mean - std", "D", result["mean_minus_std"]),
+        point("fixed depth", "s", *result["fixed_depths"]),
+        point("as many, any rows", "x", any_rows),
+        point("oracle (knows the classes; drops no labels)", "^", result["oracle"]),
+        point("calibrated margin", "*", early),
+    ]
+    draw_exits(curves, path, f"{result['case']}, {result['rows']:,} test rows")
 
 
 def guarantee(held_out: Any, tested: Any, allowed: float = 0.005, delta: float = 0.1) -> float:
@@ -293,6 +324,8 @@ def main() -> None:
                 result = measure(case, seed, form, options)
                 if form == "full":
                     common.record(path, result)
+            if form == "full" and seed == 0:
+                picture(result, path.with_suffix(".png"))
             found.setdefault(case, []).append(result)
 
     def mean(case: str, figure: Callable[[dict[str, Any]], float]) -> float | None:
@@ -314,6 +347,10 @@ def main() -> None:
         "throughput_ratio_batch1024": mean("mnist", ratio("1024", "rows_a_second", of_full=False)),
         "sweep_macs_ratio": mean("mnist-sweep", lambda r: r["plain_macs_ratio"]),
         "guarantee_kept": mean("mnist", lambda r: r["guarantee_kept"]),
+        "onnx_other_exits": mean("mnist", lambda r: r["exported"]["fp32"]["other_exits"]),
+        "int8_error_increase": mean(
+            "mnist", lambda r: r["exported"]["int8"]["error"] - r["policy_on_test"]["error"]
+        ),
     }
     common.last_line(figures, form)
 

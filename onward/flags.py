@@ -11,7 +11,7 @@ from onward.errors import SettingError
 from onward.recipes import RECIPES
 
 FLAGS = {
-    "--data": ("data.name", "digits, mnist, fashion-mnist, cifar10, or a path to an .npz file"),
+    "--data": ("data.name", "a name that `onward data` lists, or a path to an .npz file"),
     "--data-dir": ("data.dir", "folder with data sets (or the variable ONWARD_DATA)"),
     "--validation": ("data.validation", "training rows kept apart: a share, or a number; 0: none"),
     "--shift": ("data.shift", "largest random shift of training images, in pixels"),

@@ -4,6 +4,7 @@ import argparse
 import csv
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from rich.table import Table
 from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 
-from onward import checkpoint, data, dealing, runs, seeds
+from onward import checkpoint, data, dealing, latency, runs, seeds
 from onward.calibration import Calibrated, choose, held_out, mean_minus_std, policies
 from onward.config import RunConfig, read_settings
 from onward.errors import DataError, FileError, SettingError
 from onward.exits import CONFIDENCES, ExitPolicy, full_depth
 from onward.export import export, export_whole, run_exported
 from onward.flags import FLAGS
-from onward.macs import macs, stage_costs
+from onward.macs import StageCost, macs, stage_costs
 from onward.networks import Network
 from onward.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.output import Output, close_output
@@ -39,6 +40,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="NAME", help="another data set than that of the run: its test rows"
     )
     parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+    parser.add_argument(
+        "--measure", action="store_true", help="also time batches of 1, 32 and 1,024 rows here"
+    )
     _add_full_depth(parser)
 
 
@@ -115,30 +119,70 @@ def evaluate_command(options: argparse.Namespace) -> None:
             f"rows of now may be training rows of then.",
             file=sys.stderr,
         )
-    scores, y = network.scores(dataset.x_test), dataset.y_test
-    labels = scores.network.argmax(dim=1)
+    x, y = dataset.x_test, dataset.y_test
+    calibrated = None if options.full_depth else runs.read_exits(options.run, network)
+    scores = network.scores(x)
+    columns = {"full depth": scores.network.argmax(dim=1)}
+    if calibrated is not None:
+        answers = answer(network, x, calibrated.policy)
+        columns["leaving early"] = answers.labels
+    told = [rates(labels, y) for labels in columns.values()]
     shown = Table()
     shown.add_column("what")
-    shown.add_column("", justify="right")
-    shown.add_row("accuracy", f"{(labels == y).double().mean():.2%}")
+    for name in columns:
+        shown.add_column(name, justify="right")
+    for what in told[0]:
+        shown.add_row(what, *(each[what] for each in told))
     for number, block in enumerate(scores.blocks):
         accuracy = (block.argmax(dim=1) == y).double().mean()
         shown.add_row(f"accuracy, block {number} alone", f"{accuracy:.2%}")
-    # Where some classes are rare, accuracy hides them.
-    shown.add_row("macro-F1", f"{f1_score(y, labels, average='macro', zero_division=0):.4f}")
-    known = y.unique().tolist()
-    found = recall_score(y, labels, labels=known, average=None, zero_division=0)
-    each = zip(known, found.tolist(), strict=True)
-    for label, sensitivity in each if len(known) <= MOST_CLASSES else ():
-        shown.add_row(f"sensitivity, class {label}", f"{sensitivity:.2%}")
-    calibrated = None if options.full_depth else runs.read_exits(options.run, network)
     console = Output()
     console.print(f"{options.run} on the {len(y):,} test rows of {dataset.name}", soft_wrap=True)
     console.print(shown)
     if calibrated is not None:
-        answers = answer(network, dataset.x_test, calibrated.policy)
-        cost = macs(stage_costs(network), answers)
-        console.print(exits_table(answers.exits, answers.labels == y, cost, calibrated.policy))
+        costs = stage_costs(network)
+        cost = macs(costs, answers)
+        is_right, policy = answers.labels == y, calibrated.policy
+        console.print(exits_table(answers.exits, is_right, cost, costs, policy))
+    if options.measure:
+        policies = {"full depth": full_depth(len(stage_costs(network)))}
+        if calibrated is not None:
+            policies["leaving early"] = calibrated.policy
+        console.print(latency_table(network, x, policies))
+
+
+def rates(labels: Tensor, y: Tensor) -> dict[str, str]:
+    """Return how often labels are right, also where some classes are rare, which accuracy hides."""
+    known = y.unique().tolist()
+    found = {
+        "accuracy": f"{(labels == y).double().mean():.2%}",
+        "macro-F1": f"{f1_score(y, labels, average='macro', zero_division=0):.4f}",
+    }
+    if len(known) <= MOST_CLASSES:
+        each = recall_score(y, labels, labels=known, average=None, zero_division=0)
+        for label, sensitivity in zip(known, each.tolist(), strict=True):
+            found[f"sensitivity, class {label}"] = f"{sensitivity:.2%}"
+    return found
+
+
+def latency_table(network: Network, x: Tensor, policies: Mapping[str, ExitPolicy]) -> Table:
+    """Return how long batches of several sizes take here, under each policy."""
+    shown = Table(title=f"time of a batch here, on {count(torch.get_num_threads(), 'thread')}")
+    for name in ("rows", "batches", "", "median, ms", "99 % within, ms", "rows a second"):
+        shown.add_column(name, justify="right")
+    for size, batches in latency.BATCHES.items():
+        found = latency.measure(network, x, policies, batch_size=size, batches=batches)
+        for name, times in found.items():
+            shown.add_row(
+                f"{size:,}",
+                f"{batches:,}",
+                name,
+                f"{times.median * 1e3:.2f}",
+                f"{times.p99 * 1e3:.2f}",
+                f"{times.rows_a_second:,.0f}",
+            )
+        shown.add_section()
+    return shown
 
 
 def _load(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunConfig]:
@@ -166,25 +210,36 @@ def data_changed(folder: Path, dataset: data.Dataset) -> bool:
     return known is not None and known != dealing.data_sha256(dataset)
 
 
-def exits_table(exits: Tensor, is_right: Tensor, cost: Tensor, policy: ExitPolicy) -> Table:
+def exits_table(
+    exits: Tensor,
+    is_right: Tensor,
+    cost: Tensor,
+    costs: Sequence[StageCost],
+    policy: ExitPolicy,
+) -> Table:
     """Return how many rows left at each exit, how many of those were right, and at what cost."""
     shown = Table(title="leaving early")
-    for name in ("exit after", "threshold", "rows", "right", "million MACs a row"):
+    names = ("exit after", "threshold", "rows", "right", "million MACs a row", "weights read, MB")
+    for name in names:
         shown.add_column(name, justify="right")
     thresholds = [*policy.thresholds, -math.inf]
+    read = np.cumsum([stage.weight_bytes for stage in costs]) * 1e-6
 
-    def add(name: str, threshold: str, here: Tensor) -> None:
+    def add(name: str, threshold: str, here: Tensor, megabytes: float) -> None:
         right, macs_each = ("-", "-")
         if here.any():
             right = f"{is_right[here].double().mean():.2%}"
             macs_each = f"{cost[here].mean() * 1e-6:.3f}"
-        shown.add_row(name, threshold, f"{here.double().mean():.2%}", right, macs_each)
+        share = f"{here.double().mean():.2%}"
+        shown.add_row(name, threshold, share, right, macs_each, f"{megabytes:.2f}")
 
     for number, threshold in enumerate(thresholds):
         told = {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}")
-        add(f"stage {number}", told, exits == number)
+        add(f"stage {number}", told, exits == number, read[number])
     shown.add_section()
-    add("all", "", torch.ones_like(is_right))
+    # Of rows that come one at a time.
+    mean_read = float(read[exits.numpy()].mean())
+    add("all", "", torch.ones_like(is_right), mean_read)
     return shown
 
 
@@ -272,8 +327,9 @@ def exits_command(options: argparse.Namespace) -> None:
         soft_wrap=True,
     )
     outcome = follow(calibrated.policy, seen)
-    shown = exits_table(outcome.exits, ~outcome.is_wrong, outcome.macs, calibrated.policy)
-    console.print(shown)
+    console.print(
+        exits_table(outcome.exits, ~outcome.is_wrong, outcome.macs, seen.costs, calibrated.policy)
+    )
     console.print(summary(calibrated), soft_wrap=True)
     picture = options.out or options.run / "exits.png"
     try:

@@ -1,5 +1,6 @@
 """What inference costs: multiply-accumulates and bytes of weights, stage by stage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +88,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def macs(costs: list[StageCost], answers: Answers) -> Float[Tensor, " rows"]:
+def macs(costs: Sequence[StageCost], answers: Answers) -> Float[Tensor, " rows"]:
     """Return the MACs that each row has cost."""
     total = torch.zeros(len(answers.labels), dtype=torch.float64)
     for cost, passes in zip(costs, answers.passes, strict=True):

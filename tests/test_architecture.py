@@ -40,6 +40,7 @@ ORDER = [
     "exits",
     "stages",
     "macs",
+    "latency",
     "outcomes",
     "calibration",
     "checkpoint",

@@ -28,6 +28,8 @@ FIGURES = {
         "throughput_ratio_batch1024",
         "sweep_macs_ratio",
         "guarantee_kept",
+        "onnx_other_exits",
+        "int8_error_increase",
     },
     "fuzz": {"inputs", "crashes"},
     "hint_age": {"chapters", "mini_batches"},

@@ -71,9 +71,36 @@ def test_a_run_is_evaluated_with_its_exits_beside_full_depth(run, capsys):
     assert onward("evaluate", run, "--full-depth") == 0
     without = capsys.readouterr().out
 
-    assert "leaving early" in with_exits
-    assert "stage 0" in with_exits
+    cells = [[cell.strip() for cell in line.split("│")] for line in with_exits.splitlines()]
+    by_name = {row[1]: row[2:-1] for row in cells if len(row) > 3}
+    network, test = ow.load(run), ow.load_data("digits")
+    policy = ow.exits.ExitPolicy.from_json(json.loads((run / "exits.json").read_text())["policy"])
+    early = ow.answer(network, test.x_test, policy).labels
+    right = [labels == test.y_test for labels in (network.predict(test.x_test), early)]
+    assert by_name["accuracy"] == [f"{each.double().mean():.2%}" for each in right]
+    sevens = test.y_test == 7
+    found = [f"{each[sevens].double().mean():.2%}" for each in right]
+    assert by_name["sensitivity, class 7"] == found
+    assert "stage 0" in by_name
     assert "leaving early" not in without
+
+
+def test_evaluate_times_batches_where_it_is_asked_to(runs, capsys, monkeypatch):
+    monkeypatch.setattr("onward.latency.BATCHES", {1: 3, 32: 2})
+    assert onward("exits", runs / "heads", "--max-error-increase", "0.02") == 0
+    capsys.readouterr()
+
+    assert onward("evaluate", runs / "heads", "--measure") == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    timed = [line.split("│")[1:4] for line in lines if line.count("│") == 7 and "stage" not in line]
+    rows = [[cell.strip() for cell in row] for row in timed][-4:]
+    assert rows == [
+        ["1", "3", "full depth"],
+        ["1", "3", "leaving early"],
+        ["32", "2", "full depth"],
+        ["32", "2", "leaving early"],
+    ]
 
 
 def test_predictions_say_where_each_row_left(run, tmp_path, capsys):

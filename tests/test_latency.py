@@ -1,0 +1,60 @@
+"""How long inference takes: every policy is given the same batches, in turn."""
+
+import pytest
+import torch
+
+import onward as ow
+from onward import latency
+from onward.exits import full_depth
+from onward.latency import TURN, Latency, measure
+
+POLICIES = {"whole": full_depth(2), "early": ow.ExitPolicy("margin", (0.0,))}
+NAMES = {policy: name for name, policy in POLICIES.items()}
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """What is asked for: the policy's name, and the first input of each row."""
+    calls = []
+
+    def answer(network, x, policy, batch_size):
+        assert batch_size == len(x)
+        calls.append((NAMES[policy], x[:, 0].int().tolist()))
+
+    monkeypatch.setattr(latency, "answer", answer)
+    return calls
+
+
+def network():
+    return ow.mlp((4,), num_classes=3, widths=(8, 8))
+
+
+def test_policies_take_turns_at_the_same_batches(answered):
+    x = torch.arange(10.0)[:, None].expand(10, 4)
+
+    measure(network(), x, POLICIES, batch_size=2, batches=TURN + 1)
+
+    warm_up, timed = answered[:2], answered[2:]
+    assert warm_up == [("whole", [0, 1]), ("early", [0, 1])]
+    each = {name: [rows for who, rows in timed if who == name] for name in POLICIES}
+    assert each["whole"] == each["early"] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    turns = ["whole"] * TURN + ["early"] * TURN + ["whole", "early"]
+    assert [name for name, _ in timed] == turns
+
+
+def test_few_rows_are_asked_again(answered):
+    x = torch.arange(3.0)[:, None].expand(3, 4)
+
+    found = measure(network(), x, POLICIES, batch_size=4, batches=2)
+
+    assert answered[2][1] == [0, 1, 2, 0]
+    assert answered[3][1] == [1, 2, 0, 1]
+    assert len(found["whole"].seconds) == 2
+
+
+def test_figures_of_times_are_those_of_all_batches():
+    times = Latency(tuple(0.001 * n for n in range(1, 102)), batch_size=10)
+
+    assert times.median == pytest.approx(0.051)
+    assert times.p99 == pytest.approx(0.1)
+    assert times.rows_a_second == pytest.approx(1010 / (0.001 * 101 * 51))
