@@ -45,7 +45,7 @@ import onward as ow
 from onward import seeds
 from onward.optimizers import lr_scale
 from onward.placement import Placement
-from onward.plan import Plan
+from onward.plan.tasks import Plan
 from onward.steps import make_step
 from onward.timeline import Span
 

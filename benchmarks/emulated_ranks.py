@@ -57,11 +57,11 @@ import control_groups
 import torch
 
 import onward as ow
-from onward.chapter_plan import ChapterPlan
 from onward.checkpoint import PRECISIONS
 from onward.launcher import launch
 from onward.placement import Placement, place
-from onward.plan import Kind, Plan, Task
+from onward.plan.chapters import ChapterPlan
+from onward.plan.tasks import Kind, Plan, Task
 from onward.preparation import resolve_precision
 from onward.simulation import KnownCosts, simulate
 from onward.steps import make_step

@@ -40,8 +40,8 @@ with (
     from onward.config import RunConfig, read_settings
     from onward.data import arrays, cifar, idx
     from onward.errors import OnwardError
-    from onward.plan import Kind, Product, Task, Thing
-    from onward.store import Store, journal_line, read_journal
+    from onward.plan.tasks import Kind, Product, Task, Thing
+    from onward.runtime.store import Store, journal_line, read_journal
 
 import common  # noqa: E402
 import numpy as np  # noqa: E402

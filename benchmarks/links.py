@@ -26,11 +26,11 @@ import backprop_pipeline
 import common
 import torch
 
-from onward.chapter_plan import ChapterPlan
 from onward.placement import Name, place
-from onward.plan import Plan, Product, Thing
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Plan, Product, Thing
 from onward.simulation import FREE, KnownCosts, Link, simulate
-from onward.stream_plan import StreamPlan
 from onward.timeline import Span
 
 LINKS = {"unlimited": None, "1gbit": 1e9, "100mbit": 1e8}

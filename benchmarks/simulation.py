@@ -28,11 +28,11 @@ import control_groups
 import emulated_ranks
 import torch
 
-from onward.distributed import DistributedTransport
 from onward.launcher import launch
 from onward.placement import Name, place
-from onward.plan import Kind, Plan, Product, Thing
+from onward.plan.tasks import Kind, Plan, Product, Thing
 from onward.simulation import KnownCosts, Link, simulate
+from onward.transport.distributed import DistributedTransport
 
 RANKS = 4
 

@@ -35,11 +35,11 @@ import onward as ow
 from onward.config import RunConfig
 from onward.dealing import deal
 from onward.placement import place
-from onward.plan import Kind, Task
+from onward.plan.tasks import Kind, Task
 from onward.preparation import make_plan
-from onward.runtime import Runtime, make_worker
-from onward.transport import InMemoryTransport
-from onward.workers import Arithmetic
+from onward.runtime.runtime import Runtime, make_worker
+from onward.runtime.workers import Arithmetic
+from onward.transport.messages import InMemoryTransport
 
 CLASSES = 10
 ROWS = 5120

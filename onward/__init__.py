@@ -2,7 +2,6 @@
 
 from onward import data, exits
 from onward.blocks import Block
-from onward.calibration import Calibrated, calibrate
 from onward.checkpoint import load, save
 from onward.config import (
     DataConfig,
@@ -24,7 +23,7 @@ from onward.errors import (
     PlacementError,
     SettingError,
 )
-from onward.exits import ExitPolicy
+from onward.exits import Answers, Calibrated, ExitPolicy, answer, calibrate
 from onward.layers import Dense, ReadoutLayer, normalize_length
 from onward.networks import Evaluation, Network, evaluate, mlp
 from onward.objectives import CrossEntropy, Objective, Threshold
@@ -32,7 +31,6 @@ from onward.optimizers import SGD, Adam, Optimizer
 from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
 from onward.recipes import RECIPES, Recipe
 from onward.results import Listener, Progress, Result
-from onward.stages import Answers, answer
 from onward.training import run, train
 from onward.version import VERSION as __version__
 from onward.views import LabelEmbedding, Negatives, Plain, Sampler, View

@@ -1,5 +1,5 @@
 """Lets `python -m onward` be the command, as torchrun starts it."""
 
-from onward.cli import main
+from onward.cli.main import main
 
 main()

@@ -13,19 +13,19 @@ from typing import Any
 from torch import Tensor
 
 from onward.blocks import Block
-from onward.chapter_plan import ChapterPlan
-from onward.chapters import passed
 from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate
-from onward.plan import Kind, Plan, Product, Task, Thing
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Kind, Plan, Product, Task, Thing
 from onward.readouts import read_activities
+from onward.runtime.chapters import passed
+from onward.runtime.workers import REPORT_FIELDS, Arithmetic, Rows
 from onward.simulation import Costs
 from onward.sliced import RowsStep
 from onward.steps import Gradients, Step, make_step
-from onward.stream_plan import StreamPlan
 from onward.team import Alone
 from onward.views import View
-from onward.workers import REPORT_FIELDS, Arithmetic, Rows
 
 SLICES = 2
 """Slices whose gradients are added up when that is timed."""

@@ -11,8 +11,8 @@ from onward.checkpoint import tensors_sha256
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.errors import DataError, SettingError
-from onward.transport import Transport
-from onward.workers import Rows
+from onward.runtime.workers import Rows
+from onward.transport.messages import Transport
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from onward.blocks import Block
 from onward.checkpoint import weights_sha256
 from onward.errors import FileError, SettingError
-from onward.exits import ExitPolicy
+from onward.exits.policies import ExitPolicy
+from onward.exits.stages import head_weights, shared_pass, stages
 from onward.layers import Dense, normalize_length
 from onward.networks import Network
 from onward.readouts import GoodnessSweep, SoftmaxHead, SumOfHeads
-from onward.stages import head_weights, shared_pass, stages
 from onward.views import LabelEmbedding
 
 FORMAT = 1

@@ -13,17 +13,17 @@ import psutil
 import torch
 
 from onward.blocks import Block
-from onward.chapter_plan import ChapterPlan
-from onward.distributed import IN_FLIGHT, POSTED
 from onward.errors import SettingError
 from onward.networks import Network
 from onward.placement import Placement, messages
-from onward.plan import Kind, Plan, Product, Task, Thing
-from onward.runtime import most_waiting
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Kind, Plan, Product, Task, Thing
+from onward.runtime.runtime import most_waiting
+from onward.runtime.store import MOST_UNWRITTEN
+from onward.runtime.workers import Arithmetic
 from onward.steps import SLICE_BYTES, has_closed_form
-from onward.store import MOST_UNWRITTEN
-from onward.stream_plan import StreamPlan
-from onward.workers import Arithmetic
+from onward.transport.distributed import IN_FLIGHT, POSTED
 
 NO_LIMIT = 1 << 60
 """Bytes from which on a limit is none: how the first version of control groups says so."""

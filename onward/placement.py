@@ -9,10 +9,10 @@ from functools import cache, cached_property
 from itertools import accumulate
 from typing import Literal
 
-from onward.chapter_plan import ChapterPlan
 from onward.errors import PlacementError
-from onward.plan import Kind, Plan, Product, Task
-from onward.stream_plan import StreamPlan
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Kind, Plan, Product, Task
 
 Name = Literal["sequential", "single-layer", "all-layers", "federated", "stream"]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onward.chapter_plan import ChapterPlan
 from onward.errors import PlacementError, SettingError
 from onward.placement import Name, Placement, place
-from onward.plan import Plan
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Plan
 from onward.simulation import FREE, Costs, Link, Simulation, simulate
-from onward.stream_plan import StreamPlan
 
 FINER = (2, 4, 8)
 """How many times as many chapters a choice has as the plan that was asked for."""

@@ -7,7 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from onward import memory
-from onward.chapter_plan import ChapterPlan
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
 from onward.data import Dataset
@@ -24,12 +23,13 @@ from onward.errors import PlacementError, SettingError
 from onward.layers import Dense
 from onward.networks import Network, build
 from onward.placement import Placement, place
-from onward.plan import Plan
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Plan
+from onward.runtime.workers import Arithmetic, Rows
 from onward.sliced import check_cut
 from onward.steps import has_closed_form
-from onward.stream_plan import StreamPlan
 from onward.views import LabelEmbedding
-from onward.workers import Arithmetic, Rows
 
 
 class Preview(NamedTuple):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from onward.networks import Evaluation, Network
 from onward.placement import Placement
-from onward.plan import Plan, Product, Thing
-from onward.stream_plan import StreamPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Plan, Product, Thing
+from onward.runtime.workers import REPORT_FIELDS
 from onward.timeline import Span
-from onward.workers import REPORT_FIELDS
 
 
 @dataclass(frozen=True)

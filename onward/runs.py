@@ -7,15 +7,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from onward.calibration import Calibrated
 from onward.checkpoint import save, weights_sha256
 from onward.config import RunConfig
 from onward.errors import FileError, SettingError
+from onward.exits.calibration import Calibrated
 from onward.files import PARTIAL, flush, whole
 from onward.networks import Network
 from onward.preparation import resolve_precision
 from onward.results import Result
-from onward.store import check_idle
+from onward.runtime.store import check_idle
 from onward.timeline import Span, from_chrome, to_chrome
 
 FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "result.json")

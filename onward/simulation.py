@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count
 
 from onward.placement import Message, Placement, messages
-from onward.plan import Kind, Plan, Product, Task
+from onward.plan.tasks import Kind, Plan, Product, Task
 from onward.timeline import WORDS, Span
 
 
@@ -128,7 +128,7 @@ def simulate(
 
     Example:
         >>> from onward.placement import place
-        >>> from onward.chapter_plan import ChapterPlan
+        >>> from onward.plan.chapters import ChapterPlan
         >>> plan = ChapterPlan(
         ...     num_blocks=2, head_reads=(), epochs=3, chapters=3, batch_size=1, rows=(1,),
         ...     hint_age=None, validate_every=None, has_validation=False,

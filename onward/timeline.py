@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from onward.plan import Kind
+from onward.plan.tasks import Kind
 
 WORDS = {
     Kind.PASS: "forward",

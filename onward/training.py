@@ -26,7 +26,7 @@ from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate
 from onward.objectives import Threshold
 from onward.placement import Placement, begun_on
-from onward.plan import Plan
+from onward.plan.tasks import Plan
 from onward.preparation import (
     arrange,
     build_network,
@@ -35,15 +35,15 @@ from onward.preparation import (
 )
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
 from onward.results import Listener, Log, Result
-from onward.resume import Holders, open_store, take_up
-from onward.runtime import Runtime, make_worker
+from onward.runtime.resume import Holders, open_store, take_up
+from onward.runtime.runtime import Runtime, make_worker
+from onward.runtime.store import Store
+from onward.runtime.workers import Rows
 from onward.seeds import global_generator_kept
-from onward.store import Store
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.trained_on import TrainedOn
-from onward.transport import Transport
+from onward.transport.messages import Transport
 from onward.version import VERSION
-from onward.workers import Rows
 from onward.world import joined, max_restarts
 
 VERSIONS = f"onward {VERSION}, torch {torch.__version__}"

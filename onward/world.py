@@ -6,13 +6,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from onward.config import RunConfig
-from onward.directory import DirectoryTransport
-from onward.distributed import DistributedTransport
 from onward.errors import SettingError
 from onward.placement import usual
-from onward.pulse import Pulse
 from onward.results import Listener
-from onward.transport import InMemoryTransport, Transport
+from onward.transport.directory import DirectoryTransport
+from onward.transport.distributed import DistributedTransport
+from onward.transport.messages import InMemoryTransport, Transport
+from onward.transport.pulse import Pulse
 
 
 def is_distributed() -> bool:

@@ -9,7 +9,7 @@ from data_files import QUICK, arrays
 from models import network_of
 
 from onward.checkpoint import save
-from onward.cli import main
+from onward.cli.main import main
 from onward.data import download
 
 

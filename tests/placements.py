@@ -3,9 +3,9 @@
 from hypothesis import given, settings
 from test_plan import chapter_plans, chapters_of_two_blocks, stream_plans
 
-from onward.chapter_plan import ChapterPlan
 from onward.errors import PlacementError
 from onward.placement import messages, place
+from onward.plan.chapters import ChapterPlan
 
 NAMES = ("sequential", "single-layer", "all-layers", "federated", "stream")
 

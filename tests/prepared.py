@@ -9,13 +9,13 @@ from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.dealing import deal
 from onward.networks import Network
 from onward.placement import place
-from onward.plan import Plan
+from onward.plan.tasks import Plan
 from onward.preparation import block_costs, build_network, make_arithmetic, make_plan
 from onward.recipes import RECIPES
-from onward.runtime import Runtime, make_worker, run_in_memory
+from onward.runtime.runtime import Runtime, make_worker, run_in_memory
+from onward.runtime.workers import Arithmetic, Rows
 from onward.seeds import global_generator_kept
-from onward.transport import InMemoryTransport
-from onward.workers import Arithmetic, Rows
+from onward.transport.messages import InMemoryTransport
 
 SMALL = {
     "network.widths": (24, 20, 16, 12),

@@ -15,7 +15,7 @@ from data_files import QUICK, arrays, idx_bytes, write_cifar10, write_mnist
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from onward.cli import main
+from onward.cli.main import main
 from onward.data import cifar, idx
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")

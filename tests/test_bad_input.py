@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from data_files import QUICK
 
-from onward.cli import main
+from onward.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 

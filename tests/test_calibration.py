@@ -9,12 +9,18 @@ import torch
 from scipy.stats import binom
 
 import onward as ow
-from onward.calibration import Calibrated, calibrate, choose, mean_minus_std, policies
 from onward.errors import DataError, SettingError
-from onward.exits import CONFIDENCES, ExitPolicy, full_depth
-from onward.macs import StageCost, macs
-from onward.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
-from onward.stages import answer
+from onward.exits.calibration import (
+    Calibrated,
+    calibrate,
+    choose,
+    mean_minus_std,
+    policies,
+)
+from onward.exits.macs import StageCost, macs
+from onward.exits.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
+from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
+from onward.exits.stages import answer
 
 COSTS = (StageCost(100, 0, 1), StageCost(300, 0, 1), StageCost(600, 0, 1))
 

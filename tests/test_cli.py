@@ -12,10 +12,12 @@ import torch
 from rich.console import Console
 
 import onward as ow
-from onward import cli, preparation, progress, training
-from onward.cli import FLAGS, main, parse, read_config
+from onward import preparation, training
+from onward.cli import main as cli
+from onward.cli import progress
+from onward.cli.main import FLAGS, main, parse, read_config
+from onward.cli.progress import Bars
 from onward.config import RunConfig
-from onward.progress import Bars
 from onward.recipes import RECIPES
 from onward.runs import FILES, read_result
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from onward.directory import DirectoryTransport
 from onward.errors import FileError, PeerLostError
-from onward.transport import OPEN
+from onward.transport.directory import DirectoryTransport
+from onward.transport.messages import OPEN
 
 
 @pytest.fixture

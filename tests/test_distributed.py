@@ -21,9 +21,9 @@ from weight_jobs import (
 from onward.checkpoint import weights_sha256
 from onward.dealing import Shape, data_sha256, deal, deal_alone, load_data
 from onward.preparation import build_network
-from onward.runtime import QUEUE
+from onward.runtime.runtime import QUEUE
 from onward.training import run
-from onward.transport import InMemoryTransport
+from onward.transport.messages import InMemoryTransport
 
 pytestmark = pytest.mark.distributed
 

@@ -15,7 +15,7 @@ import pytest
 from test_runs import RESULT
 
 from onward import config
-from onward.cli import FLAGS, make_parser
+from onward.cli.main import FLAGS, make_parser
 from onward.config import RunConfig
 
 ROOT = Path(__file__).parent.parent

@@ -5,9 +5,9 @@ import socket
 import pytest
 from ranks import results
 
-from onward import doctor
-from onward.cli import main
-from onward.doctor import addresses, check_machine
+from onward.cli import doctor
+from onward.cli.doctor import addresses, check_machine
+from onward.cli.main import main
 
 
 def findings():

@@ -4,7 +4,7 @@ import pytest
 from placements import for_all_placements, plans
 from test_plan import chapters_of_two_blocks, stream_of_two_blocks
 
-from onward.drawing import STYLES, clock_times, legend, plan_table, staircase
+from onward.cli.drawing import STYLES, clock_times, legend, plan_table, staircase
 from onward.placement import place
 
 

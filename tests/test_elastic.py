@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from onward.cli import main
+from onward.cli.main import main
 from onward.runs import read_result
 
 RUN = ("--epochs", "4", "--widths", "8,8", "--placement", "single-layer")
 
 DYING = """
 import os, signal, sys, time
-from onward.chapters import ChapterWorker
-from onward.cli import main
+from onward.runtime.chapters import ChapterWorker
+from onward.cli.main import main
 
 train = ChapterWorker.train
 

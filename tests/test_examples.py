@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from onward.cli import main
+from onward.cli.main import main
 from onward.launcher import launch
 from onward.runs import read_result
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onward.errors import SettingError
-from onward.exits import CONFIDENCES, ExitPolicy, full_depth
+from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 
 SCORES = torch.tensor([[[0.0, 3.0, 1.0]], [[2.0, 1.0, 0.0]], [[5.0, 1.0, 4.5]]])
 """Three exits, one row, three classes."""

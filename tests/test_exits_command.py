@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 import onward as ow
-from onward.cli import main
+from onward.cli.main import main
 
 READOUTS = {
     "heads": ["one-pass", "--widths", "64,48,32", "--epochs", "8"],
@@ -86,7 +86,7 @@ def test_a_run_is_evaluated_with_its_exits_beside_full_depth(run, capsys):
 
 
 def test_evaluate_times_batches_where_it_is_asked_to(runs, capsys, monkeypatch):
-    monkeypatch.setattr("onward.latency.BATCHES", {1: 3, 32: 2})
+    monkeypatch.setattr("onward.exits.latency.BATCHES", {1: 3, 32: 2})
     assert onward("exits", runs / "heads", "--max-error-increase", "0.02") == 0
     capsys.readouterr()
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from onward.chapters import ChapterWorker
-from onward.cli import main
+from onward.cli.main import main
 from onward.errors import DivergedError
 from onward.runs import read_result
+from onward.runtime.chapters import ChapterWorker
 
 
 def onward(*arguments):

@@ -9,10 +9,10 @@ import torch
 
 from onward.config import NetworkConfig, OptimizerConfig
 from onward.networks import build
-from onward.plan import Product, Thing
-from onward.stream_plan import StreamPlan
-from onward.streams import StreamWorker
-from onward.workers import Arithmetic, Rows
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Product, Thing
+from onward.runtime.streams import StreamWorker
+from onward.runtime.workers import Arithmetic, Rows
 
 CLASSES = 3
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import onward as ow
-from onward import latency
-from onward.exits import full_depth
-from onward.latency import TURN, Latency, measure
+from onward.exits import latency
+from onward.exits.latency import TURN, Latency, measure
+from onward.exits.policies import full_depth
 
 POLICIES = {"whole": full_depth(2), "early": ow.ExitPolicy("margin", (0.0,))}
 NAMES = {policy: name for name, policy in POLICIES.items()}

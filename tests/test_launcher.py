@@ -16,7 +16,7 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 IN_A_GROUP = """
 import os, sys, time
 import torch.distributed as dist
-from onward.distributed import DistributedTransport
+from onward.transport.distributed import DistributedTransport
 transport = DistributedTransport()
 transport.connect()
 word = transport.exchange("word", transport.rank * 2)
@@ -174,7 +174,7 @@ def test_ranks_end_when_what_has_started_them_was_killed():
     beating = (
         IN_A_GROUP
         + """
-from onward.pulse import Pulse
+from onward.transport.pulse import Pulse
 with Pulse(transport, 600.0, print):
     print("here", os.getpid(), flush=True)
     time.sleep(60)

@@ -6,15 +6,15 @@ from torch import nn
 
 import onward as ow
 from onward.blocks import Block
-from onward.chapter_plan import ChapterPlan
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD, Adam
 from onward.placement import Placement
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
 from onward.preparation import preview
 from onward.recipes import RECIPES
-from onward.runtime import run_in_memory
-from onward.stream_plan import StreamPlan
-from onward.workers import Arithmetic, Rows, Worker
+from onward.runtime.runtime import run_in_memory
+from onward.runtime.workers import Arithmetic, Rows, Worker
 
 INPUTS, UNITS, CLASSES, BLOCKS = 6, 8, 3, 4
 

@@ -6,14 +6,14 @@ import pytest
 
 import onward as ow
 from onward import memory
-from onward.chapter_plan import ChapterPlan
 from onward.checkpoint import PRECISIONS
-from onward.distributed import IN_FLIGHT, POSTED
 from onward.memory import Room, check, estimate
 from onward.placement import place
-from onward.runtime import QUEUE
-from onward.stream_plan import StreamPlan
-from onward.workers import Arithmetic
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.runtime.runtime import QUEUE
+from onward.runtime.workers import Arithmetic
+from onward.transport.distributed import IN_FLIGHT, POSTED
 
 WIDTH = 64
 

@@ -7,7 +7,7 @@ from placements import chapters, for_all_placements, plans, sent
 from test_plan import stream_of_two_blocks
 
 from onward.placement import place
-from onward.plan import Thing
+from onward.plan.tasks import Thing
 
 
 def weights_sent(plan, placement, block):

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import onward as ow
-from onward.chapter_plan import ChapterPlan
-from onward.chapters import ChapterWorker
 from onward.placement import place
-from onward.runtime import run_in_memory
-from onward.stream_plan import StreamPlan
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.runtime.chapters import ChapterWorker
+from onward.runtime.runtime import run_in_memory
+from onward.runtime.workers import Arithmetic, Rows
 from onward.views import LabelEmbedding, Negatives, likely_wrong_labels, wrong_labels
-from onward.workers import Arithmetic, Rows
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from placements import chapters, for_all_placements, plans, sent
 from test_plan import chapter_plans, stream_of_two_blocks
 
-from onward.chapter_plan import ChapterPlan
-from onward.drawing import clock_times
+from onward.cli.drawing import clock_times
 from onward.errors import PlacementError
 from onward.placement import Placement, balance, begun_on, deal_by_cost, place, stall
-from onward.plan import Kind, Task, Thing
+from onward.plan.chapters import ChapterPlan
+from onward.plan.tasks import Kind, Task, Thing
 
 
 def makespan(plan, placement):

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onward.chapter_plan import ChapterPlan
 from onward.errors import SettingError
-from onward.plan import Kind, Product, Segment, Task, Thing
-from onward.stream_plan import StreamPlan
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Kind, Product, Segment, Task, Thing
 
 
 @st.composite

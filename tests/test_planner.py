@@ -4,13 +4,13 @@ import pytest
 from rich.console import Console
 from test_simulation import Weighing, chapters, stream
 
-from onward.chapter_plan import ChapterPlan
-from onward.drawing import advice, choices_table, forecast_table
+from onward.cli.drawing import advice, choices_table, forecast_table
 from onward.errors import SettingError
 from onward.placement import place
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
 from onward.planner import alone, choices, read_links
 from onward.simulation import FREE, KnownCosts, Link
-from onward.stream_plan import StreamPlan
 
 
 class Shared(Weighing):

@@ -4,11 +4,11 @@ import threading
 
 import pytest
 
-from onward import pulse, waiting
 from onward.errors import PeerLostError
-from onward.pulse import Pulse
-from onward.transport import InMemoryTransport
-from onward.waiting import Waiting
+from onward.transport import pulse, waiting
+from onward.transport.messages import InMemoryTransport
+from onward.transport.pulse import Pulse
+from onward.transport.waiting import Waiting
 
 
 class Clock:

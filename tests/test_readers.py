@@ -18,8 +18,8 @@ from onward import checkpoint, costs, runs
 from onward.config import RunConfig, read_settings
 from onward.data import arrays, cifar, idx
 from onward.errors import DataError, FileError, OnwardError
-from onward.plan import Kind, Product, Task, Thing
-from onward.store import Store, journal_line, read_journal
+from onward.plan.tasks import Kind, Product, Task, Thing
+from onward.runtime.store import Store, journal_line, read_journal
 
 WEIGHTS = Product(Thing.WEIGHTS, 1, 0)
 LAYOUT = [torch.zeros(2, 3)]

@@ -20,11 +20,11 @@ from prepared import (
 from test_plan import chapter_plans, for_all, plans
 
 from onward.placement import place
-from onward.plan import Product, Thing
-from onward.resume import agree, describe, open_store
-from onward.runtime import Runtime, make_worker
+from onward.plan.tasks import Product, Thing
+from onward.runtime.resume import agree, describe, open_store
+from onward.runtime.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
-from onward.transport import InMemoryTransport
+from onward.transport.messages import InMemoryTransport
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ import pytest
 import onward as ow
 from onward import runs
 from onward.checkpoint import weights_sha256
-from onward.cli import main
+from onward.cli.main import main
 from onward.config import RunConfig, read_settings, setting_names
 from onward.errors import FileError
 from onward.runs import FILES, read_result
-from onward.workers import REPORT_FIELDS
+from onward.runtime.workers import REPORT_FIELDS
 
 SMALL = (
     *("--data", "data.npz", "--batch-size", "30", "--epochs", "4", "--widths", "16,12"),

@@ -23,10 +23,10 @@ import onward as ow
 from onward.checkpoint import weights_sha256
 from onward.config import RunConfig
 from onward.dealing import deal
+from onward.runtime.workers import Worker
 from onward.seeds import generator
-from onward.transport import InMemoryTransport
+from onward.transport.messages import InMemoryTransport
 from onward.views import wrong_labels
-from onward.workers import Worker
 
 
 def matrix(cases, everywhere, thorough=()):

@@ -8,13 +8,13 @@ from torch import nn
 
 import onward as ow
 from onward.blocks import StepReport
-from onward.chapter_plan import ChapterPlan
-from onward.chapters import ChapterWorker
 from onward.checkpoint import weights_sha256
 from onward.errors import DivergedError
+from onward.plan.chapters import ChapterPlan
+from onward.runtime.chapters import ChapterWorker
+from onward.runtime.workers import Arithmetic
 from onward.seeds import derive, generator, global_generator_kept
 from onward.steps import Step
-from onward.workers import Arithmetic
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 whole = st.integers(-(2**70), 2**70)

@@ -14,12 +14,12 @@ from prepared import (
     reference,
 )
 
-from onward.chapter_plan import ChapterPlan
 from onward.placement import place
-from onward.plan import Kind, Task, Thing
-from onward.runtime import Runtime, make_worker
-from onward.transport import InMemoryTransport
-from onward.workers import Arithmetic
+from onward.plan.chapters import ChapterPlan
+from onward.plan.tasks import Kind, Task, Thing
+from onward.runtime.runtime import Runtime, make_worker
+from onward.runtime.workers import Arithmetic
+from onward.transport.messages import InMemoryTransport
 
 # Messages
 

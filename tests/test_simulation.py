@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onward as ow
-from onward.chapter_plan import ChapterPlan
 from onward.checkpoint import PRECISIONS
 from onward.costs import measure
 from onward.dealing import deal
 from onward.errors import PlacementError
 from onward.placement import place
-from onward.plan import Kind, Product, Task, Thing
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Kind, Product, Task, Thing
 from onward.preparation import build_network, make_arithmetic, make_plan
 from onward.recipes import RECIPES
-from onward.runtime import run_in_memory
+from onward.runtime.runtime import run_in_memory
 from onward.simulation import Costs, KnownCosts, Link, simulate
-from onward.stream_plan import StreamPlan
-from onward.transport import InMemoryTransport
+from onward.transport.messages import InMemoryTransport
 
 MEGABYTE = 10**6
 MEGABYTES = 1e6

@@ -9,15 +9,15 @@ from torch import nn
 
 import onward as ow
 from onward.blocks import Block
-from onward.chapters import in_chunks
 from onward.errors import SettingError
 from onward.networks import CHUNK_ROWS
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD, Adam
+from onward.runtime.chapters import in_chunks
 from onward.sliced import RowsStep, make_sliced_step
 from onward.steps import make_step
 from onward.team import Alone
-from onward.transport import InMemoryTransport
+from onward.transport.messages import InMemoryTransport
 
 UNITS, ROWS = 12, 6
 

@@ -10,10 +10,10 @@ import torch
 import onward as ow
 from onward.blocks import Block
 from onward.errors import SettingError
-from onward.exits import ExitPolicy, full_depth
-from onward.macs import StageCost, macs, stage_costs
+from onward.exits.macs import StageCost, macs, stage_costs
+from onward.exits.policies import ExitPolicy, full_depth
+from onward.exits.stages import answer, stages
 from onward.readouts import Readout
-from onward.stages import answer, stages
 
 READOUTS = {
     "heads": {},

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_plan import chapters_of_two_blocks
 
-from onward import store as store_module
 from onward.errors import FileError
-from onward.plan import Kind, Product, Task, Thing
-from onward.store import Store, as_product, journal_line, read_journal
+from onward.plan.tasks import Kind, Product, Task, Thing
+from onward.runtime import store as store_module
+from onward.runtime.store import Store, as_product, journal_line, read_journal
 
 TASK = Task(Kind.TRAIN, 3, 1)
 WEIGHTS, MOMENTS = (Product(thing, 3, 1) for thing in (Thing.WEIGHTS, Thing.MOMENTS))
@@ -160,7 +160,7 @@ def test_files_of_ranks_that_a_run_goes_on_without_are_removed_as_ones_own(kept,
 WRITING = """
 import sys, time
 from pathlib import Path
-from onward.store import Store
+from onward.runtime.store import Store
 Store(Path(sys.argv[1]), 0, "digest", every=1)
 print("writes", flush=True)
 time.sleep(60)

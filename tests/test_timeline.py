@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 
 import onward as ow
-from onward.cli import main
-from onward.plan import Kind
-from onward.report import draw_timelines
+from onward.cli.main import main
+from onward.cli.report import draw_timelines
+from onward.plan.tasks import Kind
 from onward.results import Listener
 from onward.runs import read_timeline
 from onward.timeline import Recorder, Span, from_chrome, merged, to_chrome

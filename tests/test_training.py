@@ -12,7 +12,7 @@ import onward as ow
 from onward.config import PlacementConfig, RunConfig
 from onward.errors import SettingError
 from onward.training import _check_alike
-from onward.transport import InMemoryTransport
+from onward.transport.messages import InMemoryTransport
 
 
 class Notes(InMemoryTransport):

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from ranks import results
 from transport_jobs import MEGABYTE, sizes
 
-from onward.buffers import LINE, SMALL, Buffers
-from onward.distributed import IN_FLIGHT, DistributedTransport
 from onward.errors import PeerLostError, SettingError
-from onward.transport import InMemoryTransport, Transport
+from onward.transport.buffers import LINE, SMALL, Buffers
+from onward.transport.distributed import IN_FLIGHT, DistributedTransport
+from onward.transport.messages import InMemoryTransport, Transport
 
 distributed = pytest.mark.distributed
 

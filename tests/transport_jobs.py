@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from jobs import job
 
-from onward.distributed import IN_FLIGHT, DistributedTransport
-from onward.doctor import check_ranks
+from onward.cli.doctor import check_ranks
+from onward.transport.distributed import IN_FLIGHT, DistributedTransport
 
 MEGABYTE = 2**20
 

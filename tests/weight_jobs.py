@@ -10,11 +10,11 @@ from jobs import JOBS, NUM_RANKS, job
 from torch import nn
 
 import onward as ow
-from onward.chapters import ChapterWorker
-from onward.plan import Thing
+from onward.plan.tasks import Thing
 from onward.recipes import RECIPES
-from onward.runtime import Runtime
-from onward.streams import StreamWorker
+from onward.runtime.chapters import ChapterWorker
+from onward.runtime.runtime import Runtime
+from onward.runtime.streams import StreamWorker
 from onward.training import run
 
 EXIT_STATUS = 7

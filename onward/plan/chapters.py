@@ -6,7 +6,7 @@ from functools import cached_property
 
 from onward.config import Cut
 from onward.errors import SettingError
-from onward.plan import Kind, Plan, Product, Task, Thing
+from onward.plan.tasks import Kind, Plan, Product, Task, Thing
 
 
 @dataclass(frozen=True)

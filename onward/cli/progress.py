@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from onward import results
 from onward.placement import Placement, stall
-from onward.plan import Plan, Thing
+from onward.plan.tasks import Plan, Thing
 
 LINE_EVERY_SECONDS = 10.0
 """Longest silence where there is no terminal, as far as there is news."""

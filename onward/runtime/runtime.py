@@ -12,18 +12,18 @@ from functools import cache, partial
 
 from torch import Tensor
 
-from onward.chapter_plan import ChapterPlan
-from onward.chapters import ChapterWorker
 from onward.errors import FileError, OnwardError, PeerLostError
 from onward.networks import Network
 from onward.placement import Placement, begun_on, messages, restored
-from onward.plan import Kind, Plan, Product, Task, Thing
-from onward.store import SMALL, Store
-from onward.stream_plan import StreamPlan
-from onward.streams import StreamWorker
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Kind, Plan, Product, Task, Thing
+from onward.runtime.chapters import ChapterWorker
+from onward.runtime.store import SMALL, Store
+from onward.runtime.streams import StreamWorker
+from onward.runtime.workers import Arithmetic, Rows, Worker
 from onward.timeline import SHORTEST_SECONDS, WORDS, Recorder
-from onward.transport import InMemoryTransport, Transport
-from onward.workers import Arithmetic, Rows, Worker
+from onward.transport.messages import InMemoryTransport, Transport
 
 QUEUE = 16
 """Mini-batches of activities from one source that wait here before no more are taken."""
@@ -281,7 +281,9 @@ class Runtime:
         maker, layout = str(self.plan.maker(product)), self.worker.layout(product)
         source = self._source(product)
         while True:
+            # What was committed when it was asked is on the disk, and so is found after.
             (committed,) = self.transport.heard("committed", [source])
+            self._hear()
             found = self.store.find(product, maker, layout)
             if found is not None:
                 return found
@@ -292,7 +294,6 @@ class Runtime:
                     f"missing is then made once more."
                 )
             self.transport.check_peers()
-            self._hear()
             time.sleep(LOOK_EVERY_SECONDS)
 
     def _check_connections(self, product: Product) -> None:

@@ -21,20 +21,28 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from onward import costs, data, doctor, inference, preparation, runs, training, world
+from onward import costs, data, preparation, runs, training, world
+from onward.cli import doctor, inference
+from onward.cli.drawing import (
+    advice,
+    choices_table,
+    forecast_table,
+    legend,
+    plan_table,
+    staircase,
+)
+from onward.cli.flags import FLAGS, add_settings, nearest, read_config
+from onward.cli.output import Output, close_output
+from onward.cli.progress import Bars, count
+from onward.cli.report import draw_timelines
 from onward.config import RunConfig, read_settings
-from onward.drawing import advice, choices_table, forecast_table, legend, plan_table, staircase
 from onward.errors import FileError, OnwardError, SettingError, Stopped
-from onward.flags import FLAGS, add_settings, nearest, read_config
 from onward.launcher import launch
-from onward.output import Output, close_output
 from onward.placement import stall
 from onward.planner import choices, read_links, read_speeds
-from onward.progress import Bars, count
 from onward.recipes import RECIPES
-from onward.report import draw_timelines
 from onward.simulation import KnownCosts, simulate
-from onward.transport import leave
+from onward.transport.messages import leave
 from onward.version import VERSION
 
 

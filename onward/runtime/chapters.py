@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from onward.blocks import Block, StepReport
-from onward.chapter_plan import ChapterPlan
 from onward.networks import CHUNK_ROWS, Network
-from onward.plan import Product, Segment, Thing
+from onward.plan.chapters import ChapterPlan
+from onward.plan.tasks import Product, Segment, Thing
 from onward.readouts import SoftmaxHead, read_activities
+from onward.runtime.workers import Arithmetic, Clock, Rows, Worker
 from onward.sliced import make_sliced_step
 from onward.team import Alone, Team
 from onward.views import Negatives, View
-from onward.workers import Arithmetic, Clock, Rows, Worker
 
 
 class ChapterWorker(Worker):

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 
 from onward.errors import PeerLostError
 from onward.launcher import LAUNCHER
-from onward.transport import Transport, leave
-from onward.waiting import Waiting
+from onward.transport.messages import Transport, leave
+from onward.transport.waiting import Waiting
 
 BEAT_SECONDS = 2.0
 """How often a rank says that it lives."""

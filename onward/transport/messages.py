@@ -17,7 +17,7 @@ from torch import Tensor
 from onward.errors import OnwardError, PeerLostError
 from onward.team import Alone, Team
 from onward.timeline import Recorder
-from onward.waiting import Doing
+from onward.transport.waiting import Doing
 
 Deliver = Callable[[list[Tensor]], None]
 """What is done with a message that has arrived."""

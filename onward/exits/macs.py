@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from onward.blocks import Block
+from onward.exits.stages import Answers, stages
 from onward.layers import Dense
 from onward.networks import Network
 from onward.readouts import GoodnessSweep, SoftmaxHead
-from onward.stages import Answers, stages
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onward.exits import ExitPolicy
+from onward.exits.policies import ExitPolicy
+from onward.exits.stages import answer
 from onward.networks import Network
-from onward.stages import answer
 
 BATCHES = {1: 400, 32: 100, 1024: 12}
 """Batches that are timed, by their size: so many that a 99th percentile, or for the largest the

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from onward import seeds
-from onward.exits import ExitPolicy, full_depth
-from onward.macs import StageCost, stage_costs
+from onward.exits.macs import StageCost, stage_costs
+from onward.exits.policies import ExitPolicy, full_depth
+from onward.exits.stages import stages
 from onward.networks import CHUNK_ROWS, Network
 from onward.readouts import GoodnessSweep
-from onward.stages import stages
 
 
 @dataclass(frozen=True)

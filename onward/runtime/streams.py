@@ -8,11 +8,11 @@ from torch import Tensor
 
 from onward.blocks import StepReport
 from onward.networks import Network
-from onward.plan import Product, Thing
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Product, Thing
+from onward.runtime.workers import Arithmetic, Clock, Rows, Worker
 from onward.steps import Step
-from onward.stream_plan import StreamPlan
 from onward.views import Negatives, View
-from onward.workers import Arithmetic, Clock, Rows, Worker
 
 
 class StreamWorker(Worker):

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from onward.chapter_plan import ChapterPlan
 from onward.placement import Placement, messages
-from onward.plan import Kind, Plan, Product, Task
+from onward.plan.chapters import ChapterPlan
+from onward.plan.streams import StreamPlan
+from onward.plan.tasks import Kind, Plan, Product, Task
 from onward.planner import Choice, alone
 from onward.simulation import Simulation
-from onward.stream_plan import StreamPlan
 
 STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
 """Colours of chapters (of mini-batches, in a stream plan), in turn."""
@@ -55,7 +55,7 @@ def staircase(plan: Plan, placement: Placement, *, clocks: int, width: int) -> T
 
     Example:
         >>> from onward.placement import place
-        >>> from onward.chapter_plan import ChapterPlan
+        >>> from onward.plan.chapters import ChapterPlan
         >>> plan = ChapterPlan(
         ...     num_blocks=2, head_reads=(), epochs=3, chapters=3, batch_size=1, rows=(1,),
         ...     hint_age=None, validate_every=None, has_validation=False,

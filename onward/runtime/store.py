@@ -25,11 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from onward.buffers import Buffers
 from onward.checkpoint import tensors_sha256
 from onward.errors import FileError
 from onward.files import PARTIAL, whole
-from onward.plan import Plan, Product, Task, Thing
+from onward.plan.tasks import Plan, Product, Task, Thing
+from onward.transport.buffers import Buffers
 
 FORMAT = 1
 """Version of the layout of the files; others are not used."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onward.errors import PeerLostError
 from onward.preparation import resolve_precision
-from onward.transport import Transport
+from onward.transport.messages import Transport
 
 STATE_NUMBERS = 4_000_000
 """Numbers of a message that stands for a block: 16 MB, the weights of 2000 x 2000."""

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from onward.errors import FileError, SettingError
-from onward.plan import Plan, Product, Thing
-from onward.store import Layouts, Store
-from onward.transport import Transport
-from onward.workers import Worker
+from onward.plan.tasks import Plan, Product, Thing
+from onward.runtime.store import Layouts, Store
+from onward.runtime.workers import Worker
+from onward.transport.messages import Transport
 
 BEGUN = "begun.json"
 """What a rank began its run with."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from onward.errors import FileError, PeerLostError
 from onward.files import whole
 from onward.team import Alone, Team
-from onward.transport import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
+from onward.transport.messages import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
 
 NAMES = re.compile(r"(rank|notes|ended|gone)-\d+")
 """What lies in such a folder: stores, notes, and marks of ranks that have ended or are done."""

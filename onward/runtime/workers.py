@@ -18,7 +18,7 @@ from onward.blocks import StepReport
 from onward.errors import DivergedError
 from onward.networks import Network, evaluate
 from onward.optimizers import laid_out, lr_scale
-from onward.plan import Kind, Plan, Product, Task, Thing
+from onward.plan.tasks import Kind, Plan, Product, Task, Thing
 from onward.steps import Step, make_step
 from onward.team import Alone, Team
 from onward.timeline import Recorder

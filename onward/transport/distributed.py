@@ -24,11 +24,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
-from onward.buffers import Buffers
 from onward.errors import PeerLostError, SettingError
 from onward.launcher import LISTEN_FD
 from onward.team import Alone, Team
-from onward.transport import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
+from onward.transport.buffers import Buffers
+from onward.transport.messages import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
 
 NEVER = timedelta(days=365)
 """How long a rank waits: gloo's own limit of 30 minutes is shorter than a long chapter."""

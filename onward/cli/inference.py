@@ -14,20 +14,21 @@ from rich.table import Table
 from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 
-from onward import checkpoint, data, dealing, latency, runs, seeds
-from onward.calibration import Calibrated, choose, held_out, mean_minus_std, policies
+from onward import checkpoint, data, dealing, runs, seeds
+from onward.cli.flags import FLAGS
+from onward.cli.output import Output, close_output
+from onward.cli.progress import count
+from onward.cli.report import Curve, draw_exits
 from onward.config import RunConfig, read_settings
 from onward.errors import DataError, FileError, SettingError
-from onward.exits import CONFIDENCES, ExitPolicy, full_depth
+from onward.exits import latency
+from onward.exits.calibration import Calibrated, choose, held_out, mean_minus_std, policies
+from onward.exits.macs import StageCost, macs, stage_costs
+from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
+from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
+from onward.exits.stages import answer
 from onward.export import export, export_whole, run_exported
-from onward.flags import FLAGS
-from onward.macs import StageCost, macs, stage_costs
 from onward.networks import Network
-from onward.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
-from onward.output import Output, close_output
-from onward.progress import count
-from onward.report import Curve, draw_exits
-from onward.stages import answer
 
 MOST_CLASSES = 20
 """Classes whose sensitivity is listed."""

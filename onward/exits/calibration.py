@@ -14,9 +14,9 @@ from torch import Tensor
 
 from onward import seeds
 from onward.errors import DataError, SettingError
-from onward.exits import ExitPolicy, full_depth, max_score
+from onward.exits.outcomes import HeldOut, dropped, follow, look_at
+from onward.exits.policies import ExitPolicy, full_depth, max_score
 from onward.networks import Network
-from onward.outcomes import HeldOut, dropped, follow, look_at
 
 PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
 """What a newly wrong row counts, in full passes: the policies to choose from, safest first."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onward.blocks import Block
 from onward.errors import SettingError
-from onward.exits import ExitPolicy
+from onward.exits.policies import ExitPolicy
 from onward.layers import TINY, Dense, ReadoutLayer, normalize_length
 from onward.networks import CHUNK_ROWS, Network
 from onward.objectives import CrossEntropy

@@ -1,0 +1,1 @@
+"""The command `onward`: flags, tables, pictures."""

@@ -1,0 +1,1 @@
+"""What is computed: tasks as data, in chapters or as a stream."""

@@ -1,0 +1,1 @@
+"""Obeys a plan and a placement: what each rank does, keeps, and goes on from."""

@@ -1,0 +1,1 @@
+"""Messages between ranks: in memory, over torch.distributed, through a shared folder."""
