@@ -25,14 +25,15 @@ JSON file in --out and every model to --models, so the script can be cut.
     int8_error_increase         test error of ONNX files in eight bits less that in torch, both
                                 under the policy: mnist
 
-The picture of a case (error against MACs, test rows, seed 0) goes to --out, too.
+The picture of a case (error against MACs, test rows, seed 0) goes to --out, too. The full form
+prints the tables of the README.
 """
 
 import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ EPOCHS = {"mnist": 6, "cifar10": 6, "mitbih": 5}
 SWEEP_EPOCHS = {"mnist": 20, "cifar10": 6, "mitbih": 5}
 CASES = [name + kind for name in EPOCHS for kind in ("", "-sweep", "-backprop")]
 QUICK = ("mnist", "mnist-sweep")
+
+WHO = ("full_on_test", "policy_on_test")
+"""What a result says of the test rows at full depth, and under the calibrated policy."""
 
 
 def config_of(case: str, seed: int, form: str, data_dir: str | None) -> ow.RunConfig:
@@ -304,6 +308,66 @@ def guarantee(held_out: Any, tested: Any, allowed: float = 0.005, delta: float =
     return kept / 100
 
 
+def told_of(values: Sequence[float], form: str = ".2f") -> str:
+    """Return mean and standard deviation as text, or the one value."""
+    mean = f"{statistics.mean(values):{form}}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}"
+
+
+def tables(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Return all results as the tables of the README: a row a case, then a table a case."""
+    lines = [
+        "| case | n | error, % | leaving early | change | macro-F1 | leaving early | "
+        "million MACs | leaving early | times fewer | batch 1, median | 1,024, rows a second |",
+        "| --- " * 2 + "| ---: " * 10 + "|",
+    ]
+    for case, results in found.items():
+        full, early = ([result[who] for result in results] for who in WHO)
+        speeds = [result["speed"] for result in results]
+        cells = [
+            case,
+            str(len(results)),
+            told_of([100 * each["error"] for each in full]),
+            told_of([100 * each["error"] for each in early]),
+            told_of([100 * result["error_increase"] for result in results], "+.2f"),
+            told_of([each["macro_f1"] for each in full], ".3f"),
+            told_of([each["macro_f1"] for each in early], ".3f"),
+            told_of([result["plain_macs"] * 1e-6 for result in results]),
+            told_of([each["macs"] * 1e-6 for each in early]),
+            told_of([result["plain_macs_ratio"] for result in results], ".1f"),
+            told_of([figure(speed, "1", "median_ms") for speed in speeds], ".1f"),
+            told_of([1 / figure(speed, "1024", "rows_a_second") for speed in speeds], ".1f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    for case, results in found.items():
+        lines += ["", f"{case}:", "", "| | error, % | million MACs |", "| --- | ---: | ---: |"]
+
+        def add(name: str, those: list[dict[str, float]], lines: list[str] = lines) -> None:
+            errors = told_of([100 * each["error"] for each in those])
+            lines.append(f"| {name} | {errors} | {told_of([e['macs'] * 1e-6 for e in those])} |")
+
+        add("full depth", [result["full_on_test"] for result in results])
+        for name in CONFIDENCES:
+            add(name, [result["policies"][name] for result in results])
+        add("mean - std", [result["mean_minus_std"] for result in results])
+        for depth in range(len(results[0]["fixed_depths"]) - 1):
+            add(f"all leave at exit {depth}", [r["fixed_depths"][depth] for r in results])
+        any_rows = [
+            {"error": r["any_rows_as_many"], "macs": r["policy_on_test"]["macs"]} for r in results
+        ]
+        add("as many as under the margin, any rows", any_rows)
+        add("oracle (knows the classes; drops no labels)", [r["oracle"] for r in results])
+    return "\n".join(lines)
+
+
+def figure(speed: dict[str, Any], size: str, name: str) -> float:
+    """Return a figure of the speed at full depth over that under the policy."""
+    full, policy = (speed[size][who][name] for who in ("full", "policy"))
+    return float(full / policy)
+
+
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--case", choices=CASES, action="append")
@@ -328,23 +392,20 @@ def main() -> None:
                 picture(result, path.with_suffix(".png"))
             found.setdefault(case, []).append(result)
 
-    def mean(case: str, figure: Callable[[dict[str, Any]], float]) -> float | None:
-        values = [figure(result) for result in found.get(case, [])]
+    def mean(case: str, value: Callable[[dict[str, Any]], float]) -> float | None:
+        values = [value(result) for result in found.get(case, [])]
         return round(statistics.mean(values), 5) if values else None
-
-    def ratio(size: str, name: str, *, of_full: bool) -> Callable[[dict[str, Any]], float]:
-        def figure(result: dict[str, Any]) -> float:
-            full, policy = (result["speed"][size][who][name] for who in ("full", "policy"))
-            return float(full / policy if of_full else policy / full)
-
-        return figure
 
     figures = {
         "error_increase": mean("mnist", lambda r: r["error_increase"]),
         "macs_ratio": mean("mnist", lambda r: r["macs_ratio"]),
-        "latency_ratio_batch1": mean("mnist", ratio("1", "median_ms", of_full=True)),
-        "mean_time_ratio_batch1": mean("mnist", ratio("1", "rows_a_second", of_full=False)),
-        "throughput_ratio_batch1024": mean("mnist", ratio("1024", "rows_a_second", of_full=False)),
+        "latency_ratio_batch1": mean("mnist", lambda r: figure(r["speed"], "1", "median_ms")),
+        "mean_time_ratio_batch1": mean(
+            "mnist", lambda r: 1 / figure(r["speed"], "1", "rows_a_second")
+        ),
+        "throughput_ratio_batch1024": mean(
+            "mnist", lambda r: 1 / figure(r["speed"], "1024", "rows_a_second")
+        ),
         "sweep_macs_ratio": mean("mnist-sweep", lambda r: r["plain_macs_ratio"]),
         "guarantee_kept": mean("mnist", lambda r: r["guarantee_kept"]),
         "onnx_other_exits": mean("mnist", lambda r: r["exported"]["fp32"]["other_exits"]),
@@ -352,6 +413,8 @@ def main() -> None:
             "mnist", lambda r: r["exported"]["int8"]["error"] - r["policy_on_test"]["error"]
         ),
     }
+    if form == "full":
+        print(tables(found))
     common.last_line(figures, form)
 
 
