@@ -11,13 +11,15 @@ from scipy.stats import binom
 import onward as ow
 from onward.errors import DataError, SettingError
 from onward.exits.calibration import (
+    CAUTION,
     Calibrated,
     calibrate,
+    candidates,
     choose,
+    learned_sigmoid,
     mean_minus_std,
-    policies,
 )
-from onward.exits.macs import StageCost, macs
+from onward.exits.macs import StageCost, macs_spent
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 from onward.exits.stages import answer
@@ -152,6 +154,37 @@ def test_a_guarantee_costs_more_than_none():
     assert guaranteed.delta == 0.05
 
 
+def test_the_first_candidates_are_the_more_cautious_the_earlier_they_come():
+    for seen in (made_up(), made_up(is_sweep=True)):
+        *cautious, first = list(candidates(seen, "margin"))[: len(CAUTION) + 1]
+
+        costs = [float(follow(p, seen).macs.mean()) for p in (*cautious, first)]
+        assert costs == sorted(costs, reverse=True)
+        assert costs[0] > 1.1 * costs[-1]
+        for policy in cautious:
+            assert all(more >= less for more, less in zip(policy.thresholds, first.thresholds))  # noqa: B905
+
+
+def test_a_guarantee_of_little_is_given_where_that_of_much_is_not():
+    """Without cautious candidates, most draws of these would end at full depth."""
+    population = made_up(rows=200_000, seed=99)
+    draw = torch.Generator().manual_seed(0)
+    some = 0
+    for _ in range(12):
+        rows = torch.randperm(200_000, generator=draw)[:5000]
+        found = choose(population.part(rows), max_error_increase=0.001, delta=0.1)
+        some += found.mean_macs < found.full_macs
+
+    assert some >= 8
+
+
+def test_rows_of_the_training_guarantee_nothing():
+    seen = replace(made_up(), was_trained_on=True)
+
+    with pytest.raises(SettingError, match="was trained on guarantee nothing"):
+        choose(seen, max_error_increase=0.01, delta=0.05)
+
+
 def test_too_few_rows_guarantee_nothing_and_all_go_the_whole_way():
     seen = made_up(rows=40)
 
@@ -172,7 +205,7 @@ def test_what_is_calculated_is_what_inference_does(digits, trained):
         same = outcome.exits == found.exits
         assert share(same) > 0.99
         assert outcome.answers[same].equal(found.labels[same])
-        cost = macs(list(seen.costs), found)
+        cost = macs_spent(list(seen.costs), found)
         torch.testing.assert_close(outcome.macs[same], cost[same], rtol=0.05, atol=0)
 
 
@@ -200,7 +233,7 @@ def test_the_oracle_is_below_every_policy_that_drops_no_labels():
     seen = made_up()
     error, cost = oracle(seen)
 
-    assert error < min(share(follow(p, seen).is_wrong) for p in policies(seen, "margin"))
+    assert error < min(share(follow(p, seen).is_wrong) for p in candidates(seen, "margin"))
     assert cost < 300
 
 
@@ -208,7 +241,10 @@ def test_rows_that_leave_at_random_are_wrong_more_often():
     seen = made_up()
     outcome = follow(choose(seen, max_error_increase=0.005).policy, seen)
 
-    assert shuffled(outcome, seen) > share(outcome.is_wrong) + 0.02
+    error, cost = shuffled(outcome, seen)
+
+    assert error > share(outcome.is_wrong) + 0.02
+    assert cost == pytest.approx(float(outcome.macs.mean()))
 
 
 def test_mean_minus_std_is_that_of_the_best_scores():
@@ -218,6 +254,30 @@ def test_mean_minus_std_is_that_of_the_best_scores():
     policy = mean_minus_std(seen, 2.0)
 
     assert policy.thresholds[0] == pytest.approx(float(best.mean() - 2 * best.std()))
+
+
+def test_the_learned_sigmoid_leaves_where_right_answers_are_likelier_than_wrong_ones():
+    seen = made_up()
+
+    policy = learned_sigmoid(seen)
+
+    assert policy.thresholds == (0.5, 0.5)
+    outcome = follow(policy, seen)
+    right = seen.history[0].argmax(dim=1) == seen.labels
+    left = outcome.exits == 0
+    assert share(right[left]) > share(right) > share(right[~left])
+    assert policy.neurons[0][0] > 0
+
+
+def test_the_confidence_sigmoid_decides_as_max_score_does():
+    seen = made_up()
+
+    one, other = (
+        follow(choose(seen, confidence=name, max_error_increase=0.01).policy, seen)
+        for name in ("sigmoid", "max-score")
+    )
+
+    assert one.exits.equal(other.exits)
 
 
 # Rows that may not be taken
@@ -270,6 +330,7 @@ def test_training_rows_are_known_after_a_way_through_a_file(digits, trained, tmp
         ({}, "Give either"),
         ({"max_error_increase": 0.1, "target_macs": 5.0}, "Give either"),
         ({"target_macs": 5.0, "delta": 0.1}, "delta goes with max_error_increase"),
+        ({"target_macs": math.nan}, "target_macs is a number of operations above 0; got nan"),
         ({"max_error_increase": 1.5}, "max_error_increase is a share, from 0 to below 1; got 1.5"),
         ({"max_error_increase": 0.1, "delta": -1.0}, "delta is a share"),
         ({"max_error_increase": 0.1, "confidence": "hunch"}, "There is no confidence hunch"),
@@ -284,6 +345,24 @@ def test_settings_that_do_not_go_together_are_refused(digits, trained, wrong, me
 def test_no_rows_calibrate_nothing(digits, trained):
     with pytest.raises(DataError, match="There are 0 rows to calibrate on, and two are needed"):
         calibrate(trained["heads"], digits.x_test[:0], digits.y_test[:0], max_error_increase=0.01)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (lambda y: y + 1, "from 0 to 9 for this network; these run from 1 to 10"),
+        (lambda y: y - 1, "these run from -1 to 8"),
+        (lambda y: y + 0.5, "Classes are whole numbers"),
+        (lambda y: y[:-1], r"There are 360 rows, and their classes have shape \(359,\)"),
+        (lambda y: y[:, None], r"their classes have shape \(360, 1\)"),
+    ],
+    ids=["one too high", "one too low", "halves", "too few", "two axes"],
+)
+def test_what_are_no_classes_of_the_rows_is_refused(digits, trained, classes, message):
+    wrong = classes(digits.y_test).numpy()
+
+    with pytest.raises(DataError, match=message):
+        calibrate(trained["heads"], digits.x_test, wrong, max_error_increase=0.01)
 
 
 def test_a_network_with_one_exit_has_nothing_to_leave(digits):

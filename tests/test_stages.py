@@ -10,7 +10,7 @@ import torch
 import onward as ow
 from onward.blocks import Block
 from onward.errors import SettingError
-from onward.exits.macs import StageCost, macs, stage_costs
+from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
 from onward.exits.stages import answer, stages
 from onward.readouts import Readout
@@ -261,7 +261,7 @@ def test_a_row_costs_what_it_passed(trained, digits):
     found = answer(network, digits.x_test, ExitPolicy("margin", (math.inf,) * 2, (5.0, 5.0)))
     costs = stage_costs(network)
 
-    each = macs(costs, found)
+    each = macs_spent(costs, found)
 
     row = int(found.passes[2].argmin())
     expected = sum(c.row * (p > 0) + c.each * p for c, p in zip(costs, found.passes[:, row]))  # noqa: B905

@@ -22,8 +22,15 @@ from onward.cli.report import Curve, draw_exits
 from onward.config import RunConfig, read_settings
 from onward.errors import DataError, FileError, SettingError
 from onward.exits import latency
-from onward.exits.calibration import Calibrated, choose, held_out, mean_minus_std, policies
-from onward.exits.macs import StageCost, macs, stage_costs
+from onward.exits.calibration import (
+    Calibrated,
+    candidates,
+    choose,
+    held_out,
+    learned_sigmoid,
+    mean_minus_std,
+)
+from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 from onward.exits.stages import answer
@@ -32,6 +39,10 @@ from onward.networks import Network
 
 MOST_CLASSES = 20
 """Classes whose sensitivity is listed."""
+
+EARLY = torch.float32
+"""Arithmetic of leaving early, whatever that of the training was: thresholds then mean the same in
+files for other machines, and to pass one row, weights are read and not converted first."""
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +136,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     scores = network.scores(x)
     columns = {"full depth": scores.network.argmax(dim=1)}
     if calibrated is not None:
+        network.set_precision(EARLY)
         answers = answer(network, x, calibrated.policy)
         columns["leaving early"] = answers.labels
     told = [rates(labels, y) for labels in columns.values()]
@@ -142,10 +154,11 @@ def evaluate_command(options: argparse.Namespace) -> None:
     console.print(shown)
     if calibrated is not None:
         costs = stage_costs(network)
-        cost = macs(costs, answers)
+        cost = macs_spent(costs, answers)
         is_right, policy = answers.labels == y, calibrated.policy
         console.print(exits_table(answers.exits, is_right, cost, costs, policy))
     if options.measure:
+        network.set_precision(EARLY)
         policies = {"full depth": full_depth(len(stage_costs(network)))}
         if calibrated is not None:
             policies["leaving early"] = calibrated.policy
@@ -157,7 +170,7 @@ def rates(labels: Tensor, y: Tensor) -> dict[str, str]:
     known = y.unique().tolist()
     found = {
         "accuracy": f"{(labels == y).double().mean():.2%}",
-        "macro-F1": f"{f1_score(y, labels, average='macro', zero_division=0):.4f}",
+        "macro-F1": f"{f1_score(y, labels, labels=known, average='macro', zero_division=0):.4f}",
     }
     if len(known) <= MOST_CLASSES:
         each = recall_score(y, labels, labels=known, average=None, zero_division=0)
@@ -259,6 +272,7 @@ def predict_command(options: argparse.Namespace) -> None:
         scores = network.scores(x).network.float()
         labels = scores.argmax(dim=1)
     else:
+        network.set_precision(EARLY)
         answers = answer(network, x, calibrated.policy)
         labels, scores, columns = answers.labels, answers.scores, {"exit": answers.exits}
     if options.out is not None:
@@ -312,6 +326,7 @@ def exits_command(options: argparse.Namespace) -> None:
     allowed = options.max_error_increase
     if allowed is None and options.target_macs is None:
         allowed = 0.001
+    network.set_precision(EARLY)
     seen = held_out(network, x, y)
     calibrated = choose(
         seen,
@@ -331,7 +346,7 @@ def exits_command(options: argparse.Namespace) -> None:
     console.print(
         exits_table(outcome.exits, ~outcome.is_wrong, outcome.macs, seen.costs, calibrated.policy)
     )
-    console.print(summary(calibrated), soft_wrap=True)
+    console.print(summary(calibrated, is_grouped=dataset.groups is not None), soft_wrap=True)
     picture = options.out or options.run / "exits.png"
     try:
         draw(seen, calibrated, picture)
@@ -341,8 +356,13 @@ def exits_command(options: argparse.Namespace) -> None:
     console.print(f"`onward evaluate {options.run}` tests it.", soft_wrap=True)
 
 
-def summary(calibrated: Calibrated) -> str:
-    """Return what a calibration comes to, in words."""
+def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
+    """Return what a calibration comes to, in words.
+
+    Args:
+        calibrated: The calibration.
+        is_grouped: Whether rows belong together, of which intervals for single rows know nothing.
+    """
     ratio = calibrated.full_macs / calibrated.mean_macs
     told = (
         f"{calibrated.mean_macs * 1e-6:.3f} million MACs a row instead of "
@@ -350,17 +370,30 @@ def summary(calibrated: Calibrated) -> str:
         f"{count(calibrated.rows, 'row')} {calibrated.newly_wrong} became wrong; their error "
         f"changes by {calibrated.error_increase * 100:+.2f} points."
     )
-    if calibrated.delta is not None:
-        told += (
-            f" With probability {1 - calibrated.delta:.0%} it rises by at most "
-            f"{(calibrated.max_error_increase or 0) * 100:.2f} points on new rows like these."
+    allowed, delta = calibrated.max_error_increase, calibrated.delta
+    if delta is not None and allowed is not None:
+        if calibrated.mean_macs == calibrated.full_macs:
+            is_possible = allowed > 0 and delta > 0
+            least = math.ceil(math.log(delta) / math.log1p(-allowed)) if is_possible else math.inf
+            needed = f"{least:,}" if is_possible else "infinitely many"
+            return told + (
+                f" No policy passed the test on half of the rows, so every row goes the whole way. "
+                f"The test needs {needed} rows of which none becomes wrong, or more rows: keep "
+                f"more for validation, or allow more."
+            )
+        return told + (
+            f" With probability {100 * (1 - delta):g} % it rises by at most "
+            f"{allowed * 100:g} points on new rows like these."
         )
-    else:
-        told += (
-            f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
-            f"surprise; --delta guarantees."
+    if is_grouped:
+        return told + (
+            " Rows of other groups, such as other patients, may differ more than these do from "
+            "each other."
         )
-    return told
+    return told + (
+        f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
+        f"surprise; --delta guarantees."
+    )
 
 
 def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
@@ -373,16 +406,18 @@ def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
         return float(outcome.macs.mean()), float(outcome.is_wrong.double().mean())
 
     curves = [
-        Curve(name, [point(policy) for policy in policies(chosen_on, name)], "-")
+        Curve(name, [point(policy) for policy in candidates(chosen_on, name)], "-")
         for name in CONFIDENCES
+        if name != "sigmoid"  # Which decides as max-score does.
     ]
+    curves.append(Curve("sigmoid above 1/2", [point(learned_sigmoid(chosen_on))], "D"))
     factors = (3.0, 2.0, 1.0, 0.0, -1.0)
     stds = [point(mean_minus_std(chosen_on, factor)) for factor in factors]
     curves.append(Curve("mean - k std", stds, ":"))
     curves.append(Curve("fixed depth", [point(p) for p in fixed_depths(shown_on)], "s"))
     outcome = follow(calibrated.policy, shown_on)
-    cost = float(outcome.macs.mean())
-    curves.append(Curve("as many, any rows", [(cost, shuffled(outcome, shown_on))], "x"))
+    any_error, any_cost = shuffled(outcome, shown_on)
+    curves.append(Curve("as many, any rows", [(any_cost, any_error)], "x"))
     error, bound = oracle(shown_on)
     curves.append(Curve("oracle (knows the classes; drops no labels)", [(bound, error)], "^"))
     curves.append(Curve("calibrated (on these rows, too)", [point(calibrated.policy)], "*"))
@@ -393,7 +428,7 @@ def export_command(options: argparse.Namespace) -> None:
     """Write a run's network as ONNX files, and compare them with it on the test rows."""
     network, dataset, _ = _load(options)
     calibrated = runs.read_exits(options.run, network)
-    network.set_precision(torch.float32)
+    network.set_precision(EARLY)
     num_exits = len(stage_costs(network))
     policy = calibrated.policy if calibrated else full_depth(num_exits)
     files = export(network, options.onnx, policy, int8=options.int8)

@@ -1,6 +1,17 @@
 """Leaving early: when inference may stop, what that saves, and how thresholds are found."""
 
-from onward.exits.calibration import Calibrated, calibrate, mean_minus_std
+from onward.exits.calibration import (
+    Calibrated,
+    calibrate,
+    candidates,
+    choose,
+    held_out,
+    learned_sigmoid,
+    mean_minus_std,
+)
+from onward.exits.latency import Latency, measure
+from onward.exits.macs import StageCost, macs_spent, stage_costs
+from onward.exits.outcomes import HeldOut, Outcome, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 from onward.exits.stages import Answers, answer
 
@@ -9,8 +20,23 @@ __all__ = [
     "Answers",
     "calibrate",
     "Calibrated",
+    "candidates",
+    "choose",
     "CONFIDENCES",
     "ExitPolicy",
+    "fixed_depths",
+    "follow",
     "full_depth",
+    "held_out",
+    "HeldOut",
+    "Latency",
+    "learned_sigmoid",
+    "macs_spent",
     "mean_minus_std",
+    "measure",
+    "oracle",
+    "Outcome",
+    "shuffled",
+    "stage_costs",
+    "StageCost",
 ]

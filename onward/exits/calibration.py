@@ -33,6 +33,10 @@ MOST_OVERLAP = 0.05
 SWEEPS = 3
 """Times that all thresholds of a policy are chosen, each given the others."""
 
+CAUTION = (4.0, 2.0, 1.0, 0.5, 0.25)
+"""Standard deviations of the confidence by which the most cautious policies lie above the first
+one that has a price: that one has few wrong rows among those it was made on, and fitted to them."""
+
 
 @dataclass(frozen=True)
 class Calibrated:
@@ -166,7 +170,8 @@ def held_out(
     Raises:
         DataError: It was.
     """
-    rows, labels = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
+    rows = torch.as_tensor(x, dtype=torch.float32)
+    labels = _checked(torch.as_tensor(y), len(rows), network.num_classes)
     overlap = network.trained_on.overlap(rows) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:
         raise DataError(
@@ -174,6 +179,19 @@ def held_out(
             f"far too sure of those. Take rows that were kept apart, such as validation rows."
         )
     return replace(look_at(network, rows, labels), was_trained_on=overlap > MOST_OVERLAP)
+
+
+def _checked(y: Tensor, rows: int, num_classes: int) -> Tensor:
+    """Return classes of rows, as such: with others, no row could become wrong."""
+    if y.shape != (rows,):
+        raise DataError(f"There are {rows:,} rows, and their classes have shape {tuple(y.shape)}.")
+    labels = y.to(torch.int64)
+    if not (labels == y).all() or ((labels < 0) | (labels >= num_classes)).any():
+        raise DataError(
+            f"Classes are whole numbers from 0 to {num_classes - 1} for this network; these run "
+            f"from {y.min().item()} to {y.max().item()}."
+        )
+    return labels
 
 
 def choose(
@@ -193,6 +211,12 @@ def choose(
     for name, value in (("max_error_increase", max_error_increase), ("delta", delta)):
         if value is not None and not 0 <= value < 1:
             raise SettingError(f"{name} is a share, from 0 to below 1; got {value}.")
+    if target_macs is not None and not target_macs > 0:
+        raise SettingError(f"target_macs is a number of operations above 0; got {target_macs}.")
+    if delta is not None and seen.was_trained_on:
+        raise SettingError(
+            "Rows that the network was trained on guarantee nothing: leave delta out."
+        )
     if len(seen.costs) == 1:
         raise SettingError("This network has one exit, its end: there is nowhere to leave early.")
     if len(seen.labels) < 2:
@@ -205,7 +229,7 @@ def choose(
     chosen = ExitPolicy(
         confidence, (math.inf,) * (len(seen.costs) - 1), (), _neurons(confidence, made)
     )
-    for policy in policies(made, confidence):
+    for policy in candidates(made, confidence):
         outcome = follow(policy, tested)
         newly_wrong, rows = int(outcome.is_newly_wrong.sum()), len(tested.labels)
         if delta is not None:
@@ -243,7 +267,7 @@ def choose(
     )
 
 
-def policies(seen: HeldOut, confidence: str) -> Iterator[ExitPolicy]:
+def candidates(seen: HeldOut, confidence: str) -> Iterator[ExitPolicy]:
     """Yield policies from cautious to bold, each the cheapest for some price of an error."""
     neurons, never = _neurons(confidence, seen), (math.inf,) * (len(seen.costs) - 1)
     shares = (NO_DROPS, *LOST_LABELS) if seen.is_sweep else (NO_DROPS,)
@@ -253,9 +277,24 @@ def policies(seen: HeldOut, confidence: str) -> Iterator[ExitPolicy]:
     before = None
     for price in PRICES:
         policy = min((start.cheapest(price) for start in starts), key=lambda found: found[0])[1]
+        if before is None:
+            yield from (_more_cautious(policy, seen, deviations) for deviations in CAUTION)
         if policy != before:
             yield policy
         before = policy
+
+
+def _more_cautious(policy: ExitPolicy, seen: HeldOut, deviations: float) -> ExitPolicy:
+    """Return a policy under which a row must be surer, and a label further behind to be dropped."""
+    history, _ = dropped(policy, seen)
+    thresholds = []
+    for number, threshold in enumerate(policy.thresholds, start=1):
+        sure = policy.confidences(history[:number]).double()
+        # Where all rows left, those that are least sure are the bound.
+        lowest = max(threshold, float(sure.min()))
+        thresholds.append(lowest + deviations * float(sure.std()))
+    drops = tuple(drop * (1 + deviations) for drop in policy.drops)
+    return replace(policy, thresholds=tuple(thresholds), drops=drops)
 
 
 class _Start:
@@ -357,6 +396,20 @@ def _neurons(confidence: str, seen: HeldOut) -> tuple[tuple[float, float], ...]:
         weight = float(fitted.coef_[0, 0]) / spread
         neurons.append((weight, float(fitted.intercept_[0]) - weight * center))
     return tuple(neurons)
+
+
+def learned_sigmoid(seen: HeldOut) -> ExitPolicy:
+    """Return the policy of Aminifar et al. whose neurons learn: leave where they are above 1/2.
+
+    A neuron an exit says from the best score whether the answer there is right. Kept to reproduce:
+    nothing in it knows what an error costs, or what going on would gain. With thresholds that are
+    calibrated, the confidence `sigmoid` decides as `max-score` does.
+
+    Source:
+        Aminifar et al. 2024, arXiv:2404.05241, section 3.
+    """
+    neurons = _neurons("sigmoid", seen)
+    return ExitPolicy("sigmoid", (0.5,) * len(neurons), (), neurons)
 
 
 def mean_minus_std(seen: HeldOut, factor: float = 1.0) -> ExitPolicy:

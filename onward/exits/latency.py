@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from onward import seeds
 from onward.exits.policies import ExitPolicy
 from onward.exits.stages import answer
 from onward.networks import Network
@@ -60,7 +61,8 @@ def measure(
     """Time inference with early exit, on the threads that torch has.
 
     Every policy is given the same batches, a few at a time and in turn, after one that is not
-    timed. Batches are cut from the rows one after the other, from the first again after the last.
+    timed. Batches are cut from the rows in an order drawn at random, since files often have those
+    of a class or a patient together; where there are too few rows, they come again.
 
     Args:
         network: A trained network.
@@ -78,7 +80,8 @@ def measure(
         5
     """
     seconds: dict[str, list[float]] = {name: [] for name in policies}
-    rows = torch.arange(batches * batch_size).remainder(len(x)).split(batch_size)
+    order = torch.randperm(len(x), generator=seeds.generator(0, "latency"))
+    rows = order[torch.arange(batches * batch_size).remainder(len(x))].split(batch_size)
     runs = {
         name: partial(answer, network, policy=policy, batch_size=batch_size)
         for name, policy in policies.items()

@@ -88,7 +88,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def macs(costs: Sequence[StageCost], answers: Answers) -> Float[Tensor, " rows"]:
+def macs_spent(costs: Sequence[StageCost], answers: Answers) -> Float[Tensor, " rows"]:
     """Return the MACs that each row has cost."""
     total = torch.zeros(len(answers.labels), dtype=torch.float64)
     for cost, passes in zip(costs, answers.passes, strict=True):

@@ -129,8 +129,13 @@ def oracle(seen: HeldOut) -> tuple[float, float]:
     return float((~right.any(dim=0)).double().mean()), float(macs[first, rows].mean())
 
 
-def shuffled(outcome: Outcome, seen: HeldOut, seed: int = 0) -> float:
-    """Return the error where as many rows leave at each exit as under a policy, but any rows."""
+def shuffled(outcome: Outcome, seen: HeldOut, seed: int = 0) -> tuple[float, float]:
+    """Return error and mean MACs where as many rows leave at each exit as under a policy, but any.
+
+    No labels are dropped, so in a sweep this costs more than a policy that drops some.
+    """
     order = torch.randperm(len(seen.labels), generator=seeds.generator(seed, "shuffled exits"))
-    answers = seen.history.argmax(dim=2)[outcome.exits[order], torch.arange(len(order))]
-    return float((answers != seen.labels).double().mean())
+    exits, rows = outcome.exits[order], torch.arange(len(order))
+    answers = seen.history.argmax(dim=2)[exits, rows]
+    _, macs = dropped(full_depth(len(seen.costs)), seen)
+    return float((answers != seen.labels).double().mean()), float(macs[exits, rows].mean())
