@@ -20,7 +20,7 @@ JSON file in --out and every model to --models, so the script can be cut.
     throughput_ratio_batch1024  rows a second in batches of 1,024, policy over full depth: mnist
     sweep_macs_ratio            MACs of the plain sweep over those under the policy: mnist-sweep
     guarantee_kept              share of 100 splits of validation and test rows in which a guarantee
-                                (0.5 points more, delta 0.1) held on the other half: mnist
+                                (0.2 points, delta 0.1) held on the other half: mnist
     onnx_other_exits            test rows that leave elsewhere in ONNX files than in torch: mnist
     int8_error_increase         test error of ONNX files in eight bits less that in torch, both
                                 under the policy: mnist
@@ -29,6 +29,7 @@ The picture of a case (error against MACs, test rows, seed 0) goes to --out, too
 prints the tables of the README.
 """
 
+import hashlib
 import json
 import os
 import statistics
@@ -47,9 +48,9 @@ import onward as ow
 from onward.cli.report import Curve, draw_exits
 from onward.dealing import deal_alone
 from onward.exits import latency
-from onward.exits.calibration import choose, mean_minus_std, policies
-from onward.exits.macs import macs, stage_costs
-from onward.exits.outcomes import fixed_depths, follow, look_at, oracle, shuffled
+from onward.exits.calibration import candidates, choose, learned_sigmoid, mean_minus_std
+from onward.exits.macs import macs_spent, stage_costs
+from onward.exits.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, full_depth
 from onward.exits.stages import answer
 from onward.export import export, run_exported
@@ -59,10 +60,16 @@ from onward.preparation import resolve_precision
 ALLOWED = 0.0005
 """Share of the held-out rows that may become wrong."""
 
-EPOCHS = {"mnist": 6, "cifar10": 6, "mitbih": 5}
-SWEEP_EPOCHS = {"mnist": 20, "cifar10": 6, "mitbih": 5}
+EPOCHS = {"mnist": 6, "cifar10": 6, "mitbih": 3}
+SWEEP_EPOCHS = {"mnist": 20, "cifar10": 6, "mitbih": 3}
 CASES = [name + kind for name in EPOCHS for kind in ("", "-sweep", "-backprop")]
 QUICK = ("mnist", "mnist-sweep")
+
+GUARANTEED = ("mnist", "mnist-sweep")
+"""Cases in which the guarantee is tried; rows of one patient belong together, and give none."""
+
+COMPARED = [name for name in CONFIDENCES if name != "sigmoid"]
+"""Confidences whose thresholds are calibrated; sigmoid would decide as max-score does."""
 
 WHO = ("full_on_test", "policy_on_test")
 """What a result says of the test rows at full depth, and under the calibrated policy."""
@@ -81,16 +88,26 @@ def config_of(case: str, seed: int, form: str, data_dir: str | None) -> ow.RunCo
         "training.epochs": epochs if form == "full" else 2,
         "training.seed": seed,
     }
+    if name == "mitbih":
+        # Six records of 22; of two, as 5,000 rows would be, some classes have no row at all.
+        changes |= {"data.validation": 0.27, "data.split_seed": seed}
     if form == "smoke":
         changes |= {"data.name": "digits", "data.validation": 300, "network.widths": (32,) * 3}
     return ow.RECIPES[recipe].config.with_settings(changes)
+
+
+def settings_of(config: ow.RunConfig) -> str:
+    """Return what a network and its result follow from, but for where the data lie."""
+    return config.with_settings({"data.dir": None}).to_toml()
 
 
 def trained(
     case: str, config: ow.RunConfig, dataset: ow.Dataset, models: Path | None
 ) -> ow.Network:
     """Return the network of a case, trained now or before."""
-    path = models / f"{case}-{config.training.seed}.safetensors" if models else None
+    digest = hashlib.sha256(settings_of(config).encode()).hexdigest()[:8]
+    name = f"{case}-{config.training.seed}-{digest}"
+    path = models / f"{name}.safetensors" if models else None
     if path is not None and path.exists():
         return ow.load(path)
     settings = {n: getattr(config.network, n) for n in config.network.__dataclass_fields__}
@@ -105,15 +122,14 @@ def trained(
     if case.endswith("backprop"):
         supervise(network, config, dataset)
     else:
-        validation = config.data.validation
-        folder = models / f"{case}-{config.training.seed}" if models else None
+        rows = deal_alone(config, dataset)
         ow.train(
             network,
-            dataset,
+            replace(dataset, x=rows.x, y=rows.y, groups=None),
             training=config.training,
             plan=config.plan,
-            validation=validation,
-            folder=folder,
+            validation=0,
+            folder=models / name if models else None,
         )
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,12 +242,16 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
     outcome = follow(calibrated.policy, tested)
     # What inference does, beside what was calculated from scores at full depth.
     answers = answer(network, dataset.x_test, calibrated.policy)
-    done = float(macs(list(tested.costs), answers).mean())
+    done = float(macs_spent(list(tested.costs), answers).mean())
     error, bound = oracle(tested)
+    any_error, any_cost = shuffled(outcome, tested)
     result = {
         "case": case,
         "seed": seed,
+        "settings": settings_of(config),
         "rows": len(tested.labels),
+        "majority_error": 1 - float(tested.labels.bincount().max()) / len(tested.labels),
+        "held_out_rows": held_out.labels.bincount(minlength=dataset.num_classes).tolist(),
         "policy": calibrated.to_json(),
         "policy_on_test": found,
         "full_on_test": full,
@@ -243,21 +263,22 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
         "same_as_inference": float((answers.exits == outcome.exits).double().mean()),
         "inference_macs": done,
         "fixed_depths": depths,
-        "any_rows_as_many": shuffled(outcome, tested),
+        "any_rows_as_many": {"error": any_error, "macs": any_cost},
         "oracle": {"error": error, "macs": bound},
         "policies": {
             name: told(choose(held_out, confidence=name, max_error_increase=ALLOWED).policy)
-            for name in CONFIDENCES
+            for name in COMPARED
         },
         "curves": {
             name: [
                 (float(seen.macs.mean()), float(seen.is_wrong.double().mean()))
-                for seen in (follow(policy, tested) for policy in policies(held_out, name))
+                for seen in (follow(policy, tested) for policy in candidates(held_out, name))
             ]
-            for name in CONFIDENCES
+            for name in COMPARED
         },
         "mean_minus_std": told(mean_minus_std(held_out)),
-        "guarantee_kept": guarantee(held_out, tested) if case == "mnist" else None,
+        "learned_sigmoid": told(learned_sigmoid(held_out)),
+        "guarantee": guarantee(held_out, tested) if case in GUARANTEED else None,
         "speed": speed(network, calibrated.policy, dataset.x_test, form),
         "exported": exported(network, calibrated.policy, dataset, answers),
         "load": os.getloadavg()[0],
@@ -279,33 +300,41 @@ def picture(result: dict[str, Any], path: Path) -> None:
         return Curve(title, [(each["macs"], each["error"]) for each in those], form)
 
     early = result["policy_on_test"]
-    any_rows = {"macs": early["macs"], "error": result["any_rows_as_many"]}
     curves += [
         point("mean - std", "D", result["mean_minus_std"]),
+        point("sigmoid above 1/2", "v", result["learned_sigmoid"]),
         point("fixed depth", "s", *result["fixed_depths"]),
-        point("as many, any rows", "x", any_rows),
+        point("as many, any rows", "x", result["any_rows_as_many"]),
         point("oracle (knows the classes; drops no labels)", "^", result["oracle"]),
         point("calibrated margin", "*", early),
     ]
     draw_exits(curves, path, f"{result['case']}, {result['rows']:,} test rows")
 
 
-def guarantee(held_out: Any, tested: Any, allowed: float = 0.005, delta: float = 0.1) -> float:
-    """Return the share of splits in which the error on the other half rose by no more."""
+def guarantee(
+    held_out: HeldOut, tested: HeldOut, allowed: float = 0.002, delta: float = 0.1
+) -> dict[str, float]:
+    """Return the share of splits in which no more rows of the other half became wrong.
+
+    Also without the guarantee, at the same allowed share, which is to show that it can be missed,
+    and the mean MACs of both.
+    """
     pool = replace(
         held_out,
         history=torch.cat([held_out.history, tested.history], dim=1),
         labels=torch.cat([held_out.labels, tested.labels]),
     )
-    kept = 0
+    kept: dict[str, list[float]] = {"kept": [], "kept_without": []}
+    cost: dict[str, list[float]] = {"macs": [], "macs_without": []}
     for split in range(100):
         order = torch.randperm(len(pool.labels), generator=torch.Generator().manual_seed(split))
         one, other = (pool.part(half) for half in order.chunk(2))
-        policy = choose(one, max_error_increase=allowed, delta=delta).policy
-        outcome = follow(policy, other)
-        rise = outcome.is_wrong.double().mean() - (other.full != other.labels).double().mean()
-        kept += float(rise) <= allowed
-    return kept / 100
+        for end, promised in (("", delta), ("_without", None)):
+            policy = choose(one, max_error_increase=allowed, delta=promised).policy
+            outcome = follow(policy, other)
+            kept[f"kept{end}"].append(float(outcome.is_newly_wrong.double().mean()) <= allowed)
+            cost[f"macs{end}"].append(float(outcome.macs.mean()))
+    return {name: statistics.mean(values) for name, values in (kept | cost).items()}
 
 
 def told_of(values: Sequence[float], form: str = ".2f") -> str:
@@ -319,9 +348,10 @@ def told_of(values: Sequence[float], form: str = ".2f") -> str:
 def tables(found: dict[str, list[dict[str, Any]]]) -> str:
     """Return all results as the tables of the README: a row a case, then a table a case."""
     lines = [
-        "| case | n | error, % | leaving early | change | macro-F1 | leaving early | "
-        "million MACs | leaving early | times fewer | batch 1, median | 1,024, rows a second |",
-        "| --- " * 2 + "| ---: " * 10 + "|",
+        "| case | n | one class, error | error, % | leaving early | change | macro-F1 | leaving "
+        "early | million MACs | leaving early | times fewer | batch 1, median | 1,024, rows a "
+        "second |",
+        "| --- " * 2 + "| ---: " * 11 + "|",
     ]
     for case, results in found.items():
         full, early = ([result[who] for result in results] for who in WHO)
@@ -329,6 +359,7 @@ def tables(found: dict[str, list[dict[str, Any]]]) -> str:
         cells = [
             case,
             str(len(results)),
+            f"{100 * results[0]['majority_error']:.1f}",
             told_of([100 * each["error"] for each in full]),
             told_of([100 * each["error"] for each in early]),
             told_of([100 * result["error_increase"] for result in results], "+.2f"),
@@ -349,15 +380,13 @@ def tables(found: dict[str, list[dict[str, Any]]]) -> str:
             lines.append(f"| {name} | {errors} | {told_of([e['macs'] * 1e-6 for e in those])} |")
 
         add("full depth", [result["full_on_test"] for result in results])
-        for name in CONFIDENCES:
+        for name in COMPARED:
             add(name, [result["policies"][name] for result in results])
         add("mean - std", [result["mean_minus_std"] for result in results])
+        add("sigmoid above 1/2", [result["learned_sigmoid"] for result in results])
         for depth in range(len(results[0]["fixed_depths"]) - 1):
             add(f"all leave at exit {depth}", [r["fixed_depths"][depth] for r in results])
-        any_rows = [
-            {"error": r["any_rows_as_many"], "macs": r["policy_on_test"]["macs"]} for r in results
-        ]
-        add("as many as under the margin, any rows", any_rows)
+        add("as many as under the margin, any rows", [r["any_rows_as_many"] for r in results])
         add("oracle (knows the classes; drops no labels)", [r["oracle"] for r in results])
     return "\n".join(lines)
 
@@ -382,9 +411,10 @@ def main() -> None:
     for seed in range(options.seeds if form == "full" else 1):
         for case in cases:
             path = options.out / f"exits-{case}-{seed}.json"
-            if form == "full" and path.exists():
-                result = json.loads(path.read_text())
-            else:
+            settings = settings_of(config_of(case, seed, form, None))
+            known = json.loads(path.read_text()) if form == "full" and path.exists() else {}
+            result = known
+            if known.get("settings") != settings:
                 result = measure(case, seed, form, options)
                 if form == "full":
                     common.record(path, result)
@@ -407,7 +437,7 @@ def main() -> None:
             "mnist", lambda r: 1 / figure(r["speed"], "1024", "rows_a_second")
         ),
         "sweep_macs_ratio": mean("mnist-sweep", lambda r: r["plain_macs_ratio"]),
-        "guarantee_kept": mean("mnist", lambda r: r["guarantee_kept"]),
+        "guarantee_kept": mean("mnist", lambda r: r["guarantee"]["kept"]),
         "onnx_other_exits": mean("mnist", lambda r: r["exported"]["fp32"]["other_exits"]),
         "int8_error_increase": mean(
             "mnist", lambda r: r["exported"]["int8"]["error"] - r["policy_on_test"]["error"]
