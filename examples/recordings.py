@@ -4,9 +4,10 @@
 
 Recordings are cut into windows, and each window knows its recording: windows of one recording are
 alike, so training, calibration and test take whole recordings. Here they are made up: noise, and
-in some windows spikes and waves three times a second. Put your own in their place, as
-`windows.npz` with `x` (windows, channels x samples), `y` and `groups`; the command then does the
-same: `onward train one-pass --data windows.npz --out RUN`, `onward exits RUN`.
+in some windows spikes and waves three times a second. Put your own in their place. What the network
+sees is the logarithm of each window's spectrum; saved as `windows.npz` with `x`, `y` and `groups`,
+it can be given to the command: `onward train one-pass --data windows.npz --out RUN`, `onward exits
+RUN`.
 """
 
 import tempfile

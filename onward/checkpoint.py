@@ -97,7 +97,10 @@ def load(path: Path | str, network: Network | None = None) -> Network:
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise FileError(f"There is no model at {path}. A finished run has a model.safetensors.")
+        advice = "A finished run has a model.safetensors."
+        if (path.parent / "state").is_dir():
+            advice = f"The run is not finished: onward train --resume {path.parent} goes on."
+        raise FileError(f"There is no model at {path}. {advice}")
     try:
         path.open("rb").close()
     except OSError as error:

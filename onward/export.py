@@ -30,6 +30,12 @@ from onward.views import LabelEmbedding
 FORMAT = 1
 """Version of the layout of the folder."""
 
+MANIFEST = "manifest.json"
+"""What the files of a folder are, and when a row leaves."""
+
+WHOLE = "network.onnx"
+"""All stages as one graph."""
+
 RUNTIME = Path(__file__).with_name("standalone.py")
 """What runs the files, copied beside them."""
 
@@ -77,12 +83,12 @@ class Whole(nn.Module):
     def __init__(self, network: Network, stages: Sequence[Stage], policy: ExitPolicy) -> None:
         super().__init__()
         self.stages, self.policy = nn.ModuleList(stages), policy
-        self.adds = adds(network, len(stages))
+        self.adds, self.num_classes = adds(network, len(stages)), network.num_classes
         self.is_softmax = isinstance(network.readout, SoftmaxHead)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        _, scores = self.stages[0](x)
-        return self._from(0, x, torch.zeros_like(scores), torch.zeros(0, *scores.shape))
+        none = x.new_zeros(1, self.num_classes)
+        return self._from(0, x, none, x.new_zeros(0, 1, self.num_classes))
 
     def _from(
         self, number: int, x: Tensor, total: Tensor, history: Tensor
@@ -165,6 +171,7 @@ def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = F
     row, parts = _checked(network, policy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
         files, x = [], row
         for number, blocks in enumerate(parts):
             stage = Stage(network, blocks).eval()
@@ -174,13 +181,26 @@ def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = F
                 _quantize(files[-1])
             with torch.no_grad():
                 x, _ = stage(x)
-        (folder / "manifest.json").write_text(
-            json.dumps(_manifest(network, policy, files), indent=2)
-        )
+        (folder / MANIFEST).write_text(json.dumps(_manifest(network, policy, files), indent=2))
         shutil.copyfile(RUNTIME, folder / "infer.py")
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"The folder {folder} cannot be written to: {error.strerror}.") from error
     return files
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier export has left in a folder, and refuse one of other things.
+
+    Raises:
+        FileError: It holds something else.
+    """
+    if any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise FileError(f"The folder {folder} holds something else. Name another.")
+    for name in ("stage-*.onnx", WHOLE, MANIFEST):
+        for path in folder.glob(name):
+            path.unlink()
 
 
 def _checked(network: Network, policy: ExitPolicy) -> tuple[Tensor, list[range]]:
@@ -225,6 +245,7 @@ def adds(network: Network, num_stages: int) -> list[bool]:
 
 
 def _manifest(network: Network, policy: ExitPolicy, files: list[Path]) -> dict[str, object]:
+    assert network.blueprint is not None
     names = {SoftmaxHead: "softmax", GoodnessSweep: "sweep"}
     return {
         "format": FORMAT,
@@ -232,6 +253,7 @@ def _manifest(network: Network, policy: ExitPolicy, files: list[Path]) -> dict[s
         "readout": names.get(type(network.readout), "heads"),
         "adds": adds(network, len(files)),
         "classes": network.num_classes,
+        "input_shape": list(network.blueprint.input_shape),
         "policy": policy.to_json(),
         "weights_sha256": weights_sha256(network),
     }

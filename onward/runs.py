@@ -27,6 +27,9 @@ STATE = "state"
 EXITS = "exits.json"
 """When inference stops early, where that was calibrated."""
 
+EXITS_PICTURE = "exits.png"
+"""What that saves, and what it costs in errors."""
+
 PROBE_BYTES = 1 << 16
 """What must fit on the disk before a training is begun."""
 
@@ -139,7 +142,8 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
                 flush(partial / name)
             # A run without it is not finished, and may be replaced.
             (folder / FILES[-1]).unlink(missing_ok=True)
-            (folder / EXITS).unlink(missing_ok=True)
+            for name in EXITS, EXITS_PICTURE:
+                (folder / name).unlink(missing_ok=True)
             for name in FILES:
                 (partial / name).replace(folder / name)
         # Nobody has to go on with it.

@@ -6,6 +6,8 @@ It needs onnxruntime and numpy, and neither torch nor onward: copy it with the f
     labels, exits = Network("DIR").answer(x)          # x: float32, shape (rows, inputs...)
 
     python infer.py DIR ROWS.npz                      # prints label and exit of each row
+
+Rows of type uint8 are taken for pixels and scaled by 1/255, as in training.
 """
 
 import json
@@ -44,7 +46,10 @@ class Network:
 
     def answer(self, x: Array, batch_size: int = 500) -> tuple[Array, Array]:
         """Return the class of each row, and the exit at which it was known."""
-        x = np.ascontiguousarray(x, dtype=np.float32)
+        shape = tuple(self.manifest["input_shape"])
+        x = np.ascontiguousarray(x, np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
+        if x.shape[1:] != shape or not np.isfinite(x).all():
+            raise ValueError(f"Rows are finite, of shape {shape}; these are {x.shape[1:]}.")
         labels, exits = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
@@ -86,7 +91,6 @@ class Network:
             left, history, total = left[stays], history[:, stays], total[stays]
 
     def _leaves(self, history: Array) -> Array:
-        """Return which rows leave at the last exit of a history."""
         number, rows = len(history) - 1, history.shape[1]
         if number == len(self.policy["thresholds"]):
             return np.ones(rows, bool)
@@ -101,7 +105,6 @@ class Network:
         return leaves | (sure >= threshold)
 
     def _alive(self, history: Array) -> Array:
-        """Return which labels a sweep goes on with."""
         number, scores = len(history) - 1, history[-1]
         drops = self.policy["drops"]
         drop = float(drops[number]) if drops else math.inf
@@ -134,6 +137,11 @@ def confidence(name: str, history: Array) -> Array:
 
 
 if __name__ == "__main__":
-    with np.load(sys.argv[2]) as file:
-        for label, number in zip(*Network(sys.argv[1]).answer(file["x"]), strict=True):
-            print(label, number)
+    try:
+        folder, rows = sys.argv[1:]
+        with np.load(rows) as file:
+            found = Network(folder).answer(file["x"])
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        sys.exit(f"{error}\nusage: python infer.py DIR ROWS.npz, with the rows as its member x")
+    for label, number in zip(*found, strict=True):
+        print(label, number)

@@ -67,9 +67,13 @@ BROKEN = {
         arrays(y=with_values(arrays()["y"], row9=2), num_classes=2),
         "run from 0 to 1.",
     ),
+    "misspelt": (
+        arrays(goups=np.zeros(20)),
+        "has a member goups, which is not read. If groups is meant, call it so",
+    ),
     "far above": (
         arrays(y=arrays()["y"] * 1000),
-        "the largest label is 1000, but there are only ",
+        "no row has 1, 2, 3, ...; the largest is 1000. Number them anew",
     ),
     "one class": (arrays(y=np.zeros(40)), "The classes of the 32 training rows are [0], and "),
     "one group": (
@@ -421,7 +425,7 @@ def test_a_model_of_another_program_is_refused(refused):
 def test_evaluate_takes_a_folder_only(refused, finished):
     model = finished / "model.safetensors"
 
-    message = f"{model} is a file. Give the run folder that it lies in."
+    message = f"{model} is a file. Give a run folder, as `onward train` makes it."
     assert message in refused("evaluate", model)
 
 

@@ -24,7 +24,7 @@ from onward.exits.outcomes import HeldOut, fixed_depths, follow, look_at, oracle
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 from onward.exits.stages import answer
 
-COSTS = (StageCost(100, 0, 1), StageCost(300, 0, 1), StageCost(600, 0, 1))
+COSTS = (StageCost(100, 0, 1, 0), StageCost(300, 0, 1, 1), StageCost(600, 0, 1, 2))
 
 
 def made_up(rows=1500, seed=0, *, is_sweep=False):
@@ -39,7 +39,7 @@ def made_up(rows=1500, seed=0, *, is_sweep=False):
         history.append(scores)
     costs = COSTS
     if is_sweep:
-        costs = tuple(StageCost(cost.row // 10, cost.row, 1) for cost in COSTS)
+        costs = tuple(replace(cost, row=cost.row // 10, each=cost.row) for cost in COSTS)
     return HeldOut(torch.stack(history), labels, costs, is_sweep)
 
 

@@ -114,6 +114,13 @@ def test_a_model_is_found_in_the_folder_of_its_run(tmp_path, saved):
     assert weights_sha256(load(tmp_path)) == weights_sha256(saved)
 
 
+def test_a_run_that_is_not_finished_has_no_model_and_can_go_on(tmp_path):
+    (tmp_path / "state").mkdir()
+
+    with pytest.raises(FileError, match=f"onward train --resume {tmp_path} goes on"):
+        load(tmp_path)
+
+
 def test_the_path_of_a_model_may_be_text(path, saved):
     assert weights_sha256(load(str(path))) == weights_sha256(saved)
 

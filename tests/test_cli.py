@@ -410,6 +410,7 @@ def test_recipes_lists_each_with_its_source(capsys):
     for recipe in RECIPES.values():
         assert recipe.name in shown
         assert recipe.source.split(",")[0] in shown
+        assert all(name in shown for name in recipe.settings)
 
 
 def test_data_lists_each_set_uncut_and_where_it_was_found(tmp_path, monkeypatch, capsys):

@@ -209,9 +209,20 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             {"y": np.array([0, 1, 0, 255])},
-            "arrays: the largest label is 255, but there are only 4 rows. Labels number the "
-            "classes from 0; pass num_classes",
+            "arrays: labels number the classes from 0, and no row has 2, 3, 4, ...; the largest is "
+            "255. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or say with "
+            "num_classes how many there are.",
             id="more classes than rows",
+        ),
+        pytest.param(
+            {"y": np.array([1, 2, 1, 2])},
+            "arrays: labels number the classes from 0, and no row has 0; the largest is 2.",
+            id="labels from 1",
+        ),
+        pytest.param(
+            {"y": np.array(["cat", "dog", "cat", "dog"])},
+            "Number names with names, numbers = numpy.unique(values, return_inverse=True)",
+            id="names for labels",
         ),
         pytest.param(
             {"groups": np.zeros(3)},

@@ -81,7 +81,8 @@ def test_a_run_is_evaluated_with_its_exits_beside_full_depth(run, capsys):
     sevens = test.y_test == 7
     found = [f"{each[sevens].double().mean():.2%}" for each in right]
     assert by_name["sensitivity, class 7"] == found
-    assert "stage 0" in by_name
+    assert {"block 0", "block 1"} & set(by_name)
+    assert "times fewer" in with_exits
     assert "leaving early" not in without
 
 
@@ -93,7 +94,7 @@ def test_evaluate_times_batches_where_it_is_asked_to(runs, capsys, monkeypatch):
     assert onward("evaluate", runs / "heads", "--measure") == 0
 
     lines = capsys.readouterr().out.splitlines()
-    timed = [line.split("│")[1:4] for line in lines if line.count("│") == 7 and "stage" not in line]
+    timed = [line.split("│")[1:4] for line in lines if line.count("│") == 7 and "block" not in line]
     rows = [[cell.strip() for cell in row] for row in timed][-4:]
     assert rows == [
         ["1", "3", "full depth"],
@@ -184,7 +185,63 @@ def test_a_guarantee_is_told(runs, capsys):
     assert onward("exits", runs / "heads", "--max-error-increase", "0.1", "--delta", "0.1") == 0
 
     said = " ".join(capsys.readouterr().out.split())
-    assert "With probability 90% it rises by at most 10.00 points on new rows" in said
+    assert "With probability 90 % it rises by at most 10 points on new rows" in said
+
+
+def test_a_guarantee_that_cannot_be_given_says_what_it_takes(runs, capsys):
+    assert onward("exits", runs / "heads", "--max-error-increase", "0.001", "--delta", "0.1") == 0
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "every row goes the whole way" in said
+    assert "The test needs 2,302 rows of which none becomes wrong" in said
+    assert "1.0 times fewer" in said
+
+
+@pytest.fixture
+def infer(runs, tmp_path):
+    """Run the program for exported files, on rows as a file; return its status and output."""
+    assert onward("export", runs / "heads", "--onnx", tmp_path / "onnx") == 0
+
+    def infer(**members):
+        np.savez(tmp_path / "rows.npz", **members)
+        command = [sys.executable, tmp_path / "onnx" / "infer.py", tmp_path / "onnx"]
+        return subprocess.run([*command, tmp_path / "rows.npz"], capture_output=True, text=True)
+
+    return infer
+
+
+def test_the_program_for_exported_files_takes_bytes_for_pixels(infer):
+    x = (ow.load_data("digits").x_test[:5].numpy() * 255).round().astype(np.uint8)
+
+    assert infer(x=x).stdout == infer(x=x.astype(np.float32) / 255).stdout != ""
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"x": np.zeros((2, 64), np.float32)}, "of shape (1, 8, 8); these are (64,)"),
+        ({"x": np.full((2, 1, 8, 8), np.nan)}, "Rows are finite"),
+        ({"z": np.zeros(3)}, "x is not a file in the archive"),
+    ],
+    ids=["flat", "not finite", "no x"],
+)
+def test_the_program_for_exported_files_says_what_is_wrong(infer, members, message):
+    done = infer(**members)
+
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "usage: python infer.py DIR ROWS.npz" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_holds_the_files_of_one_export(runs, tmp_path):
+    assert onward("export", runs / "heads", "--onnx", tmp_path / "onnx") == 0
+    (tmp_path / "onnx" / "stage-7.onnx").touch()
+
+    assert onward("export", runs / "heads", "--onnx", tmp_path / "onnx") == 0
+
+    names = sorted(path.name for path in (tmp_path / "onnx").iterdir())
+    assert names == ["infer.py", "manifest.json", *(f"stage-{n}.onnx" for n in range(3))]
 
 
 # What is refused
@@ -230,6 +287,34 @@ def test_a_sweep_is_not_written_as_one_graph(runs, tmp_path, capsys):
     said = told(capsys, "export", runs / "sweep", "--onnx", tmp_path / "onnx", "--one-graph")
 
     assert "A sweep over labels is not written as one graph" in said
+
+
+def test_a_folder_with_other_things_in_it_takes_no_export(runs, tmp_path, capsys):
+    (tmp_path / "thesis.txt").touch()
+
+    said = told(capsys, "export", runs / "heads", "--onnx", tmp_path)
+
+    assert f"The folder {tmp_path} holds something else" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_one_graph_has_no_eight_bits(runs, tmp_path, capsys):
+    words = ["--onnx", tmp_path / "onnx", "--int8", "--one-graph"]
+
+    assert "leave out --int8 or --one-graph" in told(capsys, "export", runs / "heads", *words)
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_exits_as_they_were(runs, tmp_path, capsys):
+    run = runs / "heads"
+    assert onward("exits", run) == 0
+    before = (run / "exits.json").read_text()
+
+    nowhere = tmp_path / "nowhere" / "picture.png"
+    said = told(capsys, "exits", run, "--policy", "entropy", "--out", nowhere)
+
+    assert "The picture cannot be written" in said
+    assert (run / "exits.json").read_text() == before
 
 
 @pytest.mark.parametrize(

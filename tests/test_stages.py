@@ -253,7 +253,7 @@ def test_macs_of_a_sweep_have_the_factor_of_the_labels():
         [m + s for m, s in zip([15.68, 55.68, 95.68, 135.68], squares, strict=True)], abs=1e-4
     )
     # 774 inputs shared, and a column of 2000 a label.
-    assert shared[0] == StageCost(774 * 2000 + 10, 4000, 4 * (784 * 2000 + 2000))
+    assert shared[0] == StageCost(774 * 2000 + 10, 4000, 4 * (784 * 2000 + 2000), 0)
 
 
 def test_a_row_costs_what_it_passed(trained, digits):

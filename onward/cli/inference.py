@@ -34,7 +34,7 @@ from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 from onward.exits.stages import answer
-from onward.export import export, export_whole, run_exported
+from onward.export import WHOLE, export, export_whole, run_exported
 from onward.networks import Network
 
 MOST_CLASSES = 20
@@ -89,7 +89,10 @@ def add_exits(parser: argparse.ArgumentParser) -> None:
         help="share of rows that may become wrong (default: 0.001)",
     )
     parser.add_argument(
-        "--target-macs", type=float, metavar="MACS", help="mean MACs a row, instead"
+        "--target-macs",
+        type=float,
+        metavar="MACS",
+        help="mean MACs a row, instead: operations, not millions",
     )
     parser.add_argument(
         "--delta",
@@ -157,6 +160,12 @@ def evaluate_command(options: argparse.Namespace) -> None:
         cost = macs_spent(costs, answers)
         is_right, policy = answers.labels == y, calibrated.policy
         console.print(exits_table(answers.exits, is_right, cost, costs, policy))
+        mean, full = float(cost.mean()), calibrated.full_macs
+        console.print(
+            f"{policy.confidence}: {told_macs(mean)} MACs a row instead of {told_macs(full)}, "
+            f"{full / mean:.1f} times fewer.",
+            soft_wrap=True,
+        )
     if options.measure:
         network.set_precision(EARLY)
         policies = {"full depth": full_depth(len(stage_costs(network)))}
@@ -177,6 +186,11 @@ def rates(labels: Tensor, y: Tensor) -> dict[str, str]:
         for label, sensitivity in zip(known, each.tolist(), strict=True):
             found[f"sensitivity, class {label}"] = f"{sensitivity:.2%}"
     return found
+
+
+def told_macs(number: float) -> str:
+    """Return a number of operations in a unit that suits it."""
+    return f"{number:,.0f}" if number < 1e5 else f"{number * 1e-6:.3f} M"
 
 
 def latency_table(network: Network, x: Tensor, policies: Mapping[str, ExitPolicy]) -> Table:
@@ -202,7 +216,7 @@ def latency_table(network: Network, x: Tensor, policies: Mapping[str, ExitPolicy
 def _load(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunConfig]:
     """Return the network of a run, and the data it is asked about."""
     if options.run.is_file():
-        raise FileError(f"{options.run} is a file. Give the run folder that it lies in.")
+        raise FileError(f"{options.run} is a file. Give a run folder, as `onward train` makes it.")
     network = checkpoint.load(options.run)
     config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
@@ -232,8 +246,9 @@ def exits_table(
     policy: ExitPolicy,
 ) -> Table:
     """Return how many rows left at each exit, how many of those were right, and at what cost."""
-    shown = Table(title="leaving early")
-    names = ("exit after", "threshold", "rows", "right", "million MACs a row", "weights read, MB")
+    note = "A row also leaves where one label is left." if policy.drops else None
+    shown = Table(title="leaving early", caption=note)
+    names = ("exit after", "threshold", "rows", "right", "MACs a row", "weights read, MB")
     for name in names:
         shown.add_column(name, justify="right")
     thresholds = [*policy.thresholds, -math.inf]
@@ -243,13 +258,13 @@ def exits_table(
         right, macs_each = ("-", "-")
         if here.any():
             right = f"{is_right[here].double().mean():.2%}"
-            macs_each = f"{cost[here].mean() * 1e-6:.3f}"
+            macs_each = told_macs(float(cost[here].mean()))
         share = f"{here.double().mean():.2%}"
         shown.add_row(name, threshold, share, right, macs_each, f"{megabytes:.2f}")
 
     for number, threshold in enumerate(thresholds):
         told = {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}")
-        add(f"stage {number}", told, exits == number, read[number])
+        add(f"block {costs[number].block}", told, exits == number, read[number])
     shown.add_section()
     # Of rows that come one at a time.
     mean_read = float(read[exits.numpy()].mean())
@@ -335,6 +350,12 @@ def exits_command(options: argparse.Namespace) -> None:
         target_macs=options.target_macs,
         delta=options.delta,
     )
+    picture = options.out or options.run / runs.EXITS_PICTURE
+    try:
+        draw(seen, calibrated, picture)
+        told = f"Picture: {picture}."
+    except SettingError as error:  # The exits are calibrated all the same.
+        told = f"There is no picture. {error}"
     runs.write_exits(options.run, network, calibrated)
     console = Output()
     console.print(
@@ -347,12 +368,7 @@ def exits_command(options: argparse.Namespace) -> None:
         exits_table(outcome.exits, ~outcome.is_wrong, outcome.macs, seen.costs, calibrated.policy)
     )
     console.print(summary(calibrated, is_grouped=dataset.groups is not None), soft_wrap=True)
-    picture = options.out or options.run / "exits.png"
-    try:
-        draw(seen, calibrated, picture)
-        console.print(f"Picture: {picture}.", soft_wrap=True)
-    except SettingError as error:  # The exits are calibrated all the same.
-        console.print(f"There is no picture. {error}", soft_wrap=True)
+    console.print(told, soft_wrap=True)
     console.print(f"`onward evaluate {options.run}` tests it.", soft_wrap=True)
 
 
@@ -365,8 +381,8 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
     """
     ratio = calibrated.full_macs / calibrated.mean_macs
     told = (
-        f"{calibrated.mean_macs * 1e-6:.3f} million MACs a row instead of "
-        f"{calibrated.full_macs * 1e-6:.3f} ({ratio:.1f} times fewer). Of these "
+        f"{told_macs(calibrated.mean_macs)} MACs a row instead of "
+        f"{told_macs(calibrated.full_macs)} ({ratio:.1f} times fewer). Of these "
         f"{count(calibrated.rows, 'row')} {calibrated.newly_wrong} became wrong; their error "
         f"changes by {calibrated.error_increase * 100:+.2f} points."
     )
@@ -390,6 +406,8 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
             " Rows of other groups, such as other patients, may differ more than these do from "
             "each other."
         )
+    if allowed is None:
+        return told
     return told + (
         f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
         f"surprise; --delta guarantees."
@@ -426,14 +444,16 @@ def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
 
 def export_command(options: argparse.Namespace) -> None:
     """Write a run's network as ONNX files, and compare them with it on the test rows."""
-    network, dataset, _ = _load(options)
+    if options.int8 and options.one_graph:
+        raise SettingError("One graph is written in fp32: leave out --int8 or --one-graph.")
+    network, dataset, config = _load(options)
     calibrated = runs.read_exits(options.run, network)
     network.set_precision(EARLY)
     num_exits = len(stage_costs(network))
     policy = calibrated.policy if calibrated else full_depth(num_exits)
     files = export(network, options.onnx, policy, int8=options.int8)
     if options.one_graph:
-        export_whole(network, options.onnx / "network.onnx", policy)
+        export_whole(network, options.onnx / WHOLE, policy)
     x, y = dataset.x_test, dataset.y_test
     found = answer(network, x, policy)
     labels, exits = run_exported(options.onnx, x.numpy())
@@ -449,13 +469,13 @@ def export_command(options: argparse.Namespace) -> None:
     console = Output()
     console.print(f"{count(len(y), 'test row')} of {dataset.name}", soft_wrap=True)
     console.print(shown)
-    if calibrated is None:
+    if calibrated is None and num_exits > 1 and config.data.validation:
         console.print(
             f"No row leaves early: calibrate first, with `onward exits {options.run}`.",
             soft_wrap=True,
         )
     console.print(
         f"{count(len(files), 'stage')}, {num_bytes * 1e-6:.1f} MB in {options.onnx}. On a machine "
-        f"with onnxruntime and numpy: python infer.py . ROWS.npz",
+        f"with onnxruntime and numpy: python {options.onnx / 'infer.py'} {options.onnx} ROWS.npz",
         soft_wrap=True,
     )

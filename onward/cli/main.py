@@ -5,6 +5,7 @@ Exit status: 0 done, 2 something the user can put right (the message says what),
 """
 
 import argparse
+import json
 import os
 import re
 import signal
@@ -354,11 +355,12 @@ def _print_findings(findings: Sequence[doctor.Finding]) -> None:
 
 def recipes_command(options: argparse.Namespace) -> None:
     """List the recipes."""
-    table = Table(show_lines=True)
-    for name in ("recipe", "what it does", "source"):
-        table.add_column(name)
+    table = Table(show_lines=True, caption="All other settings have their defaults.")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it does, its source, and its settings")
     for recipe in RECIPES.values():
-        table.add_row(recipe.name, recipe.summary, recipe.source)
+        settings = "\n".join(f"{name} = {json.dumps(v)}" for name, v in recipe.settings.items())
+        table.add_row(recipe.name, f"{recipe.summary}\n\n{recipe.source}\n\n{settings}")
     Output().print(table)
 
 

@@ -1,6 +1,8 @@
 """Data of one's own: arrays in an .npz file."""
 
+import difflib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def read_npz(
             f"{path} does not end in .npz, the one form of data of one's own that is read. "
             f"Save it with numpy.savez('data.npz', x=rows, y=labels)."
         )
-    members = read_members(path, tuple(NEEDED), OPTIONAL)
+    members = read_members(path, tuple(NEEDED), OPTIONAL, is_ours=True)
     num_classes = members.get("num_classes")
     if num_classes is not None and (num_classes.size != 1 or num_classes.dtype.kind not in "iu"):
         raise DataError(
@@ -78,7 +80,11 @@ def read_rows(path: Path) -> Float[Tensor, "rows ..."]:
 
 
 def read_members(
-    path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()
+    path: Path,
+    needed: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+    *,
+    is_ours: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Read arrays of an .npz file, none of which is ever unpickled.
 
@@ -86,19 +92,20 @@ def read_members(
         path: The file.
         needed: Members that it must have.
         optional: Members that it may have.
+        is_ours: Whether a member whose name is much like one of these is taken for a misspelling.
 
     Raises:
         DataError: The file is missing, damaged or of another kind, a member is missing or holds
             Python objects.
     """
     try:
-        return _read_members(path, needed, optional)
+        return _read_members(path, needed, optional, is_ours=is_ours)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _read_members(
-    path: Path, needed: tuple[str, ...], optional: tuple[str, ...]
+    path: Path, needed: tuple[str, ...], optional: tuple[str, ...], *, is_ours: bool
 ) -> dict[str, NDArray[Any]]:
     with path.open("rb") as stream:
         try:
@@ -117,8 +124,25 @@ def _read_members(
                 f"{path} lacks {' and '.join(missing)}; it has "
                 f"{', '.join(file.files) or 'no members'}. Needed: {', '.join(told)}."
             )
+        if is_ours:
+            _check_spelling(path, file.files, optional)
         names = [name for name in (*needed, *optional) if name in file.files]
         return {name: _read_member(file, name, path) for name in names}
+
+
+def _check_spelling(path: Path, members: Sequence[str], optional: Sequence[str]) -> None:
+    """Refuse a member that looks like one which is not there: groups that nobody reads would leak.
+
+    Other members are nobody's business.
+    """
+    absent = [name for name in optional if name not in members]
+    for member in set(members) - set(optional) - set(NEEDED):
+        meant = difflib.get_close_matches(member.lower(), absent, n=1, cutoff=0.75)
+        if meant:
+            raise DataError(
+                f"{path} has a member {member}, which is not read. If {meant[0]} is meant, call "
+                f"it so; otherwise give it a name that is less alike."
+            )
 
 
 def _check_size(file: NpzFile, name: str) -> None:

@@ -118,6 +118,8 @@ def from_arrays(
         test_inputs = rows(x_test, f"{name}: x_test")
         test_labels = _whole_numbers(y_test, f"{name}: y_test", len(test_inputs))
         all_labels["y_test"] = test_labels
+    if num_classes is None and not allow_one_class:
+        _check_numbering(all_labels, name)
     num_classes = _count_classes(all_labels, num_classes, name)
     if x_test is None:
         kept, held = hold_out(labels, group_of, test, seed=split_seed, purpose="test")
@@ -229,7 +231,15 @@ def _real(values: Numbers, what: str) -> NDArray[Any]:
         # NumPy has no bfloat16.
         values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
     if values.dtype.kind not in "biuf":
-        raise DataError(f"{what} holds values of type {values.dtype}. It needs real numbers.")
+        advice = ""
+        if values.dtype.kind in "USO":
+            advice = (
+                " Number names with names, numbers = numpy.unique(values, return_inverse=True), "
+                "and keep the names apart."
+            )
+        raise DataError(
+            f"{what} holds values of type {values.dtype}. It needs real numbers.{advice}"
+        )
     return values
 
 
@@ -244,6 +254,20 @@ def _check_alike(x: Numbers, x_test: Numbers, name: str) -> None:
         raise DataError(
             f"{name}: x is {train.dtype} and x_test is {test.dtype}, but only uint8 is scaled by "
             f"1/255. Give both in the same type."
+        )
+
+
+def _check_numbering(labels: dict[str, Tensor], name: str) -> None:
+    """Refuse labels that leave numbers out, which are mostly mistakes: from 1, or tens."""
+    known = torch.cat(list(labels.values())).unique()
+    largest = int(known[-1]) if len(known) else 0
+    if len(known) > 1 and int(known[0]) >= 0 and len(known) <= largest < MOST_CLASSES:
+        missing = sorted(set(range(largest + 1)) - set(known.tolist()))
+        told = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        raise DataError(
+            f"{name}: labels number the classes from 0, and no row has {told}; the largest is "
+            f"{largest}. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or "
+            f"say with num_classes how many there are."
         )
 
 

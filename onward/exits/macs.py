@@ -32,6 +32,9 @@ class StageCost:
     weight_bytes: int
     """Bytes of weights that are read."""
 
+    block: int
+    """The block after which the exit is."""
+
 
 def stage_costs(
     network: Network, input_shape: tuple[int, ...] | None = None, *, shared: bool = True
@@ -51,7 +54,7 @@ def stage_costs(
     classes, readout = network.num_classes, network.readout
     is_sweep = isinstance(readout, GoodnessSweep)
     exits = stages(network, x).exits
-    activities = x if network.sampler.negatives is None else network.sampler.neutral(x)
+    activities = network.sampler.neutral(x)
     costs = []
     row = each = weights = 0
     for number, block in enumerate(network.line):
@@ -73,7 +76,7 @@ def stage_costs(
             row += macs + counter.get_total_flops() // 2
             weights += _bytes(block.objective)
         if number in exits:
-            costs.append(StageCost(row + classes, each, weights))
+            costs.append(StageCost(row + classes, each, weights, number))
             row = each = weights = 0
     return costs
 
