@@ -20,6 +20,12 @@ COLOURS = {
 }
 """Colour of what a rank does, in the order of the legend."""
 
+LEAST_SHARE = 0.03
+"""Part of the width that a task must have for its name to be written on it."""
+
+LETTERS: dict[str, Any] = {"color": "white", "fontsize": 7, "clip_on": True}
+"""How names of tasks are written."""
+
 MOST_RANKS = 64
 """Ranks that a picture shows; the lanes of more would be too thin to see."""
 
@@ -62,6 +68,7 @@ def draw_timelines(timelines: Mapping[str, Sequence[Span]], path: Path) -> None:
 
 def _draw(axis: Any, title: str, spans: Sequence[Span], lanes: int) -> None:
     """Draw the lanes of one timeline: tasks in the upper part of a lane, messages below."""
+    whole = max((span.end for span in spans), default=0.0)
     for what, colour in COLOURS.items():
         for rank in range(lanes):
             own = [s for s in spans if s.rank == rank and s.what == what]
@@ -70,7 +77,11 @@ def _draw(axis: Any, title: str, spans: Sequence[Span], lanes: int) -> None:
                 continue
             place = (rank + 0.22, 0.16) if what == "send" else (rank - 0.4, 0.6)
             bars = [(s.start, s.end - s.start) for s in own]
-            axis.broken_barh(bars, place, facecolors=colour, linewidth=0)
+            axis.broken_barh(bars, place, facecolors=colour, edgecolor="white", linewidth=0.4)
+            for span in own if what in ("train", "score") else ():
+                if span.end - span.start > LEAST_SHARE * whole:
+                    middle = (span.start + span.end) / 2
+                    axis.text(middle, rank - 0.1, span.label, ha="center", va="center", **LETTERS)
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_yticks(range(lanes), [f"rank {rank}" for rank in range(lanes)])
     axis.set_ylim(lanes - 0.4, -0.6)
@@ -107,7 +118,7 @@ def draw_exits(curves: Sequence[Curve], path: Path, rows: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axis = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    for curve in curves:
+    for number, curve in enumerate(curves):
         cost, error = ([point[n] for point in curve.points] for n in (0, 1))
         is_line = curve.form in ("-", ":")
         axis.plot(
@@ -116,6 +127,8 @@ def draw_exits(curves: Sequence[Curve], path: Path, rows: str) -> None:
             linestyle=curve.form if is_line else "none",
             marker=None if is_line else curve.form,
             markersize=13 if curve.form == "*" else 7,
+            # Lines that lie on each other are seen one beside the other.
+            linewidth=max(1.5, 6.5 - number),
             zorder=3 if curve.form == "*" else 2,
             label=curve.title,
         )
