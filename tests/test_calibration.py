@@ -332,7 +332,7 @@ def test_training_rows_are_known_after_a_way_through_a_file(digits, trained, tmp
         ({"target_macs": 5.0, "delta": 0.1}, "delta goes with max_error_increase"),
         ({"target_macs": math.nan}, "target_macs is a number of operations above 0; got nan"),
         ({"max_error_increase": 1.5}, "max_error_increase is a share, from 0 to below 1; got 1.5"),
-        ({"max_error_increase": 0.1, "delta": -1.0}, "delta is a share"),
+        ({"max_error_increase": 0.1, "delta": 0.0}, "delta is a probability, above 0"),
         ({"max_error_increase": 0.1, "confidence": "hunch"}, "There is no confidence hunch"),
     ],
     ids=str,
@@ -340,6 +340,14 @@ def test_training_rows_are_known_after_a_way_through_a_file(digits, trained, tmp
 def test_settings_that_do_not_go_together_are_refused(digits, trained, wrong, message):
     with pytest.raises(SettingError, match=message):
         calibrate(trained["heads"], digits.x_test, digits.y_test, **wrong)
+
+
+def test_rows_that_are_not_finite_are_refused(digits, trained):
+    x = digits.x_test.clone()
+    x[7, 0, 3, 3] = math.nan
+
+    with pytest.raises(DataError, match="NaN or infinite"):
+        calibrate(trained["heads"], x, digits.y_test, max_error_increase=0.01)
 
 
 def test_no_rows_calibrate_nothing(digits, trained):

@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+import torch
 from ranks import results
 
 from onward.cli import doctor
@@ -43,6 +44,29 @@ def test_a_name_that_others_can_reach_is_well(monkeypatch):
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.5")
 
     assert findings()["own name"].advice == ""
+
+
+@pytest.mark.parametrize(
+    ("lacking", "advice"),
+    [
+        ((), ""),
+        (("matplotlib",), 'For pictures: pip install "onward[report]".'),
+        (("onnx",), 'For ONNX files: pip install "onward[export]".'),
+        (
+            ("matplotlib", "onnxruntime"),
+            'For pictures and ONNX files: pip install "onward[report,export]".',
+        ),
+    ],
+    ids=str,
+)
+def test_packages_of_extras_that_are_not_installed_are_named(monkeypatch, lacking, advice):
+    find = doctor.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name: None if name in lacking else find(name)
+    )
+
+    assert findings()["versions"].advice == advice
+    assert f"torch {torch.__version__}" in findings()["versions"].told
 
 
 def test_a_machine_without_a_network_is_told_so(monkeypatch):

@@ -323,7 +323,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_exits_as_they_were(runs, tm
         (["--target-macs", "7000", "--delta", "0.1"], "delta goes with max_error_increase"),
         (["--target-macs", "7000", "--max-error-increase", "0.1"], "Give either"),
         (["--max-error-increase", "5"], "max_error_increase is a share, from 0 to below 1"),
-        (["--delta", "5"], "delta is a share, from 0 to below 1; got 5.0"),
+        (["--delta", "5"], "delta is a probability, above 0 and below 1; got 5.0"),
         (["--target-macs", "7"], "No policy comes to 7 MACs a row"),
     ],
     ids=str,

@@ -1,6 +1,8 @@
 """What a machine, and the way between several, is fit for, and what to set where it is not."""
 
+import importlib.util
 import os
+import platform
 import queue
 import socket
 import statistics
@@ -15,6 +17,7 @@ from torch import Tensor
 from onward.errors import PeerLostError
 from onward.preparation import resolve_precision
 from onward.transport.messages import Transport
+from onward.version import VERSION
 
 STATE_NUMBERS = 4_000_000
 """Numbers of a message that stands for a block: 16 MB, the weights of 2000 x 2000."""
@@ -27,6 +30,12 @@ MOST_CLOCK_SECONDS = 1.0
 
 LONGEST_SECONDS = 60.0
 """How long a message of 16 MB may take."""
+
+EXTRAS = {"report": ("matplotlib",), "export": ("onnx", "onnxscript", "onnxruntime")}
+"""Packages of each extra."""
+
+EXTRA_USES = {"report": "pictures", "export": "ONNX files"}
+"""What each extra is for."""
 
 SIOCGIFADDR = 0x8915
 """Request for the address of an interface, on Linux."""
@@ -70,6 +79,7 @@ def check_machine() -> list[Finding]:
     others = [name for name, address in here.items() if not address.startswith("127.")]
     interfaces = ", ".join(f"{name} {address}" for name, address in here.items())
     return [
+        check_packages(),
         Finding(
             "processor",
             f"{cores} cores, {resolve_precision('auto')} products",
@@ -82,6 +92,23 @@ def check_machine() -> list[Finding]:
         ),
         _check_name(others),
     ]
+
+
+def check_packages() -> Finding:
+    """Look for the packages of the extras."""
+    lacking = [
+        extra
+        for extra, packages in EXTRAS.items()
+        if not all(importlib.util.find_spec(package) for package in packages)
+    ]
+    return Finding(
+        "versions",
+        f"onward {VERSION}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"For {' and '.join(EXTRA_USES[extra] for extra in lacking)}: pip install "
+        f'"onward[{",".join(lacking)}]".'
+        if lacking
+        else "",
+    )
 
 
 def _check_name(others: Sequence[str]) -> Finding:

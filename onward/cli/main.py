@@ -252,6 +252,11 @@ def _launch(config: RunConfig, folder: Path, *, resume: bool) -> None:
 
 def plan_command(options: argparse.Namespace) -> None:
     """Print the tasks of each rank, and draw how they begin."""
+    if (options.link or options.speeds) and not (options.measure or options.costs):
+        raise SettingError(
+            "--link and --speeds are for a forecast. Add --measure to time a few steps here, or "
+            "--costs FILE.json with times measured elsewhere."
+        )
     config = read_config(options)
     links = read_links(options.link or [], config.placement.nodes)
     speeds = read_speeds(options.speeds, config.placement.nodes) if options.speeds else None
@@ -267,11 +272,6 @@ def plan_command(options: argparse.Namespace) -> None:
     if warning:
         console.print(f"Note: {warning}", soft_wrap=True)
     if not (options.measure or options.costs):
-        if options.link or options.speeds:
-            raise SettingError(
-                "--link and --speeds are for a forecast. Add --measure to time a few steps here, "
-                "or --costs FILE.json with times measured elsewhere."
-            )
         return
     if options.measure:
         with training.threads_kept(config.training.threads):

@@ -168,10 +168,12 @@ def held_out(
     """Pass rows through a network that it was not trained on, see `calibrate`.
 
     Raises:
-        DataError: It was.
+        DataError: It was, or the rows or classes are none.
     """
     rows = torch.as_tensor(x, dtype=torch.float32)
     labels = _checked(torch.as_tensor(y), len(rows), network.num_classes)
+    if not bool(rows.isfinite().all()):
+        raise DataError("Some rows hold values that are NaN or infinite. Leave these rows out.")
     overlap = network.trained_on.overlap(rows) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:
         raise DataError(
@@ -208,9 +210,12 @@ def choose(
         raise SettingError("Give either max_error_increase or target_macs.")
     if delta is not None and max_error_increase is None:
         raise SettingError("delta goes with max_error_increase: a cost needs no guarantee.")
-    for name, value in (("max_error_increase", max_error_increase), ("delta", delta)):
-        if value is not None and not 0 <= value < 1:
-            raise SettingError(f"{name} is a share, from 0 to below 1; got {value}.")
+    if max_error_increase is not None and not 0 <= max_error_increase < 1:
+        raise SettingError(
+            f"max_error_increase is a share, from 0 to below 1; got {max_error_increase}."
+        )
+    if delta is not None and not 0 < delta < 1:
+        raise SettingError(f"delta is a probability, above 0 and below 1; got {delta}.")
     if target_macs is not None and not target_macs > 0:
         raise SettingError(f"target_macs is a number of operations above 0; got {target_macs}.")
     if delta is not None and seen.was_trained_on:
