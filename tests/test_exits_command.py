@@ -197,15 +197,16 @@ def test_a_guarantee_that_cannot_be_given_says_what_it_takes(runs, capsys):
     assert "1.0 times fewer" in said
 
 
-@pytest.fixture
-def infer(runs, tmp_path):
+@pytest.fixture(scope="module")
+def infer(runs, tmp_path_factory):
     """Run the program for exported files, on rows as a file; return its status and output."""
-    assert onward("export", runs / "heads", "--onnx", tmp_path / "onnx") == 0
+    folder = tmp_path_factory.mktemp("exported")
+    assert onward("export", runs / "heads", "--onnx", folder / "onnx") == 0
 
     def infer(**members):
-        np.savez(tmp_path / "rows.npz", **members)
-        command = [sys.executable, tmp_path / "onnx" / "infer.py", tmp_path / "onnx"]
-        return subprocess.run([*command, tmp_path / "rows.npz"], capture_output=True, text=True)
+        np.savez(folder / "rows.npz", **members)
+        command = [sys.executable, folder / "onnx" / "infer.py", folder / "onnx"]
+        return subprocess.run([*command, folder / "rows.npz"], capture_output=True, text=True)
 
     return infer
 
