@@ -86,6 +86,7 @@ ORDER = [
     "cli.flags",
     "cli.output",
     "cli.inference",
+    "cli.exits",
     "cli.main",
 ]
 """All modules, in the order in which data flow through them."""

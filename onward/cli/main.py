@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onward import costs, data, preparation, runs, training, world
-from onward.cli import doctor, inference
+from onward.cli import doctor, exits, inference
 from onward.cli.drawing import (
     advice,
     choices_table,
@@ -155,10 +155,10 @@ def make_parser() -> argparse.ArgumentParser:
     inference.add_evaluate(
         command("evaluate", inference.evaluate_command, "Test a trained network.")
     )
-    inference.add_exits(
+    exits.add_exits(
         command(
             "exits",
-            inference.exits_command,
+            exits.exits_command,
             "Find out when inference may stop early, from the validation rows of a run.",
         )
     )
@@ -171,8 +171,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--simulate", action="store_true", help="draw beside it how it would go with free messages"
     )
 
-    inference.add_export(
-        command("export", inference.export_command, "Write a network as ONNX files, one a stage.")
+    exits.add_export(
+        command("export", exits.export_command, "Write a network as ONNX files, one a stage.")
     )
     inference.add_predict(
         command("predict", inference.predict_command, "Predict the classes of rows.")

@@ -1,0 +1,234 @@
+"""The commands that let inference stop early: exits here, export for other machines."""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from onward import dealing, runs, seeds
+from onward.cli.flags import FLAGS
+from onward.cli.inference import EARLY, exits_table, load_run, told_macs
+from onward.cli.output import Output
+from onward.cli.progress import count
+from onward.cli.report import Curve, draw_exits
+from onward.errors import SettingError
+from onward.exits.calibration import (
+    Calibrated,
+    candidates,
+    choose,
+    held_out,
+    learned_sigmoid,
+    mean_minus_std,
+)
+from onward.exits.macs import stage_costs
+from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
+from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
+from onward.exits.stages import answer
+from onward.export import WHOLE, export, export_whole, run_exported
+
+
+def add_exits(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `exits`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--max-error-increase",
+        type=float,
+        metavar="SHARE",
+        help="share of rows that may become wrong (default: 0.001)",
+    )
+    parser.add_argument(
+        "--target-macs",
+        type=float,
+        metavar="MACS",
+        help="mean MACs a row, instead: operations, not millions",
+    )
+    parser.add_argument(
+        "--delta",
+        type=float,
+        metavar="SHARE",
+        help="guarantee the increase, but for this probability",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=list(CONFIDENCES),
+        default="margin",
+        help="how sure the network is (default: margin)",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.png", help="picture (default: RUN/exits.png)"
+    )
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `export`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--onnx", type=Path, metavar="DIR", required=True, help="folder for the files"
+    )
+    parser.add_argument("--int8", action="store_true", help="weights and activities in eight bits")
+    parser.add_argument(
+        "--one-graph", action="store_true", help="also network.onnx, with conditions, for one row"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+
+
+def exits_command(options: argparse.Namespace) -> None:
+    """Calibrate the exits of a run on its validation rows."""
+    network, dataset, config = load_run(options)
+    rows = dealing.deal_alone(config, dataset)
+    x, y = rows.x_validation, rows.y_validation
+    if not len(y):
+        raise SettingError(
+            f"The run {options.run} kept no validation rows (data.validation is 0), and exits are "
+            f"calibrated on rows that were not trained on. Train with --validation 0.1, or call "
+            f"ow.calibrate with rows of your own."
+        )
+    if options.delta is not None and dataset.groups is not None:
+        raise SettingError(
+            f"The rows of {dataset.name} belong together in groups, and a guarantee holds for rows "
+            f"that were drawn one by one. Leave --delta out."
+        )
+    allowed = options.max_error_increase
+    if allowed is None and options.target_macs is None:
+        allowed = 0.001
+    network.set_precision(EARLY)
+    seen = held_out(network, x, y)
+    calibrated = choose(
+        seen,
+        confidence=options.policy,
+        max_error_increase=allowed,
+        target_macs=options.target_macs,
+        delta=options.delta,
+    )
+    picture = options.out or options.run / runs.EXITS_PICTURE
+    try:
+        draw(seen, calibrated, picture)
+        told = f"Picture: {picture}."
+    except SettingError as error:  # The exits are calibrated all the same.
+        told = f"There is no picture. {error}"
+    runs.write_exits(options.run, network, calibrated)
+    console = Output()
+    console.print(
+        f"{options.run}: {calibrated.policy.confidence}, calibrated on the {len(y):,} validation "
+        f"rows of {dataset.name}",
+        soft_wrap=True,
+    )
+    outcome = follow(calibrated.policy, seen)
+    console.print(
+        exits_table(outcome.exits, ~outcome.is_wrong, outcome.macs, seen.costs, calibrated.policy)
+    )
+    console.print(summary(calibrated, is_grouped=dataset.groups is not None), soft_wrap=True)
+    console.print(told, soft_wrap=True)
+    console.print(f"`onward evaluate {options.run}` tests it.", soft_wrap=True)
+
+
+def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
+    """Return what a calibration comes to, in words.
+
+    Args:
+        calibrated: The calibration.
+        is_grouped: Whether rows belong together, of which intervals for single rows know nothing.
+    """
+    ratio = calibrated.full_macs / calibrated.mean_macs
+    told = (
+        f"{told_macs(calibrated.mean_macs)} MACs a row instead of "
+        f"{told_macs(calibrated.full_macs)} ({ratio:.1f} times fewer). Of these "
+        f"{count(calibrated.rows, 'row')} {calibrated.newly_wrong} became wrong; their error "
+        f"changes by {calibrated.error_increase * 100:+.2f} points."
+    )
+    allowed, delta = calibrated.max_error_increase, calibrated.delta
+    if delta is not None and allowed is not None:
+        if calibrated.mean_macs == calibrated.full_macs:
+            needed = "infinitely many"
+            if allowed:
+                needed = f"{math.ceil(math.log(delta) / math.log1p(-allowed)):,}"
+            return told + (
+                f" No policy passed the test on half of the rows, so every row goes the whole way. "
+                f"The test needs {needed} rows of which none becomes wrong, or more rows: keep "
+                f"more for validation, or allow more."
+            )
+        return told + (
+            f" With probability {100 * (1 - delta):g} % it rises by at most "
+            f"{allowed * 100:g} points on new rows like these."
+        )
+    if is_grouped:
+        return told + (
+            " Rows of other groups, such as other patients, may differ more than these do from "
+            "each other."
+        )
+    if allowed is None:
+        return told
+    return told + (
+        f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
+        f"surprise; --delta guarantees."
+    )
+
+
+def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
+    """Draw error against cost, for rows on which the curves were not chosen."""
+    order = torch.randperm(len(seen.labels), generator=seeds.generator(0, "picture"))
+    chosen_on, shown_on = (seen.part(half) for half in order.chunk(2))
+
+    def point(policy: ExitPolicy) -> tuple[float, float]:
+        outcome = follow(policy, shown_on)
+        return float(outcome.macs.mean()), float(outcome.is_wrong.double().mean())
+
+    curves = [
+        Curve(name, [point(policy) for policy in candidates(chosen_on, name)], "-")
+        for name in CONFIDENCES
+        if name != "sigmoid"  # Which decides as max-score does.
+    ]
+    curves.append(Curve("sigmoid above 1/2", [point(learned_sigmoid(chosen_on))], "D"))
+    factors = (3.0, 2.0, 1.0, 0.0, -1.0)
+    stds = [point(mean_minus_std(chosen_on, factor)) for factor in factors]
+    curves.append(Curve("mean - k std", stds, ":"))
+    curves.append(Curve("fixed depth", [point(p) for p in fixed_depths(shown_on)], "s"))
+    outcome = follow(calibrated.policy, shown_on)
+    any_error, any_cost = shuffled(outcome, shown_on)
+    curves.append(Curve("as many, any rows", [(any_cost, any_error)], "x"))
+    error, bound = oracle(shown_on)
+    curves.append(Curve("oracle (knows the classes; drops no labels)", [(bound, error)], "^"))
+    curves.append(Curve("calibrated (on these rows, too)", [point(calibrated.policy)], "*"))
+    draw_exits(curves, path, f"{count(len(shown_on.labels), 'held-out row')}")
+
+
+def export_command(options: argparse.Namespace) -> None:
+    """Write a run's network as ONNX files, and compare them with it on the test rows."""
+    if options.int8 and options.one_graph:
+        raise SettingError("One graph is written in fp32: leave out --int8 or --one-graph.")
+    network, dataset, config = load_run(options)
+    calibrated = runs.read_exits(options.run, network)
+    network.set_precision(EARLY)
+    num_exits = len(stage_costs(network))
+    policy = calibrated.policy if calibrated else full_depth(num_exits)
+    files = export(network, options.onnx, policy, int8=options.int8)
+    if options.one_graph:
+        export_whole(network, options.onnx / WHOLE, policy)
+    x, y = dataset.x_test, dataset.y_test
+    found = answer(network, x, policy)
+    labels, exits = run_exported(options.onnx, x.numpy())
+    num_bytes = sum(file.stat().st_size for file in files)
+    shown = Table()
+    for name in ("what", "accuracy", "same class", "same exit"):
+        shown.add_column(name, justify="right")
+    shown.add_row("network", f"{(found.labels == y).double().mean():.2%}", "", "")
+    same_labels = (torch.as_tensor(labels) == found.labels).double().mean()
+    same_exits = (torch.as_tensor(exits) == found.exits).double().mean()
+    accuracy = (torch.as_tensor(labels) == y).double().mean()
+    shown.add_row("ONNX", f"{accuracy:.2%}", f"{same_labels:.2%}", f"{same_exits:.2%}")
+    console = Output()
+    console.print(f"{count(len(y), 'test row')} of {dataset.name}", soft_wrap=True)
+    console.print(shown)
+    if calibrated is None and num_exits > 1 and config.data.validation:
+        console.print(
+            f"No row leaves early: calibrate first, with `onward exits {options.run}`.",
+            soft_wrap=True,
+        )
+    console.print(
+        f"{count(len(files), 'stage')}, {num_bytes * 1e-6:.1f} MB in {options.onnx}. On a machine "
+        f"with onnxruntime and numpy: python {options.onnx / 'infer.py'} {options.onnx} ROWS.npz",
+        soft_wrap=True,
+    )
