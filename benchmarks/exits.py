@@ -345,8 +345,25 @@ def told_of(values: Sequence[float], form: str = ".2f") -> str:
     return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}"
 
 
+def points(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return error and mean MACs under each policy, by name."""
+    depths = result["fixed_depths"][:-1]
+    return {
+        "full depth": result["full_on_test"],
+        **{name: result["policies"][name] for name in COMPARED},
+        "mean - std": result["mean_minus_std"],
+        "sigmoid above 1/2": result["learned_sigmoid"],
+        **{f"all leave after block {number}": depth for number, depth in enumerate(depths)},
+        "as many as under the margin, any rows": result["any_rows_as_many"],
+        "oracle (knows the classes; drops no labels)": result["oracle"],
+    }
+
+
 def tables(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Return all results as the tables of the README: a row a case, then a table a case."""
+    """Return all results as the tables of the README.
+
+    A row a case; then a column a case: error in % and million MACs under each policy.
+    """
     lines = [
         "| case | n | one class, error | error, % | leaving early | change | macro-F1 | leaving "
         "early | million MACs | leaving early | times fewer | batch 1, median | 1,024, rows a "
@@ -372,22 +389,14 @@ def tables(found: dict[str, list[dict[str, Any]]]) -> str:
             told_of([1 / figure(speed, "1024", "rows_a_second") for speed in speeds], ".1f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    for case, results in found.items():
-        lines += ["", f"{case}:", "", "| | error, % | million MACs |", "| --- | ---: | ---: |"]
-
-        def add(name: str, those: list[dict[str, float]], lines: list[str] = lines) -> None:
-            errors = told_of([100 * each["error"] for each in those])
-            lines.append(f"| {name} | {errors} | {told_of([e['macs'] * 1e-6 for e in those])} |")
-
-        add("full depth", [result["full_on_test"] for result in results])
-        for name in COMPARED:
-            add(name, [result["policies"][name] for result in results])
-        add("mean - std", [result["mean_minus_std"] for result in results])
-        add("sigmoid above 1/2", [result["learned_sigmoid"] for result in results])
-        for depth in range(len(results[0]["fixed_depths"]) - 1):
-            add(f"all leave at exit {depth}", [r["fixed_depths"][depth] for r in results])
-        add("as many as under the margin, any rows", [r["any_rows_as_many"] for r in results])
-        add("oracle (knows the classes; drops no labels)", [r["oracle"] for r in results])
+    lines += ["", f"| | {' | '.join(found)} |", "| --- " + "| ---: " * len(found) + "|"]
+    every = [[points(result) for result in results] for results in found.values()]
+    for name in every[0][0]:
+        cells = [name]
+        for seen in every:
+            error = told_of([100 * each[name]["error"] for each in seen])
+            cells.append(f"{error}; {told_of([each[name]['macs'] * 1e-6 for each in seen])}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
