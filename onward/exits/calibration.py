@@ -21,7 +21,7 @@ from onward.networks import Network
 PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
 """What a newly wrong row counts, in full passes: the policies to choose from, safest first."""
 
-LOST_LABELS = (0.0, 0.0005, 0.002, 0.008)
+LOST_LABELS = (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008)
 """Shares of the rows whose answer may be dropped among the hopeless labels of a sweep, tried."""
 
 NO_DROPS = -1.0
