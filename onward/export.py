@@ -36,6 +36,9 @@ MANIFEST = "manifest.json"
 WHOLE = "network.onnx"
 """All stages as one graph."""
 
+PROGRAM = "infer.py"
+"""What runs them."""
+
 RUNTIME = Path(__file__).with_name("standalone.py")
 """What runs the files, copied beside them."""
 
@@ -182,7 +185,7 @@ def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = F
             with torch.no_grad():
                 x, _ = stage(x)
         (folder / MANIFEST).write_text(json.dumps(_manifest(network, policy, files), indent=2))
-        shutil.copyfile(RUNTIME, folder / "infer.py")
+        shutil.copyfile(RUNTIME, folder / PROGRAM)
     except FileError:
         raise
     except OSError as error:
@@ -196,7 +199,8 @@ def _clear(folder: Path) -> None:
     Raises:
         FileError: It holds something else.
     """
-    if any(folder.iterdir()) and not (folder / MANIFEST).exists():
+    is_ours = (folder / MANIFEST).exists() and (folder / PROGRAM).exists()
+    if any(folder.iterdir()) and not is_ours:
         raise FileError(f"The folder {folder} holds something else. Name another.")
     for name in ("stage-*.onnx", WHOLE, MANIFEST):
         for path in folder.glob(name):

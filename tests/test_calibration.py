@@ -20,7 +20,7 @@ from onward.exits.calibration import (
     mean_minus_std,
 )
 from onward.exits.macs import StageCost, macs_spent
-from onward.exits.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
+from onward.exits.outcomes import HeldOut, dropped, fixed_depths, follow, look_at, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 from onward.exits.stages import answer
 
@@ -163,6 +163,23 @@ def test_the_first_candidates_are_the_more_cautious_the_earlier_they_come():
         assert costs[0] > 1.1 * costs[-1]
         for policy in cautious:
             assert all(more >= less for more, less in zip(policy.thresholds, first.thresholds))  # noqa: B905
+
+
+def test_candidates_are_numbers_also_where_rows_have_one_label_left_whose_margin_is_infinite():
+    seen = made_up(is_sweep=True)
+    far = seen.labels == 0
+    # At the second exit all other labels of these rows are dropped.
+    history = seen.history.clone()
+    history[0, far, 1:] -= 1000.0
+    seen = replace(seen, history=history)
+
+    policies = list(candidates(seen, "margin"))
+
+    lone = [dropped(p, seen)[0][1].isfinite().sum(dim=1).min() == 1 for p in policies]
+    assert any(lone[: len(CAUTION)])
+    for policy in policies:
+        assert not any(map(math.isnan, (*policy.thresholds, *policy.drops)))
+        assert ExitPolicy.from_json(policy.to_json()) == policy
 
 
 def test_a_guarantee_of_little_is_given_where_that_of_much_is_not():

@@ -291,12 +291,13 @@ def test_a_sweep_is_not_written_as_one_graph(runs, tmp_path, capsys):
 
 
 def test_a_folder_with_other_things_in_it_takes_no_export(runs, tmp_path, capsys):
-    (tmp_path / "thesis.txt").touch()
+    # The manifest of something else.
+    (tmp_path / "manifest.json").write_text("{}")
 
     said = told(capsys, "export", runs / "heads", "--onnx", tmp_path)
 
     assert f"The folder {tmp_path} holds something else" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_one_graph_has_no_eight_bits(runs, tmp_path, capsys):

@@ -297,7 +297,10 @@ def _more_cautious(policy: ExitPolicy, seen: HeldOut, deviations: float) -> Exit
         sure = policy.confidences(history[:number]).double()
         # Where all rows left, those that are least sure are the bound.
         lowest = max(threshold, float(sure.min()))
-        thresholds.append(lowest + deviations * float(sure.std()))
+        # A row with one label left is infinitely sure, and leaves anyway.
+        several = sure[sure.isfinite()]
+        spread = float(several.std(correction=0)) if len(several) else 0.0
+        thresholds.append(lowest + deviations * spread)
     drops = tuple(drop * (1 + deviations) for drop in policy.drops)
     return replace(policy, thresholds=tuple(thresholds), drops=drops)
 
