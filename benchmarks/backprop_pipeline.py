@@ -43,10 +43,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import onward as ow
 from onward import seeds
+from onward.engine import Training, make_step
 from onward.optimizers import lr_scale
 from onward.placement import Placement
 from onward.plan.tasks import Plan
-from onward.steps import make_step
 from onward.timeline import Span
 
 RANKS = 4
@@ -252,7 +252,8 @@ def dff(way: str, work: Work, watch: Watch) -> None:
     network = work.network(one_block=False)
     network.set_precision(torch.bfloat16)
     blocks = network.line
-    step = make_step(blocks[rank], closed_form=True)
+    step = make_step(blocks[rank], Training(seed=0))
+    held_out = ow.Batch(work.x_validation, {"label": work.y_validation})
     got = torch.zeros(1)
     for epoch in range(work.epochs):
         watch.go()
@@ -263,10 +264,9 @@ def dff(way: str, work: Work, watch: Watch) -> None:
                 dist.recv(x, rank - 1)
             seed = seeds.derive(0, "step", rank, epoch, number)
             outputs, _ = step(
-                {"input": ow.View(x, y)}, seed=seed, lr_scale=work.scale(epoch, number)
+                {"input": ow.Batch(x, {"label": y})}, seed=seed, lr_scale=work.scale(epoch, number)
             )
-            activities = outputs["input"].x
-            assert isinstance(activities, Tensor)
+            activities = outputs["input"].tensor
             if rank < ranks - 1:
                 dist.send(activities, rank + 1)
                 # The next mini-batch begins when this one has gone through all ranks.
@@ -276,7 +276,7 @@ def dff(way: str, work: Work, watch: Watch) -> None:
         dist.barrier()
 
         def accuracy() -> float | None:
-            return ow.evaluate(network, work.x_validation, work.y_validation).accuracy
+            return ow.evaluate(network, held_out).accuracy
 
         if watch.stop(lambda: gathered(list(blocks), accuracy)):
             return

@@ -55,10 +55,10 @@ def forecast(config: ow.RunConfig, costs: BlockCosts | None) -> tuple[BlockCosts
     begun = preview(config, 1, with_weights=True)
     plan = begun.plan
     if costs is None:
-        costs = measure(begun.network, begun.rows, plan.batch_size, begun.arithmetic)
+        costs = measure(begun.network, begun.shard, plan.batch_size, begun.settings)
     link = Link(bytes_per_second=125e6)
     alone, four = (
-        simulate(plan, place(plan, name, ranks, begun.shares), costs, link)
+        simulate(plan, place(plan, name, ranks, begun.costs), costs, link)
         for name, ranks in (("sequential", 1), ("all-layers", min(RANKS, plan.chapters)))
     )
     return costs, alone.seconds / four.seconds, sum(four.bytes_by_link.values()) / 1e6

@@ -58,13 +58,13 @@ import torch
 
 import onward as ow
 from onward.checkpoint import PRECISIONS
+from onward.engine import Training, make_step
 from onward.launcher import launch
 from onward.placement import Placement, place
 from onward.plan.chapters import ChapterPlan
-from onward.plan.tasks import Kind, Plan, Task
+from onward.plan.tasks import Kind, Plan, Task, line
 from onward.preparation import resolve_precision
 from onward.simulation import KnownCosts, simulate
-from onward.steps import make_step
 from onward.timeline import Span
 
 QUOTA = 0.4
@@ -88,10 +88,11 @@ def loop_body(
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(0)
     x = torch.rand(batch_size, width, generator=draw)
-    views = {"input": ow.View(x, torch.randint(CLASSES, (batch_size,), generator=draw))}
+    y = torch.randint(CLASSES, (batch_size,), generator=draw)
+    views = {"input": ow.Batch(x, {"label": y})}
     network = ow.mlp((width,), num_classes=CLASSES, widths=(width,))
     network.set_precision(PRECISIONS[resolve_precision("auto")])
-    step = make_step(network.line[0], closed_form=True)
+    step = make_step(network.line[0], Training(seed=0))
     step(views, seed=0, lr_scale=1.0)
     control_groups.join(group)
     start.wait()
@@ -188,8 +189,7 @@ def task_costs(result: Mapping[str, Any], share: float) -> dict[Task, float]:
 def chapters_of(work: Mapping[str, Any]) -> ChapterPlan:
     """Return the plan of a run, without slices."""
     return ChapterPlan(
-        num_blocks=4,
-        head_reads=(),
+        nodes=line(4),
         epochs=work["chapters"],
         chapters=work["chapters"],
         batch_size=work["batch_size"],

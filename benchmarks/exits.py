@@ -46,16 +46,16 @@ from torch import nn
 
 import onward as ow
 from onward.cli.report import Curve, draw_exits
-from onward.dealing import deal_alone
 from onward.exits import latency
-from onward.exits.calibration import candidates, choose, learned_sigmoid, mean_minus_std
+from onward.exits.answers import answer
+from onward.exits.calibration import candidates, choose, mean_minus_std
 from onward.exits.macs import macs_spent, stage_costs
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, full_depth
-from onward.exits.stages import answer
 from onward.export import export, run_exported
 from onward.optimizers import lr_scale
 from onward.preparation import resolve_precision
+from onward.sharding import split
 
 ALLOWED = 0.0005
 """Share of the held-out rows that may become wrong."""
@@ -67,9 +67,6 @@ QUICK = ("mnist", "mnist-sweep")
 
 GUARANTEED = ("mnist",)
 """Cases in which the guarantee is tried, a hundred times."""
-
-COMPARED = [name for name in CONFIDENCES if name != "sigmoid"]
-"""Confidences whose thresholds are calibrated; sigmoid would decide as max-score does."""
 
 WHO = ("full_on_test", "policy_on_test")
 """What a result says of the test rows at full depth, and under the calibrated policy."""
@@ -108,7 +105,11 @@ def data_of(case: str, config: ow.RunConfig, data_dir: str | None) -> ow.Dataset
     if case != "cifar10-sweep" or config.data.name != "cifar10":
         return dataset
     mean, std = (f(dataset.x, (0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
-    return replace(dataset, x=(dataset.x - mean) / std, x_test=(dataset.x_test - mean) / std)
+    training, test = (
+        batch.replace(inputs=(batch.tensor - mean) / std)
+        for batch in (dataset.training, dataset.test)
+    )
+    return replace(dataset, training=training, test=test)
 
 
 def settings_of(config: ow.RunConfig) -> str:
@@ -137,10 +138,9 @@ def trained(
     if case.endswith("backprop"):
         supervise(network, config, dataset)
     else:
-        rows = deal_alone(config, dataset)
         ow.train(
             network,
-            replace(dataset, x=rows.x, y=rows.y, groups=None),
+            replace(split(config, dataset), validation=None, digest=None),
             training=config.training,
             plan=config.plan,
             validation=0,
@@ -154,11 +154,11 @@ def trained(
 
 def supervise(network: ow.Network, config: ow.RunConfig, dataset: ow.Dataset) -> None:
     """Train all layers and heads together, by the sum of the heads' losses."""
-    rows = deal_alone(config, dataset)
+    training = split(config, dataset).training
     modules = [block.module for block in network.line]
     heads = [block.objective.head for block in network.line]
     parameters = [p for module in (*modules, *heads) for p in module.parameters()]
-    steps_each = -(-len(rows.y) // config.training.batch_size)
+    steps_each = -(-len(training) // config.training.batch_size)
     optimizer = torch.optim.Adam(parameters, lr=config.optimizer.lr, fused=True)
 
     def scale(step: int) -> float:
@@ -171,12 +171,13 @@ def supervise(network: ow.Network, config: ow.RunConfig, dataset: ow.Dataset) ->
     torch.manual_seed(config.training.seed)
     network.train()
     for _ in range(config.training.epochs):
-        for batch in torch.randperm(len(rows.y)).split(config.training.batch_size):
-            x, loss = rows.x[batch], torch.zeros(())
+        for batch in torch.randperm(len(training)).split(config.training.batch_size):
+            part, loss = training.take(batch), torch.zeros(())
+            x = part.tensor
             with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
                 for module, head in zip(modules, heads, strict=True):
                     x = module(x)
-                    loss = loss + nn.functional.cross_entropy(head(x).float(), rows.y[batch])
+                    loss = loss + nn.functional.cross_entropy(head(x).float(), part.label)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -237,9 +238,9 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
     torch.set_num_threads(1)
     network = trained(case, config, dataset, options.models if form == "full" else None)
     network.set_precision(torch.float32)
-    rows = deal_alone(config, dataset)
-    held_out = look_at(network, rows.x_validation, rows.y_validation)
-    tested = look_at(network, dataset.x_test, dataset.y_test)
+    validation = split(config, dataset).validation
+    assert validation is not None
+    held_out, tested = look_at(network, validation), look_at(network, dataset.test)
 
     def told(policy: ow.ExitPolicy) -> dict[str, Any]:
         outcome = follow(policy, tested)
@@ -282,17 +283,16 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
         "oracle": {"error": error, "macs": bound},
         "policies": {
             name: told(choose(held_out, confidence=name, max_error_increase=ALLOWED).policy)
-            for name in COMPARED
+            for name in CONFIDENCES
         },
         "curves": {
             name: [
                 (float(seen.macs.mean()), float(seen.is_wrong.double().mean()))
                 for seen in (follow(policy, tested) for policy in candidates(held_out, name))
             ]
-            for name in COMPARED
+            for name in CONFIDENCES
         },
         "mean_minus_std": told(mean_minus_std(held_out)),
-        "learned_sigmoid": told(learned_sigmoid(held_out)),
         "guarantee": guarantee(held_out, tested) if case in GUARANTEED else None,
         "speed": speed(network, calibrated.policy, dataset.x_test, form),
         "exported": exported(network, calibrated.policy, dataset, answers),
@@ -317,7 +317,6 @@ def picture(result: dict[str, Any], path: Path) -> None:
     early = result["policy_on_test"]
     curves += [
         point("mean - std", "D", result["mean_minus_std"]),
-        point("sigmoid above 1/2", "v", result["learned_sigmoid"]),
         point("fixed depth", "s", *result["fixed_depths"]),
         point("as many, any rows", "x", result["any_rows_as_many"]),
         point("oracle (knows the classes; drops no labels)", "^", result["oracle"]),
@@ -341,8 +340,8 @@ def guarantee(
     )
     kept: dict[str, list[float]] = {"kept": [], "kept_without": []}
     cost: dict[str, list[float]] = {"macs": [], "macs_without": []}
-    for split in range(100):
-        order = torch.randperm(len(pool.labels), generator=torch.Generator().manual_seed(split))
+    for seed in range(100):
+        order = torch.randperm(len(pool.labels), generator=torch.Generator().manual_seed(seed))
         one, other = (pool.part(half) for half in order.chunk(2))
         for end, promised in (("", delta), ("_without", None)):
             policy = choose(one, max_error_increase=allowed, delta=promised).policy
@@ -365,9 +364,8 @@ def points(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     depths = result["fixed_depths"][:-1]
     return {
         "full depth": result["full_on_test"],
-        **{name: result["policies"][name] for name in COMPARED},
+        **{name: result["policies"][name] for name in CONFIDENCES},
         "mean - std": result["mean_minus_std"],
-        "sigmoid above 1/2": result["learned_sigmoid"],
         **{f"all leave after block {number}": depth for number, depth in enumerate(depths)},
         "as many as under the margin, any rows": result["any_rows_as_many"],
         "oracle (knows the classes; drops no labels)": result["oracle"],

@@ -26,10 +26,10 @@ import backprop_pipeline
 import common
 import torch
 
-from onward.placement import Name, place
+from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Plan, Product, Thing
+from onward.plan.tasks import Plan, Product, Thing, line
 from onward.simulation import FREE, KnownCosts, Link, simulate
 from onward.timeline import Span
 
@@ -62,8 +62,7 @@ class Sized(KnownCosts):
             case Thing.MOMENTS:
                 return 2 * weights
             case Thing.ACTIVITIES:
-                assert isinstance(plan, StreamPlan)
-                return 2 * units * plan.rows_of(product.time)
+                return 2 * units * plan.samples_of(product)
         return 0
 
 
@@ -72,8 +71,7 @@ def plan_of(way: str, work: dict[str, Any]) -> Plan:
     kind = ChapterPlan if way == "onward" else StreamPlan
     ranks = backprop_pipeline.RANKS
     return kind(
-        num_blocks=ranks,
-        head_reads=(),
+        nodes=line(ranks),
         epochs=work["epochs"],
         chapters=max(work["epochs"], ranks) if way == "onward" else work["epochs"],
         batch_size=work["batch_size"],
@@ -87,7 +85,7 @@ def plan_of(way: str, work: dict[str, Any]) -> Plan:
 def simulated(way: str, work: dict[str, Any], timeline: list[Span], link: Link) -> float:
     """Return the seconds that the tasks of a run would take over a link."""
     plan = plan_of(way, work)
-    name: Name = "all-layers" if way == "onward" else "stream"
+    name = "all-layers" if way == "onward" else "stream"
     ranks = backprop_pipeline.RANKS
     sizes = (64 if work["smoke"] else 784, *[work["width"]] * ranks)
     costs = Sized(KnownCosts.of(plan, timeline).measured, sizes)

@@ -29,7 +29,7 @@ import emulated_ranks
 import torch
 
 from onward.launcher import launch
-from onward.placement import Name, place
+from onward.placement import place
 from onward.plan.tasks import Kind, Plan, Product, Thing
 from onward.simulation import KnownCosts, Link, simulate
 from onward.transport.distributed import DistributedTransport
@@ -77,7 +77,7 @@ def measure_link(numbers: int, repeats: int) -> Link:
     return Link(4 * numbers / statistics.median(seconds))
 
 
-def compare(name: Name, work: dict[str, Any], link: Link) -> dict[str, Any]:
+def compare(name: str, work: dict[str, Any], link: Link) -> dict[str, Any]:
     """Run a placement, and simulate it from what its own tasks took."""
     measured = emulated_ranks.run(RANKS, {**work, "placement": name}, emulated_ranks.QUOTA)
     plan = emulated_ranks.chapters_of(work)
@@ -131,7 +131,7 @@ def main() -> None:
     print(
         f"messages of {12e-6 * work['width'] ** 2:.1f} MB: {link.bytes_per_second / 1e6:.0f} MB/s"
     )
-    names: tuple[Name, ...] = ("all-layers", "single-layer") if form == "full" else ("all-layers",)
+    names: tuple[str, ...] = ("all-layers", "single-layer") if form == "full" else ("all-layers",)
     found = [compare(name, work, link) for _ in range(3 if form == "full" else 1) for name in names]
     figures["worst_error"] = round(
         max(abs(f["simulated"] - f["measured"]) / f["measured"] for f in found), 4

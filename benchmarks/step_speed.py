@@ -33,12 +33,12 @@ from torch import Tensor, nn
 
 import onward as ow
 from onward.config import RunConfig
-from onward.dealing import deal
 from onward.placement import place
 from onward.plan.tasks import Kind, Task
 from onward.preparation import make_plan
 from onward.runtime.runtime import Runtime, make_worker
-from onward.runtime.workers import Arithmetic
+from onward.runtime.workers import Settings
+from onward.sharding import load_shards, split
 from onward.transport.messages import InMemoryTransport
 
 CLASSES = 10
@@ -70,10 +70,10 @@ def library(recipe: str, widths: tuple[int, ...], batch: int) -> Callable[[], No
     )
     network.set_precision(torch.bfloat16)
     transport = InMemoryTransport.group(1)[0]
-    held, shape = deal(config, dataset, transport)
-    plan = make_plan(config, network, shape)
-    arithmetic = Arithmetic(seed=0, schedule=config.training.schedule)
-    worker = make_worker(plan, network, held, arithmetic)
+    shards, summary = load_shards(config, split(config, dataset), transport)
+    plan = make_plan(config, network, summary)
+    settings = Settings(seed=0, schedule=config.training.schedule)
+    worker = make_worker(plan, network, shards, settings)
     runtime = Runtime(plan, place(plan, None, 1, [1] * len(widths)), worker, transport)
     tasks: Iterator[Task] = plan.tasks()
     last = len(widths) - 1

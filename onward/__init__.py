@@ -1,7 +1,8 @@
 """Train neural networks layer by layer, with objectives local to each layer."""
 
 from onward import data, exits
-from onward.blocks import Block
+from onward.batch import Batch
+from onward.blocks import Block, Edge
 from onward.checkpoint import load, save
 from onward.config import (
     DataConfig,
@@ -25,21 +26,23 @@ from onward.errors import (
 )
 from onward.exits import Answers, Calibrated, ExitPolicy, answer, calibrate
 from onward.layers import Dense, ReadoutLayer, normalize_length
-from onward.networks import Evaluation, Network, evaluate, mlp
+from onward.networks import Evaluation, Network, evaluate
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer
-from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
-from onward.recipes import RECIPES, Recipe
+from onward.placement import Placement
+from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
+from onward.recipes import RECIPES, Recipe, mlp
 from onward.results import Listener, Progress, Result
-from onward.training import run, train
+from onward.samplers import LabelEmbedding, Plain, Sampler, Views
+from onward.training import Stage, run, train
 from onward.version import VERSION as __version__
-from onward.views import LabelEmbedding, Negatives, Plain, Sampler, View
 
 __all__ = [
     "__version__",
     "Adam",
     "answer",
     "Answers",
+    "Batch",
     "Block",
     "calibrate",
     "Calibrated",
@@ -47,22 +50,23 @@ __all__ = [
     "data",
     "DataConfig",
     "DataError",
-    "Dataset",
     "dataset",
+    "Dataset",
     "Dense",
     "DivergedError",
+    "Edge",
     "evaluate",
     "Evaluation",
     "ExitPolicy",
     "exits",
     "FileError",
+    "Fold",
     "GoodnessSweep",
     "LabelEmbedding",
     "Listener",
     "load",
     "load_data",
     "mlp",
-    "Negatives",
     "Network",
     "NetworkConfig",
     "normalize_length",
@@ -70,6 +74,7 @@ __all__ = [
     "OnwardError",
     "Optimizer",
     "OptimizerConfig",
+    "Placement",
     "PlacementConfig",
     "PlacementError",
     "Plain",
@@ -88,9 +93,10 @@ __all__ = [
     "SettingError",
     "SGD",
     "SoftmaxHead",
+    "Stage",
     "SumOfHeads",
     "Threshold",
     "train",
     "TrainingConfig",
-    "View",
+    "Views",
 ]

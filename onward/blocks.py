@@ -1,36 +1,81 @@
-"""The block: layers, a local objective and an optimiser; the unit of placement."""
+"""The block: layers, a local objective and an optimizer; the unit of placement."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from onward.batch import Batch, Tensors, named, parts
 from onward.objectives import Objective
-from onward.optimizers import Moments, Optimizer
+from onward.optimizers import Optimizer, OptimizerState
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What a block reads: the output of a block, or the inputs of the batch.
+
+    Example:
+        >>> Edge(3, delay=1).key, Edge("input").key
+        ('3', 'input')
+    """
+
+    source: int | Literal["input"]
+    """Number of a block, or the batch's own inputs."""
+
+    delay: Literal[0, 1] = 0
+    """0: what came out just now. 1: what came out at the visit of the same samples before: the tick
+    before, or, where one mini-batch is the whole set, the epoch before; zeros at the first."""
+
+    to: Literal["module", "objective"] = "module"
+    """Who reads it: the module, or the objective alone (as `batch.context`)."""
+
+    name: str | None = None
+    """What it is called among several; None: by its source."""
+
+    shape: tuple[int, ...] | None = None
+    """With a delay: shape of a sample, of which there are zeros before the first visit."""
+
+    @property
+    def key(self) -> str:
+        """What it is called among several."""
+        return self.name or str(self.source)
+
+    def zeros(self, samples: int) -> Tensor:
+        """Return what a delayed edge brings before the first visit."""
+        assert self.shape is not None
+        return torch.zeros(samples, *self.shape)
+
+
+Reads = tuple[int | Literal["input"] | Edge, ...]
+"""What a block reads; a number stands for the output of that block."""
 
 
 class Block(nn.Module):
     """One or more layers that learn from an objective of their own.
 
-    A block hands on detached activities; nothing ever flows back into the block before it. With
-    many layers inside, those learn together by backpropagation: a whole network in one block is
-    ordinary backpropagation.
+    A block hands on detached outputs; nothing ever flows back into the block before it. With many
+    layers inside, those learn together by backpropagation: a whole network in one block is ordinary
+    backpropagation.
 
     Args:
-        module: Any module from inputs to activities, rows first.
+        module: Any module from a tensor, or several by name, to a tensor or several, samples first.
         objective: What the block learns; its parameters are trained along with the module's.
         optimizer: How parameters follow their gradients.
-        reads: Blocks whose activities this one reads, by number, as a tuple of tensors. None for
-            the usual way: the block before, or the input. A block that reads several comes last.
+        reads: What the block reads. None for the usual way: the block before, or the input. One
+            that reads several gets them by name.
+        structure: Members of the batch's structure that the module takes as keywords.
+        prepare: Done once a view, with what does not depend on weights: from inputs, and the
+            structure as keywords, to what the module gets in their place.
 
     Example:
         >>> import onward as ow
         >>> block = ow.Block(
         ...     nn.Linear(4, 8), ow.CrossEntropy(nn.Linear(8, 3, bias=False)), ow.Adam(lr=0.01)
         ... )
-        >>> block.infer(torch.zeros(2, 4)).shape
+        >>> block.infer(ow.Batch(torch.zeros(2, 4))).tensor.shape
         torch.Size([2, 8])
     """
 
@@ -40,57 +85,90 @@ class Block(nn.Module):
         objective: Objective,
         optimizer: Optimizer,
         *,
-        reads: tuple[int, ...] | None = None,
+        reads: Reads | None = None,
+        structure: tuple[str, ...] = (),
+        prepare: Callable[..., Tensors] | None = None,
     ) -> None:
         super().__init__()
         self.module = module
         self.objective = objective
         self.optimizer = optimizer
         self.reads = reads
+        self.structure = structure
+        self.prepare = prepare
         self.precision = torch.float32
-        self.moments: dict[str, Moments] = {}
-        self.forget()
+        self.optimizer_state: dict[str, OptimizerState] = {}
+        self.reset_optimizer()
 
-    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """Return the activities of the module, for training or not, as it was set.
+    def forward(self, batch: Batch) -> Tensors:
+        """Return what the module makes of a prepared batch, for training or not, as it was set.
 
         Raises:
             ValueError: The module changed its input, which others still read.
         """
-        parts = x if isinstance(x, tuple) else (x,)
         # Tensors of torch.inference_mode do not count their changes.
-        counted = [part for part in parts if not part.is_inference()]
+        counted = [part for part in parts(batch.inputs) if not part.is_inference()]
         versions = [part._version for part in counted]
-        activities: Tensor = self.module(x)
+        outputs: Tensors = self.module(batch.inputs, **self._structure(batch))
         if [part._version for part in counted] != versions:
             raise ValueError(
                 f"The module {type(self.module).__name__} changes its input in place, which other "
                 f"blocks and later epochs read too. Let its first operation make a new tensor "
                 f"(inplace=False)."
             )
-        return activities
+        return outputs
+
+    def _structure(self, batch: Batch) -> dict[str, Tensor]:
+        # `prepare` has made of it what the module needs.
+        names = self.structure if self.prepare is None else ()
+        return {name: batch.structure[name] for name in names}
+
+    def prepared(self, batch: Batch) -> Batch:
+        """Return a batch as the module gets it, with all done that does not depend on weights."""
+        if self.prepare is None:
+            return batch
+        with torch.no_grad():
+            return batch.replace(inputs=self.prepare(batch.inputs, **dict(batch.structure)))
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that learn, by name; frozen ones are left out."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
-    def forget(self) -> None:
-        """Put the optimiser back to its state before the first step.
+    def reset_optimizer(self) -> None:
+        """Put the optimizer back to its state before the first step.
 
         Until a step begins, that state is shapes in no memory.
         """
-        self.moments = {
+        self.optimizer_state = {
             name: {
                 part: tensor.to("meta")
-                for part, tensor in self.optimizer.moments(p.detach().to("meta")).items()
+                for part, tensor in self.optimizer.init(p.detach().to("meta")).items()
             }
             for name, p in self.trained()
         }
 
-    def begin(self) -> None:
-        """Have the optimiser's state, that before the first step where there is none."""
-        if any(tensor.is_meta for parts in self.moments.values() for tensor in parts.values()):
-            self.moments = {name: self.optimizer.moments(p.detach()) for name, p in self.trained()}
+    def init_optimizer(self) -> None:
+        """Have the optimizer's state, that before the first step where there is none."""
+        state = self.optimizer_state
+        if any(tensor.is_meta for parts in state.values() for tensor in parts.values()):
+            self.optimizer_state = {n: self.optimizer.init(p.detach()) for n, p in self.trained()}
+
+    def optimizer_tensors(self) -> list[Tensor]:
+        """Return the optimizer's state, by the names of parameters and of its parts in order."""
+        state = self.optimizer_state
+        return [state[name][part] for name in sorted(state) for part in sorted(state[name])]
+
+    def set_optimizer_tensors(self, tensors: list[Tensor]) -> None:
+        """Give the optimizer its state, in the order of `optimizer_tensors`."""
+        rest = iter(tensors)
+        self.optimizer_state = {
+            name: {part: next(rest) for part in sorted(self.optimizer_state[name])}
+            for name in sorted(self.optimizer_state)
+        }
+
+    def weights(self) -> list[Tensor]:
+        """Return parameters and buffers themselves, in order of their names."""
+        return [tensor for _, tensor in sorted(self.state_dict(keep_vars=True).items())]
 
     @property
     def is_released(self) -> bool:
@@ -105,8 +183,8 @@ class Block(nn.Module):
 
     def release(self) -> None:
         """Let go of weights that come from elsewhere before they are needed: NaN, in no memory."""
-        # First, while the weights have strides that the moments follow.
-        self.forget()
+        # First, while the weights have strides that the optimizer's state follows.
+        self.reset_optimizer()
         for tensor in self.state_dict(keep_vars=True).values():
             nothing = math.nan if tensor.is_floating_point() else 0
             tensor.data = tensor.detach().new_full((), nothing).expand(tensor.shape)
@@ -117,18 +195,25 @@ class Block(nn.Module):
         return torch.autocast(device, torch.bfloat16, enabled=self.precision is torch.bfloat16)
 
     @torch.no_grad()
-    def infer(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """Pass rows through without training: running statistics and weights stay as they are."""
+    def infer(self, batch: Batch) -> Batch:
+        """Pass samples through without training: running statistics and weights stay as they are.
+
+        Args:
+            batch: What the block reads, not prepared yet.
+
+        Returns:
+            The same batch with what the block puts out as its inputs.
+        """
         self.eval()
         with self.autocast():
-            return self(x)  # type: ignore[no-any-return]
+            return batch.replace(inputs=self(self.prepared(batch)), context={})
 
     @torch.no_grad()
-    def scores(self, activities: Tensor) -> Tensor:
-        """Return the objective's scores: a row of class scores a row, or one goodness a row."""
+    def scores(self, outputs: Batch) -> Tensor:
+        """Return the objective's scores: a row of class scores, or one goodness, a sample."""
         self.eval()
         with self.autocast():
-            scores: Tensor = self.objective.scores(activities)
+            scores: Tensor = self.objective.scores(outputs)
         return scores
 
     def shipped(self) -> dict[str, Tensor]:
@@ -139,22 +224,21 @@ class Block(nn.Module):
         return {name: t for name, t in state.items() if not name.startswith("objective.")}
 
 
-@dataclass(slots=True)
-class StepReport:
-    """What one step, or several added up, told about a block."""
+def gathered(reads: list[tuple[Edge, Tensors]], like: Batch) -> Batch:
+    """Return what a block reads as one batch: one tensor as it is, several by name.
 
-    rows: int
-    """Number of rows in the sums, of all views that were learned from."""
-
-    sums: Tensor
-    """Sums over the rows of loss, accuracy and goodness gap."""
-
-    active: Tensor
-    """Units that were active in at least one row."""
-
-    def add(self, other: "StepReport") -> "StepReport":
-        """Add the figures of another step, in place, and return the sum."""
-        self.rows += other.rows
-        self.sums += other.sums
-        self.active |= other.active
-        return self
+    Args:
+        reads: Each edge, and what came over it.
+        like: A batch of the same samples, for their targets and so on.
+    """
+    to_module = [(edge, tensors) for edge, tensors in reads if edge.to == "module"]
+    context: dict[str, Tensor] = {}
+    for edge, tensors in reads:
+        if edge.to == "objective":
+            context |= named(tensors, edge.key)
+    if len(to_module) == 1:
+        return like.replace(inputs=to_module[0][1], context=context)
+    inputs: dict[str, Tensor] = {}
+    for edge, tensors in to_module:
+        inputs |= named(tensors, edge.key)
+    return like.replace(inputs=inputs, context=context)

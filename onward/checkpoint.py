@@ -14,12 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from onward.blocks import Block
 from onward.config import OptimizerConfig, RunConfig
+from onward.digests import tensors_sha256
 from onward.errors import FileError
 from onward.files import whole
 from onward.layers import Dense
-from onward.networks import Network, build
-from onward.objectives import Threshold
+from onward.networks import Network
+from onward.recipes import build
 from onward.trained_on import TrainedOn
 from onward.version import VERSION
 
@@ -63,7 +65,7 @@ def save(network: Network, path: Path | str) -> None:
         "precision": precision,
         "blueprint": asdict(blueprint) if blueprint else None,
         "trained_on": network.trained_on.to_json() if network.trained_on else None,
-        "blocks": [_describe(block.module, block.objective) for block in network.all_blocks],
+        "blocks": [_describe(block) for block in network.all_blocks],
         "weights_sha256": weights_sha256(network),
     }
     header["header_sha256"] = _header_digest(header)
@@ -129,16 +131,6 @@ def load(path: Path | str, network: Network | None = None) -> Network:
     except (LookupError, TypeError, ValueError) as error:
         raise FileError(f"The model file {path} is damaged: {error!r}.") from error
     return network
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return a digest of the names, shapes, types and bytes of tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        array = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(array.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _header_digest(header: Mapping[str, Any]) -> str:
@@ -208,10 +200,8 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Ten
             )
 
 
-def _describe(module: torch.nn.Module, objective: torch.nn.Module) -> dict[str, Any]:
-    found: dict[str, Any] = {"objective": type(objective).__name__}
-    if any(isinstance(part, Dense) for part in module.modules()):
+def _describe(block: Block) -> dict[str, Any]:
+    found: dict[str, Any] = {"objective": type(block.objective).__name__}
+    if any(isinstance(part, Dense) for part in block.module.modules()):
         found["input_normalization"] = "mean square 1"
-    if isinstance(objective, Threshold):
-        found |= {"threshold": objective.threshold, "slope": objective.slope}
-    return found
+    return found | block.objective.describe()

@@ -214,6 +214,13 @@ class PlanConfig:
     """Type to which the activities are rounded that blocks hand on in a stream plan, wherever
     they run. None: as they come out of the block, which is bf16 where the products are."""
 
+    @property
+    def usual_placement(self) -> str:
+        """The placement of several ranks that name none."""
+        if self.kind == "stream":
+            return "stream"
+        return "federated" if self.shards > 1 else "all-layers"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementConfig:

@@ -4,28 +4,26 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Set
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from onward import seeds
+from onward.batch import Batch, parts
 from onward.blocks import Block
+from onward.engine import Training, make_step
 from onward.errors import FileError, SettingError
-from onward.networks import Network, evaluate
-from onward.plan.chapters import ChapterPlan
-from onward.plan.streams import StreamPlan
+from onward.networks import Network, evaluate, passes
 from onward.plan.tasks import Kind, Plan, Product, Task, Thing
-from onward.readouts import read_activities
-from onward.runtime.chapters import passed
-from onward.runtime.workers import REPORT_FIELDS, Arithmetic, Rows
+from onward.readouts import is_head
+from onward.runtime.workers import Settings, Shard, passed, report_fields
+from onward.samplers import NEUTRAL, Views
 from onward.simulation import Costs
-from onward.sliced import RowsStep
-from onward.steps import Gradients, Step, make_step
+from onward.slices import RowsStep
+from onward.steps import Gradients, Step
 from onward.team import Alone
-from onward.views import View
 
 SLICES = 2
 """Slices whose gradients are added up when that is timed."""
@@ -60,7 +58,13 @@ class BlockCosts(Costs):
     """Bytes of its moments."""
 
     activities: tuple[int, ...]
-    """Bytes of what each block of the line hands on for one view of a mini-batch."""
+    """Bytes of what each block of the line hands on in a stream, all views of a mini-batch."""
+
+    ahead: tuple[int, ...]
+    """Bytes of what it hands on of a mini-batch as inference sees it."""
+
+    outputs: tuple[int, ...]
+    """Bytes of what it puts out for one view, without targets and so on."""
 
     views: int
     """Views of a row."""
@@ -71,41 +75,42 @@ class BlockCosts(Costs):
     update: tuple[float, ...]
     """Seconds in which each block adds up the gradients of slices of rows and follows them."""
 
+    report_fields: tuple[int, ...]
+    """Figures in a report of each block that is trained."""
+
     batch_size: int
     """Rows of a mini-batch."""
 
     classes: int
     """Number of classes."""
 
-    def seconds(self, plan: Plan, task: Task, passed: int, ranks: int) -> float:
+    def seconds(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> float:
         match task.kind:
             case Kind.GATHER:
                 return 0.0
             case Kind.VALIDATE:
                 return self.validate
-        if isinstance(plan, StreamPlan):
-            share = plan.rows_of(task.time) / plan.batch_size
-            return share * (self.train if task.kind is Kind.TRAIN else self.neutral)[task.block]
-        shard = plan.shard(task.time)
-        epoch = plan.rows[shard] / plan.batch_size
+        work, block = plan.work(task), task.block
         if task.kind is Kind.SCORE:
-            return epoch * self.score / ranks
-        # A chapter passes each of its rows once, however often it learns from them.
-        segments = plan.segments(task.time)
-        rows = epoch * (segments[0].last - segments[0].first) / plan.batches(shard)
-        is_head = task.block == plan.head
-        learning = self.train[task.block]
-        if isinstance(plan, ChapterPlan) and plan.slices > 1:
-            if plan.cut == "rows":
-                learning = learning / ranks + self.update[task.block]
+            return work.passed * self.score / ranks
+        if task.kind is Kind.PASS:
+            return work.passed * self.neutral[block]
+        is_head, learning = block in plan.heads, self.train[block]
+        if plan.num_slices > 1:
+            if plan.slice_kind == "rows":
+                learning = learning / ranks + self.update[block]
             elif not is_head:
                 learning /= ranks
-        # Every rank of a team passes all rows on to a head.
-        passing = sum(self.neutral) if is_head else sum(self.forward[passed : task.block]) / ranks
-        return rows * (len(segments) * learning + passing)
+        # Every rank of a team passes all samples on to a head.
+        below = sorted(plan.below[block])
+        passing = (
+            sum(self.neutral[b] for b in below)
+            if is_head
+            else sum(self.forward[b] for b in below if b not in passed) / ranks
+        )
+        return work.learned * learning + work.passed * passing
 
-    def exchanged(self, plan: Plan, task: Task, passed: int, ranks: int) -> tuple[int, int]:
-        assert isinstance(plan, ChapterPlan)
+    def exchanged(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> tuple[int, int]:
         if task.kind is Kind.SCORE:
             rows = plan.rows[plan.shard(task.time)]
             return 1, 4 * self.classes * rows // ranks
@@ -113,19 +118,21 @@ class BlockCosts(Costs):
         steps = sum(segment.last - segment.first for segment in segments)
         each = steps * plan.batch_size // len(segments)
         passes, num_bytes = 0, 0
-        if block != plan.head:
-            passes = self.views * (block - passed)
-            per_row = sum(self.activities[passed:block]) * self.views // plan.batch_size
+        is_head = block in plan.heads
+        if not is_head:
+            below = [b for b in plan.below[block] if b not in passed]
+            passes = self.views * len(below)
+            per_row = sum(self.outputs[b] for b in below) * self.views // plan.batch_size
             num_bytes = per_row * each // ranks
-        own = plan.slices // ranks
-        if plan.cut == "rows":
+        own = plan.num_slices // ranks
+        if plan.slice_kind == "rows":
             return passes + steps, num_bytes + steps * own * self.gradients[block]
-        if block == plan.head:
+        if is_head:
             return passes, num_bytes
         # Logits of each class, or the goodness of each view.
         figures = self.classes if self.views == 1 else self.views
         sums = 4 * figures * plan.batch_size * own
-        whole = (self.weights[block] + self.moments[block]) * own // plan.slices
+        whole = (self.weights[block] + self.moments[block]) * own // plan.num_slices
         return passes + steps + 1, num_bytes + steps * sums + whole
 
     def num_bytes(self, plan: Plan, product: Product) -> int:
@@ -135,19 +142,13 @@ class BlockCosts(Costs):
             case Thing.MOMENTS:
                 return self.moments[product.block]
             case Thing.REPORT:
-                return 8 * len(REPORT_FIELDS)
+                return 8 * self.report_fields[product.block]
             case Thing.COUNTS:
                 return 8 * (2 + plan.num_blocks)
-        if isinstance(plan, StreamPlan):
-            # Rows with the neutral label are ahead of the others.
-            ahead = plan.lead if product.thing is Thing.NEUTRAL else 0
-            rows = plan.rows_of(product.time + ahead)
-            if product.thing is not Thing.HINTS:
-                views = self.views if product.thing is Thing.ACTIVITIES else 1
-                return views * self.activities[product.block] * rows // plan.batch_size
-        else:
-            rows = plan.rows[plan.shard(product.time)]
-        return 4 * self.classes * rows
+            case Thing.HINTS:
+                return 4 * self.classes * plan.samples_of(product)
+        each = self.activities if product.thing is Thing.ACTIVITIES else self.ahead
+        return each[product.block] * plan.samples_of(product) // plan.batch_size
 
     def to_json(self) -> str:
         """Return the costs as a file holds them; see `read`."""
@@ -185,10 +186,10 @@ def read(path: Path) -> BlockCosts:
         each = {name: isinstance(value, tuple) for name, value in given.items()}
         wanted = {field.name: str(field.type).startswith("tuple") for field in fields(BlockCosts)}
         trained, line = len(given["weights"]), len(given["forward"])
-        lengths = {len(given[n]) for n in ("train", "weights", "moments", "gradients", "update")}
-        if each != wanted or lengths != {trained} or not 0 <= trained - line <= 1:
+        lengths = {len(given[n]) for n in _BY_BLOCK}
+        if each != wanted or lengths != {trained} or not trained - line >= 0:
             raise ValueError("a list has another length than others")
-        if {len(given[n]) for n in ("forward", "neutral", "activities")} != {line}:
+        if {len(given[n]) for n in _IN_LINE} != {line}:
             raise ValueError("a list has another length than others")
         numbers = [n for v in given.values() for n in (v if isinstance(v, tuple) else (v,))]
         if not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers):
@@ -203,55 +204,62 @@ def read(path: Path) -> BlockCosts:
         ) from error
 
 
+_BY_BLOCK = ("train", "weights", "moments", "gradients", "update", "report_fields")
+"""Costs that there are for each block that is trained."""
+
+_IN_LINE = ("forward", "neutral", "activities", "ahead", "outputs")
+"""Costs that there are for each block of the line."""
+
+
 def measure(
-    network: Network, rows: Rows, batch_size: int, arithmetic: Arithmetic, repeats: int = REPEATS
+    network: Network, shard: Shard, batch_size: int, settings: Settings, repeats: int = REPEATS
 ) -> BlockCosts:
     """Time a few steps of each block, on a copy of the network.
 
     Args:
         network: What would be trained.
-        rows: A shard of the data.
-        batch_size: Rows of a mini-batch.
-        arithmetic: How it would be trained.
+        shard: Samples of the data.
+        batch_size: Samples of a mini-batch.
+        settings: How it would be trained.
         repeats: Times that each thing is timed; the median counts.
     """
     network = deepcopy(network)
     timer = Timer(repeats)
-    sampler, closed_form = network.sampler, arithmetic.closed_form
-    x, labels = rows.x[:batch_size], rows.y[:batch_size]
-    has_negatives = sampler.negatives is not None
-    negatives = (labels + 1) % network.num_classes if has_negatives else None
-    views, neutral = sampler.views(x, labels, negatives), sampler.neutral(x)
-    train, forward, of_neutral, activities, gradients, update = [], [], [], [], [], []
-    for number, block in enumerate(network.line):
-        label_inputs = network.num_classes if arithmetic.shared_pass and number == 0 else 0
-        step = make_step(block, closed_form=closed_form, label_inputs=label_inputs)
+    sampler = network.sampler
+    batch = _first(shard.training, batch_size)
+    draw = seeds.generator(settings.seed, "costs")
+    views = {name: list(passes(network, v)) for name, v in sampler.views(batch, draw, None).items()}
+    neutral = list(passes(network, sampler.neutral(batch)))
+    train, forward, of_neutral, gradients, update = [], [], [], [], []
+    activities, ahead, outputs = [], [], []
+    score = 0.0
+    for number, block in enumerate(network.all_blocks):
+        seen = {NEUTRAL: neutral[number].read}
+        read = seen if is_head(block) else {n: passed[number].read for n, passed in views.items()}
+        prepared = {name: block.prepared(view) for name, view in read.items()}
+        label_inputs = network.num_classes if settings.shared_pass and number == 0 else 0
+        training = Training(seed=0, closed_form=settings.closed_form, label_inputs=label_inputs)
+        step = make_step(block, training, prepared)
         # A learning rate of zero: the weights stay as they are.
-        train.append(timer(step, views, seed=0, lr_scale=0.0))
-        found = step.gradients(views, seed=0)
+        train.append(timer(step, prepared, seed=0, lr_scale=0.0))
+        found = step.gradients(prepared, seed=0)
         gradients.append(found.num_bytes)
         update.append(_time_of_update(timer, step, found))
-        forward.append(timer(through, block, views))
-        of_neutral.append(timer(passed, block, neutral))
-        views, neutral = through(block, views), passed(block, neutral)
-        element = 2 if arithmetic.bf16_wire else neutral.element_size()
-        activities.append(neutral.numel() * element)
-    head, score = network.head, 0.0
-    if head is not None:
-        read = read_activities(network.line, head, sampler.neutral(x))
-        step = make_step(head, closed_form=closed_form)
-        seen = {"input": View(read, labels)}
-        train.append(timer(step, seen, seed=0, lr_scale=0.0))
-        found = step.gradients(seen, seed=0)
-        gradients.append(found.num_bytes)
-        update.append(_time_of_update(timer, step, found))
-        score = timer(lambda: head.scores(head.infer(read)))
-    elif sampler.negatives is not None and sampler.negatives.needs_hints:
-        score = timer(network.scores, x)
-    validate, num_validated = 0.0, len(rows.y_validation)
-    if num_validated:
+        if is_head(block):
+            score = timer(_scores, block, read[NEUTRAL])
+            continue
+        forward.append(timer(_through, block, read))
+        of_neutral.append(timer(_through, block, seen))
+        every = [passed[number].outputs for passed in views.values()]
+        activities.append(sum(_bytes_sent(view, settings.bf16_wire) for view in every))
+        ahead.append(_bytes_sent(neutral[number].outputs, settings.bf16_wire))
+        outputs.append(sum(t.nbytes for t in parts(neutral[number].outputs.inputs)))
+    if network.head is None and sampler.needs_hints:
+        score = timer(network.scores, batch)
+    validate, num_validated = 0.0, len(shard.validation)
+    if num_validated and network.readout is not None:
         some = min(num_validated, batch_size)
-        seconds = timer(evaluate, network, rows.x_validation[:some], rows.y_validation[:some])
+        seconds = timer(evaluate, network, _first(shard.validation, some))
         validate = seconds * num_validated / some
     blocks = network.all_blocks
     return BlockCosts(
@@ -261,17 +269,41 @@ def measure(
         score=score,
         validate=validate,
         weights=tuple(block.num_bytes for block in blocks),
-        moments=tuple(
-            sum(t.nbytes for parts in block.moments.values() for t in parts.values())
-            for block in blocks
-        ),
+        moments=tuple(sum(t.nbytes for t in block.optimizer_tensors()) for block in blocks),
         activities=tuple(activities),
+        ahead=tuple(ahead),
+        outputs=tuple(outputs),
         views=len(sampler.names),
         gradients=tuple(gradients),
         update=tuple(update),
+        report_fields=tuple(len(report_fields(block)) for block in blocks),
         batch_size=batch_size,
         classes=network.num_classes,
     )
+
+
+def _first(batch: Batch, samples: int) -> Batch:
+    """Return the first samples of a batch; all of one whose samples belong together."""
+    return batch if batch.structure else batch.take(slice(0, samples))
+
+
+def _bytes_sent(view: Batch, is_rounded: bool) -> int:
+    """Return the bytes of a view that a block hands on in a stream."""
+    return sum(
+        2 * tensor.numel()
+        if is_rounded and name.startswith("inputs") and tensor.is_floating_point()
+        else tensor.nbytes
+        for name, tensor in view.tensors().items()
+    )
+
+
+def _scores(block: Block, read: Batch) -> None:
+    block.scores(block.infer(read))
+
+
+def _through(block: Block, views: Views) -> None:
+    for view in views.values():
+        passed(block, view)
 
 
 class Timer:
@@ -293,15 +325,6 @@ class Timer:
 
 def _time_of_update(timer: Timer, step: Step, found: Gradients) -> float:
     """Return how long a block takes to add up the gradients of slices and to follow them."""
-    every, shares = [found.content()] * SLICES, [1 / SLICES] * SLICES
+    every, fractions = [found.content()] * SLICES, [1 / SLICES] * SLICES
     follow = RowsStep(step, SLICES, Alone()).follow
-    return timer(follow, every, list(found.named), shares, 0.0)
-
-
-def through(block: Block, views: Mapping[str, View]) -> dict[str, View]:
-    """Pass views through a block."""
-    return {
-        name: View(passed(block, view.x), view.labels)
-        for name, view in views.items()
-        if isinstance(view.x, Tensor)
-    }
+    return timer(follow, every, list(found.named), fractions, 0.0)

@@ -9,29 +9,28 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onward.blocks import Block
+from onward.batch import Batch
 from onward.checkpoint import weights_sha256
 from onward.errors import FileError, SettingError
+from onward.exits.macs import Like, example
 from onward.exits.policies import ExitPolicy
-from onward.exits.stages import head_weights, shared_pass, stages
-from onward.layers import Dense, normalize_length
-from onward.networks import Network
-from onward.readouts import GoodnessSweep, SoftmaxHead, SumOfHeads
-from onward.views import LabelEmbedding
+from onward.networks import Forward, Network
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of the folder."""
 
 MANIFEST = "manifest.json"
-"""What the files of a folder are, and when a row leaves."""
+"""What the files of a folder are, how their scores are added up, and when a sample leaves."""
 
 WHOLE = "network.onnx"
 """All stages as one graph."""
@@ -44,50 +43,56 @@ RUNTIME = Path(__file__).with_name("standalone.py")
 
 
 class Stage(nn.Module):
-    """From one exit to the next: activities in; activities, and what they add to the scores, out.
+    """From one exit to the next: activities in; activities, and what is found at the exit, out.
 
     Args:
-        network: The network.
-        blocks: The blocks of the stage, by number; the last is the exit.
+        way: Samples at the beginning of the network.
+        before: The exit before, by the number of its block; for the first stage, the input.
+        exit_: The exit at the end of the stage.
     """
 
-    def __init__(self, network: Network, blocks: range) -> None:
+    def __init__(self, way: Forward, before: int | Literal["input"], exit_: int) -> None:
         super().__init__()
-        self.sampler, self.numbers = network.sampler, blocks
-        self.blocks = nn.ModuleList(network.line[number] for number in blocks)
-        self.is_sweep = isinstance(network.readout, GoodnessSweep)
-        self.weight = None
-        if isinstance(network.readout, SoftmaxHead):
-            self.weight = nn.Parameter(head_weights(network)[blocks[-1]].detach())
+        self.way, self.before = way, before
+        first = 0 if before == "input" else before + 1
+        self.numbers = [number for number in way.needed if first <= number <= exit_]
+        # All of them, since a readout may ask any; what a stage does not use is not written.
+        self.blocks = nn.ModuleList(way.blocks)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        block: Block
-        for number, block in zip(self.numbers, self.blocks, strict=True):  # type: ignore[assignment]
-            if number == 0 and self.is_sweep:
-                assert isinstance(block.module, Dense)
-                assert isinstance(self.sampler, LabelEmbedding)
-                x = shared_pass(block.module, self.sampler, x)
-            else:
-                x = block.module(self.sampler.neutral(x) if number == 0 else x)
-        if self.weight is not None:
-            return x, nn.functional.linear(normalize_length(x), self.weight)
-        return x, block.objective.scores(x)
+        way, outputs = self.way, Batch(x)
+        seen = way.view(outputs) if self.before == "input" and way.first is None else outputs
+        sources = {self.before: seen.inputs}
+        for number in self.numbers:
+            outputs = way.passed(number, lambda edge: sources[edge.source], seen)
+            sources[number] = outputs.inputs
+        found = way.readout.scores(way.blocks, way.network.edges, self.numbers[-1], outputs)
+        return outputs.tensor, found
+
+    def crossing(self) -> list[str]:
+        """Return which blocks read what is neither in the stage nor handed to it, in words."""
+        known = {*self.numbers, self.before}
+        return [
+            f"block {number} reads {edge.key} across the exit after block {self.before}"
+            for number in self.numbers
+            for edge in self.way.reads[number]
+            if edge.source not in known
+        ]
 
 
 class Whole(nn.Module):
-    """All stages as one graph, which ends where its one row is sure enough.
+    """All stages as one graph, which ends where its one sample is sure enough.
 
     Args:
-        network: The network, which is read in one pass.
-        stages: Its stages, in order.
+        way: A sample at the beginning of the network, which is read in one pass.
+        stages: The stages, in order.
         policy: When inference stops.
     """
 
-    def __init__(self, network: Network, stages: Sequence[Stage], policy: ExitPolicy) -> None:
+    def __init__(self, way: Forward, stages: Sequence[nn.Module], policy: ExitPolicy) -> None:
         super().__init__()
         self.stages, self.policy = nn.ModuleList(stages), policy
-        self.adds, self.num_classes = adds(network, len(stages)), network.num_classes
-        self.is_softmax = isinstance(network.readout, SoftmaxHead)
+        self.fold, self.num_classes = way.fold, way.network.num_classes
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         none = x.new_zeros(1, self.num_classes)
@@ -97,25 +102,24 @@ class Whole(nn.Module):
         self, number: int, x: Tensor, total: Tensor, history: Tensor
     ) -> tuple[Tensor, Tensor]:
         x, found = self.stages[number](x)
-        raw = found + total if self.adds[number] else found
-        scores = raw.log_softmax(dim=1) if self.is_softmax else raw
+        total, scores = self.fold.step(total, number, found)
         history = torch.cat([history, scores[None]])
         if number == len(self.stages) - 1:
             return scores, torch.full((1,), number)
 
-        def leave(x: Tensor, raw: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        def leave(x: Tensor, total: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
             return history[-1].clone(), torch.full((1,), number)
 
-        def go_on(x: Tensor, raw: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
-            return self._from(number + 1, x, raw, history)
+        def go_on(x: Tensor, total: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+            return self._from(number + 1, x, total, history)
 
         is_sure = self.policy.confidences(history)[0] >= self.policy.thresholds[number]
-        ended: tuple[Tensor, Tensor] = torch.cond(is_sure, leave, go_on, (x, raw, history))
+        ended: tuple[Tensor, Tensor] = torch.cond(is_sure, leave, go_on, (x, total, history))
         return ended
 
 
-def export_whole(network: Network, path: Path, policy: ExitPolicy) -> None:
-    """Write a network as one ONNX file with conditions, for one row at a time.
+def export_whole(network: Network, path: Path, policy: ExitPolicy, *, like: Like = None) -> None:
+    """Write a network as one ONNX file with conditions, for one sample at a time.
 
     Its input `x` has shape (1, inputs...); its outputs are `scores`, shape (1, classes), and
     `exit`, the stage at which inference stopped.
@@ -124,44 +128,46 @@ def export_whole(network: Network, path: Path, policy: ExitPolicy) -> None:
         network: See `export`; not one that is read by a sweep over labels.
         path: The file.
         policy: When inference stops.
+        like: See `export`.
 
     Raises:
         SettingError: A package is missing, or the network cannot be exported so.
         FileError: The file cannot be written.
     """
-    if isinstance(network.readout, GoodnessSweep):
+    if network.readout is not None and network.readout.sweeps:
         raise SettingError(
             "A sweep over labels is not written as one graph: which labels are passed on depends "
-            "on the row. Leave --one-graph out: the files of the stages do."
+            "on the sample. Leave --one-graph out: the files of the stages do."
         )
-    row, parts = _checked(network, policy)
-    whole = Whole(network, [Stage(network, blocks).eval() for blocks in parts], policy).eval()
-    try:
+    with _in_fp32(network):
+        way, stages, inputs = _stages(network, policy, like)
+        # Conditions take no Python but the simplest: each stage becomes a graph first.
         with _quiet():
-            program = torch.onnx.export(
-                whole,
-                (row[:1],),
-                input_names=["x"],
-                output_names=["scores", "exit"],
-                dynamo=True,
-                verbose=False,
-            )
-        assert program is not None
+            graphs = [
+                torch.export.export(stage, (x[:1],)).run_decompositions({}).module()
+                for stage, x in zip(stages, inputs, strict=True)
+            ]
+        program = _onnx(Whole(way, graphs, policy), inputs[0][:1], ["scores", "exit"])
+    try:
         program.save(path, external_data=False)
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = False) -> list[Path]:
+def export(
+    network: Network, folder: Path, policy: ExitPolicy, *, like: Like = None, int8: bool = False
+) -> list[Path]:
     """Write a network as ONNX files, a manifest, and a program that runs them.
 
     The folder then holds `stage-0.onnx` and so on, `manifest.json`, and `infer.py`, which needs
     onnxruntime and numpy only.
 
     Args:
-        network: A trained network that was built from settings. It is exported in fp32.
+        network: A trained network. It is exported in fp32.
         folder: Where; it is made where it is missing.
         policy: When inference stops.
+        like: Samples that it is asked about, or the shape of one. None: those for which it was
+            built from settings.
         int8: Whether weights are stored in eight bits, and activities rounded to eight as well.
 
     Returns:
@@ -171,20 +177,25 @@ def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = F
         SettingError: A package is missing, or the network cannot be exported.
         FileError: The folder cannot be written to.
     """
-    row, parts = _checked(network, policy)
     try:
+        earlier = _earlier(folder)
+        with _in_fp32(network):
+            way, stages, inputs = _stages(network, policy, like)
+            samples = torch.export.Dim("samples", min=1)
+            programs = [
+                _onnx(stage, x, ["activities", "scores"], ({0: samples},))
+                for stage, x in zip(stages, inputs, strict=True)
+            ]
         folder.mkdir(parents=True, exist_ok=True)
-        _clear(folder)
-        files, x = [], row
-        for number, blocks in enumerate(parts):
-            stage = Stage(network, blocks).eval()
-            files.append(folder / f"stage-{number}.onnx")
-            _write(stage, x, files[-1])
+        for path in earlier:
+            path.unlink()
+        files = [folder / f"stage-{number}.onnx" for number in range(len(stages))]
+        for program, file in zip(programs, files, strict=True):
+            program.save(file, external_data=False)
             if int8:
-                _quantize(files[-1])
-            with torch.no_grad():
-                x, _ = stage(x)
-        (folder / MANIFEST).write_text(json.dumps(_manifest(network, policy, files), indent=2))
+                _quantize(file)
+        manifest = _manifest(way, inputs[0], policy, files)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
         shutil.copyfile(RUNTIME, folder / PROGRAM)
     except FileError:
         raise
@@ -193,22 +204,23 @@ def export(network: Network, folder: Path, policy: ExitPolicy, *, int8: bool = F
     return files
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier export has left in a folder, and refuse one of other things.
+def _earlier(folder: Path) -> list[Path]:
+    """Return the files that an earlier export has left in a folder.
 
     Raises:
         FileError: It holds something else.
     """
     is_ours = (folder / MANIFEST).exists() and (folder / PROGRAM).exists()
-    if any(folder.iterdir()) and not is_ours:
+    if folder.exists() and any(folder.iterdir()) and not is_ours:
         raise FileError(f"The folder {folder} holds something else. Name another.")
-    for name in ("stage-*.onnx", WHOLE, MANIFEST):
-        for path in folder.glob(name):
-            path.unlink()
+    names = ("stage-*.onnx", WHOLE, MANIFEST)
+    return [path for name in names for path in folder.glob(name)]
 
 
-def _checked(network: Network, policy: ExitPolicy) -> tuple[Tensor, list[range]]:
-    """Return rows like those of a network, and the blocks of each stage.
+def _stages(
+    network: Network, policy: ExitPolicy, like: Like
+) -> tuple[Forward, list[Stage], list[Tensor]]:
+    """Return samples at the beginning of a network, its stages, and an input for each.
 
     Raises:
         SettingError: A package is missing, or the network or the policy cannot be exported.
@@ -219,65 +231,86 @@ def _checked(network: Network, policy: ExitPolicy) -> tuple[Tensor, list[range]]
                 f"ONNX files are written with {package}, which is not installed. Install it with:\n"
                 f'    pip install "onward[export]"'
             )
-    if network.blueprint is None:
-        raise SettingError("Only networks that were built from settings are exported.")
-    row = torch.zeros(2, *network.blueprint.input_shape)
-    exits = stages(network, row).exits
-    if len(policy.thresholds) != len(exits) - 1:
+    policy.check(len(network.fold().exits))
+    batch = example(network, like)
+    reason = _obstacle(network, batch)
+    if reason is None:
+        # Two, since a size of one would be taken for a constant.
+        x = batch.tensor.expand(2, *batch.tensor.shape[1:]).contiguous()
+        way = Forward(network, Batch(x))
+        exits = way.fold.exits
+        network.eval()
+        stages = [Stage(way, "input", exits[0]), *(Stage(way, *ends) for ends in pairwise(exits))]
+        inputs = [x]
+        reason = next((told for stage in stages for told in stage.crossing()), None)
+    if reason is not None:
+        raise SettingError(f"This network cannot be written as ONNX files: {reason}.")
+    try:
+        with torch.no_grad():
+            for stage in stages:
+                inputs.append(stage(inputs[-1])[0])
+    except (RuntimeError, TypeError, LookupError) as error:
         raise SettingError(
-            f"The policy has {len(policy.thresholds)} thresholds, and the network {len(exits)} "
-            f"exits: one fewer is needed."
-        )
-    return row, [range(a + 1, b + 1) for a, b in zip([-1, *exits], exits, strict=False)]
+            f"This network cannot be written as ONNX files for samples of shape "
+            f"{tuple(x.shape[1:])}: {error}"
+        ) from error
+    return way, stages, inputs[:-1]
+
+
+def _obstacle(network: Network, batch: Batch) -> str | None:
+    """Return why a network has no stages that hand one tensor on; None where nothing is known."""
+    if not isinstance(batch.inputs, Tensor):
+        return f"it has several inputs ({', '.join(batch.inputs)}), and files take one"
+    if not batch.inputs.is_floating_point():
+        return f"its inputs are of type {batch.inputs.dtype}, and files take float32"
+    structure = {*batch.structure, *(name for b in network.all_blocks for name in b.structure)}
+    if structure:
+        return f"its samples have a structure ({', '.join(sorted(structure))})"
+    if network.ticks > 1 or any(edge.delay for own in network.edges for edge in own):
+        return "blocks read what came out at an earlier visit"
+    return None
 
 
 def run_exported(folder: Path, x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return classes and exits of rows, as the files in a folder say."""
+    """Return classes and exits of samples, as the files in a folder say."""
     from onward.standalone import Network as Exported
 
     return Exported(folder).answer(x)
 
 
-def adds(network: Network, num_stages: int) -> list[bool]:
-    """Return for each stage whether its scores are added to those of the next."""
-    match network.readout:
-        case SumOfHeads(heads=heads):
-            return [heads == "all"] * num_stages
-        case GoodnessSweep(skip_first=skip_first):
-            return [number > 0 or not skip_first or num_stages == 1 for number in range(num_stages)]
-    return [True] * num_stages
-
-
-def _manifest(network: Network, policy: ExitPolicy, files: list[Path]) -> dict[str, object]:
-    assert network.blueprint is not None
-    names = {SoftmaxHead: "softmax", GoodnessSweep: "sweep"}
+def _manifest(way: Forward, x: Tensor, policy: ExitPolicy, files: list[Path]) -> dict[str, object]:
     return {
         "format": FORMAT,
         "stages": [file.name for file in files],
-        "readout": names.get(type(network.readout), "heads"),
-        "adds": adds(network, len(files)),
-        "classes": network.num_classes,
-        "input_shape": list(network.blueprint.input_shape),
+        "fold": asdict(way.fold),
+        "sweeps": way.readout.sweeps,
+        "classes": way.network.num_classes,
+        "input_shape": list(x.shape[1:]),
         "policy": policy.to_json(),
-        "weights_sha256": weights_sha256(network),
+        "weights_sha256": weights_sha256(way.network),
     }
 
 
-def _write(stage: Stage, x: Tensor, path: Path) -> None:
-    """Write a stage as one file, for any number of rows."""
-    rows = torch.export.Dim("rows", min=1)
-    with _quiet():
-        program = torch.onnx.export(
-            stage,
-            (x,),
-            input_names=["x"],
-            output_names=["activities", "scores"],
-            dynamic_shapes=({0: rows},),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(path, external_data=False)
+def _onnx(module: nn.Module, x: Tensor, outputs: list[str], shapes: Any = None) -> Any:
+    """Return a module as an ONNX program, for a tensor of which some sizes may be any.
+
+    Raises:
+        SettingError: It does something that ONNX cannot express.
+    """
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                module,
+                (x,),
+                input_names=["x"],
+                output_names=outputs,
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        told = str(error.__cause__ or error).partition("\n")[0]
+        raise SettingError(f"torch cannot write this network as ONNX files: {told}") from error
 
 
 def _quantize(path: Path) -> None:
@@ -291,6 +324,18 @@ def _quantize(path: Path) -> None:
     onnx.save(model, path)
     with _quiet():
         quantize_dynamic(path, path, weight_type=QuantType.QInt8, per_channel=True)
+
+
+@contextmanager
+def _in_fp32(network: Network) -> Iterator[None]:
+    """Have a network compute in fp32 for a while."""
+    before = [block.precision for block in network.all_blocks]
+    network.set_precision(torch.float32)
+    try:
+        yield
+    finally:
+        for block, precision in zip(network.all_blocks, before, strict=True):
+            block.precision = precision
 
 
 @contextmanager

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from onward.errors import Stopped
+from onward.errors import SettingError, Stopped
 
 LAUNCHER = "ONWARD_LAUNCHER"
 """Variable with the process that has started the ranks."""
@@ -33,19 +33,28 @@ SETTLE_SECONDS = 1.0
 """How long after the first rank others may end for the same reason."""
 
 
-def launch(num_ranks: int, command: Sequence[str], restarts: int = 0) -> int:
+def launch(
+    num_ranks: int,
+    command: Sequence[str],
+    restarts: int = 0,
+    variables: Mapping[str, str] | None = None,
+) -> int:
     """Start a command as several ranks on this machine and wait for them.
 
     Args:
         num_ranks: Processes.
         command: Arguments of the Python interpreter.
         restarts: How often all are started again after one was ended by a signal.
+        variables: More variables of their environment.
 
     Returns:
         The exit status: 0, or that of the rank that failed first.
+
+    Raises:
+        SettingError: This is Windows, whose processes inherit no sockets and get no signals.
     """
     for attempt in range(restarts + 1):
-        with _started(num_ranks, command, attempt) as ranks:
+        with _started(num_ranks, command, attempt, variables or {}) as ranks:
             status = _wait(ranks)
         if status >= 0 or ranks[0].returncode == 0:
             # Rank 0 ends last, once the result is written.
@@ -65,9 +74,14 @@ def launch(num_ranks: int, command: Sequence[str], restarts: int = 0) -> int:
 
 @contextmanager
 def _started(
-    num_ranks: int, command: Sequence[str], attempt: int
+    num_ranks: int, command: Sequence[str], attempt: int, variables: Mapping[str, str]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start all ranks, hand them the signals of this process, and leave none behind."""
+    if sys.platform == "win32":
+        raise SettingError(
+            "--nodes cannot start processes on Windows. Leave it out to train in one process, or "
+            "run Onward in WSL."
+        )
     with socket.create_server(("127.0.0.1", 0)) as meeting:
         shared = {
             "WORLD_SIZE": str(num_ranks),
@@ -99,7 +113,7 @@ def _started(
                 ranks.append(
                     subprocess.Popen(
                         [sys.executable, *command],
-                        env={**os.environ, **shared, **own},
+                        env={**os.environ, **variables, **shared, **own},
                         pass_fds=[meeting.fileno()] if rank == 0 else [],
                         # The terminal's signals come through `forward`, once.
                         process_group=0,

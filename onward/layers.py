@@ -118,8 +118,24 @@ class ReadoutLayer(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
+        self.widths = widths
         self.weight = nn.Parameter(torch.zeros(num_classes, sum(widths)))
 
-    def forward(self, activities: tuple[Tensor, ...]) -> Float[Tensor, "rows classes"]:
-        x = torch.cat([normalize_length(a.flatten(1)) for a in activities], dim=1)
+    def forward(self, activities: Tensor | dict[str, Tensor]) -> Float[Tensor, "rows classes"]:
+        each = [activities] if isinstance(activities, Tensor) else activities.values()
+        x = torch.cat([normalize_length(a.flatten(1)) for a in each], dim=1)
         return F.linear(x, self.weight)
+
+    def part(self, place: int, activities: Tensor) -> Float[Tensor, "rows classes"]:
+        """Return what one of the blocks adds to the outputs.
+
+        Args:
+            place: Which of those that are read, from 0.
+            activities: What that block puts out.
+        """
+        return F.linear(normalize_length(activities.flatten(1)), self.columns(place))
+
+    def columns(self, place: int) -> Float[Tensor, "classes units"]:
+        """Return the weights with which one of the blocks is read."""
+        columns: Tensor = self.weight.split(self.widths, dim=1)[place]
+        return columns

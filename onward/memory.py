@@ -1,6 +1,5 @@
 """Whether each rank has memory enough for its part of a run."""
 
-import resource
 import socket
 import sys
 from collections import defaultdict
@@ -12,17 +11,15 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from onward.batch import Batch, Tensors, parts
 from onward.blocks import Block
 from onward.errors import SettingError
-from onward.networks import Network
+from onward.kernels.closed_form import SLICE_BYTES, has_closed_form
+from onward.networks import Network, passes
 from onward.placement import Placement, messages
-from onward.plan.chapters import ChapterPlan
-from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Kind, Plan, Product, Task, Thing
-from onward.runtime.runtime import most_waiting
+from onward.plan.tasks import INPUT, Kind, Plan, Product, Task, Thing
 from onward.runtime.store import MOST_UNWRITTEN
-from onward.runtime.workers import Arithmetic
-from onward.steps import SLICE_BYTES, has_closed_form
+from onward.runtime.workers import Settings
 from onward.transport.distributed import IN_FLIGHT, POSTED
 
 NO_LIMIT = 1 << 60
@@ -102,8 +99,8 @@ def estimate(
     plan: Plan,
     placement: Placement,
     network: Network,
-    input_shape: tuple[int, ...],
-    arithmetic: Arithmetic,
+    training: Batch,
+    settings: Settings,
     *,
     keeps: bool = False,
 ) -> list[int]:
@@ -117,24 +114,17 @@ def estimate(
         plan: What is computed.
         placement: Where.
         network: The blocks; their weights may be released.
-        input_shape: Shape of a row of the data.
-        arithmetic: How it is computed.
+        training: Samples like those of the data.
+        settings: How it is computed.
         keeps: Whether states are kept to go on from.
     """
-    row = 4 * torch.Size(network.sampler.width(input_shape)).numel()
-    sizes = {-1: Size(0, 0, 0, 0, row), **_sizes(network, input_shape, arithmetic.closed_form)}
+    sizes = _sizes(network, training, settings.closed_form)
     views = len(network.sampler.names)
     # Shifted copies of the data.
-    copies = sum(plan.rows) * 4 * torch.Size(input_shape).numel() if arithmetic.shift else 0
+    copies = sum(plan.rows) * _bytes_each(training.inputs) if settings.shift else 0
     ranks = range(placement.num_ranks)
     kept = [_of_store(plan, placement, rank, sizes) if keeps else 0 for rank in ranks]
-    if isinstance(plan, StreamPlan):
-        # Rows with the neutral label may be an epoch ahead.
-        found = [2 * copies + _of_stream(plan, placement, rank, sizes, views) for rank in ranks]
-    else:
-        assert isinstance(plan, ChapterPlan)
-        segments = len(plan.segments(0)) if arithmetic.shift else 1
-        found = [copies + n for n in _of_chapters(plan, placement, sizes, views, segments)]
+    found = ESTIMATES[plan.kind](plan, placement, sizes, views, copies)
     return [num_bytes + more for num_bytes, more in zip(found, kept, strict=True)]
 
 
@@ -149,13 +139,19 @@ def _of_store(plan: Plan, placement: Placement, rank: int, sizes: Mapping[int, S
 
 
 @torch.no_grad()
-def _sizes(network: Network, input_shape: tuple[int, ...], closed_form: bool) -> dict[int, Size]:
-    x = torch.zeros(1, *network.sampler.width(input_shape))
-    sizes = {}
-    for number, block in enumerate(network.all_blocks):
-        x = block.infer(x) if block.reads is None else x.new_zeros(1, network.num_classes)
-        sizes[number] = _size(block, x.nbytes, closed_form and has_closed_form(block))
+def _sizes(network: Network, training: Batch, closed_form: bool) -> dict[int, Size]:
+    batch = network.sampler.neutral(training.take(slice(0, 1)))
+    sizes = {INPUT: Size(0, 0, 0, 0, _bytes_each(batch.inputs))}
+    for number, _, outputs in passes(network, batch):
+        block = network.all_blocks[number]
+        row = _bytes_each(outputs.inputs)
+        sizes[number] = _size(block, row, closed_form and has_closed_form(block))
     return sizes
+
+
+def _bytes_each(tensors: Tensors) -> int:
+    """Return the bytes of a sample."""
+    return sum(tensor[:1].nbytes for tensor in parts(tensors))
 
 
 def _size(block: Block, row: int, closed_form: bool) -> Size:
@@ -163,7 +159,7 @@ def _size(block: Block, row: int, closed_form: bool) -> Size:
     copy = weights // 2 if block.precision is torch.bfloat16 else 0
     return Size(
         weights=weights,
-        moments=sum(t.nbytes for parts in block.moments.values() for t in parts.values()),
+        moments=sum(tensor.nbytes for tensor in block.optimizer_tensors()),
         products=copy if closed_form else 0,
         gradients=min(weights, 2 * SLICE_BYTES) if closed_form else weights + copy,
         row=row,
@@ -171,23 +167,34 @@ def _size(block: Block, row: int, closed_form: bool) -> Size:
 
 
 def _of_stream(
-    plan: StreamPlan, placement: Placement, rank: int, sizes: Mapping[int, Size], views: int
+    plan: Plan, placement: Placement, sizes: Mapping[int, Size], views: int, copies: int
+) -> list[int]:
+    # Neutral samples may be an epoch ahead.
+    ranks = range(placement.num_ranks)
+    return [2 * copies + _of_stream_rank(plan, placement, rank, sizes, views) for rank in ranks]
+
+
+def _of_stream_rank(
+    plan: Plan, placement: Placement, rank: int, sizes: Mapping[int, Size], views: int
 ) -> int:
     owners = {b: placement.rank(Task(Kind.TRAIN, 0, b)) for b in plan.trained}
     own = [block for block, owner in owners.items() if owner == rank]
     total = sum(sizes[b].weights + sizes[b].moments + sizes[b].products for b in own)
     total += max((sizes[b].gradients + _step(plan, sizes, b, views) for b in own), default=0)
+    waiting = plan.most_waiting + POSTED + 2
     # A mini-batch of all views, and of the neutral one where a head reads it.
-    rows = plan.batch_size * (views + bool(plan.head_reads))
+    rows = plan.batch_size * (views + bool(plan.heads))
+    reads = {b: {read for read in plan.nodes[b].reads if read[0] != INPUT} for b in plan.trained}
     for block in own:
-        if 0 < block < plan.num_blocks and owners[block - 1] != rank:
-            total += (most_waiting(plan) + POSTED + 2) * rows * sizes[block - 1].row
-        if block + 1 < plan.num_blocks and owners[block + 1] != rank:
+        elsewhere = {source for source, _ in reads[block] if owners[source] != rank}
+        size = plan.batch_size if plan.nodes[block].is_head else rows
+        total += waiting * size * sum(sizes[source].row for source in elsewhere)
+        readers = [b for b in range(plan.num_blocks) if reads[b] & {(block, 0), (block, 1)}]
+        if any(owners[reader] != rank for reader in readers):
             total += IN_FLIGHT * rows * sizes[block].row
-        if block == plan.head:
-            read = [b for b in plan.head_reads if owners[b] != rank]
-            waiting = (most_waiting(plan) + POSTED + 2) * plan.batch_size
-            total += waiting * sum(sizes[b].row for b in read)
+        if any(owners[reader] == rank and (block, 1) in reads[reader] for reader in readers):
+            # Until the next visit.
+            total += rows * sizes[block].row
     ends = [plan.gather, *plan.validations(plan.chapters - 1)]
     if rank in {placement.rank(task) for task in ends}:
         total += sum(sizes[b].weights for b in plan.trained if b not in own)
@@ -198,12 +205,9 @@ def _of_stream(
 
 
 def _of_chapters(
-    plan: ChapterPlan,
-    placement: Placement,
-    sizes: Mapping[int, Size],
-    views: int,
-    segments: int,
+    plan: Plan, placement: Placement, sizes: Mapping[int, Size], views: int, copies: int
 ) -> list[int]:
+    segments = len(plan.segments(0)) if copies else 1
     ranks = range(placement.num_ranks)
     held: list[set[int]] = [set() for _ in ranks]
     trained: list[set[int]] = [set() for _ in ranks]
@@ -233,7 +237,7 @@ def _of_chapters(
             incoming[message.dest][message.source].append(size)
             outgoing[message.source] = max(outgoing[message.source], size)
     # Where blocks stay, a rank of a cheap block is ahead of those that read it.
-    ahead = most_waiting(plan) if placement.owners else 1
+    ahead = plan.most_waiting if placement.owners else 1
     found = []
     for rank in ranks:
         blocks = [sizes[b] for b in trained[rank]]
@@ -244,17 +248,17 @@ def _of_chapters(
         total += outgoing[rank]
         total += max((_step(plan, sizes, b, views) for b in trained[rank]), default=0)
         highest = max(trained[rank], default=-1)
-        found.append(total + _passed(plan, sizes, highest, views, segments))
+        found.append(copies + total + _passed(plan, sizes, highest, views, segments))
     return found
 
 
-def _slices(plan: ChapterPlan, placement: Placement, size: Size) -> int:
+def _slices(plan: Plan, placement: Placement, size: Size) -> int:
     """Return what the gradients of a block take, and what ranks of a team give each other."""
-    if plan.slices == 1:
+    if plan.num_slices == 1:
         return size.gradients
-    if plan.cut == "rows":
+    if plan.slice_kind == "rows":
         # Those of each slice, in the type of the products, and their sum.
-        return plan.slices * (size.products or size.weights) + size.weights
+        return plan.num_slices * (size.products or size.weights) + size.weights
     whole = size.weights + size.moments
     return size.gradients + (whole if max(placement.teams) > 1 else 0)
 
@@ -271,27 +275,40 @@ def _of_product(product: Product, sizes: Mapping[int, Size]) -> int:
 
 def _step(plan: Plan, sizes: Mapping[int, Size], block: int, views: int) -> int:
     """Return what a step makes on the way: inputs, activities and their derivatives."""
-    if block == plan.head:
-        return plan.batch_size * sum(sizes[b].row for b in plan.head_reads)
-    return plan.batch_size * views * 3 * (sizes[block - 1].row + sizes[block].row)
+    read = sum(sizes[source].row for source, _ in plan.nodes[block].reads)
+    if plan.nodes[block].is_head:
+        return plan.batch_size * read
+    return plan.batch_size * views * 3 * (read + sizes[block].row)
 
 
-def _passed(
-    plan: ChapterPlan, sizes: Mapping[int, Size], highest: int, views: int, segments: int
-) -> int:
+def _passed(plan: Plan, sizes: Mapping[int, Size], highest: int, views: int, segments: int) -> int:
     """Return what a chapter's rows take that are passed on to a block."""
     first = plan.segments(0)[0]
     rows = max(plan.rows) * (first.last - first.first) // plan.batches(0)
     # The first block reads the data themselves, unless there are views of them.
-    line = [sizes[-1].row if views > 1 else 0, *(sizes[b].row for b in range(plan.num_blocks))]
+    line = {block: sizes[block].row for block in range(plan.num_blocks)}
+    line[INPUT] = sizes[INPUT].row if views > 1 else 0
     top = min(highest, plan.num_blocks - 1)
-    # Activities of one block are made from those of another: both are there at once.
-    most = views * max([line[0], *(line[b] + line[b + 1] for b in range(top))])
-    if plan.head is not None and highest == plan.head:
+
+    def is_read(source: int, first: int) -> bool:
+        return any((source, 0) in plan.nodes[b].reads for b in range(first, top + 1))
+
+    # The outputs of a block are made from those of others, and some wait for later blocks.
+    most = line[INPUT]
+    for made in range(top):
+        if is_read(made, made + 1):
+            there = [source for source in (INPUT, *range(made)) if is_read(source, made)]
+            most = max(most, line[made] + sum(line[source] for source in there))
+    most *= views
+    if highest in plan.heads:
         # Those of each chunk, and all of them joined.
-        read = 2 * sum(sizes[b].row for b in plan.head_reads)
-        most = max(most, views * line[top] + read)
+        read = 2 * sum(sizes[source].row for source in plan.sources(highest))
+        most = max(most, views * line[top - 1] + read)
     return segments * rows * most
+
+
+ESTIMATES = {"chapters": _of_chapters, "stream": _of_stream}
+"""What ranks hold, by kind of plan."""
 
 
 def resident() -> int:
@@ -301,11 +318,15 @@ def resident() -> int:
 
 def peak() -> int:
     """Return the most bytes that this process has held."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     # getrusage would tell the launcher's peak where that is larger: it is inherited.
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, IndexError):
+        import resource
+
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -1,56 +1,38 @@
-"""Stacks of blocks with a sampler and a readout."""
+"""Networks: blocks, what each reads, what they see, and how classes are read off them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from onward import seeds
-from onward.blocks import Block
-from onward.config import NetworkConfig, OptimizerConfig
+from onward.batch import Batch, Tensors, mapped
+from onward.blocks import Block, Edge, gathered
 from onward.errors import SettingError
-from onward.layers import Dense, ReadoutLayer
-from onward.objectives import CrossEntropy, Objective, Threshold
-from onward.optimizers import SGD, Adam, Optimizer
-from onward.readouts import GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
+from onward.kernels.sweep import FirstPass, first_pass
+from onward.readouts import Fold, Readout, Scores, is_head
+from onward.samplers import Sampler
 from onward.trained_on import TrainedOn
-from onward.views import LabelEmbedding, Negatives, Plain, Sampler
+from onward.wiring import check_edges, check_parameters, check_views, edges_of
 
 CHUNK_ROWS = 500
-"""Rows of a forward pass that does not train. Rounding depends on it, so it is the same wherever
+"""Samples of a forward pass that does not train. Rounding depends on it, so it is the same wherever
 a pass is made."""
 
 
-@dataclass(frozen=True)
-class Blueprint:
-    """What a network of dense blocks is built from, its optimizer aside."""
-
-    config: NetworkConfig
-    """What is trained."""
-
-    input_shape: tuple[int, ...]
-    """Shape of one row."""
-
-    num_classes: int
-    """Number of classes."""
-
-    is_image: bool
-    """Whether an embedded label overwrites inputs, or comes before them."""
-
-
 class Network(nn.Module):
-    """Blocks in a line, what they see, and how classes are read off them.
+    """Blocks, what they see, and how classes are read off them.
 
     Args:
-        blocks: Each block reads the one before it. The last may instead read several (see
-            `Block.reads`), as a softmax head does.
+        blocks: Each reads the one before it, unless it says otherwise (see `Block`).
         sampler: Makes the views of a batch.
-        readout: Turns the blocks' scores into class scores.
-        num_classes: Number of classes.
+        readout: Turns the blocks' scores into class scores; None for a network without classes.
+        num_classes: Number of classes; 0 without.
+        ticks: How often a mini-batch visits every block; more than once for recurrent networks.
+        readouts: Other ways to read it, by name, which are reported beside the readout.
         blueprint: What the network was built from, if from settings; it makes saved models
             self-contained.
 
@@ -65,63 +47,64 @@ class Network(nn.Module):
         self,
         blocks: Sequence[Block],
         sampler: Sampler,
-        readout: Readout,
+        readout: Readout | None,
         *,
         num_classes: int,
-        blueprint: Blueprint | None = None,
+        ticks: int = 1,
+        readouts: Mapping[str, Readout] | None = None,
+        blueprint: Any = None,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.sampler = sampler
         self.readout = readout
         self.num_classes = num_classes
+        self.ticks = ticks
+        self.readouts = dict(readouts or {})
         self.blueprint = blueprint
         self.trained_on: TrainedOn | None = None
-        for number, block in enumerate(self.all_blocks):
-            is_last = number == len(blocks) - 1
-            if block.reads is not None and not is_last:
-                raise ValueError(
-                    f"Block {number} of {len(blocks)} reads several blocks, and only the last may."
-                )
-            if block.reads is not None and block.reads != tuple(
-                read for read in range(number) if read in block.reads
-            ):
-                raise ValueError(
-                    f"Block {number} reads {block.reads}. It may read the blocks 0 to "
-                    f"{number - 1}, each once and in ascending order."
-                )
-            unknown = set(block.objective.views) - set(sampler.names)
-            if block.reads is None and unknown:
-                raise ValueError(
-                    f"Block {number} learns from the views {block.objective.views}, but the "
-                    f"sampler {type(sampler).__name__} makes {sampler.names}."
-                )
-
-        owners: dict[int, int] = {}
-        for number, block in enumerate(self.all_blocks):
-            for name, parameter in block.named_parameters():
-                owner = owners.setdefault(id(parameter), number)
-                if owner != number:
-                    raise ValueError(
-                        f"Blocks {owner} and {number} share the parameter {name}. Each block "
-                        f"learns on its own, maybe on another machine: give it its own."
-                    )
+        self.edges = tuple(edges_of(number, block) for number, block in enumerate(blocks))
+        check_edges(self.all_blocks, self.edges)
+        check_views(self.all_blocks, sampler)
+        check_parameters(self.all_blocks)
+        for each in (readout, *self.readouts.values()):
+            if each is not None:
+                _check_readout(self, each)
 
     @property
     def all_blocks(self) -> list[Block]:
-        """The blocks, a head that reads several at the end included."""
+        """The blocks, heads included."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
     def line(self) -> list[Block]:
-        """The blocks that read the one before them."""
-        return [block for block in self.all_blocks if block.reads is None]
+        """The blocks that learn from the sampler's views."""
+        return [block for block in self.all_blocks if not is_head(block)]
 
     @property
     def head(self) -> Block | None:
-        """The block that reads several others, if there is one."""
+        """The last block, where it is a head that learns from what inference sees."""
         last = self.all_blocks[-1]
-        return last if last.reads is not None else None
+        return last if is_head(last) else None
+
+    def fold(self, readout: Readout | None = None) -> Fold:
+        """Return how the scores of blocks become class scores, by its readout or another one.
+
+        Raises:
+            SettingError: There is none.
+        """
+        readout = readout or self.readout
+        if readout is None:
+            raise SettingError(
+                "This network has no readout, and so names no classes. Give ow.Network a readout, "
+                "or ask its blocks one by one."
+            )
+        return readout.fold(self.all_blocks, self.edges, self.ticks)
+
+    @property
+    def num_exits(self) -> int:
+        """After how many visits of a block there are class scores; 0 without a readout."""
+        return 0 if self.readout is None else len(self.fold().exits)
 
     def set_precision(self, precision: torch.dtype) -> None:
         """Choose the arithmetic of matrix products: `torch.float32` or `torch.bfloat16`."""
@@ -129,46 +112,291 @@ class Network(nn.Module):
             block.precision = precision
 
     @torch.no_grad()
-    def scores(self, x: Float[Tensor, "rows ..."], readout: Readout | None = None) -> Scores:
-        """Return the class scores of rows, in chunks of `CHUNK_ROWS`.
+    def scores(self, x: Tensor | np.ndarray | Batch, readout: Readout | None = None) -> Scores:
+        """Return the class scores of samples, in chunks of `CHUNK_ROWS`.
 
         Args:
-            x: Rows of the shape the network was built for.
+            x: Samples of the shape the network was built for.
             readout: Another readout than the network's own.
         """
-        readout = readout or self.readout
-        blocks = self.all_blocks if isinstance(readout, SoftmaxHead) else self.line
-        chunks = [readout.scores(blocks, self.sampler, part) for part in x.split(CHUNK_ROWS)]
+        chunks = []
+        for chunk in in_chunks(as_batch(x)):
+            forward = Forward(self, chunk, readout)
+            *_, scores = forward
+            own = tuple(forward.found) if forward.fold.is_own else ()
+            chunks.append(Scores(scores, own))
         each = zip(*(chunk.blocks for chunk in chunks), strict=True)
         return Scores(
             torch.cat([chunk.network for chunk in chunks]), tuple(torch.cat(b) for b in each)
         )
 
-    def predict(self, x: Tensor | np.ndarray) -> Int[Tensor, " rows"]:
-        """Return the most likely class of each row.
+    def predict(self, x: Tensor | np.ndarray | Batch) -> Int[Tensor, " samples"]:
+        """Return the most likely class of each sample.
 
         Args:
-            x: Rows of the shape and scale the network was trained on, of any number type.
+            x: Samples of the shape and scale the network was trained on: an array of any number
+                type, or a batch.
         """
-        return self.scores(torch.as_tensor(x, dtype=torch.float32)).network.argmax(dim=1)
+        return self.scores(x).network.argmax(dim=1)
+
+
+def as_batch(x: Tensor | np.ndarray | Batch) -> Batch:
+    """Return samples as a batch; an array becomes one of float32."""
+    return x if isinstance(x, Batch) else Batch(torch.as_tensor(x, dtype=torch.float32))
+
+
+def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
+    """Return a batch in parts of `CHUNK_ROWS` or another size; one with a structure is one part."""
+    if batch.structure:
+        return [batch]
+    size = size or CHUNK_ROWS
+    starts = range(0, max(len(batch), 1), size)
+    return [batch.take(slice(start, start + size)) for start in starts]
+
+
+class Passed(NamedTuple):
+    """What a block has made of some samples."""
+
+    number: int
+    """The block."""
+
+    read: Batch
+    """What it reads."""
+
+    outputs: Batch
+    """What it puts out."""
+
+
+def passes(network: Network, view: Batch) -> Iterator[Passed]:
+    """Pass a view through all blocks in turn, once, without training them.
+
+    Args:
+        network: The blocks.
+        view: What the first of them read.
+    """
+    outputs: dict[int | str, Tensors] = {"input": view.inputs}
+    for number, block in enumerate(network.all_blocks):
+        edges = network.edges[number]
+        reads = [(e, e.zeros(len(view)) if e.delay else outputs[e.source]) for e in edges]
+        read = gathered(reads, view)
+        passed = block.infer(read)
+        outputs[number] = passed.inputs
+        yield Passed(number, read, passed)
+
+
+class Forward:
+    """Samples on their way through a network, block by block, with class scores at each exit.
+
+    Iterating goes to the end and yields the scores at each exit. `step`, `keep` and `drop` are for
+    early exit. Blocks are shown inputs and structure alone: no target enters inference.
+
+    Args:
+        network: The network.
+        batch: The samples.
+        readout: How it is read; None: by the network's own readout.
+        shares: Whether a sweep computes what its labels have in common once, where it can.
+
+    Raises:
+        SettingError: The network has no readout, or its sampler makes another number of candidates
+            than it says.
+    """
+
+    first: FirstPass | None = None
+    """The first block of a sweep for all labels at once, where it has a product to share."""
+
+    outputs: Batch | None = None
+    """What the block of the last step has put out; None where no exit needs it."""
+
+    def __init__(
+        self, network: Network, batch: Batch, readout: Readout | None = None, *, shares: bool = True
+    ) -> None:
+        readout = readout or network.readout
+        self.fold = network.fold(readout)
+        assert readout is not None
+        self.network, self.readout = network, readout
+        self.blocks = network.all_blocks
+        # What an objective alone reads is for its loss.
+        self.reads = [[e for e in own if e.to == "module"] for own in network.edges]
+        self.needed = _needed(self.fold, self.reads)
+        # The last block that reads each source; over a delay, one that never comes.
+        end, needed = len(self.blocks), self.needed
+        readers = [(end if e.delay else n, e.source) for n in needed for e in self.reads[n]]
+        self._last = {source: n for n, source in sorted(readers, key=lambda reader: reader[0])}
+        self.num_samples, self.visit, self.exit = len(batch), 0, 0
+        self.found: list[Tensor] = []
+        self.total = torch.zeros(self.num_samples, network.num_classes)
+        batch = Batch(batch.inputs, structure=batch.structure)
+        if shares and readout.sweeps:
+            self.first = self._shared(batch)
+        self._batch = batch if self.first is not None else self.view(batch)
+        # A pass is a sample, or a sample with a label; they stay in order of samples.
+        each = network.sampler.num_candidates if readout.sweeps else 1
+        if self.first is None and len(self._batch) != self.num_samples * each:
+            raise SettingError(
+                f"The sampler {type(network.sampler).__name__} makes {len(self._batch)} candidates "
+                f"of {self.num_samples} samples, and its num_candidates is {each}."
+            )
+        self.samples = torch.arange(self.num_samples).repeat_interleave(each)
+        self.labels = torch.arange(each).repeat(self.num_samples)
+        # Where these passes are among all that are passed along.
+        self._places = torch.arange(len(self.samples))
+        self._now: dict[int, Tensors] = {}
+        self._before: dict[int, Tensors] = {}
+
+    def view(self, batch: Batch) -> Batch:
+        """Return samples as inference sees them: with every label, or with none in particular."""
+        sampler = self.network.sampler
+        return sampler.candidates(batch) if self.readout.sweeps else sampler.neutral(batch)
+
+    def _shared(self, batch: Batch) -> FirstPass | None:
+        """Return the shared pass of the first block, where it alone reads the input, once."""
+        readers = [n for n in self.needed if any(e.source == "input" for e in self.reads[n])]
+        is_line = self.network.ticks == 1 and not any(e.delay for own in self.reads for e in own)
+        if readers != [0] or len(self.reads[0]) > 1 or not is_line or not batch.is_plain:
+            return None
+        shape = tuple(batch.tensor.shape[1:])
+        return first_pass(self.blocks[0], self.network.sampler, shape)
+
+    @property
+    def num_visits(self) -> int:
+        """How many steps there are."""
+        return self.fold.exits[-1] + 1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Go to the end, and yield the class scores at each exit."""
+        while self.visit < self.num_visits:
+            scores = self.step()
+            if scores is not None:
+                yield scores
+
+    @torch.no_grad()
+    def step(self) -> Float[Tensor, "samples classes"] | None:
+        """Go on to the next block; return the class scores where it is an exit."""
+        number = self.visit % len(self.blocks)
+        self.outputs = scores = None
+        if number in self.needed:
+            self.outputs = self.passed(number, self._source, self._batch)
+            self._now[number] = self.outputs.inputs
+            if self.visit in self.fold.exits:
+                scores = self._read(number, self.outputs)
+        self._forget(number)
+        self.visit += 1
+        if self.visit % len(self.blocks) == 0:
+            self._before, self._now = self._now, {}
+        return scores
+
+    def passed(self, number: int, source: Callable[[Edge], Tensors], seen: Batch) -> Batch:
+        """Return what a block puts out.
+
+        Args:
+            number: The block.
+            source: Returns what comes over an edge.
+            seen: What inference sees of the samples, see `view`; where `first` is shared, they
+                themselves.
+        """
+        if number == 0 and self.first is not None:
+            return Batch(self.first(seen))
+        reads = [(edge, source(edge)) for edge in self.reads[number]]
+        return self.blocks[number].infer(gathered(reads, seen))
+
+    def _source(self, edge: Edge) -> Tensors:
+        """Return what comes over an edge; zeros where that is from before the first visit."""
+        if edge.source == "input":
+            return self._batch.inputs
+        if edge.delay == 0:
+            return self._now[edge.source]
+        before = self._before.get(edge.source)
+        return edge.zeros(len(self._batch)) if before is None else before
+
+    def _read(self, number: int, outputs: Batch) -> Tensor:
+        found = self.readout.scores(self.blocks, self.network.edges, number, outputs)
+        wanted = () if self.readout.sweeps else (self.network.num_classes,)
+        if tuple(found.shape[1:]) != wanted:
+            raise SettingError(
+                f"Block {number} scores samples with shape {tuple(found.shape[1:])}, and the "
+                f"readout {type(self.readout).__name__} reads {wanted}: "
+                + ("one goodness a sample." if self.readout.sweeps else "a score a class.")
+            )
+        if self._batch.structure:
+            found = found[self._places]
+        if self.readout.sweeps:
+            full = found.new_full((self.num_samples, self.network.num_classes), -torch.inf)
+            full[self.samples, self.labels] = found
+            found = full
+        self.total, scores = self.fold.step(self.total, self.exit, found)
+        self.found.append(found)
+        self.exit += 1
+        return scores
+
+    def _forget(self, number: int) -> None:
+        """Let go of what no later block reads."""
+        self._now = {n: t for n, t in self._now.items() if self._last.get(n, -1) > number}
+
+    def keep(self, samples: Int[Tensor, " kept"]) -> None:
+        """Go on with some of the samples, in ascending order."""
+        place = torch.full((self.num_samples,), -1)
+        place[samples] = torch.arange(len(samples))
+        self._go_on_with(place[self.samples] >= 0)
+        self.samples = place[self.samples]
+        self.total, self.num_samples = self.total[samples], len(samples)
+
+    def drop(self, stays: Bool[Tensor, "samples classes"]) -> None:
+        """Go on with some of the labels of a sweep."""
+        self._go_on_with(stays[self.samples, self.labels])
+
+    def _go_on_with(self, passes: Bool[Tensor, " passes"]) -> None:
+        if bool(passes.all()):
+            return
+        self.samples, self.labels = self.samples[passes], self.labels[passes]
+        self._places = self._places[passes]
+        if self._batch.structure:
+            # Those that leave are still passed along, as neighbors of others.
+            return
+        for kept in (self._now, self._before):
+            for number, tensors in kept.items():
+                kept[number] = mapped(lambda tensor: tensor[passes], tensors)
+        if self.first is None:
+            self._batch = self._batch.take(passes.nonzero().squeeze(1))
+
+
+def _needed(fold: Fold, edges: Sequence[Sequence[Edge]]) -> list[int]:
+    """Return the blocks that exits ask, and those that these read."""
+    needed: set[int] = set()
+    wanted = [visit % len(edges) for visit in fold.exits]
+    while wanted:
+        number = wanted.pop()
+        if number not in needed:
+            needed.add(number)
+            wanted += [e.source for e in edges[number] if isinstance(e.source, int)]
+    return sorted(needed)
+
+
+def _check_readout(network: Network, readout: Readout) -> None:
+    readout.fold(network.all_blocks, network.edges, network.ticks)
+    tried = network.sampler.num_candidates
+    if readout.sweeps and tried != network.num_classes:
+        raise ValueError(
+            f"The readout {type(readout).__name__} tries every label, and the sampler "
+            f"{type(network.sampler).__name__} has {tried}; num_classes is {network.num_classes}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How many rows a network gets right."""
+    """How many samples a network gets right."""
 
     rows: int
-    """Rows that were looked at."""
+    """Samples that were looked at."""
 
     correct: int
-    """Rows whose class the network names."""
+    """Samples whose class the network names."""
 
     correct_blocks: tuple[int, ...]
-    """Rows whose class each block names on its own, where the readout has its scores."""
+    """Samples whose class each block names on its own, where the readout has its scores."""
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the rows that are right; None without rows."""
+        """Share of the samples that are right; None without samples."""
         return self.correct / self.rows if self.rows else None
 
     @property
@@ -177,206 +405,22 @@ class Evaluation:
         return [correct / self.rows for correct in self.correct_blocks] if self.rows else []
 
 
-def evaluate(
-    network: Network,
-    x: Float[Tensor, "rows ..."],
-    y: Int[Tensor, " rows"],
-    readout: Readout | None = None,
-) -> Evaluation:
-    """Count the rows that a network gets right.
+def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> Evaluation:
+    """Count the samples that a network gets right.
 
     Args:
         network: What is asked.
-        x: Rows.
-        y: Their true classes.
+        batch: Samples with their true classes. Without classes, or where the network names none,
+            nothing is counted.
         readout: Another readout than the network's own.
     """
-    if not len(y):
+    is_asked = network.readout is not None and "label" in batch.targets
+    if not is_asked or not batch.num_counted:
         return Evaluation(0, 0, ())
-    scores = network.scores(x, readout)
-    correct, *each = (int((s.argmax(dim=1) == y).sum()) for s in (scores.network, *scores.blocks))
-    return Evaluation(len(y), correct, tuple(each))
-
-
-def build(
-    config: NetworkConfig,
-    optimizer: OptimizerConfig,
-    *,
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    is_image: bool,
-    seed: int,
-    held: Collection[int] | None = None,
-) -> Network:
-    """Build a network of dense blocks from its settings.
-
-    Args:
-        config: What is trained.
-        optimizer: How weights follow their gradients.
-        input_shape: Shape of one row.
-        num_classes: Number of classes.
-        is_image: Whether an embedded label overwrites inputs, or comes before them.
-        seed: Decides the first weights, block by block.
-        held: Blocks that get weights, which others do not need; None for all.
-
-    Raises:
-        SettingError: Settings do not fit the data or each other.
-    """
-    check_network(config, input_shape=input_shape, num_classes=num_classes, is_image=is_image)
-    blueprint = Blueprint(config, input_shape, num_classes, is_image)
-    sampler: Sampler = Plain()
-    if config.negatives is not None:
-        sampler = LabelEmbedding(
-            num_classes, is_image, Negatives(config.negatives), config.label_strength
-        )
-    inputs = torch.Size(sampler.width(input_shape)).numel()
-    widths = (inputs, *config.widths)
-
-    def is_held(block: int) -> bool:
-        return held is None or block in held
-
-    def layer(number: int) -> Dense:
-        block = 0 if config.one_block else number
-        try:
-            return Dense(
-                *widths[number : number + 2],
-                generator=seeds.generator(seed, "weights", number) if is_held(block) else None,
-                dropout=config.dropout,
-                gain=config.gain,
-            )
-        except RuntimeError as error:
-            gigabytes = 4e-9 * sum(n * m for n, m in pairwise(widths))
-            raise SettingError(
-                f"network.widths = {list(config.widths)} with {inputs} inputs needs "
-                f"{gigabytes:,.0f} GB for its weights alone, and this machine has no room for them."
-            ) from error
-
-    rule, head_rule = _rules(optimizer)
-
-    def objective(number: int) -> Objective:
-        width = widths[number + 1]
-        if config.objective == "threshold":
-            slope = config.slope if config.slope is not None else float(width)
-            return Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
-        # Without its own first weights, which torch's global generator would draw.
-        head = nn.utils.skip_init(nn.Linear, width, num_classes, bias=False)
-        draw = seeds.generator(seed, "head", number)
-        nn.init.normal_(head.weight, std=width**-0.5, generator=draw)
-        return CrossEntropy(head)
-
-    readout: Readout
-    depth = len(config.widths)
-    blocks: list[Block] = []
-
-    def add(block: Block) -> None:
-        if not is_held(len(blocks)):
-            block.release()
-        blocks.append(block)
-
-    if config.one_block:
-        add(Block(nn.Sequential(*map(layer, range(depth))), objective(depth - 1), rule))
-    else:
-        for number in range(depth):
-            add(Block(layer(number), objective(number), rule))
-    if config.negatives is not None and (config.readout == "softmax" or config.negatives == "hard"):
-        first = 1 if config.skip_first and depth > 1 else 0
-        head = ReadoutLayer(tuple(config.widths[first:]), num_classes)
-        reads = tuple(range(first, depth))
-        add(Block(head, CrossEntropy(nn.Identity()), head_rule, reads=reads))
-    match config.readout:
-        case "heads":
-            readout = SumOfHeads(config.heads)
-        case "goodness":
-            readout = GoodnessSweep(config.skip_first)
-        case "softmax":
-            readout = SoftmaxHead()
-    return Network(blocks, sampler, readout, num_classes=num_classes, blueprint=blueprint)
-
-
-def check_network(
-    config: NetworkConfig, *, input_shape: tuple[int, ...], num_classes: int, is_image: bool
-) -> None:
-    """Raise a `SettingError` where network settings do not fit the data or each other."""
-    if not config.widths or min(config.widths) < 1:
-        raise SettingError(
-            f"network.widths lists the units of each block and needs one at least; got "
-            f"{list(config.widths)}."
-        )
-    if not 0 <= config.dropout < 1:
-        raise SettingError(
-            f"network.dropout is a share of the inputs, from 0 to below 1; got {config.dropout}."
-        )
-    if (config.objective == "threshold") is (config.negatives is None):
-        raise SettingError(
-            f"network.objective = {config.objective} and network.negatives = {config.negatives} "
-            f"do not fit: a threshold needs negatives, and cross-entropy has none."
-        )
-    if (config.readout == "heads") is (config.objective == "threshold"):
-        raise SettingError(
-            f"network.readout = {config.readout} does not fit network.objective = "
-            f"{config.objective}: blocks with cross-entropy have heads to read, blocks with a "
-            f"threshold are read by goodness or softmax."
-        )
-    if config.one_block and config.objective == "threshold":
-        raise SettingError("network.one_block is backpropagation, and goes with cross-entropy.")
-    inputs = torch.Size(input_shape).numel()
-    if config.negatives is not None and is_image and num_classes > inputs:
-        raise SettingError(
-            f"{num_classes} labels cannot overwrite the first inputs of an image with {inputs}. "
-            f"Give the rows as vectors, and the label comes before them."
-        )
-
-
-def mlp(
-    input_shape: tuple[int, ...],
-    *,
-    num_classes: int,
-    widths: tuple[int, ...] = (500, 500, 500, 500),
-    objective: str = "cross-entropy",
-    is_image: bool = False,
-    optimizer: OptimizerConfig | None = None,
-    seed: int = 0,
-    **settings: object,
-) -> Network:
-    """Build a network of dense blocks.
-
-    Args:
-        input_shape: Shape of one row.
-        num_classes: Number of classes.
-        widths: Units of each block.
-        objective: `cross-entropy`, or `threshold` (which needs `negatives` and a `readout`).
-        is_image: Whether an embedded label overwrites inputs, or comes before them.
-        optimizer: How weights follow their gradients; Adam by default.
-        seed: Decides the first weights.
-        settings: Further fields of `NetworkConfig`.
-
-    Raises:
-        SettingError: Settings do not fit each other.
-
-    Example:
-        >>> import onward as ow
-        >>> len(ow.mlp((1, 8, 8), num_classes=10, widths=(32, 32, 32)).blocks)
-        3
-    """
-    config = NetworkConfig(widths=widths, objective=objective, **settings)  # type: ignore[arg-type]
-    return build(
-        config,
-        optimizer or OptimizerConfig(),
-        input_shape=input_shape,
-        num_classes=num_classes,
-        is_image=is_image,
-        seed=seed,
+    scores = network.scores(batch, readout)
+    label = batch.counted.label
+    index = slice(None) if batch.index is None else batch.index
+    correct, *each = (
+        int((s[index].argmax(dim=1) == label).sum()) for s in (scores.network, *scores.blocks)
     )
-
-
-def _rules(config: OptimizerConfig) -> tuple[Optimizer, Optimizer]:
-    """Return the update rules of the blocks, and of a head that reads several."""
-    if config.name == "adam":
-        return (
-            Adam(lr=config.lr, weight_decay=config.weight_decay),
-            Adam(lr=config.head_lr, weight_decay=config.head_weight_decay),
-        )
-    return (
-        SGD(lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay),
-        SGD(lr=config.head_lr, momentum=config.momentum, weight_decay=config.head_weight_decay),
-    )
+    return Evaluation(len(label), correct, tuple(each))

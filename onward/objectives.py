@@ -1,96 +1,103 @@
-"""Local objectives: they turn a block's activities into a loss, and into the block's scores."""
+"""Local objectives: they turn what a block puts out into a loss, and into the block's scores."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onward.views import View, Views
+from onward.batch import Batch
+from onward.samplers import Views
 
-ALL = slice(None)
-"""All units of a block."""
+Metrics = Mapping[str, tuple[Tensor, int]]
+"""Figures to watch: by name a sum over samples, and how many samples are in it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """How well a block does on a batch, beside the loss."""
-
-    accuracy: Float[Tensor, ""]
-    """Share of rows that the block itself puts on the right side, or into the right class."""
-
-    goodness_gap: Float[Tensor, ""]
-    """Mean goodness a unit of positives minus that of negatives; NaN where there is no goodness."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gradient:
-    """What a closed form yields for one batch."""
-
-    loss: Float[Tensor, ""]
-    """Mean loss of the batch."""
-
-    activities: dict[str, Tensor]
-    """Derivative of the loss with respect to the activities of each view."""
-
-    parameters: dict[str, Tensor]
-    """Derivative with respect to the objective's own parameters, by name."""
-
-    metrics: Metrics
-    """Figures to watch, from what was computed anyway."""
+Losses = Tensor | dict[str, Tensor]
+"""One loss, or several by name, each of which trains parameters of its own."""
 
 
 class Objective(nn.Module, ABC):
     """The goal of one block, and of no other.
 
-    It may own parameters. Those of `ships` objectives are part of the model; the others are for
-    training only.
+    `loss` is all that it must have. It may own parameters, which are trained along with the
+    module's: a head that its scores come from, or helpers of the training alone.
     """
 
-    views: tuple[str, ...]
-    """Names of the views it learns from."""
+    views: tuple[str, ...] | None = None
+    """Views that it learns from; None for all that the sampler makes. `("neutral",)` is what
+    inference sees: a head that reads several blocks learns from it."""
 
-    ships: bool
-    """Whether inference needs its parameters."""
+    is_mean: bool = True
+    """Whether the loss is a mean over samples, so that it may be computed in slices of them."""
+
+    metric_names: tuple[str, ...] = ()
+    """Names of what `metrics` returns."""
 
     @abstractmethod
-    def loss(self, outputs: Views) -> Float[Tensor, ""]:
-        """Return the mean loss, to be differentiated by autograd: the definition."""
-
-    def gradient(self, outputs: Views) -> Gradient:
-        """Return the derivatives of `loss` in closed form, in the precision of the activities."""
-        return self.gradient_from(self.partial(outputs, ALL), outputs, ALL)
-
-    def partial(self, outputs: Views, units: slice) -> Tensor:
-        """Return what some units add to the figures of each row that the loss depends on.
+    def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Losses:
+        """Return the loss, to be differentiated by autograd.
 
         Args:
-            outputs: The activities of these units.
-            units: Which they are.
+            inputs: What the block was given, by view.
+            outputs: The same batches with what the block has put out as their inputs.
+            draw: Draws whatever is random here.
+
+        Returns:
+            The loss; or several by name, each of which trains the parameters in its `group`.
+        """
+
+    def scores(self, outputs: Batch) -> Tensor:
+        """Return class scores, a row a sample, or one goodness a sample.
+
+        Raises:
+            NotImplementedError: The objective has none, and then `has_scores` is False.
         """
         raise NotImplementedError
 
-    def gradient_from(self, total: Tensor, outputs: Views, units: slice) -> Gradient:
-        """Return the derivatives for some units, given `partial` summed over all units."""
-        raise NotImplementedError
+    @property
+    def has_scores(self) -> bool:
+        """Whether it has scores, which a readout may read."""
+        return type(self).scores is not Objective.scores
 
-    @abstractmethod
-    def scores(self, activities: Tensor) -> Tensor:
-        """Return one row of class scores a row, or one goodness a row."""
+    @property
+    def scores_are_logits(self) -> bool:
+        """Whether class scores are the log-softmax of what the block puts out, and nothing else."""
+        return False
 
-    @abstractmethod
+    @property
+    def ships(self) -> bool:
+        """Whether inference needs its parameters: they are part of the model then."""
+        return self.has_scores
+
     def metrics(self, outputs: Views) -> Metrics:
-        """Return figures to watch in training."""
+        """Return figures to watch in training, under the names in `metric_names`."""
+        return {}
 
-    def nudge(self, outputs: Views) -> dict[str, Tensor]:
-        """Return what to add to the derivative of the pre-activations, by view.
+    def group(self, loss: str) -> tuple[str, ...]:
+        """Return what one of several losses trains: how the names of these parameters begin.
+
+        Names are those of the block: `module.` and `objective.` and what follows.
+        """
+        raise NotImplementedError(f"Say which parameters the loss {loss} trains.")
+
+    @property
+    def has_extra_gradient(self) -> bool:
+        """Whether there is something that `extra_gradient` adds."""
+        return type(self).extra_gradient is not Objective.extra_gradient
+
+    def extra_gradient(self, outputs: Views) -> dict[str, Tensor]:
+        """Return what to add to the derivative with respect to the pre-activations, by view.
 
         For rules that are no derivative of a loss, and that also reach units that are silent.
         (Where a module does not show its pre-activations, it is added to that of its outputs.)
         Called once a step, before the update, and may change running state.
         """
+        return {}
+
+    def describe(self) -> dict[str, float]:
+        """Return what scores depend on beside parameters, for the header of a model file."""
         return {}
 
 
@@ -100,70 +107,55 @@ class CrossEntropy(Objective):
     Args:
         head: Maps activities to class scores (logits). A linear layer without bias has a closed
             form; any other module is trained by autograd.
+        views: The view it learns from; `("neutral",)` for a head that reads several blocks.
 
     Source:
         Aktemur et al. 2024, arXiv:2404.08573, section 4.4; Nøkland & Eidnes 2019,
         arXiv:1901.06656 ("pred").
     """
 
-    views = ("input",)
-    ships = True
+    metric_names = ("accuracy",)
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, *, views: tuple[str, ...] = ("input",)) -> None:
         super().__init__()
         self.head = head
+        self.views = views
 
-    def logits(self, activities: Tensor) -> Float[Tensor, "rows classes"]:
+    def logits(self, activities: Tensor) -> Float[Tensor, "samples classes"]:
         logits: Tensor = self.head(activities)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def loss(self, outputs: Views) -> Float[Tensor, ""]:
-        (view,) = outputs.values()
-        return F.cross_entropy(self.logits(_tensor(view)), view.labels)
+    def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
+        (view,) = (view.counted for view in outputs.values())
+        logits = self.logits(view.tensor)
+        if view.weights is None:
+            return F.cross_entropy(logits, view.label)
+        losses = F.cross_entropy(logits, view.label, reduction="none")
+        return (losses * view.weights).mean()
 
-    def partial(self, outputs: Views, units: slice) -> Tensor:
-        """Return what these units add to the logits."""
-        (view,) = outputs.values()
-        assert isinstance(self.head, nn.Linear)
-        activities = _tensor(view)
-        weight = self.head.weight[:, units].to(activities.dtype)
-        return F.linear(activities, weight).to(self.head.weight.dtype)
-
-    def gradient_from(self, total: Tensor, outputs: Views, units: slice) -> Gradient:
-        ((name, view),) = outputs.items()
-        assert isinstance(self.head, nn.Linear)
-        activities = _tensor(view)
-        weight = self.head.weight[:, units].to(activities.dtype)
-        log_p = total.log_softmax(dim=1)
-        error = log_p.exp()
-        error[torch.arange(len(error)), view.labels] -= 1
-        error = (error / len(error)).to(activities.dtype)
-        return Gradient(
-            F.nll_loss(log_p, view.labels),
-            {name: error @ weight},
-            {"head.weight": (error.T @ activities).to(self.head.weight.dtype)},
-            _classified(log_p, view),
-        )
-
-    def scores(self, activities: Tensor) -> Float[Tensor, "rows classes"]:
+    def scores(self, outputs: Batch) -> Float[Tensor, "samples classes"]:
         """Return log-probabilities of the classes."""
-        return self.logits(activities).log_softmax(dim=1)
+        return self.logits(outputs.tensor).log_softmax(dim=1)
+
+    @property
+    def scores_are_logits(self) -> bool:
+        return isinstance(self.head, nn.Identity)
 
     def metrics(self, outputs: Views) -> Metrics:
-        (view,) = outputs.values()
-        return _classified(self.logits(_tensor(view)), view)
+        (view,) = (view.counted for view in outputs.values())
+        return classified(self.logits(view.tensor), view.label)
 
 
 class Threshold(Objective):
     """Goodness above a threshold for positives and below it for negatives.
 
-    With the mean square g of a row's activities, the probability that it is positive is
+    With the mean square g of a sample's activities, the probability that it is positive is
     sigmoid(slope (g - threshold)), and the loss is the mean binary cross-entropy over positives
     and negatives.
 
     Args:
-        width: Units of the block.
-        threshold: Mean square at which a row is a coin toss, in squared activity units.
+        width: Units of the block; channels, where it puts out images.
+        threshold: Mean square at which a sample is a coin toss, in squared activity units.
         slope: Steepness, per mean square. Hinton's sum of squares minus the number of units is a
             slope of `width`; the sharper, the earlier deep blocks learn.
         peer: Strength of peer normalisation, which pulls each unit's mean activity towards that
@@ -175,7 +167,7 @@ class Threshold(Objective):
     """
 
     views = ("positive", "negative")
-    ships = False
+    metric_names = ("accuracy", "goodness_gap")
 
     peer_mean: Tensor
 
@@ -184,82 +176,79 @@ class Threshold(Objective):
         self.threshold, self.slope, self.peer = threshold, slope, peer
         self.register_buffer("peer_mean", torch.full((width,), 0.5))
 
-    def goodness(self, activities: Tensor) -> Float[Tensor, " rows"]:
-        """Return the mean square of each row."""
-        return self._squares(activities) / activities.shape[1:].numel()
+    def goodness(self, activities: Tensor) -> Float[Tensor, " samples"]:
+        """Return the mean square of each sample."""
+        return self.squares(activities) / activities.shape[1:].numel()
 
-    def _squares(self, activities: Tensor) -> Float[Tensor, " rows"]:
+    def squares(self, activities: Tensor) -> Float[Tensor, " samples"]:
+        """Return the sum of squares of each sample, in float32 at least."""
         flat = activities.flatten(1)
         dtype = torch.promote_types(flat.dtype, torch.float32)
         length: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=dtype)
         return length.square()
 
-    def _signed_logit(self, name: str, goodness: Tensor) -> Float[Tensor, " rows"]:
+    def signed_logit(self, name: str, goodness: Tensor) -> Float[Tensor, " samples"]:
+        """Return how sure the block is that a sample of a view is of its kind, as a logit."""
         sign = 1.0 if name == "positive" else -1.0
         return sign * self.slope * (goodness - self.threshold)
 
-    def loss(self, outputs: Views) -> Float[Tensor, ""]:
+    def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
         # softplus(-z) is -log(sigmoid(z)) without the overflow of log(1 + exp(-z)).
-        losses = [
-            F.softplus(-self._signed_logit(name, self.goodness(_tensor(view))))
-            for name, view in outputs.items()
-        ]
+        losses = []
+        for name, view in self._counted(outputs).items():
+            loss = F.softplus(-self.signed_logit(name, self.goodness(view.tensor)))
+            losses.append(loss if view.weights is None else loss * view.weights)
         return torch.cat(losses).mean()
 
-    def partial(self, outputs: Views, units: slice) -> Tensor:
-        """Return the sum of squares of these units, the rows of all views one after the other."""
-        return torch.cat([self._squares(_tensor(view)) for view in outputs.values()])
-
-    def gradient_from(self, total: Tensor, outputs: Views, units: slice) -> Gradient:
-        num_rows = len(total)
-        each = _tensor(next(iter(outputs.values())))
-        width = each.shape[1:].numel() if units == ALL else len(self.peer_mean)
-        parts = (total / width).split([len(view.labels) for view in outputs.values()])
-        goodness = dict(zip(outputs, parts, strict=True))
-        losses, derivatives = [], {}
-        for name, view in outputs.items():
-            activities = _tensor(view)
-            logit = self._signed_logit(name, goodness[name])
-            losses.append(F.softplus(-logit))
-            sign = 1.0 if name == "positive" else -1.0
-            factor = -sign * torch.sigmoid(-logit) * (2 * self.slope / (width * num_rows))
-            rows = factor.view(-1, *[1] * (activities.ndim - 1)).to(activities.dtype)
-            derivatives[name] = activities * rows
-        return Gradient(torch.cat(losses).mean(), derivatives, {}, self._separated(goodness))
-
-    def nudge(self, outputs: Views) -> dict[str, Tensor]:
-        if not self.peer:
-            return {}
-        activities = _tensor(outputs["positive"])
-        mean = activities.mean(dim=0, dtype=self.peer_mean.dtype)
+    def extra_gradient(self, outputs: Views) -> dict[str, Tensor]:
+        view = outputs["positive"]
+        activities, counted = view.tensor, view.counted.tensor
+        flat = counted.flatten(2).mean(dim=2) if counted.ndim > 2 else counted
+        mean = flat.mean(dim=0, dtype=self.peer_mean.dtype)
         self.peer_mean.mul_(0.9).add_(mean, alpha=0.1)
         # Toward the mean of all units: a step against this derivative raises the quiet ones.
-        pull = (self.peer_mean - self.peer_mean.mean()) * (self.peer / len(activities))
-        return {"positive": pull.to(activities.dtype).expand_as(activities)}
+        places = len(counted) * activities.shape[2:].numel()
+        pull = (self.peer_mean - self.peer_mean.mean()) * (self.peer / places)
+        pull = pull.to(activities.dtype).view(-1, *[1] * (activities.ndim - 2))
+        if view.index is None:
+            return {"positive": pull.expand_as(activities)}
+        extra = torch.zeros_like(activities)
+        extra[view.index] = pull
+        return {"positive": extra}
 
-    def scores(self, activities: Tensor) -> Float[Tensor, " rows"]:
-        """Return the goodness of each row as Hinton counts it: the sum of squares."""
+    @property
+    def has_extra_gradient(self) -> bool:
+        return bool(self.peer)
+
+    def scores(self, outputs: Batch) -> Float[Tensor, " samples"]:
+        """Return the goodness of each sample as Hinton counts it: the sum of squares."""
+        activities = outputs.tensor
         return self.goodness(activities) * activities.shape[1:].numel()
 
+    @property
+    def ships(self) -> bool:
+        """The running mean of peer normalisation is for training alone."""
+        return False
+
     def metrics(self, outputs: Views) -> Metrics:
-        return self._separated(self._goodness(outputs))
+        views = self._counted(outputs)
+        return self.separated({n: self.goodness(v.tensor) for n, v in views.items()})
 
-    def _goodness(self, outputs: Views) -> dict[str, Tensor]:
-        return {name: self.goodness(_tensor(view)) for name, view in outputs.items()}
-
-    def _separated(self, goodness: dict[str, Tensor]) -> Metrics:
-        right = [self._signed_logit(name, g) > 0 for name, g in goodness.items()]
+    def separated(self, goodness: Mapping[str, Tensor]) -> Metrics:
+        """Return the figures that follow from the goodness of each view."""
+        right = torch.cat([self.signed_logit(name, g) > 0 for name, g in goodness.items()])
+        num = len(goodness["positive"])
         gap = goodness["positive"].mean() - goodness["negative"].mean()
-        return Metrics(torch.cat(right).float().mean(), gap)
+        return {"accuracy": (right.sum(), len(right)), "goodness_gap": (gap * num, num)}
+
+    def describe(self) -> dict[str, float]:
+        return {"threshold": self.threshold, "slope": self.slope}
+
+    def _counted(self, outputs: Views) -> dict[str, Batch]:
+        return {name: view.counted for name, view in outputs.items()}
 
 
-def _classified(scores: Tensor, view: View) -> Metrics:
-    """Return the share of rows whose true class scores highest."""
-    right = scores.argmax(dim=1) == view.labels
-    return Metrics(right.float().mean(), torch.tensor(float("nan")))
-
-
-def _tensor(view: View) -> Tensor:
-    """Return the activities of a view that comes from one block."""
-    assert isinstance(view.x, Tensor)
-    return view.x
+def classified(scores: Tensor, label: Tensor) -> Metrics:
+    """Return how many samples score their true class highest."""
+    right = scores.argmax(dim=1) == label
+    return {"accuracy": (right.sum(), len(right))}

@@ -12,29 +12,29 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-Moments = dict[str, Tensor]
+OptimizerState = dict[str, Tensor]
 """State of one parameter: arrays of its shape, and scalars."""
 
 
 class Optimizer(ABC):
     """How a parameter follows its gradient.
 
-    `step` may be called on slices of a parameter and of its moments, one after the other, since
+    `step` may be called on slices of a parameter and of its state, one after the other, since
     every rule here is elementwise: that keeps a slice in the processor's cache.
     """
 
     @abstractmethod
-    def moments(self, parameter: Tensor) -> Moments:
+    def init(self, parameter: Tensor) -> OptimizerState:
         """Return the state before the first step."""
 
     @abstractmethod
     def step(
-        self, parameter: Tensor, gradient: Tensor, moments: Moments, *, lr_scale: float
+        self, parameter: Tensor, gradient: Tensor, state: OptimizerState, *, lr_scale: float
     ) -> None:
-        """Update a parameter and its moments in place, but not the count of steps (see `count`)."""
+        """Update a parameter and its state in place, but not the count of steps (see `count`)."""
 
     @abstractmethod
-    def count(self, moments: Moments) -> None:
+    def count(self, state: OptimizerState) -> None:
         """Count a step; called once a step and parameter, before `step`."""
 
 
@@ -57,27 +57,27 @@ class Adam(Optimizer):
     weight_decay: float = 0.0
     """Share of the weights lost a step, times the learning rate; biases are spared."""
 
-    def moments(self, parameter: Tensor) -> Moments:
+    def init(self, parameter: Tensor) -> OptimizerState:
         return {
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
             "step": torch.zeros(()),
         }
 
-    def count(self, moments: Moments) -> None:
-        moments["step"] += 1
+    def count(self, state: OptimizerState) -> None:
+        state["step"] += 1
 
     def step(
-        self, parameter: Tensor, gradient: Tensor, moments: Moments, *, lr_scale: float
+        self, parameter: Tensor, gradient: Tensor, state: OptimizerState, *, lr_scale: float
     ) -> None:
         adam(
             [parameter],
             [gradient],
-            [moments["exp_avg"]],
-            [moments["exp_avg_sq"]],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
             [],
             # The function counts too, and a slice must not: it gets a copy, one behind.
-            [moments["step"] - 1],
+            [state["step"] - 1],
             fused=True,
             decoupled_weight_decay=True,
             amsgrad=False,
@@ -108,14 +108,14 @@ class SGD(Optimizer):
     weight_decay: float = 0.0
     """Share of the weights lost a step, times the learning rate; biases are spared."""
 
-    def moments(self, parameter: Tensor) -> Moments:
+    def init(self, parameter: Tensor) -> OptimizerState:
         return {"momentum": torch.zeros_like(parameter)}
 
-    def count(self, moments: Moments) -> None:
+    def count(self, state: OptimizerState) -> None:
         pass
 
     def step(
-        self, parameter: Tensor, gradient: Tensor, moments: Moments, *, lr_scale: float
+        self, parameter: Tensor, gradient: Tensor, state: OptimizerState, *, lr_scale: float
     ) -> None:
         lr = self.lr * lr_scale
         if self.weight_decay and parameter.ndim > 1:
@@ -123,7 +123,7 @@ class SGD(Optimizer):
         sgd(
             [parameter],
             [gradient],
-            [moments["momentum"]],
+            [state["momentum"]],
             fused=True,
             weight_decay=0.0,
             momentum=self.momentum,
@@ -134,7 +134,7 @@ class SGD(Optimizer):
         )
 
 
-def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+def with_strides(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor with the strides of another.
 
     Messages hold rows one after the other; a network may hold its channels last. Products may

@@ -7,32 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
-from typing import Literal
 
 from onward.errors import PlacementError
-from onward.plan.chapters import ChapterPlan
-from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Kind, Plan, Product, Task
-
-Name = Literal["sequential", "single-layer", "all-layers", "federated", "stream"]
 
 
 @dataclass(frozen=True)
 class Placement:
     """A rank for each task of a plan."""
 
-    name: Name
-    """How tasks were dealt."""
+    name: str = "custom"
+    """What it is called."""
 
-    teams: tuple[int, ...]
+    teams: tuple[int, ...] = (1,)
     """Number of ranks of each team, which share its tasks: neighbours, rank 0 in team 0. Without
     replicas each rank is a team."""
 
-    owners: tuple[int, ...]
-    """Team of each block, the head included, where blocks stay; empty where chapters go round."""
+    owners: tuple[int, ...] = ()
+    """Team of each block, heads included, where blocks stay; empty where chapters go round."""
 
     shards: int = 1
     """Shards of the plan: a shard's validation stays with its owner."""
+
+    is_gathered_everywhere: bool = False
+    """Whether all ranks gather the finished network, and not the first alone."""
 
     @cached_property
     def num_ranks(self) -> int:
@@ -55,6 +53,8 @@ class Placement:
 
     def ranks(self, task: Task) -> range:
         """Return the ranks that share a task. Validation and gathering are done by one."""
+        if task.kind is Kind.GATHER and self.is_gathered_everywhere:
+            return range(self.num_ranks)
         ranks = self.members[self._team(task)]
         return ranks if task.kind in (Kind.TRAIN, Kind.SCORE) else ranks[:1]
 
@@ -131,7 +131,7 @@ def restored(
     ]
 
 
-def begun_on(plan: Plan, placement: Placement, rank: int) -> list[int]:
+def first_blocks(plan: Plan, placement: Placement, rank: int) -> list[int]:
     """Return the blocks that a rank trains first: it needs their first weights, and no others.
 
     Those of all other blocks come from elsewhere before they are needed.
@@ -143,7 +143,7 @@ def begun_on(plan: Plan, placement: Placement, rank: int) -> list[int]:
 
 def place(
     plan: Plan,
-    name: Name | None,
+    name: str | None,
     num_ranks: int,
     costs: Sequence[int],
     replicas: int | None = None,
@@ -166,7 +166,7 @@ def place(
         single-layer, all-layers, federated: Aktemur et al. 2024, arXiv:2404.08573, sections 4.1
         to 4.3. stream: one run of blocks a rank, activities travel.
     """
-    slices = plan.slices if isinstance(plan, ChapterPlan) else 1
+    slices = plan.num_slices
     if replicas is not None and (num_ranks % replicas or slices % replicas):
         raise PlacementError(
             f"placement.replicas is {replicas}, with {num_ranks} ranks and plan.slices = {slices}: "
@@ -178,14 +178,12 @@ def place(
         teams = (replicas or 1,) * (num_ranks // (replicas or 1))
     num_teams = len(teams)
     if name is None:
-        name = usual(num_teams, is_stream=isinstance(plan, StreamPlan), shards=len(plan.rows))
-    if name != "sequential" and (name == "stream") is not isinstance(plan, StreamPlan):
-        fitting = (
-            "stream" if isinstance(plan, StreamPlan) else "single-layer, all-layers or federated"
-        )
+        name = "sequential" if num_teams == 1 else plan.usual_placement
+    if name not in plan.placements:
+        *others, last = plan.placements
         raise PlacementError(
-            f"The placement {name} cannot run a {_kind(plan)} plan. Choose sequential or "
-            f"{fitting}, or another --plan."
+            f"The placement {name} cannot run a {plan.kind.removesuffix('s')} plan. Choose "
+            f"{', '.join(others)} or {last}, or another --plan."
         )
     most, unit = _most_ranks(plan, name)
     if num_teams > most:
@@ -205,8 +203,37 @@ def place(
     if name in ("sequential", "all-layers", "federated"):
         return Placement(name, teams, (), shards)
     owners = balance(costs, num_teams, passing=name == "single-layer")
-    owners += (num_teams - 1,) * bool(plan.head_reads)
+    owners += (num_teams - 1,) * len(plan.heads)
     return Placement(name, teams, owners, shards)
+
+
+def check_placement(plan: Plan, placement: Placement, num_ranks: int) -> None:
+    """Refuse a placement of a user's own that does not fit.
+
+    Raises:
+        PlacementError: It does not; the message says why.
+    """
+    if placement.num_ranks != num_ranks:
+        raise PlacementError(
+            f"The placement has {placement.num_ranks} ranks, in teams of {placement.teams}, and "
+            f"there are {num_ranks}."
+        )
+    slices = plan.num_slices
+    if any(team < 1 or slices % team for team in placement.teams):
+        raise PlacementError(
+            f"The placement has teams of {placement.teams} ranks, which must divide plan.slices; "
+            f"it is {slices}."
+        )
+    owners, teams = placement.owners, len(placement.teams)
+    if owners and (len(owners) != len(plan.nodes) or not set(owners) <= set(range(teams))):
+        raise PlacementError(
+            f"The placement gives the blocks to the teams {owners}. There are {len(plan.nodes)} "
+            f"blocks, heads included, and teams from 0 to {teams - 1}."
+        )
+    if not owners and teams > 1 and "all-layers" not in plan.placements:
+        raise PlacementError(
+            f"In a {plan.kind} plan blocks stay where they are: owners names the team of each."
+        )
 
 
 def stall(plan: Plan, placement: Placement) -> str | None:
@@ -215,16 +242,9 @@ def stall(plan: Plan, placement: Placement) -> str | None:
     num_teams = len(placement.teams)
     if age is None or num_teams == 1:
         return None
-    if isinstance(plan, StreamPlan):
-        unit = "mini-batch" if age == 1 else "mini-batches"
-        effect = (
-            "every mini-batch waits for the whole network (lock-step)"
-            if age == 0
-            else "the first rank waits for hints from the last"
-        )
-    else:
-        unit = "chapter" if age == 1 else "chapters"
-        effect = "chapters wait for the hints of others"
+    unit = {"mini-batch": "mini-batches"}.get(plan.time_word, f"{plan.time_word}s")
+    unit = plan.time_word if age == 1 else unit
+    effect = plan.stalled(age)
     if age >= num_teams:
         return None
     teams = "ranks" if num_teams == placement.num_ranks else "teams"
@@ -313,20 +333,7 @@ def deal_by_cost(costs: Sequence[int], num_ranks: int, slices: int) -> tuple[int
     return dealt[1]
 
 
-def usual(num_ranks: int, *, is_stream: bool, shards: int) -> Name:
-    """Return the placement of a run that names none."""
-    if num_ranks == 1:
-        return "sequential"
-    if is_stream:
-        return "stream"
-    return "federated" if shards > 1 else "all-layers"
-
-
-def _kind(plan: Plan) -> str:
-    return "stream" if isinstance(plan, StreamPlan) else "chapter"
-
-
-def _most_ranks(plan: Plan, name: Name) -> tuple[int, str]:
+def _most_ranks(plan: Plan, name: str) -> tuple[int, str]:
     match name:
         case "sequential":
             return 1, "it does everything on rank 0"

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onward.errors import PlacementError, SettingError
-from onward.placement import Name, Placement, place
-from onward.plan.chapters import ChapterPlan
-from onward.plan.streams import StreamPlan
+from onward.placement import Placement, place
 from onward.plan.tasks import Plan
 from onward.simulation import FREE, Costs, Link, Simulation, simulate
 
@@ -62,7 +60,7 @@ def choices(
     num_ranks = placement.num_ranks
     ways: list[tuple[Plan, Placement]] = [(plan, placement)]
     for candidate, replicas in _plans(plan):
-        for name in _names(candidate):
+        for name in candidate.placements:
             if name == "sequential" and candidate.chapters != plan.chapters:
                 continue
             ranks = replicas if name == "sequential" else num_ranks
@@ -76,7 +74,7 @@ def choices(
                 if len(placed.teams) == 1 and name != "sequential":
                     # One team does everything, whatever that is called.
                     continue
-                is_alone = ranks == 1 and candidate == _without_slices(plan)
+                is_alone = ranks == 1 and candidate == plan.without_slices()
                 if (candidate, placed) not in ways and (is_alone or can_run(candidate, placed)):
                     ways.append((candidate, placed))
     found = []
@@ -91,37 +89,23 @@ def choices(
 
 def alone(plan: Plan, found: Sequence[Choice]) -> Choice:
     """Return the choice of one rank that trains without slices."""
-    whole = _without_slices(plan)
+    whole = plan.without_slices()
     return next(c for c in found if c.placement.num_ranks == 1 and c.plan == whole)
-
-
-def _without_slices(plan: Plan) -> Plan:
-    return replace(plan, slices=1, cut="rows") if isinstance(plan, ChapterPlan) else plan
 
 
 def _plans(plan: Plan) -> Iterator[tuple[Plan, int]]:
     """Yield the plan, others with more chapters or with slices, and the ranks of a team."""
     yield plan, 1
-    if not isinstance(plan, ChapterPlan):
-        return
-    whole = _without_slices(plan)
+    whole = plan.without_slices()
     yield whole, 1
     others: list[dict[str, Any]] = [{"chapters": factor * plan.chapters} for factor in FINER]
     others += [{"slices": n, "cut": cut} for n in TEAMS for cut in ("rows", "units")]
-    for change in others:
+    for change in others if plan.is_sliceable else ():
         try:
             other = replace(whole, **change)
         except SettingError:
             continue
         yield other, change.get("slices", 1)
-
-
-def _names(plan: Plan) -> tuple[Name, ...]:
-    if isinstance(plan, StreamPlan):
-        return ("sequential", "stream")
-    if len(plan.rows) > 1:
-        return ("sequential", "federated", "all-layers", "single-layer")
-    return ("sequential", "all-layers", "single-layer")
 
 
 def read_link(text: str) -> Link:

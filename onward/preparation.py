@@ -1,35 +1,38 @@
 """All that a run is made of before it starts: network, plan, placement."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from onward import memory
+from onward.batch import Batch, parts
 from onward.checkpoint import PRECISIONS
-from onward.config import RunConfig
+from onward.config import Cut, RunConfig
 from onward.data import Dataset
-from onward.dealing import (
-    Shape,
-    agree,
-    describe,
-    hold,
-    is_private,
-    load_data,
-    with_private_shards,
-)
 from onward.errors import PlacementError, SettingError
-from onward.layers import Dense
-from onward.networks import Network, build
-from onward.placement import Placement, place
+from onward.kernels.closed_form import has_closed_form
+from onward.networks import Network, passes
+from onward.placement import Placement, check_placement, place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Plan
-from onward.runtime.workers import Arithmetic, Rows
-from onward.sliced import check_cut
-from onward.steps import has_closed_form
-from onward.views import LabelEmbedding
+from onward.plan.tasks import INPUT, Node, Plan
+from onward.readouts import is_head
+from onward.recipes import build
+from onward.runtime.workers import Settings, Shard
+from onward.sharding import (
+    DataSummary,
+    agree,
+    describe,
+    is_private,
+    load_data,
+    local_shards,
+    split,
+    with_private_shards,
+)
+from onward.slices import check_cut
 
 
 class Preview(NamedTuple):
@@ -39,10 +42,12 @@ class Preview(NamedTuple):
     placement: Placement
     network: Network
     """The network, with its first weights or with released ones."""
-    rows: Rows
-    """The rows of one shard."""
-    arithmetic: Arithmetic
-    shares: list[int]
+    dataset: Dataset
+    """The data, see `onward.sharding.split`; where each rank has its own, those of rank 0."""
+    shard: Shard
+    """The samples of one shard."""
+    settings: Settings
+    costs: list[int]
     """What each block of the line costs of a pass through it, see `block_costs`."""
     memory: list[int]
     """Bytes that each rank holds at its peak, about; see `onward.memory.estimate`."""
@@ -63,39 +68,46 @@ def preview(
         OnwardError: Settings or data cannot be used; the message says why.
     """
     config.check()
-    if config.placement.directory is not None and num_ranks == 1:
-        raise SettingError(
-            f"placement.directory is {config.placement.directory}, and this is one process, with "
-            f"nobody to share a folder with. Set the variables RANK and WORLD_SIZE on each "
-            f"machine, or use --nodes."
-        )
     config = with_private_shards(config, num_ranks)
     ranks = range(num_ranks if is_private(config) else 1)
-    parts = [load_data(config, rank) for rank in ranks]
-    held = [hold(config, part, rank) for rank, part in zip(ranks, parts, strict=True)]
-    notes = [describe(own, part) for own, part in zip(held, parts, strict=True)]
-    dataset, shape = parts[0], agree(config, notes)
+    datasets = [split(config, load_data(config, rank)) for rank in ranks]
+    shards = [local_shards(config, own, rank) for rank, own in zip(ranks, datasets, strict=True)]
+    notes = [describe(*each) for each in zip(shards, datasets, strict=True)]
+    dataset, shape = datasets[0], agree(config, notes)
     before = memory.resident()
     network = build_network(config, dataset, shape, held=None if with_weights else ())
-    plan, placement, shares = arrange(config, network, dataset, shape, num_ranks)
-    arithmetic = make_arithmetic(config)
-    shape_of_row = dataset.input_shape
-    needed = memory.estimate(plan, placement, network, shape_of_row, arithmetic, keeps=keeps)
+    plan, placement, costs = arrange(config, network, dataset.training, shape, num_ranks)
+    settings, shard = make_settings(config), shards[0][0]
+    needed = memory.estimate(plan, placement, network, shard.training, settings, keeps=keeps)
     peaks = [before + more for more in needed]
-    return Preview(plan, placement, network, held[0][0], arithmetic, shares, peaks)
+    return Preview(plan, placement, network, dataset, shard, settings, costs, peaks)
 
 
 def arrange(
-    config: RunConfig, network: Network, dataset: Dataset, shape: Shape, num_ranks: int
+    config: RunConfig,
+    network: Network,
+    training: Batch,
+    summary: DataSummary,
+    num_ranks: int,
+    given: Placement | None = None,
 ) -> tuple[Plan, Placement, list[int]]:
     """Return plan and placement of a run, and what each block of the line costs.
 
     The network takes on the precision of the run; its weights may be released.
     """
     network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
-    plan = make_plan(config, network, shape)
-    shares = block_costs(network, dataset.input_shape)
-    return plan, place_plan(config, plan, num_ranks, shares), shares
+    plan = make_plan(config, network, summary)
+    if training.structure and plan.batch_size != len(training):
+        raise SettingError(
+            f"The samples belong together ({', '.join(training.structure)}), so one mini-batch is "
+            f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
+        )
+    costs = block_costs(network, training)
+    if given is None:
+        return plan, place_plan(config, plan, num_ranks, costs), costs
+    placement = replace(given, shards=len(plan.rows))
+    check_placement(plan, placement, num_ranks)
+    return plan, placement, costs
 
 
 def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placement) -> bool:
@@ -105,17 +117,19 @@ def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placemen
         return False
     if config.placement.directory is not None and has_teams:
         return False
-    if not isinstance(plan, ChapterPlan):
-        return True
-    if config.training.gradients == "shared-pass" and plan.slices > 1:
+    if config.training.gradients == "shared-pass" and plan.num_slices > 1:
         return False
-    closed_form = config.training.gradients != "autograd"
     try:
-        for block in network.all_blocks:
-            check_cut(block, closed_form=closed_form, slices=plan.slices, cut=plan.cut)
+        _check_cuts(config, network, plan.num_slices, plan.slice_kind)
     except SettingError:
         return False
     return True
+
+
+def _check_cuts(config: RunConfig, network: Network, slices: int, cut: Cut) -> None:
+    closed_form = config.training.gradients != "autograd"
+    for block in network.all_blocks:
+        check_cut(block, closed_form=closed_form, slices=slices, cut=cut, is_head=is_head(block))
 
 
 def resolve_precision(name: str) -> str:
@@ -126,9 +140,9 @@ def resolve_precision(name: str) -> str:
     return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
 
 
-def make_arithmetic(config: RunConfig) -> Arithmetic:
+def make_settings(config: RunConfig) -> Settings:
     """Return the settings of a run that decide weights beside the plan."""
-    return Arithmetic(
+    return Settings(
         seed=config.training.seed,
         schedule=config.training.schedule,
         closed_form=config.training.gradients != "autograd",
@@ -139,14 +153,14 @@ def make_arithmetic(config: RunConfig) -> Arithmetic:
 
 
 def build_network(
-    config: RunConfig, dataset: Dataset, shape: Shape, held: Collection[int] | None = None
+    config: RunConfig, dataset: Dataset, summary: DataSummary, held: Collection[int] | None = None
 ) -> Network:
     """Build the network of a run, with its first weights, or those of some blocks."""
     return build(
         config.network,
         config.optimizer,
         input_shape=dataset.input_shape,
-        num_classes=shape.num_classes,
+        num_classes=summary.num_classes,
         is_image=dataset.is_image,
         seed=config.training.seed,
         held=held,
@@ -154,58 +168,74 @@ def build_network(
 
 
 @torch.no_grad()
-def block_costs(network: Network, input_shape: tuple[int, ...]) -> list[int]:
-    """Return what passing a row through each block of the line costs, in FLOPs, head included.
+def block_costs(network: Network, training: Batch) -> list[int]:
+    """Return what passing a sample through each block that is no head costs, in FLOPs.
+
+    The head of its objective is included.
 
     Args:
         network: The blocks.
-        input_shape: Shape of a row of the data.
+        training: Samples like those of the data.
 
     Raises:
-        SettingError: Rows do not fit a block, or a head scores another number of classes.
+        SettingError: Samples do not fit a block, or a head scores another number of classes.
     """
-    activities = torch.zeros(1, *network.sampler.width(input_shape))
-    costs = []
-    for number, block in enumerate(network.line):
-        shape = tuple(activities.shape[1:])
+    blocks = passes(network, network.sampler.neutral(training.take(slice(0, 1))))
+    costs: list[int] = []
+    for block in network.line:
         with FlopCounterMode(display=False) as counter:
             try:
-                activities = block.infer(activities)
-                scores = block.scores(activities)
+                outputs = next(blocks).outputs
+                scores = block.scores(outputs) if block.objective.has_scores else None
             except (RuntimeError, IndexError) as error:
                 raise SettingError(
-                    f"Block {number} cannot take rows of shape {shape}: {error}. The rows of the "
-                    f"data have shape {input_shape}."
+                    f"Block {len(costs)} cannot take what it reads: {error}. The samples of the "
+                    f"data have shape {tuple(parts(training.inputs)[0].shape[1:])}."
                 ) from error
-        if scores.ndim == 2 and scores.shape[1] != network.num_classes:
+        if scores is not None and scores.ndim == 2 and scores.shape[1] != network.num_classes:
             raise SettingError(
-                f"Block {number} scores {scores.shape[1]} classes, and the network was built for "
-                f"{network.num_classes}. Give its head {network.num_classes} outputs."
+                f"Block {len(costs)} scores {scores.shape[1]} classes, and the network was built "
+                f"for {network.num_classes}. Give its head {network.num_classes} outputs."
             )
         costs.append(max(counter.get_total_flops(), 1))
     return costs
 
 
-def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
+def nodes_of(network: Network) -> tuple[Node, ...]:
+    """Return what a plan knows of the blocks of a network."""
+    return tuple(
+        Node(
+            tuple(
+                (edge.source if isinstance(edge.source, int) else INPUT, edge.delay)
+                for edge in network.edges[number]
+            ),
+            is_head(block),
+        )
+        for number, block in enumerate(network.all_blocks)
+    )
+
+
+def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan:
     """Make the plan of a run.
 
     Args:
         config: Settings of the run.
         network: Says how many blocks there are, and whether they use hints.
-        shape: Rows of each shard.
+        summary: Samples of each shard.
 
     Raises:
         SettingError: Settings do not fit together.
     """
     plan, training = config.plan, config.training
     head, is_stream = network.head, plan.kind == "stream"
-    negatives = network.sampler.negatives
     hint_age: int | None = None
-    if negatives is not None and negatives.needs_hints and plan.hint_age != "never":
+    if network.sampler.needs_hints and plan.hint_age != "never":
         usual = 0 if is_stream else len(network.line)
-        if len(shape.rows) > 1:
-            usual = len(shape.rows)
+        if len(summary.rows) > 1:
+            usual = len(summary.rows)
         hint_age = usual if plan.hint_age is None else plan.hint_age
+    if hint_age is not None:
+        _check_hints(network)
     if is_stream and hint_age is not None and head is None:
         raise SettingError(
             "In a stream plan, hints come from a softmax head, and this network has none. Use "
@@ -214,15 +244,14 @@ def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
     if training.gradients == "shared-pass":
         _check_shared_pass(network, plan.slices)
     shared: dict[str, Any] = {
-        "num_blocks": len(network.line),
-        "head_reads": head.reads if head is not None and head.reads else (),
+        "nodes": nodes_of(network),
         "epochs": training.epochs,
         "chapters": plan.chapters or training.epochs,
         "batch_size": training.batch_size,
-        "rows": shape.rows,
+        "rows": summary.rows,
         "hint_age": hint_age,
         "validate_every": plan.validate_every,
-        "has_validation": any(shape.validation_rows),
+        "has_validation": any(summary.validation_rows) and network.readout is not None,
     }
     if is_stream:
         if plan.optimizer_state != "travel":
@@ -230,27 +259,44 @@ def make_plan(config: RunConfig, network: Network, shape: Shape) -> Plan:
                 f"plan.optimizer_state is {plan.optimizer_state}, but in a stream plan blocks "
                 f"stay where they are and keep their moments. It goes with --plan chapters."
             )
-        return StreamPlan(**shared)
-    for block in network.all_blocks:
-        closed_form = training.gradients != "autograd"
-        check_cut(block, closed_form=closed_form, slices=plan.slices, cut=plan.cut)
-    return ChapterPlan(
+        return StreamPlan(**shared, ticks=network.ticks)
+    _check_cuts(config, network, plan.slices, plan.cut)
+    made = ChapterPlan(
         **shared,
         moments_age=moments_age(plan.optimizer_state),
         slices=plan.slices,
         cut=plan.cut,
     )
+    if network.ticks > 1:
+        raise SettingError(
+            f"The network visits a mini-batch {network.ticks} times, and in a chapter plan blocks "
+            f"are not visited in turn. Use --plan stream."
+        )
+    return made
+
+
+def _check_hints(network: Network) -> None:
+    """Refuse a sampler that needs hints where nothing scores classes."""
+    head = network.head
+    is_scored = network.readout is not None if head is None else head.objective.has_scores
+    if not is_scored:
+        raise SettingError(
+            f"The sampler {type(network.sampler).__name__} draws with class scores of an earlier "
+            f"network, and this one has none. Give ow.Network a readout, or set plan.hint_age to "
+            f"never."
+        )
 
 
 def _check_shared_pass(network: Network, slices: int) -> None:
     """Refuse a first block whose positives and negatives differ in more than the label."""
-    first = network.line[0]
-    dropout = first.module.dropout if isinstance(first.module, Dense) else 0.0
-    is_label = type(network.sampler) is LabelEmbedding
+    first, sampler = network.line[0], network.sampler
+    dropout = getattr(first.module, "dropout", 0.0)
+    shape = () if network.blueprint is None else network.blueprint.input_shape
+    is_label = bool(shape) and sampler.label_inputs(shape) > 0
     if not is_label or not has_closed_form(first) or dropout or slices > 1:
         raise SettingError(
             'training.gradients = "shared-pass" multiplies once what positives and negatives have '
-            f"in common. It needs labels in the input (here: {type(network.sampler).__name__}), a "
+            f"in common. It needs labels in the first inputs (here: {type(sampler).__name__}), a "
             f"dense first block with a threshold, no dropout (here: {dropout}) and no slices "
             f'(here: {slices}). Use "closed-form".'
         )
@@ -274,19 +320,19 @@ def moments_age(optimizer_state: str) -> int | None:
     return 1 if optimizer_state == "travel" else None
 
 
-def place_plan(config: RunConfig, plan: Plan, num_ranks: int, shares: Sequence[int]) -> Placement:
+def place_plan(config: RunConfig, plan: Plan, num_ranks: int, costs: Sequence[int]) -> Placement:
     """Place the tasks of a run.
 
     Args:
         config: The run.
         plan: Its tasks.
         num_ranks: Number of ranks.
-        shares: What each block of the line costs, see `block_costs`.
+        costs: What each block of the line costs, see `block_costs`.
 
     Raises:
         PlacementError: The placement asked for does not fit the plan, the ranks or the data.
     """
-    placement = place(plan, config.placement.name, num_ranks, shares, config.placement.replicas)
+    placement = place(plan, config.placement.name, num_ranks, costs, config.placement.replicas)
     if config.placement.directory is not None and max(placement.teams) > 1:
         raise PlacementError(
             "Ranks that share a folder work alone, and here several would share a task. Use no "

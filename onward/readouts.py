@@ -1,35 +1,103 @@
-"""How the class of a row is read off a network: class scores from the blocks' scores."""
+"""How the class of a sample is read off a network: a fold over the scores of its blocks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onward.blocks import Block
-from onward.views import LabelEmbedding, Sampler
+from onward.batch import Batch
+from onward.blocks import Block, Edge
+from onward.errors import SettingError
+from onward.layers import ReadoutLayer
+from onward.samplers import NEUTRAL
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Class scores of some rows."""
+    """Class scores of some samples."""
 
-    network: Float[Tensor, "rows classes"]
+    network: Float[Tensor, "samples classes"]
     """Scores of the whole network; the largest names the class."""
 
-    blocks: tuple[Float[Tensor, "rows classes"], ...]
+    blocks: tuple[Float[Tensor, "samples classes"], ...]
     """Scores of each block on its own, where the readout has them."""
 
 
+@dataclass(frozen=True)
+class Fold:
+    """How scores of blocks become class scores, one exit after the other.
+
+    What is found at an exit is added to the total of those before, and is itself added to that
+    total where `adds` says so. As data, so that files for other machines hold it as well.
+    """
+
+    exits: tuple[int, ...]
+    """Visits after which there are class scores: number of the block, plus the number of blocks for
+    each tick before."""
+
+    adds: tuple[bool, ...]
+    """For each exit, whether those after it count what was found there."""
+
+    is_softmax: bool = False
+    """Whether class scores are the log-softmax of the sum; else they are the sum."""
+
+    is_own: bool = True
+    """Whether what is found at an exit is the class scores of that block on its own."""
+
+    def step(self, total: Tensor, exit_: int, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Go on to an exit.
+
+        Args:
+            total: What the exits before add up to, zeros at first, shape (samples, classes).
+            exit_: Number of the exit.
+            found: Scores of the block there; -inf where a label is no longer tried.
+
+        Returns:
+            The total for the exits after it, and the class scores.
+        """
+        scores = total + found
+        total = scores if self.adds[exit_] else total
+        return total, scores.log_softmax(dim=1) if self.is_softmax else scores
+
+
 class Readout(ABC):
-    """Turns rows into class scores. It never sees a label."""
+    """Turns the scores of blocks into class scores. It never sees a label."""
+
+    sweeps: bool = False
+    """Whether every label is tried, each sample once for each of the sampler's candidates."""
 
     @abstractmethod
-    def scores(self, blocks: Sequence[Block], sampler: Sampler, x: Tensor) -> Scores:
-        """Return the class scores of rows, shape (rows, inputs...)."""
+    def fold(self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], ticks: int) -> Fold:
+        """Return the fold over the visits of a network.
+
+        Args:
+            blocks: All of its blocks.
+            edges: What each of them reads.
+            ticks: How often each is visited.
+
+        Raises:
+            SettingError: The network cannot be read so.
+        """
+
+    def scores(
+        self,
+        blocks: Sequence[Block],
+        edges: Sequence[tuple[Edge, ...]],
+        number: int,
+        outputs: Batch,
+    ) -> Tensor:
+        """Return what is found at an exit: class scores, or one goodness a sample of a sweep."""
+        return blocks[number].scores(outputs)
+
+    def weights(
+        self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], number: int
+    ) -> list[Tensor]:
+        """Return the weights that `scores` reads, beside those of the blocks on the way there."""
+        objective = blocks[number].objective
+        return list(objective.parameters()) if objective.ships else []
 
 
 @dataclass(frozen=True)
@@ -44,14 +112,9 @@ class SumOfHeads(Readout):
     heads: Literal["all", "last"] = "all"
     """Whose heads count."""
 
-    def scores(self, blocks: Sequence[Block], sampler: Sampler, x: Tensor) -> Scores:
-        each = []
-        for block in blocks:
-            x = block.infer(x)
-            each.append(block.scores(x))
-        return Scores(
-            torch.stack(each).sum(dim=0) if self.heads == "all" else each[-1], tuple(each)
-        )
+    def fold(self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], ticks: int) -> Fold:
+        exits = _visits(_scored(blocks), len(blocks), ticks)
+        return Fold(exits, (self.heads == "all",) * len(exits))
 
 
 @dataclass(frozen=True)
@@ -61,46 +124,102 @@ class GoodnessSweep(Readout):
     Costs one pass a class.
 
     Source:
-        Hinton 2022, arXiv:2212.13345, section 3.3.
+        Hinton 2022, arXiv:2212.13345, section 3.3; over ticks: section 3.4.
     """
 
     skip_first: bool = True
     """Whether the first block is left out, as Hinton does it, if there are others."""
 
-    def scores(self, blocks: Sequence[Block], sampler: Sampler, x: Tensor) -> Scores:
-        assert isinstance(sampler, LabelEmbedding)
-        labels = torch.arange(sampler.num_classes)
-        activities = sampler.with_label(
-            x.repeat_interleave(sampler.num_classes, dim=0), labels.repeat(len(x))
+    ticks: tuple[int, ...] | None = None
+    """Ticks that count, from 0; None: all."""
+
+    sweeps = True
+
+    def fold(self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], ticks: int) -> Fold:
+        scored = _scored(blocks)
+        exits = _visits(scored, len(blocks), ticks)
+        left_out = scored[0] if self.skip_first and len(scored) > 1 else None
+        return Fold(
+            exits,
+            tuple(
+                visit % len(blocks) != left_out
+                and (self.ticks is None or visit // len(blocks) in self.ticks)
+                for visit in exits
+            ),
         )
-        each = []
-        for block in blocks:
-            activities = block.infer(activities)
-            each.append(block.scores(activities).view(len(x), sampler.num_classes))
-        counted = each[1:] if self.skip_first and len(each) > 1 else each
-        return Scores(torch.stack(counted).sum(dim=0), tuple(each))
 
 
 @dataclass(frozen=True)
 class SoftmaxHead(Readout):
-    """Asks the head that reads several blocks, on the neutral label: one pass.
+    """Asks the last block, a head that learns from what inference sees: one pass.
+
+    A head that is a sum over the blocks it reads is read block by block; any other at its end.
 
     Source:
         Hinton 2022, arXiv:2212.13345, section 3.3.
     """
 
-    def scores(self, blocks: Sequence[Block], sampler: Sampler, x: Tensor) -> Scores:
-        *line, head = blocks
-        activities = read_activities(line, head, sampler.neutral(x))
-        return Scores(head.scores(head.infer(activities)), ())
+    def fold(self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], ticks: int) -> Fold:
+        head = blocks[-1]
+        if not head.objective.has_scores:
+            raise SettingError(
+                f"The readout SoftmaxHead asks the last block, whose objective "
+                f"{type(head.objective).__name__} has no scores."
+            )
+        if ticks == 1 and _is_sum(head, edges[-1]):
+            exits = tuple(_sources(edges[-1]))
+            return Fold(exits, (True,) * len(exits), is_softmax=True, is_own=False)
+        return Fold((len(blocks) * ticks - 1,), (False,), is_own=False)
+
+    def scores(
+        self,
+        blocks: Sequence[Block],
+        edges: Sequence[tuple[Edge, ...]],
+        number: int,
+        outputs: Batch,
+    ) -> Tensor:
+        head = blocks[-1]
+        if number == len(blocks) - 1:
+            return head.scores(outputs)
+        assert isinstance(head.module, ReadoutLayer)
+        place = _sources(edges[-1]).index(number)
+        with head.autocast():
+            return head.module.part(place, outputs.tensor).float()
+
+    def weights(
+        self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], number: int
+    ) -> list[Tensor]:
+        head = blocks[-1]
+        if number == len(blocks) - 1:
+            return super().weights(blocks, edges, number)
+        assert isinstance(head.module, ReadoutLayer)
+        return [head.module.columns(_sources(edges[-1]).index(number))]
 
 
-def read_activities(line: Sequence[Block], head: Block, x: Tensor) -> tuple[Tensor, ...]:
-    """Pass rows through the blocks and return the activities that a head reads."""
-    assert head.reads is not None
-    read = []
-    for number, block in enumerate(line):
-        x = block.infer(x)
-        if number in head.reads:
-            read.append(x)
-    return tuple(read)
+def is_head(block: Block) -> bool:
+    """Return whether a block learns from what inference sees, and so is read off and not on."""
+    return block.objective.views == (NEUTRAL,)
+
+
+def _scored(blocks: Sequence[Block]) -> list[int]:
+    """Return the blocks with scores of their own, heads left out."""
+    return [n for n, b in enumerate(blocks) if b.objective.has_scores and not is_head(b)]
+
+
+def _visits(numbers: Sequence[int], num_blocks: int, ticks: int) -> tuple[int, ...]:
+    if not numbers:
+        raise SettingError(
+            "No block of this network has scores of its own that could be read. Add a head that "
+            "learns from the view neutral, and read it with SoftmaxHead."
+        )
+    return tuple(tick * num_blocks + number for tick in range(ticks) for number in numbers)
+
+
+def _sources(edges: tuple[Edge, ...]) -> list[int]:
+    return [edge.source for edge in edges if isinstance(edge.source, int)]
+
+
+def _is_sum(head: Block, edges: tuple[Edge, ...]) -> bool:
+    """Return whether a head is a sum over the blocks that it reads, all in this tick."""
+    is_usual = all(e.delay == 0 and e.to == "module" and e.source != "input" for e in edges)
+    return isinstance(head.module, ReadoutLayer) and head.objective.scores_are_logits and is_usual

@@ -1,7 +1,7 @@
 """What a run tells: while it goes, and at its end."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,7 @@ from torch import Tensor
 
 from onward.networks import Evaluation, Network
 from onward.placement import Placement
-from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Plan, Product, Thing
-from onward.runtime.workers import REPORT_FIELDS
 from onward.timeline import Span
 
 
@@ -26,7 +24,7 @@ class Progress:
     """Block that was trained; None for a validation."""
 
     figures: Mapping[str, float | None]
-    """Figures of the block (`REPORT_FIELDS`), or of the validation."""
+    """Figures of the block (`report_fields`), or of the validation."""
 
 
 class Listener:
@@ -73,6 +71,9 @@ class Result:
     timeline: list[Span] = field(default_factory=list)
     """What each rank did and when."""
 
+    earlier: tuple["Result", ...] = ()
+    """What came out of the stages before the last."""
+
     @property
     def accuracy(self) -> float | None:
         """Share of the test rows that are right."""
@@ -97,6 +98,8 @@ class Log:
     """Gathers what ranks report, and passes it on."""
 
     plan: Plan
+    fields: Sequence[Sequence[str]]
+    """What the report of each block holds."""
     listener: Listener
     entries: list[Progress] = field(default_factory=list)
     validations: dict[tuple[int, int], list[int]] = field(default_factory=dict)
@@ -105,14 +108,13 @@ class Log:
     def take(self, product: Product, tensors: list[Tensor]) -> None:
         """Take a report, or a count of validation rows."""
         figures = tensors[0].tolist()
-        chapter = product.time
         if product.thing is Thing.REPORT:
-            if isinstance(self.plan, StreamPlan):
-                chapter = self.plan.chapter_ends[product.time]
-            named = dict(zip(REPORT_FIELDS, figures, strict=True))
+            chapter = self.plan.report_chapter(product)
+            named = dict(zip(self.fields[product.block], figures, strict=True))
             known = {n: None if value != value else value for n, value in named.items()}
             entry = Progress(chapter, product.block, known)
         else:
+            chapter = product.time
             counts = [int(figure) for figure in figures]
             self.validations[chapter, product.block] = counts
             if not counts[0]:

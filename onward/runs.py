@@ -46,7 +46,7 @@ def prepared(folder: Path, *, overwrite: bool, resume: bool = False) -> Iterator
     Raises:
         FileError: It holds something already, or cannot be written to.
     """
-    is_new = False
+    made: list[Path] = []
     try:
         try:
             check_idle(folder / STATE)
@@ -55,7 +55,7 @@ def prepared(folder: Path, *, overwrite: bool, resume: bool = False) -> Iterator
             elif folder.exists():
                 _check_free(folder, overwrite=overwrite)
                 shutil.rmtree(folder / STATE, ignore_errors=True)
-            is_new = not folder.exists()
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             with _no_trace_of(folder / PARTIAL) as probe:
                 probe.write_bytes(bytes(PROBE_BYTES))
@@ -68,9 +68,9 @@ def prepared(folder: Path, *, overwrite: bool, resume: bool = False) -> Iterator
             ) from error
         yield
     except BaseException:
-        if is_new:
-            with suppress(OSError):  # It stays where it is not empty.
-                folder.rmdir()
+        with suppress(OSError):  # What is not empty stays.
+            for path in made:
+                path.rmdir()
         raise
 
 

@@ -7,7 +7,7 @@ import heapq
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -36,7 +36,7 @@ class Costs(ABC):
     """What tasks take and what their products weigh."""
 
     @abstractmethod
-    def seconds(self, plan: Plan, task: Task, passed: int, ranks: int) -> float:
+    def seconds(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> float:
         """Return how long each rank of speed 1 works on a task.
 
         Args:
@@ -46,7 +46,7 @@ class Costs(ABC):
             ranks: Ranks that share the task.
         """
 
-    def exchanged(self, plan: Plan, task: Task, passed: int, ranks: int) -> tuple[int, int]:
+    def exchanged(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> tuple[int, int]:
         """Return what ranks that share a task tell each other in it.
 
         Returns:
@@ -72,7 +72,7 @@ class KnownCosts(Costs):
         took = {(span.what, span.label): span.end - span.start for span in timeline}
         return cls({task: took.get((WORDS[task.kind], str(task)), 0.0) for task in plan.tasks()})
 
-    def seconds(self, plan: Plan, task: Task, passed: int, ranks: int) -> float:
+    def seconds(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> float:
         return self.measured.get(task, 0.0)
 
     def num_bytes(self, plan: Plan, product: Product) -> int:
@@ -129,8 +129,9 @@ def simulate(
     Example:
         >>> from onward.placement import place
         >>> from onward.plan.chapters import ChapterPlan
+        >>> from onward.plan.tasks import line
         >>> plan = ChapterPlan(
-        ...     num_blocks=2, head_reads=(), epochs=3, chapters=3, batch_size=1, rows=(1,),
+        ...     nodes=line(2), epochs=3, chapters=3, batch_size=1, rows=(1,),
         ...     hint_age=None, validate_every=None, has_validation=False,
         ... )
         >>> costs = KnownCosts({task: 1.0 for task in plan.tasks() if task.kind is Kind.TRAIN})
@@ -168,7 +169,7 @@ class _Simulator:
         self.here: list[set[Product]] = [set() for _ in range(ranks)]
         self.missing: list[set[Product]] = [set() for _ in range(ranks)]
         self.free = [0.0] * ranks
-        self.passed: list[tuple[int, int]] = [(-1, 0)] * ranks
+        self.passed: list[tuple[int, frozenset[int]]] = [(-1, frozenset())] * ranks
         self.sent_until, self.received_until = [0.0] * ranks, [0.0] * ranks
         # When, a number that tells apart what happens at the same time, and what happens then.
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -203,7 +204,7 @@ class _Simulator:
             return
         del self.ready[task]
         chapter, passed = self.passed[team[0]]
-        passed = passed if chapter == task.time else 0
+        passed = passed if chapter == task.time else frozenset()
         seconds = self.costs.seconds(self.plan, task, passed, len(team))
         seconds /= min(self.speeds[member] for member in team)
         if len(team) > 1:
@@ -211,13 +212,13 @@ class _Simulator:
         for member in team:
             self.found.waiting[member] += now - self.free[member]
             self._span(member, "wait", str(task), self.free[member], now)
-            if task.kind is Kind.TRAIN and task.block != self.plan.head:
-                self.passed[member] = (task.time, task.block)
+            if task.kind is Kind.TRAIN and task.block not in self.plan.heads:
+                self.passed[member] = (task.time, passed | self.plan.below[task.block])
             self.found.busy[member] += seconds
             self._span(member, WORDS[task.kind], str(task), now, now + seconds)
             self._at(now + seconds, partial(self._done, member))
 
-    def _exchange(self, task: Task, team: range, passed: int) -> float:
+    def _exchange(self, task: Task, team: range, passed: Set[int]) -> float:
         """Return the seconds in which ranks that share a task tell each other what they found."""
         times, num_bytes = self.costs.exchanged(self.plan, task, passed, len(team))
         for source in team:

@@ -3,11 +3,11 @@
 It needs onnxruntime and numpy, and neither torch nor onward: copy it with the files.
 
     from infer import Network
-    labels, exits = Network("DIR").answer(x)          # x: float32, shape (rows, inputs...)
+    labels, exits = Network("DIR").answer(x)          # x: float32, shape (samples, inputs...)
 
-    python infer.py DIR ROWS.npz                      # prints label and exit of each row
+    python infer.py DIR ROWS.npz                      # prints label and exit of each sample
 
-Rows of type uint8 are taken for pixels and scaled by 1/255, as in training.
+Samples of type uint8 are taken for pixels and scaled by 1/255, as in training.
 """
 
 import json
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+FORMAT = 2  # Version of the layout of the folder.
+
 
 class Network:
     """A network in stages.
@@ -34,8 +36,9 @@ class Network:
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
         folder = Path(folder)
         self.manifest = json.loads((folder / "manifest.json").read_text())
-        if self.manifest["format"] != 1:
-            raise ValueError(f"{folder} has format {self.manifest['format']}, and this reads 1.")
+        if self.manifest["format"] != FORMAT:
+            told = f"{folder} has format {self.manifest['format']}, and this reads {FORMAT}."
+            raise ValueError(f"{told} Run the infer.py that lies in it.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         self.stages = [
@@ -45,11 +48,11 @@ class Network:
         self.policy = self.manifest["policy"]
 
     def answer(self, x: Array, batch_size: int = 500) -> tuple[Array, Array]:
-        """Return the class of each row, and the exit at which it was known."""
+        """Return the class of each sample, and the exit at which it was known."""
         shape = tuple(self.manifest["input_shape"])
         x = np.ascontiguousarray(x, np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
         if x.shape[1:] != shape or not np.isfinite(x).all():
-            raise ValueError(f"Rows are finite, of shape {shape}; these are {x.shape[1:]}.")
+            raise ValueError(f"Samples are finite, of shape {shape}; these are {x.shape[1:]}.")
         labels, exits = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
@@ -57,24 +60,20 @@ class Network:
         return labels, exits
 
     def _answer(self, x: Array, labels: Array, exits: Array) -> None:
-        classes, is_sweep = self.manifest["classes"], self.manifest["readout"] == "sweep"
-        left = np.arange(len(x))  # Rows that have not left.
+        classes, is_sweep = self.manifest["classes"], self.manifest["sweeps"]
+        left = np.arange(len(x))  # Samples that have not left.
         history = np.zeros((0, len(x), classes), np.float32)
         total = np.zeros((len(x), classes), np.float32)
-        # Of a sweep, a pass is a row with a label.
-        rows, names = np.repeat(left, classes), np.tile(np.arange(classes), len(x))
+        # Of a sweep, a pass is a sample with a label.
+        samples, names = np.repeat(left, classes), np.tile(np.arange(classes), len(x))
         activities = x
         for number, stage in enumerate(self.stages):
             activities, found = stage.run(None, {"x": activities})
             if is_sweep:
-                scores = np.full((len(left), classes), -np.inf, np.float32)
-                scores[rows, names] = found + total[rows, names]
-            else:
-                scores = found + total
-            if self.manifest["adds"][number]:
-                total = scores
-            if self.manifest["readout"] == "softmax":
-                scores = log_softmax(scores)
+                full = np.full((len(left), classes), -np.inf, np.float32)
+                full[samples, names] = found
+                found = full
+            total, scores = self._step(total, number, found)
             history = np.concatenate([history, scores[None]])
             leaves = self._leaves(history)
             exits[left[leaves]] = number
@@ -84,25 +83,28 @@ class Network:
             stays = ~leaves
             if is_sweep:
                 alive = stays[:, None] & self._alive(history)
-                kept, place = alive[rows, names], np.cumsum(stays) - 1
-                activities, rows, names = activities[kept], place[rows[kept]], names[kept]
+                kept, place = alive[samples, names], np.cumsum(stays) - 1
+                activities, names = activities[kept], names[kept]
+                samples = place[samples[kept]]
             else:
                 activities = activities[stays]
             left, history, total = left[stays], history[:, stays], total[stays]
 
+    def _step(self, total: Array, number: int, found: Array) -> tuple[Array, Array]:
+        """Go on to an exit: `onward.Fold.step`, with the fold of the manifest."""
+        fold, scores = self.manifest["fold"], total + found
+        total = scores if fold["adds"][number] else total
+        return total, log_softmax(scores) if fold["is_softmax"] else scores
+
     def _leaves(self, history: Array) -> Array:
-        number, rows = len(history) - 1, history.shape[1]
+        number = len(history) - 1
         if number == len(self.policy["thresholds"]):
-            return np.ones(rows, bool)
+            return np.ones(history.shape[1], bool)
         leaves = self._alive(history).sum(axis=1) == 1
         threshold = float(self.policy["thresholds"][number])
         if threshold == math.inf:
             return leaves
-        sure = confidence(self.policy["confidence"], history)
-        if self.policy["neurons"]:
-            weight, bias = self.policy["neurons"][number]
-            sure = 1 / (1 + np.exp(-(weight * sure + bias)))
-        return leaves | (sure >= threshold)
+        return leaves | (confidence(self.policy["confidence"], history) >= threshold)
 
     def _alive(self, history: Array) -> Array:
         number, scores = len(history) - 1, history[-1]
@@ -118,12 +120,12 @@ def log_softmax(scores: Array) -> Array:
 
 
 def confidence(name: str, history: Array) -> Array:
-    """Return how sure the network is of each row."""
+    """Return how sure the network is of each sample."""
     scores = history[-1]
     if name == "margin":
         second, best = np.sort(scores, axis=1)[:, -2:].T
         return best - second
-    if name in ("max-score", "sigmoid"):
+    if name == "max-score":
         return scores.max(axis=1)
     if name == "probability":
         return np.exp(log_softmax(scores)).max(axis=1)
@@ -142,6 +144,6 @@ if __name__ == "__main__":
         with np.load(rows) as file:
             found = Network(folder).answer(file["x"])
     except (ValueError, TypeError, KeyError, OSError) as error:
-        sys.exit(f"{error}\nusage: python infer.py DIR ROWS.npz, with the rows as its member x")
+        sys.exit(f"{error}\nusage: python infer.py DIR ROWS.npz, with the samples as its member x")
     for label, number in zip(*found, strict=True):
         print(label, number)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from onward import seeds
+from onward.batch import Batch, parts
 
 SAMPLE = 1000
 """Rows whose digests are kept."""
@@ -30,18 +30,20 @@ class TrainedOn:
     """Part of all training rows that they are."""
 
     @staticmethod
-    def of(parts: Sequence[Tensor]) -> "TrainedOn":
-        """Return the digests of a sample of training rows, which may lie in several tensors."""
-        every = sum(map(len, parts))
+    def of(batches: Sequence[Batch]) -> "TrainedOn":
+        """Return the digests of a sample of training rows, which may lie in several batches."""
+        tensors = [first_tensor(batch) for batch in batches]
+        every = sum(map(len, tensors))
         order = torch.randperm(every, generator=seeds.generator(0, "trained on"))[:SAMPLE]
-        firsts = torch.tensor([0, *map(len, parts)]).cumsum(dim=0)
+        firsts = torch.tensor([0, *map(len, tensors)]).cumsum(dim=0)
         places = torch.searchsorted(firsts, order, right=True) - 1
-        drawn = [parts[p][r - firsts[p]] for p, r in zip(places.tolist(), order, strict=True)]
+        drawn = [tensors[p][r - firsts[p]] for p, r in zip(places.tolist(), order, strict=True)]
         share = len(drawn) / every if every else 0.0
         return TrainedOn(frozenset(map(digest, drawn)), share)
 
-    def overlap(self, x: Float[Tensor, "rows ..."]) -> float:
+    def overlap(self, batch: Batch) -> float:
         """Return about which share of some rows were trained on; one equal row may be chance."""
+        x = first_tensor(batch.counted)
         hits = sum(digest(row) in self.digests for row in x)
         return min(1.0, hits / (len(x) * self.share)) if hits > 1 else 0.0
 
@@ -51,6 +53,11 @@ class TrainedOn:
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "TrainedOn":
         return TrainedOn(frozenset(map(str, found["digests"])), float(found["share"]))
+
+
+def first_tensor(batch: Batch) -> Tensor:
+    """Return the inputs of a batch, or the first of several."""
+    return parts(batch.inputs)[0]
 
 
 def digest(row: Tensor) -> str:

@@ -3,51 +3,33 @@
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from onward import memory
-from onward.checkpoint import PRECISIONS, tensors_sha256, weights_sha256
+from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.config import PlacementConfig, PlanConfig, RunConfig, TrainingConfig
 from onward.data import Dataset
-from onward.dealing import (
-    Shape,
-    deal,
-    is_private,
-    load_data,
-    with_private_shards,
-)
-from onward.errors import FileError, SettingError
+from onward.errors import SettingError
 from onward.networks import Network, evaluate
-from onward.objectives import Threshold
-from onward.placement import Placement, begun_on
-from onward.plan.tasks import Plan
-from onward.preparation import (
-    arrange,
-    build_network,
-    make_arithmetic,
-    resolve_precision,
-)
-from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
+from onward.placement import Placement, first_blocks
+from onward.preparation import build_network, make_settings, resolve_precision
 from onward.results import Listener, Log, Result
-from onward.runtime.resume import Holders, open_store, take_up
 from onward.runtime.runtime import Runtime, make_worker
-from onward.runtime.store import Store
-from onward.runtime.workers import Rows
+from onward.runtime.workers import report_fields
 from onward.seeds import global_generator_kept
+from onward.sharding import counted, is_private, load_data, load_shards, split, with_private_shards
+from onward.starting import Ready, check_alike, get_ready, left_tidy, num_done
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.trained_on import TrainedOn
-from onward.transport.messages import Transport
 from onward.version import VERSION
-from onward.world import joined, max_restarts
-
-VERSIONS = f"onward {VERSION}, torch {torch.__version__}"
-"""What decides the bits beside settings and data, on machines of one type."""
+from onward.world import joined
 
 
 def run(
@@ -71,14 +53,14 @@ def run(
     config.check()
     listener = listener or Listener()
     with joined(config, listener) as transport:
-        dataset = load_data(config, transport.rank)
+        dataset = split(config, load_data(config, transport.rank))
         config = with_private_shards(config, transport.num_ranks)
-        held, shape = deal(config, dataset, transport)
+        shards, summary = load_shards(config, dataset, transport)
         # A rank may have no room for all blocks: it makes those that it trains first.
-        network = build_network(config, dataset, shape, held=())
-        ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
-        own = begun_on(ready.plan, ready.placement, transport.rank)
-        network = build_network(config, dataset, shape, held=own)
+        network = build_network(config, dataset, summary, held=())
+        ready = get_ready(network, config, dataset, shards, summary, transport, folder, listener)
+        own = first_blocks(ready.plan, ready.placement, transport.rank)
+        network = build_network(config, dataset, summary, held=own)
         network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
         with left_tidy(ready.store):
             trained = _train(network, ready, listener)
@@ -96,72 +78,42 @@ def threads_kept(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _settings(network: Network, config: RunConfig) -> str:
-    """Return all settings that decide the weights, a line each."""
-    # Where data lie may differ, and their content has been compared.
-    precision = resolve_precision(config.training.precision)
-    settings = config.with_settings(
-        {"data.name": "", "data.dir": None, "training.precision": precision}
-    )
-    settings = replace(settings, placement=PlacementConfig())
-    # The settings do not know the optimizers of a network that a user has built.
-    optimizers = [f"block {n}: {b.optimizer}" for n, b in enumerate(network.all_blocks)]
-    return "\n".join([settings.to_toml(), *optimizers])
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of several trainings of the same modules, which may be regrouped into other blocks.
 
+    Example:
+        >>> import onward as ow
+        >>> from torch import nn
+        >>> layer = nn.Linear(4, 8)
+        >>> def network(*modules):
+        ...     heads = [ow.CrossEntropy(nn.Linear(8, 2)) for _ in modules]
+        ...     blocks = [ow.Block(m, h, ow.Adam()) for m, h in zip(modules, heads)]
+        ...     return ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=2)
+        >>> stages = [Stage(network=network(layer)), Stage(network=network(layer, nn.Linear(8, 8)))]
+    """
 
-def _first_weights(network: Network) -> list[str | None]:
-    """Return a digest of each block that this rank has."""
-    return [
-        None if block.is_released else tensors_sha256(block.state_dict())
-        for block in network.all_blocks
-    ]
+    network: Network
+    """What is trained: blocks over modules that other stages may have as well."""
 
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Epochs, batch size, seed, arithmetic."""
 
-def _check_alike(network: Network, config: RunConfig, placed: str, transport: Transport) -> None:
-    """Refuse ranks that would train something else than the others."""
-    notes = transport.exchange(
-        "start from",
-        {
-            "settings": _settings(network, config),
-            "placements": placed,
-            "versions": VERSIONS,
-            "weights": _first_weights(network),
-        },
-    )
-    ours = notes[transport.rank]
-    for rank, theirs in enumerate(notes):
-        for what in ("versions", "settings", "placements"):
-            if theirs[what] != ours[what]:
-                raise SettingError(
-                    _difference(what, transport.rank, ours[what], rank, theirs[what])
-                )
-        for mine, other in zip(ours["weights"], theirs["weights"], strict=True):
-            if None not in (mine, other) and mine != other:
-                raise SettingError(
-                    "The ranks start from different weights. Seed torch before the network is "
-                    "built, the same on all ranks."
-                )
-
-
-def _difference(what: str, here: int, ours: str, rank: int, theirs: str) -> str:
-    mine, other = set(ours.splitlines()), set(theirs.splitlines())
-    return (
-        f"The ranks have different {what}, and would not train the same network: rank {here} has "
-        f"{', '.join(sorted(mine - other))}; rank {rank} has {', '.join(sorted(other - mine))}."
-    )
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What is computed."""
 
 
 def train(
-    network: Network,
+    network: Network | Sequence[Stage],
     dataset: Dataset,
     *,
     training: TrainingConfig | None = None,
     plan: PlanConfig | None = None,
-    placement: PlacementConfig | None = None,
+    placement: PlacementConfig | Placement | None = None,
     validation: float | int = 0.1,
     shift: int = 0,
     listener: Listener | None = None,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
 ) -> Result | None:
     """Train a network, in this process or, under torchrun, on all its ranks.
 
@@ -171,19 +123,21 @@ def train(
     Args:
         network: What is trained, in place. Its first weights must be the same on all ranks. In the
             end rank 0 has the trained network; on others, blocks may be NaN or of earlier chapters.
+            Or stages, which are trained one after the other.
         dataset: What is learned from, see `onward.data.from_arrays`.
-        training: Epochs, batch size, seed, arithmetic.
-        plan: What is computed.
-        placement: Where; by default all-layers (or stream) where there are several ranks.
-        validation: Training rows kept apart: a share below 1, or a number of rows.
+        training: Epochs, batch size, seed, arithmetic; for stages, each has its own.
+        plan: What is computed; for stages, each has its own.
+        placement: Where; by default all-layers (or stream) where there are several ranks. Or a
+            placement of one's own.
+        validation: Training samples held out for validation: a share below 1, or a number.
         shift: Largest random shift of training images, in pixels.
-        listener: Told how training goes.
+        listener: Called with how training goes.
         folder: Where each rank keeps what it has finished, on a disk of its own or a shared one. A
             run that was cut goes on from there when it is started again, on as many ranks or on
             others, to the same weights. None: nothing is kept.
 
     Returns:
-        The result on rank 0; None on others.
+        The result on rank 0, that of the last stage where there are several; None on others.
 
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
@@ -195,118 +149,75 @@ def train(
         >>> result.accuracy > 0.9
         True
     """
-    config = RunConfig(recipe="custom")
-    config = replace(
-        config,
-        data=replace(config.data, name=dataset.name, validation=validation, shift=shift),
-        training=training or TrainingConfig(),
-        plan=plan or PlanConfig(),
-        placement=placement or PlacementConfig(),
-    )
-    config.check()
-    listener = listener or Listener()
-    with joined(config, listener) as transport:
-        held, shape = deal(config, dataset, transport)
-        if shape.num_classes > network.num_classes:
-            raise SettingError(
-                f"The data have {shape.num_classes} classes, and the network was built for "
-                f"{network.num_classes}. Give num_classes={shape.num_classes}."
-            )
-        ready = _ready(network, config, dataset, held, shape, transport, folder, listener)
-        with left_tidy(ready.store):
-            trained = _train(network, ready, listener)
-    return _test(network, dataset, trained) if transport.rank == 0 else None
+    if isinstance(network, Network):
+        training, plan = training or TrainingConfig(), plan or PlanConfig()
+        stages = [Stage(network=network, training=training, plan=plan)]
+    elif training is None and plan is None and network:
+        stages = list(network)
+    else:
+        raise SettingError("Stages are one or more, and each has its own training and plan.")
+    given = placement if isinstance(placement, Placement) else None
+    where = placement if isinstance(placement, PlacementConfig) else PlacementConfig()
+    data = replace(RunConfig().data, name=dataset.name, validation=validation, shift=shift)
+    folder = None if folder is None else Path(folder)
+    results: list[Result] = []
+    for number, stage in enumerate(stages):
+        config = RunConfig(
+            recipe="custom",
+            data=data,
+            training=stage.training,
+            plan=stage.plan,
+            placement=_of_stage(where, number, len(stages)),
+        )
+        config.check()
+        dataset = split(config, dataset)
+        result = _train_stage(
+            stage.network,
+            config,
+            dataset,
+            listener or Listener(),
+            folder / f"stage-{number}" if folder and len(stages) > 1 else folder,
+            given=given,
+            is_last=number + 1 == len(stages),
+        )
+        results += [result] if result else []
+    return replace(results[-1], earlier=tuple(results[:-1])) if results else None
 
 
-@dataclass(frozen=True)
-class Ready:
-    """All that a rank needs to train, beside its network."""
-
-    config: RunConfig
-    """Settings."""
-
-    dataset: Dataset
-    """What is learned from, and tested on."""
-
-    held: dict[int, Rows]
-    """Rows of the shards that this rank has, by shard."""
-
-    shape: Shape
-    """What all ranks know of the data."""
-
-    plan: Plan
-    """What is computed."""
-
-    placement: Placement
-    """Where."""
-
-    memory: int
-    """Bytes that this rank will hold at its peak, about."""
-
-    transport: Transport
-    """The way to the others."""
-
-    store: Store | None
-    """Keeps what is finished."""
-
-    holders: Holders
-    """The ranks that can read what an earlier part of the run has left."""
+def _of_stage(where: PlacementConfig, number: int, stages: int) -> PlacementConfig:
+    """Return where a stage runs: ranks that share a folder have one in it for each."""
+    if where.directory is None or stages == 1:
+        return where
+    return replace(where, directory=str(Path(where.directory) / f"stage-{number}"))
 
 
-def _ready(
+def _train_stage(
     network: Network,
     config: RunConfig,
     dataset: Dataset,
-    held: dict[int, Rows],
-    shape: Shape,
-    transport: Transport,
-    folder: Path | None,
     listener: Listener,
-) -> Ready:
-    """Make plan and placement, find what is done already, and refuse a run without room.
-
-    The weights of the network may be released.
-    """
-    plan, placement, _ = arrange(config, network, dataset, shape, transport.num_ranks)
-    blocks = [block for block in network.all_blocks if not block.is_released]
-    now = memory.resident()
-    before = now - sum(block.num_bytes for block in blocks)
-    arithmetic = make_arithmetic(config)
-    keeps = folder is not None or not transport.carries
-    needed = memory.estimate(plan, placement, network, dataset.input_shape, arithmetic, keeps=keeps)
-    room = memory.room(max(before + needed[transport.rank], now))
-    memory.check([memory.Room(*other) for other in transport.exchange("room", room)])
-    store: Store | None = None
-    holders: Holders = {}
-    if max_restarts() > 0 and not keeps and transport.rank == 0:
-        listener.note(
-            "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "
-            "ow.train(..., folder=FOLDER)."
+    folder: Path | None,
+    *,
+    given: Placement | None,
+    is_last: bool,
+) -> Result | None:
+    """Train one network; where it is not the last, all ranks have it in the end."""
+    with joined(config, listener) as transport:
+        shards, summary = load_shards(config, dataset, transport)
+        if network.readout is not None and summary.num_classes > network.num_classes:
+            raise SettingError(
+                f"The data have {summary.num_classes} classes, and the network was built for "
+                f"{network.num_classes}. Give num_classes={summary.num_classes}."
+            )
+        ready = get_ready(
+            network, config, dataset, shards, summary, transport, folder, listener, given
         )
-    if not transport.carries:
-        folder = Path(config.placement.directory or "")
-    if folder is not None:
-        settings = f"{_settings(network, config)}\n{VERSIONS}\ndata {shape.data_sha256}"
-        every = config.placement.keep_every or max(1, plan.chapters // plan.epochs)
-        if not transport.carries:
-            every = 1
-        store = open_store(
-            folder, transport.rank, config.to_toml(), settings, _first_weights(network), every
-        )
-        worker = make_worker(plan, network, held, arithmetic)
-        with left_tidy(store):
-            plan, holders, damaged = take_up(store, plan, worker, transport)
-        if transport.rank == 0:
-            for text in damaged:
-                listener.note(f"{text} It is not used.")
-            if holders:
-                num_tasks = sum(1 for _ in plan.all_tasks())
-                listener.note(
-                    f"Going on: {num_done(plan):,} of {num_tasks:,} tasks are done already."
-                )
-    return Ready(
-        config, dataset, held, shape, plan, placement, room.needed, transport, store, holders
-    )
+        if not is_last:
+            everywhere = replace(ready.placement, is_gathered_everywhere=True)
+            ready = replace(ready, placement=everywhere)
+        with left_tidy(ready.store):
+            trained = _train(network, ready, listener)
+    return _test(network, dataset, trained) if transport.rank == 0 else None
 
 
 class Trained(NamedTuple):
@@ -318,31 +229,19 @@ class Trained(NamedTuple):
     rows: TrainedOn
 
 
-@contextmanager
-def left_tidy(store: Store | None) -> Iterator[None]:
-    """Where something fails, let what is finished be written; leave nothing where nothing is."""
-    try:
-        yield
-    except BaseException:
-        if store is not None:
-            with suppress(FileError):
-                store.close()
-            if store.is_new and not store.files:
-                store.remove()
-        raise
-
-
 def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
-    config, dataset, held, shape = ready.config, ready.dataset, ready.held, ready.shape
+    config, dataset, shards, summary = ready.config, ready.dataset, ready.shards, ready.summary
     plan, placement, transport = ready.plan, ready.placement, ready.transport
     precision = resolve_precision(config.training.precision)
     if placement.name == "federated":
         team = placement.team_of(transport.rank)
-        held = {s: rows for s, rows in held.items() if s % len(placement.teams) == team}
+        shards = {s: own for s, own in shards.items() if s % len(placement.teams) == team}
     placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
-    _check_alike(network, config, placed, transport)
-    log = Log(plan, listener)
-    worker = make_worker(plan, network, held, make_arithmetic(config))
+    check_alike(network, config, placed, transport)
+    fields = [report_fields(block) for block in network.all_blocks]
+    # Others hear of reports where all ranks gather them.
+    log = Log(plan, fields, listener if transport.rank == 0 else Listener())
+    worker = make_worker(plan, network, shards, make_settings(config))
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
     store, holders = ready.store, ready.holders
     runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, holders)
@@ -382,9 +281,9 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "recipe": config.recipe,
         "data": config.data.name if is_private(config) else dataset.name,
         "rows": {
-            "training": sum(shape.rows),
-            "validation": sum(shape.validation_rows),
-            "test": len(dataset.y_test),
+            "training": sum(summary.rows),
+            "validation": sum(summary.validation_rows),
+            "test": counted(dataset.test),
         },
         "seed": config.training.seed,
         "epochs": plan.epochs,
@@ -397,7 +296,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "precision": precision,
         "placement": placement.name,
         "world_size": transport.num_ranks,
-        "data_sha256": shape.data_sha256,
+        "data_sha256": summary.data_sha256,
         **per_rank,
         "seconds": max(per_rank["seconds"]),
         "timeline_is_whole": is_whole(told) and not plan.held,
@@ -411,18 +310,13 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             "platform": platform.platform(),
             "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
             "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
+            "load": psutil.getloadavg()[0],
         },
     }
     # Rank 0 has the network; of rows that stay where they are, not even digests travel.
     is_known = transport.rank == 0 and not is_private(config)
-    known = [rows.x for rows in ready.held.values()] if is_known else []
+    known = [shard.training for shard in ready.shards.values()] if is_known else []
     return Trained(log, facts, merged(told), TrainedOn.of(known))
-
-
-def num_done(plan: Plan) -> int:
-    """Return how many tasks of a plan were done in earlier parts of the run."""
-    return sum(1 for _ in plan.all_tasks()) - len(plan.rest) if plan.held else 0
 
 
 def spans_kept(num_ranks: int) -> int:
@@ -435,21 +329,15 @@ def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
     network.eval()
     network.trained_on = trained.rows
     log, facts, timeline = trained.log, trained.facts, trained.timeline
-    x, y = dataset.x_test, dataset.y_test
     facts["weights_sha256"] = weights_sha256(network)
-    test = evaluate(network, x, y)
+    test = evaluate(network, dataset.test)
     readouts: dict[str, float] = {}
     per_block = test.block_accuracy
-    if network.sampler.negatives is not None:
-        others: dict[str, Readout] = {}
-        if all(isinstance(block.objective, Threshold) for block in network.line):
-            others["goodness"] = GoodnessSweep(getattr(network.readout, "skip_first", True))
-        if network.head is not None:
-            others["softmax"] = SoftmaxHead()
-        for name, readout in others.items():
-            found = test if readout == network.readout else evaluate(network, x, y, readout)
-            readouts[name] = found.correct / max(found.rows, 1)
-            per_block = per_block or found.block_accuracy
+    for name, readout in network.readouts.items():
+        is_known = readout == network.readout
+        found = test if is_known else evaluate(network, dataset.test, readout)
+        readouts[name] = found.correct / max(found.rows, 1)
+        per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
     validation = log.final_validation()
     return Result(network, test, validation, readouts, per_block, progress, facts, timeline)

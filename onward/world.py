@@ -7,7 +7,6 @@ from pathlib import Path
 
 from onward.config import RunConfig
 from onward.errors import SettingError
-from onward.placement import usual
 from onward.results import Listener
 from onward.transport.directory import DirectoryTransport
 from onward.transport.distributed import DistributedTransport
@@ -66,11 +65,17 @@ def open_transport(config: RunConfig) -> Transport:
     placement = config.placement
     if is_distributed() and placement.directory is not None:
         num_ranks, folder = int(os.environ["WORLD_SIZE"]), Path(placement.directory)
-        is_stream, shards = config.plan.kind == "stream", config.plan.shards
-        name = placement.name or usual(num_ranks, is_stream=is_stream, shards=shards)
+        # A word for the start of the run, which notes of an earlier one with another do not have.
+        name = placement.name or config.plan.usual_placement
         return DirectoryTransport(folder, current_rank(), num_ranks, name)
     if is_distributed():
         return DistributedTransport(placement.iface)
+    if placement.directory is not None:
+        raise SettingError(
+            f"placement.directory is {placement.directory}, and this is one process, with "
+            f"nobody to share a folder with. Set the variables RANK and WORLD_SIZE on each "
+            f"machine, or use --nodes."
+        )
     if placement.nodes > 1:
         raise SettingError(
             f"placement.nodes is {placement.nodes}, and this is one process: only the command "

@@ -7,10 +7,9 @@ from safetensors import safe_open
 from torch import nn
 
 import onward as ow
-from onward import networks
 from onward.objectives import CrossEntropy
 from onward.optimizers import Adam
-from onward.recipes import RECIPES
+from onward.recipes import RECIPES, build
 
 INPUTS, CLASSES = 5, 3
 
@@ -24,7 +23,7 @@ def network_of(recipe="one-pass", *, widths=(8, 7, 6), seed=3, input_shape=(INPU
     config = RECIPES[recipe].config.with_settings(
         {"network.widths": widths} | {f"network.{n}": v for n, v in settings.items()}
     )
-    network = networks.build(
+    network = build(
         config.network,
         config.optimizer,
         input_shape=input_shape,

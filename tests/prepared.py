@@ -6,15 +6,15 @@ from functools import cache
 
 import onward as ow
 from onward.checkpoint import PRECISIONS, weights_sha256
-from onward.dealing import deal
 from onward.networks import Network
 from onward.placement import place
 from onward.plan.tasks import Plan
-from onward.preparation import block_costs, build_network, make_arithmetic, make_plan
+from onward.preparation import block_costs, build_network, make_plan, make_settings
 from onward.recipes import RECIPES
 from onward.runtime.runtime import Runtime, make_worker, run_in_memory
-from onward.runtime.workers import Arithmetic, Rows
+from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
+from onward.sharding import load_shards, split
 from onward.transport.messages import InMemoryTransport
 
 SMALL = {
@@ -174,11 +174,11 @@ class Prepared:
 
     plan: Plan
     network: Network
-    shards: dict[int, Rows]
-    arithmetic: Arithmetic
+    shards: dict[int, Shard]
+    settings: Settings
 
     def costs(self):
-        return block_costs(self.network, tuple(self.shards[0].x.shape[1:]))
+        return block_costs(self.network, self.shards[0].training)
 
     def run(self, name, num_ranks, replicas=1):
         """Run a placement in this process; return its runtimes, rank 0 first.
@@ -189,14 +189,14 @@ class Prepared:
         networks = [copy.deepcopy(self.network) for _ in range(num_ranks)]
         with global_generator_kept():
             if name != "federated":
-                return run_in_memory(self.plan, placement, networks, self.shards, self.arithmetic)
+                return run_in_memory(self.plan, placement, networks, self.shards, self.settings)
             runtimes = []
             for network, transport in zip(
                 networks, InMemoryTransport.group(num_ranks), strict=True
             ):
                 rank = transport.rank
                 own = {shard: r for shard, r in self.shards.items() if shard % num_ranks == rank}
-                worker = make_worker(self.plan, network, own, self.arithmetic)
+                worker = make_worker(self.plan, network, own, self.settings)
                 runtimes.append(Runtime(self.plan, placement, worker, transport))
             for task in self.plan.tasks():
                 runtimes[placement.rank(task)].do(task)
@@ -212,15 +212,15 @@ def digits():
 
 def prepare(recipe, changes):
     config = RECIPES[recipe].config.with_settings(changes)
-    shards, shape = deal(config, digits(), InMemoryTransport.group(1)[0])
+    shards, shape = load_shards(config, split(config, digits()), InMemoryTransport.group(1)[0])
     network = build_network(config, digits(), shape)
     return prepare_network(network, config, shards, shape)
 
 
 def prepare_network(network, config, shards, shape):
     network.set_precision(PRECISIONS[config.training.precision])
-    plan, arithmetic = make_plan(config, network, shape), make_arithmetic(config)
-    return Prepared(plan, network, shards, arithmetic)
+    plan, settings = make_plan(config, network, shape), make_settings(config)
+    return Prepared(plan, network, shards, settings)
 
 
 @cache

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 import onward as ow
+from onward.batch import Batch
 from onward.blocks import Block
+from onward.engine import Training, make_step
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD, Adam
-from onward.views import View
 
 UNITS, INPUTS, CLASSES = 7, 5, 3
 
@@ -38,31 +39,40 @@ def linear(inputs=UNITS, outputs=CLASSES, *, seed=5, bias=False):
 def objective_of(name, units=UNITS):
     if name == "cross-entropy":
         return CrossEntropy(linear(units))
-    # A slope below Hinton's, so that no row of this small layer is sure and every one teaches.
+    # A slope below Hinton's, so that no sample of this small layer is sure and every one teaches.
     return Threshold(units, threshold=0.8, slope=3.0, peer=0.03)
 
 
 def block_of(name, rule, *, dtype=torch.float32, precision=torch.float32, **settings):
     block = Block(dense(**settings), objective_of(name), rule).to(dtype)
     block.precision = precision
-    block.forget()
-    block.begin()
+    block.reset_optimizer()
+    block.init_optimizer()
     return block
 
 
-def views_of(name, *, seed, rows=6, inputs=INPUTS, dtype=torch.float32):
-    labels = (torch.arange(rows) + seed) % CLASSES
+def step_of(block, example=None, *, team=None, **settings):
+    """Make the step of a block; settings are those of `Training`."""
+    return make_step(block, Training(seed=0, **settings), example, team)
+
+
+def views_of(name, *, seed, samples=6, inputs=INPUTS, dtype=torch.float32):
+    labels = (torch.arange(samples) + seed) % CLASSES
     names = ("input",) if name == "cross-entropy" else ("positive", "negative")
     return {
-        view: View(draw(rows, inputs, seed=100 * seed + i).to(dtype), labels)
+        view: Batch(draw(samples, inputs, seed=100 * seed + i).to(dtype), {"label": labels})
         for i, view in enumerate(names)
     }
 
 
 def state_of(block):
-    """Return all that a step may change: weights, running means, moments."""
-    moments = {f"{n}.{part}": t for n, parts in block.moments.items() for part, t in parts.items()}
-    return {name: t.clone() for name, t in (block.state_dict() | moments).items()}
+    """Return all that a step may change: weights, running means, the optimizer's state."""
+    of_optimizer = {
+        f"{name}.{part}": tensor
+        for name, parts in block.optimizer_state.items()
+        for part, tensor in parts.items()
+    }
+    return {name: t.clone() for name, t in (block.state_dict() | of_optimizer).items()}
 
 
 def close(actual, expected, tolerance):

@@ -1,9 +1,17 @@
+"""The modules: what each may import, what none may do, and who knows whom by name."""
+
 import ast
+from importlib import import_module
+from inspect import getmembers, isclass
 from pathlib import Path
 
 import pytest
 
 import onward
+from onward.objectives import Objective
+from onward.plan.tasks import Plan
+from onward.readouts import Readout
+from onward.samplers import Sampler
 
 ROOT = Path(onward.__file__).parent
 MODULES = {
@@ -15,8 +23,9 @@ ORDER = [
     "errors",
     "files",
     "seeds",
+    "digests",
     "config",
-    "recipes",
+    "batch",
     "data.splits",
     "data.dataset",
     "data.arrays",
@@ -25,21 +34,32 @@ ORDER = [
     "data.cifar",
     "data.mitbih",
     "data.catalog",
+    "data.shared",
     "data",
+    "augmentation",
     "layers",
     "optimizers",
-    "views",
+    "samplers",
     "objectives",
     "blocks",
     "steps",
     "team",
-    "sliced",
+    "kernels",
+    "kernels.closed_form",
+    "kernels.units",
+    "kernels.sweep",
+    "slices",
     "readouts",
+    "engine",
     "trained_on",
+    "wiring",
     "networks",
+    "recipes.catalog",
+    "recipes.dense",
+    "recipes",
     "checkpoint",
     "exits.policies",
-    "exits.stages",
+    "exits.answers",
     "exits.macs",
     "exits.latency",
     "exits.outcomes",
@@ -64,6 +84,7 @@ ORDER = [
     "transport.directory",
     "transport.pulse",
     "runtime",
+    "runtime.products",
     "runtime.store",
     "runtime.workers",
     "runtime.chapters",
@@ -72,10 +93,11 @@ ORDER = [
     "runtime.runtime",
     "costs",
     "memory",
-    "dealing",
+    "sharding",
     "preparation",
     "results",
     "world",
+    "starting",
     "training",
     "runs",
     "cli",
@@ -175,3 +197,93 @@ def test_a_module_is_short_enough_to_be_read():
     lengths = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
 
     assert {module: length for module, length in lengths.items() if length > 500} == {}
+
+
+# Plans, samplers, objectives and readouts are asked for what they answer, not what they are
+
+
+PARTS = {"plan": Plan, "sampler": Sampler, "objective": Objective, "readout": Readout}
+"""What a user may write another of, by the name that the code gives it."""
+
+
+def kinds_of(base):
+    """Return the classes of the library that are of a kind, by name, with the module of each."""
+    modules = [import_module(f"onward.{name}") for name in ORDER]
+    found = [cls for module in modules for _, cls in getmembers(module, isclass)]
+    return {
+        cls.__name__: cls.__module__.removeprefix("onward.")
+        for cls in found
+        if issubclass(cls, base) and cls.__module__.startswith("onward")
+    }
+
+
+def is_part(node):
+    """Return whether an expression ends in the name of a part, such as `block.objective`."""
+    return ast.unparse(node).rpartition(".")[2].lstrip("_") in PARTS
+
+
+def probes(source):
+    """Return the expressions in which code looks at the class of a part, or for a member.
+
+    What an error message tells of a class, by `type(part).__name__`, is left out.
+    """
+    tree = ast.parse(source)
+    told = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("__name__", "__qualname__")
+    }
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name("isinstance" | "issubclass")):
+                kinds = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+                kinds |= {n.attr for n in ast.walk(node.args[1]) if isinstance(n, ast.Attribute)}
+                if kinds & KINDS.keys() or is_part(node.args[0]):
+                    found.add((ast.unparse(node), *sorted(kinds)))
+            case ast.Call(func=ast.Name("hasattr" | "getattr" | "type")) if node not in told:
+                if is_part(node.args[0]):
+                    found.add((ast.unparse(node),))
+            case ast.Compare() if "type(" in ast.unparse(node):
+                kinds = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & KINDS.keys()
+                if kinds:
+                    found.add((ast.unparse(node), *sorted(kinds)))
+            case ast.MatchClass(cls=ast.Name(kind)) if kind in KINDS:
+                found.add((ast.unparse(node), kind))
+    return found
+
+
+KINDS = {name: module for base in PARTS.values() for name, module in kinds_of(base).items()}
+"""All plans, samplers, objectives and readouts of the library, and the modules that define them."""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(x, SumOfHeads)",
+        "isinstance(x, onward.readouts.SumOfHeads | int)",
+        "isinstance(network.readout, something)",
+        "type(x) is StreamPlan",
+        "NAMES[type(self.sampler)]",
+        "hasattr(block.objective, 'head')",
+        "getattr(plan, 'slices', 1)",
+        "match x:\n    case ChapterPlan(slices=2): pass",
+    ],
+)
+def test_looking_at_the_class_of_a_part_is_noticed(code):
+    assert len(probes(code)) == 1
+
+
+def test_asking_a_part_and_naming_its_class_in_a_message_is_no_probe():
+    assert probes("plan.kind == 'stream' and f'{type(sampler).__name__}'") == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_does_not_look_at_the_class_of_parts_that_others_define(module):
+    if module.startswith("kernels."):
+        return  # Their tables know layers, objectives and samplers by class.
+    own = {kind for kind, defined in KINDS.items() if defined == name_of(module)}
+
+    found = probes(MODULES[module].read_text())
+
+    assert [expression for expression, *kinds in found if not set(kinds) & own] == []

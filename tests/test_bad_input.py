@@ -95,8 +95,8 @@ def test_an_unknown_command_is_refused(capsys):
         (["hinton", "--shards", "2", *QUICK], "plan.shards is 2, but a stream plan has one stream"),
         (
             ["--set", "training.gradients=shared-pass"],
-            "It needs labels in the input (here: Plain), a dense first block with a threshold, no "
-            "dropout (here: 0.2) and no slices (here: 1).",
+            "It needs labels in the first inputs (here: Plain), a dense first block with a "
+            "threshold, no dropout (here: 0.2) and no slices (here: 1).",
         ),
     ],
 )

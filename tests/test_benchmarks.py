@@ -70,20 +70,19 @@ LONG = {
 }
 """Those that take ten seconds or more, and are not the short form of a test of faults."""
 
-
-def test_every_benchmark_is_tried_here():
-    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {
-        "common",
-        "control_groups",
-        "hosts",
-    }
-
-    assert scripts == set(FIGURES)
+SCRIPTS = {path.stem for path in BENCHMARKS.glob("*.py")} - {
+    "common",
+    "control_groups",
+    "hosts",
+    "size",
+    "versions",
+}
+"""All benchmarks that measure something."""
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in FIGURES]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in sorted(SCRIPTS)]
 )
 def test_a_benchmark_ends_with_a_line_of_its_figures(name, tmp_path):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smoke", "--out", str(tmp_path)]
@@ -96,3 +95,55 @@ def test_a_benchmark_ends_with_a_line_of_its_figures(name, tmp_path):
         pytest.skip(figures["skipped"])
     assert FIGURES[name] <= figures.keys()
     assert figures["form"] == "smoke"
+
+
+MODULE = '''"""Doubles."""
+
+MOST = 3
+"""The most that is doubled."""
+
+
+def double(x):
+    """Return twice x."""
+    if x > MOST: return x
+    return 2 * x; pass
+'''
+
+
+def size(*arguments):
+    command = [sys.executable, str(BENCHMARKS / "size.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_size_counts_statements_without_docstrings_recipes_and_the_command(tmp_path):
+    for name in ("one.py", "part/two.py", "recipes.py", "recipes/pff.py", "cli/main.py"):
+        path = tmp_path / "onward" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(MODULE)
+
+    done = size("--root", tmp_path, "--json", tmp_path / "size.json")
+
+    found = json.loads((tmp_path / "size.json").read_text())
+    assert found == {"statements": 12, "modules": {"one.py": 6, "part/two.py": 6}}
+    assert "12" in done.stdout.splitlines()[-2]
+
+
+def test_size_refuses_a_folder_without_the_library(tmp_path):
+    done = size("--root", tmp_path)
+
+    assert done.returncode == 2
+    assert "There is no package onward in" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_versions_are_compared_figure_by_figure():
+    root = BENCHMARKS.parent
+    script = [sys.executable, str(BENCHMARKS / "versions.py"), "step_speed", "--old", str(root)]
+
+    done = subprocess.run(
+        [*script, "--pairs", "2", "--form", "smoke"], capture_output=True, text=True, check=True
+    )
+
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "one_pass_vs_fp32_ff 100" in found
+    assert all(ratio > 0 for name, ratio in found.items() if name != "form")

@@ -10,19 +10,18 @@ from scipy.stats import binom
 
 import onward as ow
 from onward.errors import DataError, SettingError
+from onward.exits.answers import answer
 from onward.exits.calibration import (
     CAUTION,
     Calibrated,
     calibrate,
     candidates,
     choose,
-    learned_sigmoid,
     mean_minus_std,
 )
 from onward.exits.macs import StageCost, macs_spent
 from onward.exits.outcomes import HeldOut, dropped, fixed_depths, follow, look_at, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
-from onward.exits.stages import answer
 
 COSTS = (StageCost(100, 0, 1, 0), StageCost(300, 0, 1, 1), StageCost(600, 0, 1, 2))
 
@@ -110,7 +109,7 @@ def test_a_cost_may_be_asked_for_instead():
 
 def test_a_cost_that_cannot_be_reached_is_refused():
     with pytest.raises(
-        SettingError, match="No policy comes to 50 MACs a row: the first exit costs"
+        SettingError, match="No policy comes to 50 MACs a sample: the first exit costs"
     ):
         choose(made_up(), target_macs=50.0)
 
@@ -213,11 +212,10 @@ def test_too_few_rows_guarantee_nothing_and_all_go_the_whole_way():
 
 def test_what_is_calculated_is_what_inference_does(digits, trained):
     for network in trained.values():
-        x, y = digits.x_test, digits.y_test
-        seen = look_at(network, x, y)
+        seen = look_at(network, digits.test)
         policy = choose(seen, max_error_increase=0.02).policy
 
-        outcome, found = follow(policy, seen), answer(network, x, policy)
+        outcome, found = follow(policy, seen), answer(network, digits.test, policy)
 
         same = outcome.exits == found.exits
         assert share(same) > 0.99
@@ -273,30 +271,6 @@ def test_mean_minus_std_is_that_of_the_best_scores():
     assert policy.thresholds[0] == pytest.approx(float(best.mean() - 2 * best.std()))
 
 
-def test_the_learned_sigmoid_leaves_where_right_answers_are_likelier_than_wrong_ones():
-    seen = made_up()
-
-    policy = learned_sigmoid(seen)
-
-    assert policy.thresholds == (0.5, 0.5)
-    outcome = follow(policy, seen)
-    right = seen.history[0].argmax(dim=1) == seen.labels
-    left = outcome.exits == 0
-    assert share(right[left]) > share(right) > share(right[~left])
-    assert policy.neurons[0][0] > 0
-
-
-def test_the_confidence_sigmoid_decides_as_max_score_does():
-    seen = made_up()
-
-    one, other = (
-        follow(choose(seen, confidence=name, max_error_increase=0.01).policy, seen)
-        for name in ("sigmoid", "max-score")
-    )
-
-    assert one.exits.equal(other.exits)
-
-
 # Rows that may not be taken
 
 
@@ -324,7 +298,7 @@ def trained(digits):
 def test_training_rows_are_refused_unless_forced_and_that_is_recorded(digits, trained):
     network, x, y = trained["heads"], digits.x, digits.y
 
-    with pytest.raises(DataError, match=r"About (8|9)\d% of these 1,437 rows were trained on"):
+    with pytest.raises(DataError, match=r"About (8|9)\d% of these 1,437 samples were trained on"):
         calibrate(network, x, y, max_error_increase=0.01)
     found = calibrate(network, x, y, max_error_increase=0.01, force=True)
     held_out = calibrate(network, digits.x_test, digits.y_test, max_error_increase=0.01)
@@ -359,6 +333,42 @@ def test_settings_that_do_not_go_together_are_refused(digits, trained, wrong, me
         calibrate(trained["heads"], digits.x_test, digits.y_test, **wrong)
 
 
+def test_a_batch_that_has_its_classes_needs_no_others(digits, trained):
+    network = trained["heads"]
+
+    found = calibrate(network, digits.test, max_error_increase=0.01)
+
+    assert found == calibrate(network, digits.x_test, digits.y_test, max_error_increase=0.01)
+
+
+def test_samples_that_do_not_count_are_left_out(digits, trained):
+    network, some = trained["heads"], torch.arange(0, 360, 3)
+
+    found = calibrate(network, digits.test.replace(index=some), max_error_increase=0.01)
+
+    assert found == calibrate(network, digits.test.take(some), max_error_increase=0.01)
+
+
+def test_samples_without_classes_calibrate_nothing(digits, trained):
+    with pytest.raises(DataError, match="These samples have no classes"):
+        calibrate(trained["heads"], digits.x_test, max_error_increase=0.01)
+
+
+def test_samples_that_belong_together_have_nothing_to_save(digits, trained):
+    graph = digits.test.replace(structure={"edge_index": torch.zeros(2, 1, dtype=torch.int64)})
+
+    with pytest.raises(SettingError, match=r"belong together \(edge_index\)"):
+        calibrate(trained["heads"], graph, max_error_increase=0.01)
+
+
+def test_a_network_that_names_no_classes_has_no_exits(digits):
+    network = ow.mlp(digits.input_shape, num_classes=10, widths=(8, 8))
+    network.readout = None
+
+    with pytest.raises(SettingError, match="This network has no readout"):
+        calibrate(network, digits.test, max_error_increase=0.01)
+
+
 def test_rows_that_are_not_finite_are_refused(digits, trained):
     x = digits.x_test.clone()
     x[7, 0, 3, 3] = math.nan
@@ -368,7 +378,7 @@ def test_rows_that_are_not_finite_are_refused(digits, trained):
 
 
 def test_no_rows_calibrate_nothing(digits, trained):
-    with pytest.raises(DataError, match="There are 0 rows to calibrate on, and two are needed"):
+    with pytest.raises(DataError, match="There are 0 samples to calibrate on, and two are needed"):
         calibrate(trained["heads"], digits.x_test[:0], digits.y_test[:0], max_error_increase=0.01)
 
 
@@ -378,7 +388,7 @@ def test_no_rows_calibrate_nothing(digits, trained):
         (lambda y: y + 1, "from 0 to 9 for this network; these run from 1 to 10"),
         (lambda y: y - 1, "these run from -1 to 8"),
         (lambda y: y + 0.5, "Classes are whole numbers"),
-        (lambda y: y[:-1], r"There are 360 rows, and their classes have shape \(359,\)"),
+        (lambda y: y[:-1], r"There are 360 samples, and their classes have shape \(359,\)"),
         (lambda y: y[:, None], r"their classes have shape \(360, 1\)"),
     ],
     ids=["one too high", "one too low", "halves", "too few", "two axes"],

@@ -278,7 +278,7 @@ def test_what_is_for_training_only_does_not_count():
     before = weights_sha256(network)
 
     network.line[0].objective.peer_mean.fill_(9.0)
-    network.line[0].moments["module.weight"]["momentum"].fill_(9.0)
+    network.line[0].optimizer_state["module.weight"]["momentum"].fill_(9.0)
 
     assert weights_sha256(network) == before
 

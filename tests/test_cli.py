@@ -18,6 +18,7 @@ from onward.cli import progress
 from onward.cli.main import FLAGS, main, parse, read_config
 from onward.cli.progress import Bars
 from onward.config import RunConfig
+from onward.data import read_shared
 from onward.recipes import RECIPES
 from onward.runs import FILES, read_result
 
@@ -62,6 +63,29 @@ def test_every_command_explains_itself(command, capsys):
     assert onward(command, "--help") == 0
 
     assert f"usage: onward {command}" in capsys.readouterr().out
+
+
+WITHOUT_UNIX = """
+import os, signal, sys
+# Packages that look for themselves whether these are there.
+import filelock, numpy, pooch, psutil, rich.console, safetensors, scipy, sklearn, torch.distributed
+for name in ("fcntl", "resource", "pwd", "termios"):
+    sys.modules[name] = None
+for owner, name in (
+    (os, "fork"), (os, "getloadavg"), (os, "killpg"), (os, "sched_getaffinity"), (os, "uname"),
+    (signal, "SIGHUP"), (signal, "SIGKILL"), (signal, "SIGUSR1"),
+):
+    delattr(owner, name)
+from onward.cli.main import main
+main(["--help"])
+"""
+
+
+def test_the_command_starts_where_what_windows_lacks_is_missing():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_UNIX], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "usage: onward" in done.stdout
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -232,6 +256,25 @@ def test_a_training_that_fails_leaves_the_run_that_it_was_to_replace(finished, c
     assert "is no longer finite" in capsys.readouterr().err
     left = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     assert left == before
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["one file", "a file a rank"])
+def test_ranks_of_this_machine_are_handed_the_data_that_was_read_here(private, monkeypatch):
+    for rank in range(2):
+        np.savez(f"data-{rank}.npz", x=np.eye(40), y=np.arange(40) % 2)
+    handed = []
+
+    def launch(num_ranks, command, restarts, variables):
+        handed.extend(read_shared(Path(file)) for file in variables.values())
+        return 0
+
+    monkeypatch.setattr(cli, "launch", launch)
+    data = "data-{rank}.npz" if private else "data-0.npz"
+    flags = ("--batch-size", "10", "--validation", "4", "--nodes", "2")
+    assert onward("train", "--data", data, *SMALL, *flags) == 0
+
+    assert [len(each.training) for each in handed] == ([] if private else [28])
+    assert [len(each.validation) for each in handed] == ([] if private else [4])
 
 
 # Progress

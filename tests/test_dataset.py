@@ -1,6 +1,7 @@
-"""A data set made of arrays, and how its rows are split."""
+"""A data set, made of arrays or of batches of any kind, and how its rows are split."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onward.batch import Batch
 from onward.data import (
+    Dataset,
     check_classes,
     from_arrays,
+    read_shared,
     shards,
     split_validation,
+    write_shared,
 )
 from onward.errors import DataError
 
@@ -288,6 +293,85 @@ def test_classes_are_checked_over_all_shards_by_their_counts():
 
     with pytest.raises(DataError, match=re.escape("The classes of the 3 training rows are [1]")):
         check_classes([0, 3])
+
+
+# Batches of any kind
+
+
+def pairs(**changes):
+    """Make a data set of two inputs, one of them token ids, which belong together in a graph."""
+    whole = Batch(
+        {"left": torch.eye(3), "tokens": torch.tensor([[7, 1], [0, 2], [5, 5]])},
+        {"label": torch.tensor([0, 1, 1]), "age": torch.tensor([0.5, 2.0, 1.0])},
+        weights=torch.tensor([1.0, 2.0, 1.0]),
+        structure={"edge_index": torch.tensor([[0, 1], [2, 2]])},
+        index=torch.tensor([0, 2]),
+    ).replace(**changes)
+    test = whole.replace(index=torch.tensor([1]))
+    return Dataset(name="pairs", training=whole, test=test, num_classes=2)
+
+
+def test_a_data_set_of_batches_keeps_them_as_they_are_and_numbers_the_samples():
+    dataset = pairs()
+
+    assert dataset.training.inputs["tokens"].dtype is torch.int64
+    assert dataset.training.ids.tolist() == [0, 1, 2]
+    assert pairs(ids=torch.tensor([4, 9, 2])).training.ids.tolist() == [4, 9, 2]
+    assert dataset.num_rows == 3
+
+
+def test_a_data_set_of_arrays_has_batches_as_well():
+    dataset = from_arrays(np.eye(10), np.arange(10) % 2)
+
+    assert dataset.training.tensor.equal(dataset.x)
+    assert dataset.training.label.equal(dataset.y)
+    assert dataset.test.tensor.equal(dataset.x_test)
+    assert dataset.test.label.equal(dataset.y_test)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inputs": {"left": torch.eye(3), "tokens": torch.zeros(3, 2, dtype=torch.int64)}},
+        {"inputs": torch.eye(3)},
+        {"targets": {"label": torch.tensor([0, 1, 1])}},
+        {"weights": None},
+        {"structure": {"edge_index": torch.tensor([[0, 1], [2, 1]])}},
+        {"index": torch.tensor([0, 1])},
+    ],
+    ids=["other tokens", "one input", "a target fewer", "no weights", "an edge", "other samples"],
+)
+def test_all_that_is_known_of_the_training_samples_counts_in_the_digest(changes):
+    assert pairs(**changes).sha256() != pairs().sha256()
+
+
+def test_how_samples_are_numbered_and_what_is_tested_on_does_not_count_in_the_digest():
+    numbered = pairs(ids=torch.tensor([4, 9, 2]))
+    other = Dataset(training=pairs().training, test=pairs().training)
+
+    assert numbered.sha256() == other.sha256() == pairs().sha256()
+
+
+def assert_same_batch(actual, expected):
+    expected = expected.tensors()
+    found = actual.tensors()
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype is expected[name].dtype
+        assert tensor.equal(expected[name]), name
+
+
+def test_a_data_set_is_handed_to_other_processes_whole(tmp_path):
+    dataset = replace(pairs(), validation=pairs().training.replace(index=torch.tensor([1])))
+
+    write_shared(dataset, tmp_path / "data.safetensors")
+    found = read_shared(tmp_path / "data.safetensors")
+
+    for part in ("training", "validation", "test"):
+        assert_same_batch(getattr(found, part), getattr(dataset, part))
+    for fact in ("name", "num_classes", "is_image"):
+        assert getattr(found, fact) == getattr(dataset, fact)
+    assert found.sha256() == dataset.sha256()
 
 
 # Splits

@@ -19,9 +19,9 @@ from weight_jobs import (
 )
 
 from onward.checkpoint import weights_sha256
-from onward.dealing import Shape, data_sha256, deal, deal_alone, load_data
+from onward.plan.streams import QUEUE
 from onward.preparation import build_network
-from onward.runtime.runtime import QUEUE
+from onward.sharding import DataSummary, load_data, load_shards, local_shards, split
 from onward.training import run
 from onward.transport.messages import InMemoryTransport
 
@@ -129,16 +129,18 @@ def test_processes_end_in_the_weights_of_one_process_with_blocks_of_any_kind(gro
 
 def test_ranks_with_files_of_their_own_end_in_the_weights_of_one_process_that_has_them_all(group):
     config = private_config(group["folder"]).with_settings({"plan.shards": 4})
-    files = [load_data(config, rank) for rank in range(4)]
-    shards = {rank: deal_alone(config, file) for rank, file in enumerate(files)}
-    shape = Shape(
-        tuple(len(rows.y) for rows in shards.values()),
-        tuple(len(rows.y_validation) for rows in shards.values()),
+    files = [split(config, load_data(config, rank)) for rank in range(4)]
+    shards = {}
+    for rank, file in enumerate(files):
+        shards |= local_shards(config, file, rank)
+    summary = DataSummary(
+        tuple(len(shard.training) for shard in shards.values()),
+        tuple(len(shard.validation) for shard in shards.values()),
         num_classes=10,
-        data_sha256=data_sha256(files[0]),
+        data_sha256=files[0].sha256(),
     )
-    network = build_network(config, files[0], shape)
-    (expected,) = prepare_network(network, config, shards, shape).run("sequential", 1)
+    network = build_network(config, files[0], summary)
+    (expected,) = prepare_network(network, config, shards, summary).run("sequential", 1)
 
     first, *_ = group["private_files"]
 
@@ -191,10 +193,10 @@ def test_rank_0_hears_of_all_that_other_ranks_have_finished(group, case):
 )
 def test_a_run_says_how_many_bytes_each_rank_has_sent(group, case, name, number):
     config = config_of(case, group["folder"])
-    dataset = load_data(config, 0)
-    shards, shape = deal(config, dataset, InMemoryTransport.group(1)[0])
-    network = build_network(config, dataset, shape)
-    in_memory = prepare_network(network, config, shards, shape).run(name, number)
+    dataset = split(config, load_data(config, 0))
+    shards, summary = load_shards(config, dataset, InMemoryTransport.group(1)[0])
+    network = build_network(config, dataset, summary)
+    in_memory = prepare_network(network, config, shards, summary).run(name, number)
 
     first, *_ = group[f"{case}, {name} on {number}"]
 

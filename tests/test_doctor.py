@@ -16,7 +16,7 @@ def findings():
 
 
 def test_the_loopback_is_among_the_interfaces():
-    assert addresses()["lo"] == "127.0.0.1"
+    assert "127.0.0.1" in addresses().values()
 
 
 def test_a_name_that_others_cannot_reach_asks_for_an_interface(monkeypatch):
@@ -77,7 +77,7 @@ def test_a_machine_without_a_network_is_told_so(monkeypatch):
 
 @pytest.mark.parametrize(("load", "is_well"), [(0.3, True), (64.0, False)])
 def test_a_busy_machine_is_told_so(monkeypatch, load, is_well):
-    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(doctor.psutil, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(doctor.os, "cpu_count", lambda: 4)
 
     assert (findings()["processor"].advice == "") is is_well

@@ -145,3 +145,5 @@ def test_the_table_counts_the_tasks_and_messages_of_each_rank():
 def test_the_legend_names_the_unit_of_time():
     assert "2T7 is block 2, train, chapter 7." in legend(chapters_of_two_blocks())
     assert "2T7 is block 2, train, mini-batch 7." in legend(stream_of_two_blocks())
+    recurrent = stream_of_two_blocks(head_reads=(), ticks=3)
+    assert "2T7 is block 2, train, tick 7." in legend(recurrent)

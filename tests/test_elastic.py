@@ -21,14 +21,15 @@ from onward.cli.main import main
 
 train = ChapterWorker.train
 
-def train_or_die(worker, chapter, block):
-    if (chapter, block) == (2, 1) and not os.path.exists("died"):
+def train_or_die(worker, task, given):
+    at = (task.time, task.block)
+    if at == (2, 1) and not os.path.exists("died"):
         open("died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
-    if (chapter, block) == (3, 0) and "DREAMING" in os.environ and not os.path.exists("slept"):
+    if at == (3, 0) and "DREAMING" in os.environ and not os.path.exists("slept"):
         open("slept", "w").close()
         time.sleep(20)
-    train(worker, chapter, block)
+    return train(worker, task, given)
 
 ChapterWorker.train = train_or_die
 main()

@@ -1,6 +1,5 @@
 """Exit policies: pure functions of scores, which travel as data."""
 
-import inspect
 import json
 import math
 
@@ -77,18 +76,6 @@ def test_a_row_leaves_when_all_labels_but_one_are_dropped():
     assert not bool(ExitPolicy("margin", never, drops=(2.1, 1.9)).leaves(SCORES[:1]))
 
 
-def test_a_neuron_turns_the_best_score_into_a_probability():
-    policy = ExitPolicy("sigmoid", (0.5, 0.5), neurons=((2.0, -6.0), (1.0, 0.0)))
-
-    assert policy.confidences(SCORES[:1]).tolist() == [0.5]
-    assert policy.confidences(SCORES[:2]).tolist() == pytest.approx([1 / (1 + math.exp(-2))])
-
-
-def test_a_policy_has_no_place_for_a_label():
-    for function in (*CONFIDENCES.values(), ExitPolicy.leaves, ExitPolicy.stays):
-        assert set(inspect.signature(function).parameters) <= {"self", "history"}
-
-
 # As data
 
 
@@ -111,8 +98,6 @@ def test_a_policy_is_the_same_after_a_way_through_json(values):
         {"thresholds": ["nan"]},
         {"thresholds": 3},
         {"drops": [1.0, 2.0]},
-        {"neurons": [[1.0]]},
-        {"neurons": [[1.0, 2.0]]},
         {"neurons": None},
     ],
     ids=str,
@@ -125,8 +110,18 @@ def test_what_is_no_policy_is_refused(change):
 
 
 def test_what_lacks_a_part_is_no_policy():
-    for name in ("confidence", "thresholds", "drops", "neurons"):
+    for name in ("confidence", "thresholds", "drops"):
         found = ExitPolicy("margin", (1.0,)).to_json()
         del found[name]
         with pytest.raises(SettingError, match="no exit policy"):
             ExitPolicy.from_json(found)
+
+
+def test_a_file_from_before_neurons_were_removed_is_read_where_it_has_none():
+    policy = ExitPolicy("margin", (1.0,))
+
+    assert ExitPolicy.from_json(policy.to_json() | {"neurons": []}) == policy
+    with pytest.raises(SettingError, match="sigmoid was removed, and max-score decides the same"):
+        ExitPolicy.from_json(
+            {"confidence": "sigmoid", "thresholds": [0.5], "drops": [], "neurons": [[1.0, 2.0]]}
+        )

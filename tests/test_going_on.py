@@ -36,10 +36,10 @@ def stop_in(monkeypatch):
     """Let a run be stopped in the middle of a task."""
 
     def stop(chapter, block, number=signal.SIGTERM):
-        def train(worker, time, trained):
-            if (time, trained) == (chapter, block):
+        def train(worker, task, given):
+            if (task.time, task.block) == (chapter, block):
                 signal.raise_signal(number)
-            original(worker, time, trained)
+            return original(worker, task, given)
 
         original = ChapterWorker.train
         monkeypatch.setattr(ChapterWorker, "train", train)
@@ -165,6 +165,13 @@ def test_a_run_may_be_begun_anew(cut, undisturbed, capsys):
     assert weights_of("run") == weights_of(undisturbed)
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_run_stays_where_the_one_that_was_to_replace_it_cannot_begin(cut, nodes, refused):
+    refused("train", *RUN, "--chapters", 3, "--nodes", nodes, "--out", "run", "--overwrite")
+
+    assert onward("train", "--resume", "run") == 0
+
+
 def test_a_run_does_not_go_on_with_other_settings(cut, capsys):
     assert onward("train", "--resume", "run", "--lr", "0.02") == 2
 
@@ -219,10 +226,10 @@ def test_a_state_whose_beginning_is_damaged_is_named(cut, refused):
 def test_the_last_finite_state_stays_where_training_leaves_the_finite_numbers(monkeypatch, capsys):
     original = ChapterWorker.train
 
-    def train(worker, time, block):
-        if (time, block) == (2, 0):
+    def train(worker, task, given):
+        if (task.time, task.block) == (2, 0):
             raise DivergedError("The loss is gone.")
-        original(worker, time, block)
+        return original(worker, task, given)
 
     monkeypatch.setattr(ChapterWorker, "train", train)
 
@@ -233,10 +240,10 @@ def test_the_last_finite_state_stays_where_training_leaves_the_finite_numbers(mo
 def test_a_folder_that_vanishes_in_the_middle_is_named(monkeypatch, capsys):
     original = ChapterWorker.train
 
-    def train(worker, time, block):
-        if (time, block) == (1, 0):
+    def train(worker, task, given):
+        if (task.time, task.block) == (1, 0):
             os.rename("run", "gone")
-        original(worker, time, block)
+        return original(worker, task, given)
 
     monkeypatch.setattr(ChapterWorker, "train", train)
 

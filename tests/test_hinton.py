@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from onward.batch import Batch
 from onward.config import NetworkConfig, OptimizerConfig
-from onward.networks import build
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Product, Thing
+from onward.plan.tasks import Product, Thing, line
+from onward.recipes import build
 from onward.runtime.streams import StreamWorker
-from onward.runtime.workers import Arithmetic, Rows
+from onward.runtime.workers import Settings, Shard
 
 CLASSES = 3
 
@@ -114,7 +115,7 @@ def in_float64(monkeypatch):
 @both_ways
 @pytest.mark.usefixtures("in_float64")
 def test_a_stream_with_hints_of_this_mini_batch_is_hintons_algorithm(closed_form):
-    # Given fourteen images, and epochs of four mini-batches, the last of two rows.
+    # Given fourteen images, and epochs of four mini-batches, the last of two images.
     epochs, batch_size, draw_inputs = 4, 4, torch.Generator().manual_seed(1)
     images = torch.rand(14, 1, 3, 4, generator=draw_inputs)
     labels = torch.arange(14) % CLASSES
@@ -134,8 +135,7 @@ def test_a_stream_with_hints_of_this_mini_batch_is_hintons_algorithm(closed_form
         [b.module.bias.detach().numpy().copy() for b in network.line],
     )
     plan = StreamPlan(
-        num_blocks=3,
-        head_reads=(1, 2),
+        nodes=line(3, (1, 2)),
         epochs=epochs,
         chapters=epochs,
         batch_size=batch_size,
@@ -144,27 +144,30 @@ def test_a_stream_with_hints_of_this_mini_batch_is_hintons_algorithm(closed_form
         validate_every=None,
         has_validation=False,
     )
-    shards = {0: Rows(images, labels, images[:0], labels[:0])}
-    arithmetic = Arithmetic(seed=3, schedule="cooldown", closed_form=closed_form)
-    worker = StreamWorker(plan, network, shards, arithmetic)
+    samples = Batch(images, {"label": labels}, ids=torch.arange(14))
+    shards = {0: Shard(samples, samples.take(slice(0, 0)))}
+    settings = Settings(seed=3, schedule="cooldown", closed_form=closed_form)
+    worker = StreamWorker(plan, network, shards, settings)
 
     # When both learn from the same mini-batches, with the negatives that the worker draws.
+    made = {}
     for task in plan.tasks():
-        worker.execute(task)
+        made |= worker.execute(task, {product: made[product] for product in plan.needs(task)})
     for time in range(plan.steps):
         epoch, batch = divmod(time, 4)
-        rows = worker.order(epoch, 0)[batch * batch_size :][:batch_size]
-        hints = worker.values[Product(Thing.HINTS, time, 0)][0]
+        chosen = worker.order(epoch, 0)[batch * batch_size :][:batch_size]
+        (hints,) = made[Product(Thing.HINTS, time, 0)]
 
-        def drawn(logits, time=time, rows=rows, hints=hints):
+        def drawn(logits, time=time, chosen=chosen, hints=hints):
             expected = torch.from_numpy(logits).log_softmax(dim=1).float()
             torch.testing.assert_close(hints, expected, rtol=1e-6, atol=1e-6)
-            return worker.negative_labels(labels[rows], hints, time, 0).numpy()
+            negative = worker.sampled(samples.take(chosen), hints, time, 0)["negative"]
+            return negative.inputs.flatten(1)[:, :CLASSES].argmax(dim=1).numpy()
 
         number = epoch + 1
         gain = 1 if number <= epochs / 2 else (1 + 2 * (epochs - number)) / epochs
-        images_seen = images[rows].flatten(1).numpy()
-        reference.minibatch(images_seen, labels[rows].numpy(), drawn, gain)
+        images_seen = images[chosen].flatten(1).numpy()
+        reference.minibatch(images_seen, labels[chosen].numpy(), drawn, gain)
 
     # Then all ends in the same numbers, by way of hints that were more than a guess.
     exact = {"rtol": 1e-10, "atol": 1e-10}

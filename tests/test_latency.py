@@ -14,12 +14,12 @@ NAMES = {policy: name for name, policy in POLICIES.items()}
 
 @pytest.fixture
 def answered(monkeypatch):
-    """What is asked for: the policy's name, and the first input of each row."""
+    """What is asked for: the policy's name, and the first input of each sample."""
     calls = []
 
-    def answer(network, x, policy, batch_size):
-        assert batch_size == len(x)
-        calls.append((NAMES[policy], x[:, 0].int().tolist()))
+    def answer(network, batch, policy, batch_size):
+        assert batch_size == len(batch)
+        calls.append((NAMES[policy], batch.tensor[:, 0].int().tolist()))
 
     monkeypatch.setattr(latency, "answer", answer)
     return calls

@@ -1,5 +1,6 @@
 """Ranks of one machine: started, started again, stopped."""
 
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import time
 import psutil
 import pytest
 
+from onward import launcher
+from onward.errors import SettingError
 from onward.launcher import launch
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -46,6 +49,20 @@ def test_all_ranks_meet():
     assert sorted(out.splitlines()) == [f"rank {rank} [0, 2, 4]" for rank in range(3)]
 
 
+def test_ranks_are_given_variables_that_this_process_does_not_get(tmp_path, monkeypatch):
+    monkeypatch.delenv("OF_THE_RANKS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    told = "import os; open(os.environ['RANK'], 'w').write(os.environ['OF_THE_RANKS'])"
+
+    assert launch(2, ["-c", told], variables={"OF_THE_RANKS": "some"}) == 0
+
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "0": "some",
+        "1": "some",
+    }
+    assert "OF_THE_RANKS" not in os.environ
+
+
 def test_what_ranks_of_one_machine_listen_at_is_open_to_this_machine_alone():
     with ranks(IN_A_GROUP + "print('here', flush=True); time.sleep(60)") as process:
         for line in process.stdout:
@@ -56,6 +73,13 @@ def test_what_ranks_of_one_machine_listen_at_is_open_to_this_machine_alone():
 
     assert open_at
     assert open_at <= LOOPBACK
+
+
+def test_windows_which_hands_on_no_sockets_is_refused(monkeypatch):
+    monkeypatch.setattr(launcher.sys, "platform", "win32")
+
+    with pytest.raises(SettingError, match="--nodes cannot start processes on Windows"):
+        launch(2, [])
 
 
 def children(pid):

@@ -5,16 +5,19 @@ import torch
 from torch import nn
 
 import onward as ow
+from onward import engine
+from onward.batch import Batch
 from onward.blocks import Block
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD, Adam
 from onward.placement import Placement
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.preparation import preview
+from onward.preparation import nodes_of, preview
 from onward.recipes import RECIPES
+from onward.runtime import streams
 from onward.runtime.runtime import run_in_memory
-from onward.runtime.workers import Arithmetic, Rows, Worker
+from onward.runtime.workers import Settings, Shard
 
 INPUTS, UNITS, CLASSES, BLOCKS = 6, 8, 3, 4
 
@@ -60,16 +63,15 @@ def network_of(family, **changes):
     """Make a network of four blocks; `changes` are blocks by number."""
     blocks = [changes.get(f"block_{k}") or block_of(family, k) for k in range(BLOCKS)]
     if family == "threshold":
-        sampler = ow.LabelEmbedding(CLASSES, False, ow.Negatives.RANDOM)
+        sampler = ow.LabelEmbedding(CLASSES, place="append")
         return ow.Network(blocks, sampler, ow.GoodnessSweep(), num_classes=CLASSES)
     return ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=CLASSES)
 
 
 def trained(kind, network, *, closed_form=True):
-    """Train a network on twenty rows for two epochs of three mini-batches."""
+    """Train a network on twenty samples for two epochs of three mini-batches."""
     plan = kind(
-        num_blocks=len(network.line),
-        head_reads=network.head.reads if network.head else (),
+        nodes=nodes_of(network),
         epochs=2,
         chapters=2,
         batch_size=8,
@@ -78,12 +80,13 @@ def trained(kind, network, *, closed_form=True):
         validate_every=None,
         has_validation=False,
     )
-    x = draw(20, INPUTS, seed=1)
-    rows = Rows(x, torch.arange(20) % CLASSES, x[:0], torch.zeros(0, dtype=torch.long))
-    arithmetic = Arithmetic(seed=0, closed_form=closed_form)
+    label = torch.arange(20) % CLASSES
+    samples = Batch(draw(20, INPUTS, seed=1), {"label": label}, ids=torch.arange(20))
+    shard = Shard(samples, samples.take(slice(0, 0)))
+    settings = Settings(seed=0, closed_form=closed_form)
     placement = Placement("sequential", (1,), ())
     with torch.random.fork_rng():
-        run_in_memory(plan, placement, [network], {0: rows}, arithmetic)
+        run_in_memory(plan, placement, [network], {0: shard}, settings)
     return network
 
 
@@ -138,29 +141,19 @@ def test_what_a_softmax_head_learns_changes_no_block_while_there_are_no_hints(ki
     assert all(same(a, b) for a, b in zip(network.line, reference.line, strict=True))
 
 
-@pytest.mark.parametrize("family", ["cross-entropy", "threshold", "modules"])
-def test_the_output_of_a_block_does_not_require_a_gradient(family):
-    network = network_of(family)
-    x = draw(5, INPUTS + CLASSES * (family == "threshold")).requires_grad_()
-
-    for block in network.line:
-        x = block.infer(x)
-
-        assert not x.requires_grad
-
-
 @plans
 @families
 def test_no_block_is_given_inputs_with_a_graph_in_training(monkeypatch, kind, family, closed_form):
     given = []
-    learn = Worker.learn
+    learn = engine.learn
 
-    def watched(worker, step, block, views, *where, **named):
-        outputs, report = learn(worker, step, block, views, *where, **named)
-        given.extend(view.x for view in (*views.values(), *outputs.values()))
+    def watched(step, views, training, **where):
+        outputs, report = learn(step, views, training, **where)
+        given.extend(view.inputs for view in (*views.values(), *outputs.values()))
         return outputs, report
 
-    monkeypatch.setattr(Worker, "learn", watched)
+    for module in (engine, streams):
+        monkeypatch.setattr(module, "learn", watched)
     trained(kind, network_of(family), closed_form=closed_form)
 
     assert len(given) >= BLOCKS * 6 * 2
@@ -178,16 +171,7 @@ def test_no_gradient_is_left_on_any_parameter(kind, family, closed_form):
 # Every block learns
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        ChapterPlan,
-        pytest.param(
-            StreamPlan,
-        ),
-    ],
-    ids=["chapters", "stream"],
-)
+@plans
 def test_a_block_may_learn_from_other_views_than_the_block_above_it(kind):
     objective = CrossEntropy(linear(UNITS, CLASSES, seed=50))
     objective.views = ("positive",)

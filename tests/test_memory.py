@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 import onward as ow
 from onward import memory
@@ -10,9 +11,10 @@ from onward.checkpoint import PRECISIONS
 from onward.memory import Room, check, estimate
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
-from onward.plan.streams import StreamPlan
-from onward.runtime.runtime import QUEUE
-from onward.runtime.workers import Arithmetic
+from onward.plan.streams import QUEUE, StreamPlan
+from onward.plan.tasks import Node, line
+from onward.preparation import nodes_of
+from onward.runtime.workers import Settings
 from onward.transport.distributed import IN_FLIGHT, POSTED
 
 WIDTH = 64
@@ -26,18 +28,23 @@ ROW = 4 * WIDTH
 
 
 def needed(plan_type, name, num_ranks, *, precision="fp32", shift=0, recipe=None, **settings):
-    """Return what is said of a run of four blocks, one row and eight chapters of an epoch."""
+    """Return what is said of a run of four blocks, one row and eight chapters of an epoch.
+
+    Blocks of a plan with other nodes do not stand in a line.
+    """
     network = ow.mlp((WIDTH,), num_classes=10, widths=(WIDTH,) * 4, **(recipe or {}))
     network.set_precision(PRECISIONS[precision])
     usual = {"epochs": 8, "chapters": 8, "rows": (1,), "batch_size": 1}
-    usual |= {"hint_age": None, "validate_every": None, "has_validation": False}
-    plan = plan_type(
-        num_blocks=4,
-        head_reads=network.head.reads if network.head else (),
-        **{**usual, **settings},
-    )
+    usual |= {
+        "nodes": nodes_of(network),
+        "hint_age": None,
+        "validate_every": None,
+        "has_validation": False,
+    }
+    plan = plan_type(**{**usual, **settings})
     placement = place(plan, name, num_ranks, [1] * 4)
-    return estimate(plan, placement, network, (WIDTH,), Arithmetic(seed=0, shift=shift))
+    batch = ow.Batch(torch.zeros(1, WIDTH))
+    return estimate(plan, placement, network, batch, Settings(seed=0, shift=shift))
 
 
 def about(expected):
@@ -155,6 +162,48 @@ def test_what_a_head_reads_is_held_twice_while_it_is_joined():
     # last block, and twice three activities that are read.
     inputs = ROW + 4 * 10
     assert softmax - goodness == pytest.approx(10_000 * (8 * ROW - 2 * (inputs + ROW)), rel=0.02)
+
+
+def line_but(block, *reads):
+    """Return four blocks in a line, of which one reads more than the block before it."""
+    nodes = list(line(4))
+    nodes[block] = Node((*nodes[block].reads, *reads))
+    return tuple(nodes)
+
+
+STEP = 3 * ROW
+"""What a step makes of a row that a block reads."""
+
+
+def test_outputs_that_wait_for_a_block_further_up_are_held():
+    in_line, around = (
+        needed(ChapterPlan, "sequential", 1, rows=(10_000,), **nodes)[0]
+        for nodes in ({}, {"nodes": line_but(3, (0, 0))})
+    )
+
+    # Those of block 0, while those of block 2 are made from those of block 1.
+    assert around - in_line == 10_000 * ROW + STEP
+
+
+def test_what_a_block_of_a_stream_reads_of_the_tick_before_waits_too():
+    in_line, recurrent = (
+        needed(StreamPlan, "stream", 4, ticks=2, **nodes)
+        for nodes in ({}, {"nodes": line_but(1, (3, 1))})
+    )
+
+    waiting = (QUEUE + POSTED + 2) * ROW
+    # Nobody else reads the last block, which now sends too.
+    expected = [0, waiting + STEP, 0, IN_FLIGHT * ROW]
+    assert [b - a for a, b in zip(in_line, recurrent, strict=True)] == expected
+
+
+def test_what_a_block_of_a_stream_has_put_out_is_held_until_it_reads_it_at_the_next_tick():
+    in_line, recurrent = (
+        needed(StreamPlan, "stream", 4, ticks=2, **nodes)
+        for nodes in ({}, {"nodes": line_but(1, (1, 1))})
+    )
+
+    assert [b - a for a, b in zip(in_line, recurrent, strict=True)] == [0, ROW + STEP, 0, 0]
 
 
 def test_every_federated_rank_gets_the_weights_to_validate_its_shard_in_the_end():

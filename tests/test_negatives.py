@@ -2,21 +2,31 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import onward as ow
+from onward.batch import Batch
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
+from onward.plan.tasks import line
+from onward.preparation import nodes_of
 from onward.runtime.chapters import ChapterWorker
-from onward.runtime.runtime import run_in_memory
-from onward.runtime.workers import Arithmetic, Rows
-from onward.views import LabelEmbedding, Negatives, likely_wrong_labels, wrong_labels
+from onward.runtime.runtime import Runtime, make_worker
+from onward.runtime.workers import Settings, Shard
+from onward.samplers import (
+    LabelEmbedding,
+    Negatives,
+    fixed_wrong_labels,
+    likely_wrong_labels,
+    wrong_labels,
+)
+from onward.transport.messages import InMemoryTransport
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -32,7 +42,7 @@ anything = finite | st.just(math.inf) | st.just(math.nan)
 
 
 @st.composite
-def labeled(draw, score=None, max_classes=12):
+def some_labels(draw, score=None, max_classes=12):
     """Draw labels, the number of classes, and class scores if wished."""
     num_classes = draw(st.integers(2, max_classes))
     labels = draw(st.lists(st.integers(0, num_classes - 1), min_size=1, max_size=12))
@@ -46,6 +56,9 @@ def labeled(draw, score=None, max_classes=12):
 # Negatives never carry the true label, however they are drawn
 
 
+KINDS = get_args(Negatives)
+
+
 def assert_wrong(negatives, labels, num_classes):
     assert negatives.shape == labels.shape
     assert (negatives != labels).all()
@@ -54,9 +67,9 @@ def assert_wrong(negatives, labels, num_classes):
 
 
 @several
-@given(labeled(max_classes=200), any_seed)
-def test_a_uniform_negative_never_carries_the_true_label(rows, seed):
-    labels, num_classes = rows
+@given(some_labels(max_classes=200), any_seed)
+def test_a_uniform_negative_never_carries_the_true_label(labelled, seed):
+    labels, num_classes = labelled
 
     negatives = wrong_labels(
         labels, num_classes=num_classes, generator=torch.Generator().manual_seed(seed)
@@ -66,9 +79,20 @@ def test_a_uniform_negative_never_carries_the_true_label(rows, seed):
 
 
 @several
-@given(labeled(anything))
-def test_an_adaptive_negative_never_carries_the_true_label(rows):
-    labels, scores = rows
+@given(some_labels(max_classes=200), any_seed)
+def test_a_fixed_negative_never_carries_the_true_label(labelled, seed):
+    labels, num_classes = labelled
+    batch = Batch(torch.zeros(len(labels)), {"label": labels}, ids=torch.arange(len(labels)))
+
+    negatives = fixed_wrong_labels(batch, num_classes=num_classes, seed=seed)
+
+    assert_wrong(negatives, labels, num_classes)
+
+
+@several
+@given(some_labels(anything))
+def test_an_adaptive_negative_never_carries_the_true_label(labelled):
+    labels, scores = labelled
 
     negatives = likely_wrong_labels(labels, scores)
 
@@ -76,9 +100,9 @@ def test_an_adaptive_negative_never_carries_the_true_label(rows):
 
 
 @several
-@given(labeled(anything), any_seed)
-def test_a_hard_negative_never_carries_the_true_label(rows, seed):
-    labels, scores = rows
+@given(some_labels(anything), any_seed)
+def test_a_hard_negative_never_carries_the_true_label(labelled, seed):
+    labels, scores = labelled
 
     negatives = likely_wrong_labels(labels, scores, generator=torch.Generator().manual_seed(seed))
 
@@ -118,8 +142,7 @@ def worker_of(num_classes, negatives):
         readout="goodness",
     )
     plan = ChapterPlan(
-        num_blocks=1,
-        head_reads=(),
+        nodes=line(1),
         epochs=1,
         chapters=1,
         batch_size=1,
@@ -128,61 +151,64 @@ def worker_of(num_classes, negatives):
         validate_every=None,
         has_validation=False,
     )
-    return ChapterWorker(plan, network, {}, Arithmetic(seed=3))
+    return ChapterWorker(plan, network, {}, Settings(seed=3))
 
 
-@pytest.mark.parametrize("negatives", list(Negatives))
+def drawn(worker, labels, hints=None, time=0):
+    """Return the negative labels that a worker draws, as they are written into the inputs."""
+    numbered = Batch(torch.zeros(len(labels), 3), {"label": labels}, ids=torch.arange(len(labels)))
+    views = worker.sampled(numbered, hints, time, 0)
+    return views["negative"].inputs[:, : worker.network.num_classes].argmax(dim=1)
+
+
+@pytest.mark.parametrize("negatives", KINDS)
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
 def test_a_worker_never_draws_the_true_label(negatives, num_classes):
-    worker = worker_of(num_classes, negatives.value)
+    worker = worker_of(num_classes, negatives)
     labels = torch.arange(400) % num_classes
     scores = torch.randn(400, num_classes, generator=torch.Generator().manual_seed(0)) * 1e30
+    hints = scores if worker.network.sampler.needs_hints else None
 
     for time in range(20):
-        drawn = worker.negative_labels(labels, scores if negatives.needs_hints else None, time, 0)
-        assert_wrong(drawn, labels, num_classes)
+        assert_wrong(drawn(worker, labels, hints, time), labels, num_classes)
 
 
-@pytest.mark.parametrize("negatives", [Negatives.ADAPTIVE, Negatives.HARD])
+@pytest.mark.parametrize("negatives", ["adaptive", "hard"])
 def test_a_worker_draws_uniformly_before_there_are_hints(negatives):
-    worker = worker_of(4, negatives.value)
-    labels = torch.zeros(9000, dtype=torch.long)
+    worker = worker_of(4, negatives)
 
-    drawn = worker.negative_labels(labels, None, 0, 0)
+    counts = drawn(worker, torch.zeros(9000, dtype=torch.long)).bincount(minlength=4)
 
-    counts = drawn.bincount(minlength=4)
     assert counts[0] == 0
     # 3,000 expected each; five standard deviations of the binomial is about 224.
     assert ((counts[1:] - 3000).abs() < 224).all()
 
 
 def test_a_worker_takes_the_likeliest_wrong_label_for_adaptive_negatives():
-    worker = worker_of(3, "adaptive")
+    worker, hints = worker_of(3, "adaptive"), torch.tensor([[3.0, 1.0, 2.0]] * 3)
 
-    drawn = worker.negative_labels(
-        torch.tensor([0, 1, 2]), torch.tensor([[3.0, 1.0, 2.0]] * 3), 0, 0
-    )
-
-    assert drawn.tolist() == [2, 0, 0]
+    assert drawn(worker, torch.tensor([0, 1, 2]), hints).tolist() == [2, 0, 0]
 
 
 def test_a_worker_samples_hard_negatives():
-    worker = worker_of(3, "hard")
-    labels = torch.zeros(200, dtype=torch.long)
+    worker, labels = worker_of(3, "hard"), torch.zeros(200, dtype=torch.long)
     hints = torch.tensor([[3.0, 1.0, 2.0]]).expand(200, 3)
 
-    drawn = worker.negative_labels(labels, hints, 0, 0)
-
-    assert drawn.unique().tolist() == [1, 2]
+    assert drawn(worker, labels, hints).unique().tolist() == [1, 2]
 
 
 # How they are distributed
 
 
-def test_every_wrong_label_is_equally_likely():
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_every_wrong_label_is_equally_likely(is_fixed):
     labels = torch.full((90_000,), 3)
 
-    wrong = wrong_labels(labels, num_classes=10, generator=torch.Generator().manual_seed(0))
+    if is_fixed:
+        batch = Batch(torch.zeros(90_000), {"label": labels}, ids=torch.arange(90_000))
+        wrong = fixed_wrong_labels(batch, num_classes=10, seed=0)
+    else:
+        wrong = wrong_labels(labels, num_classes=10, generator=torch.Generator().manual_seed(0))
 
     counts = wrong.bincount(minlength=10)
     assert counts[3] == 0
@@ -193,22 +219,22 @@ def test_every_wrong_label_is_equally_likely():
 
 
 def test_a_hard_negative_is_sampled_in_proportion_to_its_probability():
-    rows = 60_000
-    labels = torch.zeros(rows, dtype=torch.long)
+    samples = 60_000
+    labels = torch.zeros(samples, dtype=torch.long)
     scores = torch.tensor([[9.0, 1.0, 0.0, -2.0]])
 
     negatives = likely_wrong_labels(
-        labels, scores.expand(rows, 4), generator=torch.Generator().manual_seed(0)
+        labels, scores.expand(samples, 4), generator=torch.Generator().manual_seed(0)
     )
 
-    share = negatives.bincount(minlength=4)[1:] / rows
+    share = negatives.bincount(minlength=4)[1:] / samples
     expected = scores[0, 1:].softmax(dim=0)
     # Five standard deviations of each share.
-    bound = 5 * (expected * (1 - expected) / rows).sqrt()
+    bound = 5 * (expected * (1 - expected) / samples).sqrt()
     assert ((share - expected).abs() < bound).all()
 
 
-def test_a_constant_added_to_the_scores_of_a_row_changes_no_hard_negative():
+def test_a_constant_added_to_the_scores_of_a_sample_changes_no_hard_negative():
     labels = torch.arange(600) % 3
     scores = torch.randint(-64, 64, (600, 3), generator=torch.Generator().manual_seed(0)) / 32
 
@@ -232,9 +258,9 @@ def test_hard_negatives_among_equal_scores_are_uniform():
 
 
 @several
-@given(labeled(finite))
-def test_an_adaptive_negative_is_the_likeliest_wrong_label(rows):
-    labels, scores = rows
+@given(some_labels(finite))
+def test_an_adaptive_negative_is_the_likeliest_wrong_label(labelled):
+    labels, scores = labelled
 
     negatives = likely_wrong_labels(labels, scores)
 
@@ -244,7 +270,43 @@ def test_an_adaptive_negative_is_the_likeliest_wrong_label(rows):
 
 
 def test_only_adaptive_and_hard_negatives_need_hints():
-    assert [n for n in Negatives if n.needs_hints] == [Negatives.ADAPTIVE, Negatives.HARD]
+    assert [n for n in KINDS if LabelEmbedding(3, negatives=n).needs_hints] == ["adaptive", "hard"]
+
+
+def test_only_fixed_negatives_are_drawn_once():
+    assert [n for n in KINDS if LabelEmbedding(3, negatives=n).draws_once] == ["fixed"]
+
+
+# Fixed negatives
+
+
+@several
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=20, unique=True), any_seed, st.data())
+def test_a_fixed_negative_of_a_sample_is_the_same_in_whatever_batch_it_comes(ids, seed, data):
+    sampler = LabelEmbedding(5, place="append", negatives="fixed")
+    labels = torch.arange(301) % 5
+    whole = Batch(torch.zeros(301, 2), {"label": labels}, ids=torch.arange(301))
+    others = data.draw(st.permutations(ids))
+
+    def wrong(batch):
+        view = sampler.views(batch, torch.Generator().manual_seed(seed), None)["negative"]
+        return dict(zip(batch.ids.tolist(), view.inputs[:, :5].argmax(dim=1).tolist(), strict=True))
+
+    in_whole = wrong(whole)
+    for chosen in (ids, others, ids[:1]):
+        found = wrong(whole.take(torch.tensor(chosen)))
+        assert found == {number: in_whole[number] for number in chosen}
+
+
+def test_other_samples_and_other_seeds_have_other_fixed_negatives():
+    batch = Batch(
+        torch.zeros(100), {"label": torch.zeros(100, dtype=torch.long)}, ids=torch.arange(100)
+    )
+
+    first, second = (fixed_wrong_labels(batch, num_classes=10, seed=seed) for seed in (0, 1))
+
+    assert len(first.unique()) == 9
+    assert not first.equal(second)
 
 
 def test_drawing_negatives_leaves_labels_and_scores_as_they_are():
@@ -261,18 +323,18 @@ def test_drawing_negatives_leaves_labels_and_scores_as_they_are():
 
 @dataclass(frozen=True)
 class Watched(LabelEmbedding):
-    """Remembers what views were made of."""
+    """Remembers the samples that views were made of, and their negative views."""
 
-    seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    seen: list[tuple[Batch, Batch]] = field(default_factory=list)
 
-    def views(self, x, labels, negative_labels=None):
-        assert negative_labels is not None
-        self.seen.append((x, labels, negative_labels))
-        return super().views(x, labels, negative_labels)
+    def views(self, batch, draw, hints):
+        views = super().views(batch, draw, hints)
+        self.seen.append((batch, views["negative"]))
+        return views
 
 
 def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
-    """Train on twelve numbered rows and return by number the negatives of each, in order."""
+    """Train on twelve numbered samples and return by number the negatives of each, in order."""
     network = ow.mlp(
         (1,),
         num_classes=3,
@@ -281,10 +343,9 @@ def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
         negatives=negatives,
         readout="goodness",
     )
-    network.sampler = Watched(3, False, Negatives(negatives))
+    network.sampler = Watched(3, place="append", negatives=negatives)
     plan = (ChapterPlan if kind == "chapters" else StreamPlan)(
-        num_blocks=2,
-        head_reads=network.head.reads if network.head else (),
+        nodes=nodes_of(network),
         epochs=epochs,
         chapters=epochs,
         batch_size=5,
@@ -293,15 +354,22 @@ def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
         validate_every=None,
         has_validation=False,
     )
-    x, y = torch.arange(12.0)[:, None], torch.arange(12) % 3
-    rows = Rows(x, y, x[:0], y[:0])
-    run_in_memory(plan, place(plan, None, 1, [1, 1]), [network], {0: rows}, Arithmetic(seed=0))
+    label = torch.arange(12) % 3
+    samples = Batch(torch.arange(12.0)[:, None], {"label": label}, ids=torch.arange(12))
+    shards = {0: Shard(samples, samples.take(slice(0, 0)))}
+    worker = make_worker(plan, network, shards, Settings(seed=0))
+    # A worker looks at two samples before it trains.
+    network.sampler.seen.clear()
+    Runtime(plan, place(plan, None, 1, [1, 1]), worker, InMemoryTransport.group(1)[0]).run()
     drawn = {number: [] for number in range(12)}
-    for inputs, labels, wrong in network.sampler.seen:
-        assert_wrong(wrong, labels, 3)
-        assert labels.equal(y[inputs[:, 0].long()])
-        for number, label in zip(inputs[:, 0].tolist(), wrong.tolist(), strict=True):
-            drawn[int(number)].append(label)
+    for batch, negative in network.sampler.seen:
+        wrong = negative.inputs[:, :3].argmax(dim=1)
+        assert negative.inputs[:, 3:].equal(batch.inputs)
+        assert batch.label.equal(label[batch.ids])
+        assert batch.ids.equal(batch.inputs[:, 0].long())
+        assert_wrong(wrong, batch.label, 3)
+        for number, negative_label in zip(batch.ids.tolist(), wrong.tolist(), strict=True):
+            drawn[number].append(negative_label)
     return drawn
 
 
@@ -318,21 +386,27 @@ def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
         ("stream", "hard", 2),
     ],
 )
-def test_in_training_every_row_is_seen_with_a_wrong_label_in_every_epoch(kind, negatives, hint_age):
+def test_in_training_every_sample_is_seen_with_a_wrong_label_in_every_epoch(
+    kind, negatives, hint_age
+):
     drawn = negatives_seen(kind, negatives, hint_age=hint_age)
 
     assert {len(labels) for labels in drawn.values()} == {3}
 
 
 @pytest.mark.parametrize("kind", ["chapters", "stream"])
-def test_fixed_negatives_of_a_row_are_the_same_in_every_epoch(kind):
+def test_fixed_negatives_of_a_sample_are_the_same_in_every_epoch(kind):
     drawn = negatives_seen(kind, "fixed")
 
     assert {len(set(labels)) for labels in drawn.values()} == {1}
 
 
+def test_fixed_negatives_of_a_sample_are_the_same_in_a_stream_as_in_chapters():
+    assert negatives_seen("chapters", "fixed") == negatives_seen("stream", "fixed")
+
+
 @pytest.mark.parametrize("kind", ["chapters", "stream"])
-def test_random_negatives_of_a_row_change_from_epoch_to_epoch(kind):
+def test_random_negatives_of_a_sample_change_from_epoch_to_epoch(kind):
     drawn = negatives_seen(kind, "random", epochs=12)
 
     assert {len(set(labels)) for labels in drawn.values()} == {2}

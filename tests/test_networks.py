@@ -28,23 +28,43 @@ def test_blocks_that_share_a_parameter_are_refused():
         network(block(shared), block(), block(shared))
 
 
-@pytest.mark.parametrize("reads", [(1, 0), (0, 0), (0, 2), (7,)])
-def test_a_head_reads_blocks_below_it_each_once_and_in_order(reads):
-    head = block(ow.ReadoutLayer((4,) * len(reads), 3), reads=reads)
-    message = f"Block 2 reads {reads}. It may read the blocks 0 to 1, each once and in ascending"
+def reading(*reads):
+    return block(nn.Identity(), reads=reads)
 
+
+@pytest.mark.parametrize(
+    ("reads", "message"),
+    [
+        ((), "Block 1 reads nothing: its module needs an input."),
+        ((ow.Edge(0, to="objective"),), "Block 1 reads nothing"),
+        ((0, 0), "Block 1 reads two things called 0. Name one."),
+        ((7,), "Block 1 reads block 7, and there are 3, counted from 0."),
+        ((0, 1), "Block 1 reads block 1, which comes after it. Only a delay lets it"),
+        ((2,), "ow.Edge(2, delay=1, shape=...)"),
+        ((ow.Edge(2, delay=1),), "Give the shape of a sample"),
+        ((ow.Edge("input", delay=1),), "Block 1 reads the input, which has no delay."),
+    ],
+    ids=str,
+)
+def test_edges_that_lead_nowhere_are_refused(reads, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        network(block(), block(), head)
+        network(block(), reading(*reads), block())
 
 
-def test_only_the_last_block_reads_several():
-    head = block(ow.ReadoutLayer((4,), 3), reads=(0,))
+def test_a_block_may_read_any_blocks_before_it_and_the_input():
+    stack = network(block(), block(), reading("input", 1, ow.Edge(0, name="first")))
 
-    with pytest.raises(ValueError, match=r"Block 1 of 3 reads several blocks, and only the last"):
+    assert [edge.key for edge in stack.edges[2]] == ["input", "1", "first"]
+
+
+def test_no_block_reads_a_head():
+    head = ow.Block(nn.Identity(), ow.CrossEntropy(nn.Linear(4, 3), views=("neutral",)), ow.Adam())
+
+    with pytest.raises(ValueError, match="Block 2 reads block 1, a head, which learns from what"):
         network(block(), head, block())
 
 
-def test_a_block_costs_what_a_row_through_it_and_its_head_costs():
+def test_a_block_costs_what_a_sample_through_it_and_its_head_costs():
     # A convolution has few parameters, and uses each for every pixel.
     convolution = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
     head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 64, 10))
@@ -55,7 +75,7 @@ def test_a_block_costs_what_a_row_through_it_and_its_head_costs():
     ]
     stack = ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=10)
 
-    assert block_costs(stack, (1, 8, 8)) == [
+    assert block_costs(stack, ow.Batch(torch.zeros(1, 1, 8, 8))) == [
         2 * (64 * 9 * 4 + 4 * 64 * 10),
         2 * (4 * 64 * 8 + 8 * 10),
     ]
@@ -65,7 +85,7 @@ def test_a_head_of_another_number_of_classes_is_refused():
     wide = ow.Block(nn.Linear(4, 4), ow.CrossEntropy(nn.Linear(4, 5)), ow.Adam())
 
     with pytest.raises(SettingError, match=r"Block 1 scores 5 classes, and the network was built"):
-        block_costs(network(block(), wide), (4,))
+        block_costs(network(block(), wide), ow.Batch(torch.zeros(1, 4)))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint8])

@@ -23,14 +23,14 @@ def gradient(step, like):
     return draw(*like.shape, seed=1000 + step, dtype=like.dtype)
 
 
-def follow(rule, parameters, gradients, *, lr_scale=1.0, moments=None):
+def follow(rule, parameters, gradients, *, lr_scale=1.0, states=None):
     """Let parameters take a step for each entry of gradients."""
-    moments = moments or [rule.moments(p) for p in parameters]
+    states = states or [rule.init(p) for p in parameters]
     for each in gradients:
-        for parameter, own, state in zip(parameters, each, moments, strict=True):
+        for parameter, own, state in zip(parameters, each, states, strict=True):
             rule.count(state)
             rule.step(parameter, own, state, lr_scale=lr_scale)
-    return moments
+    return states
 
 
 # Against torch and against Hinton
@@ -103,25 +103,25 @@ def test_decay_shrinks_weights_and_spares_biases(rule):
 def test_decay_is_not_smoothed(rule):
     weight = torch.ones(2, 2)
 
-    moments = follow(rule, [weight], [[torch.zeros(2, 2)]])
+    states = follow(rule, [weight], [[torch.zeros(2, 2)]])
 
-    assert all((t == 0).all() for name, t in moments[0].items() if name != "step")
+    assert all((t == 0).all() for name, t in states[0].items() if name != "step")
 
 
 # State
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_moments_are_named_arrays_of_the_shape_of_the_parameter_or_scalars(rule):
-    moments = rule.moments(draw(3, 4))
+def test_the_state_is_named_arrays_of_the_shape_of_the_parameter_or_scalars(rule):
+    state = rule.init(draw(3, 4))
 
-    assert moments
-    assert {tuple(t.shape) for t in moments.values()} <= {(3, 4), ()}
+    assert state
+    assert {tuple(t.shape) for t in state.values()} <= {(3, 4), ()}
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_moments_start_at_zero(rule):
-    assert all((t == 0).all() for t in rule.moments(draw(3, 4)).values())
+def test_the_state_starts_at_zero(rule):
+    assert all((t == 0).all() for t in rule.init(draw(3, 4)).values())
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -132,23 +132,23 @@ def test_a_rule_keeps_no_state_of_its_own(rule):
     gradients = [[gradient(t, alone)] for t in range(5)]
 
     follow(rule, [alone], gradients)
-    moments, others = [rule.moments(beside)], [rule.moments(other)]
+    states, others = [rule.init(beside)], [rule.init(other)]
     for each in gradients:
-        follow(rule, [other], [[gradient(7, other)]], moments=others)
-        follow(rule, [beside], [each], moments=moments)
+        follow(rule, [other], [[gradient(7, other)]], states=others)
+        follow(rule, [beside], [each], states=states)
 
     assert alone.equal(beside)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_parameter_that_stops_and_goes_on_from_its_moments_ends_the_same(rule):
+def test_a_parameter_that_stops_and_goes_on_from_its_state_ends_the_same(rule):
     straight, stopped = draw(3, 4), draw(3, 4)
     gradients = [[gradient(t, straight)] for t in range(10)]
 
     follow(rule, [straight], gradients)
-    moments = follow(rule, [stopped], gradients[:4])
-    carried = [{name: t.clone() for name, t in state.items()} for state in moments]
-    follow(rule, [stopped], gradients[4:], moments=carried)
+    states = follow(rule, [stopped], gradients[:4])
+    carried = [{name: t.clone() for name, t in state.items()} for state in states]
+    follow(rule, [stopped], gradients[4:], states=carried)
 
     assert straight.equal(stopped)
 
@@ -168,7 +168,7 @@ def test_gradients_are_left_as_they_are(rule):
 def in_slices(rule, rows, columns, size):
     """Take steps at once and in slices of some rows; return both results."""
     whole, sliced = draw(rows, columns), draw(rows, columns)
-    state = rule.moments(sliced)
+    state = rule.init(sliced)
     follow(rule, [whole], [[gradient(t, whole)] for t in range(STEPS)])
     for t in range(STEPS):
         rule.count(state)

@@ -13,7 +13,15 @@ from test_plan import chapter_plans, stream_of_two_blocks
 
 from onward.cli.drawing import clock_times
 from onward.errors import PlacementError
-from onward.placement import Placement, balance, begun_on, deal_by_cost, place, stall
+from onward.placement import (
+    Placement,
+    balance,
+    check_placement,
+    deal_by_cost,
+    first_blocks,
+    place,
+    stall,
+)
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import Kind, Task, Thing
 
@@ -75,7 +83,7 @@ def test_single_layer_trains_the_head_scores_and_validates_on_the_last_rank():
 
     placement = place(plan, "single-layer", 2, [1, 1])
 
-    assert placement.rank(Task(Kind.TRAIN, 3, plan.head)) == 1
+    assert placement.rank(Task(Kind.TRAIN, 3, plan.heads[-1])) == 1
     assert placement.rank(Task(Kind.SCORE, 3, 0)) == 1
     assert placement.rank(Task(Kind.VALIDATE, 3, 0)) == 1
 
@@ -120,7 +128,7 @@ def test_stream_keeps_a_block_and_its_neutral_rows_on_its_rank():
     for step in range(10):
         for kind in (Kind.PASS, Kind.TRAIN):
             assert [placement.rank(Task(kind, step, block)) for block in (0, 1)] == [0, 1]
-        assert placement.rank(Task(Kind.TRAIN, step, plan.head)) == 1
+        assert placement.rank(Task(Kind.TRAIN, step, plan.heads[-1])) == 1
 
 
 # Teams
@@ -345,7 +353,7 @@ def test_a_placement_is_chosen_where_none_is_named(plan, num_ranks, name):
             chapters(),
             "stream",
             2,
-            "The placement stream cannot run a chapter plan. Choose sequential or single-layer, "
+            "The placement stream cannot run a chapter plan. Choose sequential, single-layer, "
             "all-layers or federated, or another --plan.",
             id="stream for chapters",
         ),
@@ -407,6 +415,86 @@ def test_a_placement_is_chosen_where_none_is_named(plan, num_ranks, name):
 def test_a_placement_that_cannot_run_a_plan_is_refused(plan, name, num_ranks, message):
     with pytest.raises(PlacementError, match=re.escape(message)):
         place(plan, name, num_ranks, [1] * plan.num_blocks)
+
+
+# Placements of one's own
+
+
+@for_all_placements(plans)
+def test_a_placement_by_name_would_do_as_one_of_ones_own(plan, placement):
+    check_placement(plan, placement, placement.num_ranks)
+
+
+def test_blocks_can_be_given_to_any_ranks():
+    plan, placement = chapters(num_blocks=3), Placement(teams=(1, 1), owners=(1, 0, 1))
+
+    check_placement(plan, placement, 2)
+
+    assert [placement.rank(Task(Kind.TRAIN, 5, block)) for block in range(3)] == [1, 0, 1]
+    assert placement.rank(plan.gather) == 0
+
+
+@pytest.mark.parametrize(
+    ("plan", "placement", "message"),
+    [
+        pytest.param(
+            chapters(),
+            Placement(teams=(1, 1, 1)),
+            "The placement has 3 ranks, in teams of (1, 1, 1), and there are 2.",
+            id="another number of ranks",
+        ),
+        pytest.param(
+            chapters(),
+            Placement(teams=(2,)),
+            "The placement has teams of (2,) ranks, which must divide plan.slices; it is 1.",
+            id="teams without slices",
+        ),
+        pytest.param(
+            chapters(),
+            Placement(teams=(2, 0)),
+            "The placement has teams of (2, 0) ranks, which must divide plan.slices; it is 1.",
+            id="a team of nobody",
+        ),
+        pytest.param(
+            chapters(num_blocks=2, head_reads=(1,)),
+            Placement(teams=(1, 1), owners=(0, 1)),
+            "The placement gives the blocks to the teams (0, 1). There are 3 blocks, heads "
+            "included, and teams from 0 to 1.",
+            id="no team for a head",
+        ),
+        pytest.param(
+            chapters(num_blocks=2),
+            Placement(teams=(1, 1), owners=(1, 2)),
+            "The placement gives the blocks to the teams (1, 2). There are 2 blocks, heads "
+            "included, and teams from 0 to 1.",
+            id="a team that is not there",
+        ),
+        pytest.param(
+            stream_of_two_blocks(),
+            Placement(teams=(1, 1)),
+            "In a stream plan blocks stay where they are: owners names the team of each.",
+            id="a stream that goes round",
+        ),
+    ],
+)
+def test_a_placement_of_ones_own_that_does_not_fit_is_refused(plan, placement, message):
+    with pytest.raises(PlacementError, match=re.escape(message)):
+        check_placement(plan, placement, 2)
+
+
+@for_all_placements(plans)
+def test_a_network_that_all_ranks_gather_comes_to_each_of_them(plan, placement):
+    everywhere = replace(placement, is_gathered_everywhere=True)
+    last = {p for p in plan.needs(plan.gather) if p.thing is Thing.WEIGHTS}
+
+    coming = {rank: set() for rank in range(placement.num_ranks)}
+    for _, message in sent(plan, everywhere):
+        coming[message.dest].update(message.products)
+
+    assert everywhere.ranks(plan.gather) == range(placement.num_ranks)
+    for rank, products in coming.items():
+        made_here = {p for p in last if rank in everywhere.ranks(plan.maker(p))}
+        assert last <= products | made_here
 
 
 # Waiting for hints
@@ -488,5 +576,5 @@ def test_a_rank_begins_no_block_that_was_trained_before():
 
     later = replace(plan, held=frozenset(done))
 
-    assert begun_on(plan, place(plan, "sequential", 1, [1, 1]), 0) == [0, 1]
-    assert begun_on(later, place(later, "sequential", 1, [1, 1]), 0) == [1]
+    assert first_blocks(plan, place(plan, "sequential", 1, [1, 1]), 0) == [0, 1]
+    assert first_blocks(later, place(later, "sequential", 1, [1, 1]), 0) == [1]

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -7,14 +8,38 @@ from hypothesis import strategies as st
 from onward.errors import SettingError
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Kind, Product, Segment, Task, Thing
+from onward.plan.tasks import INPUT, Kind, Node, Product, Segment, Task, Thing, line
+
+DELAYED = 1
+"""What came out at the visit of the same samples before."""
 
 
 @st.composite
-def shared_sizes(draw, num_shards):
-    """Draw what both kinds of plan have: chapters that divide epochs, or the other way round."""
+def graphs(draw, most_heads=2, delayed=False):
+    """Draw blocks that read the input, and any of the blocks before them.
+
+    Args:
+        draw: Given by hypothesis.
+        most_heads: Heads behind them at most, each of which reads what it likes.
+        delayed: Whether blocks also read any block, themselves and later ones included, as it was.
+    """
     num_blocks = draw(st.integers(1, 4))
-    reads = draw(st.sampled_from([None, *range(num_blocks)]))
+
+    def some_of(sources, delay=0, at_least=1):
+        found = draw(st.lists(st.sampled_from(sources), min_size=at_least, unique=True))
+        return tuple((source, delay) for source in found)
+
+    blocks = range(num_blocks)
+    reads = [some_of([INPUT, *range(block)]) for block in blocks]
+    if delayed:
+        reads = [now + some_of(blocks, DELAYED, at_least=0) for now in reads]
+    heads = [some_of([INPUT, *blocks]) for _ in range(draw(st.integers(0, most_heads)))]
+    return (*map(Node, reads), *(Node(read, is_head=True) for read in heads))
+
+
+@st.composite
+def shared_sizes(draw, num_shards, nodes):
+    """Draw what both kinds of plan have: chapters that divide epochs, or the other way round."""
     longer, shorter = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     epochs, chapters = draw(
         st.sampled_from([(longer * shorter, shorter), (shorter, longer * shorter)])
@@ -23,8 +48,7 @@ def shared_sizes(draw, num_shards):
     # As many mini-batches an epoch as it has chapters, at least.
     fewest = max(batch_size, (max(1, chapters // epochs) - 1) * batch_size + 1)
     return {
-        "num_blocks": num_blocks,
-        "head_reads": () if reads is None else tuple(range(reads, num_blocks)),
+        "nodes": draw(nodes),
         "epochs": epochs,
         "chapters": chapters,
         "batch_size": batch_size,
@@ -36,7 +60,7 @@ def shared_sizes(draw, num_shards):
 
 @st.composite
 def chapter_plans(draw):
-    sizes = draw(shared_sizes(draw(st.integers(1, 3))))
+    sizes = draw(shared_sizes(draw(st.integers(1, 3)), graphs()))
     # A plan with fewer chapters than shards is refused.
     sizes["rows"] = sizes["rows"][: sizes["chapters"]]
     visits = draw(st.none() | st.integers(1, 3))
@@ -48,11 +72,28 @@ def chapter_plans(draw):
 
 
 @st.composite
-def stream_plans(draw):
-    sizes = draw(shared_sizes(num_shards=1))
+def streams_of_one_visit(draw):
+    sizes = draw(shared_sizes(1, graphs()))
     # Hints of a stream come from a head.
-    ages = st.none() | st.integers(0, 6) if sizes["head_reads"] else st.none()
+    has_heads = any(node.is_head for node in sizes["nodes"])
+    ages = st.none() | st.integers(0, 6) if has_heads else st.none()
     return StreamPlan, {**sizes, "hint_age": draw(ages)}
+
+
+@st.composite
+def recurrent_streams(draw):
+    """Draw streams in which blocks read what came out before."""
+    sizes = draw(shared_sizes(1, graphs(most_heads=0, delayed=True)))
+    ticks = draw(st.integers(1, 3))
+    if ticks == 1:
+        # The visit before was an epoch ago, in which there is one mini-batch.
+        sizes["chapters"] = min(sizes["chapters"], sizes["epochs"])
+        sizes["batch_size"], _ = sizes["rows"] * 2
+    return StreamPlan, {**sizes, "hint_age": None, "ticks": ticks}
+
+
+def stream_plans():
+    return streams_of_one_visit() | recurrent_streams()
 
 
 plans = chapter_plans() | stream_plans()
@@ -66,7 +107,7 @@ def for_all(drawn):
     """
 
     def decorate(test):
-        @settings(max_examples=40, deadline=None, derandomize=True)
+        @settings(max_examples=60, deadline=None, derandomize=True)
         @given(drawn)
         def check(kind_and_sizes):
             kind, sizes = kind_and_sizes
@@ -78,10 +119,9 @@ def for_all(drawn):
     return decorate
 
 
-def chapters_of_two_blocks(**changes):
+def chapters_of_two_blocks(num_blocks=2, head_reads=(), **changes):
     sizes = {
-        "num_blocks": 2,
-        "head_reads": (),
+        "nodes": line(num_blocks, head_reads),
         "epochs": 4,
         "chapters": 4,
         "batch_size": 2,
@@ -93,16 +133,10 @@ def chapters_of_two_blocks(**changes):
     return ChapterPlan(**sizes | changes)
 
 
-def stream_of_two_blocks(**changes):
-    sizes = {"epochs": 2, "chapters": 2, "head_reads": (1,), "hint_age": 0}
-    plan = chapters_of_two_blocks()
-    names = (
-        "num_blocks",
-        "batch_size",
-        "rows",
-        "validate_every",
-        "has_validation",
-    )
+def stream_of_two_blocks(num_blocks=2, head_reads=(1,), **changes):
+    sizes = {"epochs": 2, "chapters": 2, "hint_age": 0 if head_reads else None}
+    plan = chapters_of_two_blocks(num_blocks, head_reads)
+    names = ("nodes", "batch_size", "rows", "validate_every", "has_validation")
     return StreamPlan(**{name: getattr(plan, name) for name in names} | sizes | changes)
 
 
@@ -168,10 +202,11 @@ def test_the_last_task_gathers_the_last_weights_and_all_that_is_reported(plan):
 
 
 @for_all(plans)
-def test_the_head_comes_after_the_blocks_in_line(plan):
-    is_last = plan.head == plan.num_blocks and list(plan.trained)[-1] == plan.head
+def test_heads_come_after_the_blocks_that_learn_from_views(plan):
+    are_heads = [plan.nodes[block].is_head for block in plan.trained]
 
-    assert is_last if plan.head_reads else plan.head is None
+    assert are_heads == [False] * plan.num_blocks + [True] * len(plan.heads)
+    assert list(plan.heads) == list(plan.trained)[plan.num_blocks :]
 
 
 # What is learned from what, and when
@@ -186,11 +221,19 @@ def test_each_block_is_trained_once_a_chapter_in_order(plan):
 
 
 @for_all(stream_plans())
-def test_each_block_of_a_stream_is_trained_on_every_mini_batch_once_and_in_order(plan):
+def test_each_block_of_a_stream_is_trained_at_every_visit_of_a_mini_batch_and_in_order(plan):
+    visits = [
+        (epoch, batch, tick)
+        for epoch in range(plan.epochs)
+        for batch in range(plan.batches(0))
+        for tick in range(plan.ticks)
+    ]
+
     for block in plan.trained:
         times = [t.time for t in plan.tasks() if t.kind is Kind.TRAIN and t.block == block]
 
-        assert times == list(range(plan.epochs * plan.batches(0)))
+        assert times == list(range(len(visits)))
+        assert [plan.position(time) for time in times] == visits
 
 
 @for_all(plans)
@@ -292,6 +335,159 @@ def test_the_moments_a_chapter_starts_with_have_their_stated_age(plan):
             assert moments == (expected if has_some else [])
 
 
+# Blocks that do not stand in a line
+
+
+@for_all(chapter_plans())
+def test_a_chapter_needs_the_weights_of_the_blocks_that_samples_pass_and_no_others(plan):
+    def passed_before(block):
+        sources = [source for source, _ in plan.nodes[block].reads if source != INPUT]
+        return set(sources).union(*map(passed_before, sources))
+
+    for task in plan.tasks():
+        if task.kind is Kind.TRAIN:
+            needs = plan.needs(task)
+            now = [p.block for p in needs if p.thing is Thing.WEIGHTS and p.time == task.time]
+
+            assert now == sorted(passed_before(task.block))
+
+
+@for_all(stream_plans())
+def test_a_block_of_a_stream_needs_the_outputs_that_it_reads_and_no_others(plan):
+    for task in plan.tasks():
+        if task.kind is Kind.TRAIN and task.block not in plan.heads:
+            needed = {p for p in plan.needs(task) if p.thing is Thing.ACTIVITIES}
+
+            assert needed == {
+                Product(Thing.ACTIVITIES, task.time - delay, source)
+                for source, delay in plan.nodes[task.block].reads
+                if source != INPUT and (not delay or plan.has_before(task.time))
+            }
+
+
+@for_all(stream_plans())
+def test_only_blocks_on_the_way_to_a_head_are_passed_as_inference_sees_them(plan):
+    passed = {task.block for task in plan.tasks() if task.kind is Kind.PASS}
+
+    assert passed == {block for head in plan.heads for block in plan.below[head]}
+
+
+def with_a_way_around(delay=0):
+    """Three blocks, of which the last reads the first and the input, and not the second."""
+    return (*line(2), Node(((0, delay), (INPUT, 0))))
+
+
+def test_a_chapter_passes_samples_around_a_block_that_is_not_on_their_way():
+    plan = chapters_of_two_blocks(nodes=with_a_way_around())
+
+    assert plan.needs(Task(Kind.TRAIN, 2, 2)) == [
+        Product(Thing.WEIGHTS, 1, 2),
+        Product(Thing.MOMENTS, 1, 2),
+        Product(Thing.WEIGHTS, 2, 0),
+    ]
+    assert Task(Kind.TRAIN, 2, 2) not in plan.uses(Product(Thing.WEIGHTS, 2, 1))
+
+
+def test_a_block_of_a_stream_that_reads_the_input_beside_others_needs_hints_too():
+    plan = stream_of_two_blocks(nodes=(*with_a_way_around(), Node(((2, 0),), is_head=True)))
+
+    assert plan.needs(Task(Kind.TRAIN, 7, 2)) == [
+        Product(Thing.HINTS, 7, 0),
+        Product(Thing.ACTIVITIES, 7, 0),
+    ]
+    assert plan.uses(Product(Thing.HINTS, 7, 0)) == [
+        Task(Kind.TRAIN, 7, 0),
+        Task(Kind.TRAIN, 7, 2),
+    ]
+
+
+def test_a_head_needs_the_blocks_that_it_reads_as_inference_sees_them_and_those_below():
+    plan = stream_of_two_blocks(nodes=(*with_a_way_around(), Node(((2, 0),), is_head=True)))
+
+    order = " ".join(str(task) for task in plan.tasks() if task.time == 7)
+
+    assert order == "0P7 2P7 3T7 0T7 1T7 2T7"
+    assert plan.uses(Product(Thing.NEUTRAL, 7, 0)) == [Task(Kind.PASS, 7, 2)]
+
+
+def test_outputs_of_a_stream_that_two_blocks_read_are_needed_by_both():
+    plan = stream_of_two_blocks(nodes=with_a_way_around(), hint_age=None)
+
+    assert plan.uses(Product(Thing.ACTIVITIES, 7, 0)) == [
+        Task(Kind.TRAIN, 7, 1),
+        Task(Kind.TRAIN, 7, 2),
+    ]
+
+
+# Delays
+
+
+def recurrent(ticks=2, **changes):
+    """Return a stream of two blocks that read each other, and themselves, as they were."""
+    nodes = (
+        Node(((INPUT, 0), (0, DELAYED), (1, DELAYED))),
+        Node(((0, 0), (1, DELAYED))),
+    )
+    return stream_of_two_blocks(nodes=nodes, hint_age=None, ticks=ticks, **changes)
+
+
+def test_a_mini_batch_visits_all_blocks_once_a_tick():
+    plan = recurrent(epochs=1, chapters=1, rows=(4,))
+
+    order = " ".join(map(str, plan.tasks()))
+
+    assert order == "0T0 1T0 0T1 1T1 0T2 1T2 0T3 1T3 0G0"
+    assert [plan.position(time) for time in range(4)] == [
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 1, 0),
+        (0, 1, 1),
+    ]
+
+
+def test_a_delay_brings_what_came_out_at_the_tick_before():
+    plan = recurrent()
+
+    assert plan.needs(Task(Kind.TRAIN, 7, 0)) == [
+        Product(Thing.ACTIVITIES, 6, 0),
+        Product(Thing.ACTIVITIES, 6, 1),
+    ]
+    assert plan.needs(Task(Kind.TRAIN, 7, 1)) == [
+        Product(Thing.ACTIVITIES, 6, 1),
+        Product(Thing.ACTIVITIES, 7, 0),
+    ]
+
+
+def test_a_delay_brings_nothing_of_the_mini_batch_before():
+    plan = recurrent()
+
+    assert plan.needs(Task(Kind.TRAIN, 8, 0)) == []
+    assert plan.needs(Task(Kind.TRAIN, 8, 1)) == [Product(Thing.ACTIVITIES, 8, 0)]
+    assert plan.uses(Product(Thing.ACTIVITIES, 7, 1)) == []
+
+
+def test_where_a_mini_batch_is_all_samples_a_delay_brings_what_came_out_in_the_epoch_before():
+    plan = recurrent(ticks=1, batch_size=10, epochs=4, chapters=1)
+
+    assert plan.needs(Task(Kind.TRAIN, 0, 0)) == []
+    assert plan.needs(Task(Kind.TRAIN, 3, 0)) == [
+        Product(Thing.ACTIVITIES, 2, 0),
+        Product(Thing.ACTIVITIES, 2, 1),
+    ]
+
+
+def test_a_tick_has_the_samples_of_its_mini_batch():
+    plan = recurrent(ticks=3, batch_size=4)
+
+    assert [plan.rows_of(time) for time in range(12)] == [4, 4, 4, 4, 4, 4, 2, 2, 2, 4, 4, 4]
+
+
+def test_a_chapter_ends_with_the_last_tick_of_a_mini_batch():
+    plan = recurrent(ticks=3, epochs=1, chapters=2)
+
+    assert plan.chapter_ends == {5: 0, 14: 1}
+
+
 # Hints
 
 
@@ -306,24 +502,29 @@ def test_hints_of_a_chapter_are_exactly_as_old_as_the_plan_says(plan):
 def test_hints_of_a_mini_batch_are_exactly_as_old_as_the_plan_says(plan):
     for task, hints in hints_needed(plan).items():
         if hints is not None:
-            assert plan.maker(hints) == Task(Kind.TRAIN, task.time - plan.hint_age, plan.head)
+            assert plan.maker(hints) == Task(Kind.TRAIN, task.time - plan.hint_age, plan.heads[-1])
 
 
-@for_all(plans)
-def test_hints_are_needed_as_soon_as_there_are_some_and_not_before(plan):
-    assume(plan.hint_age is not None)
-    in_line = {t: hints for t, hints in hints_needed(plan).items() if t.block != plan.head}
-    if isinstance(plan, StreamPlan):
-        # Further blocks get activities, and with them the negatives of the first.
-        in_line = {task: hints for task, hints in in_line.items() if task.block == 0}
+@for_all(chapter_plans())
+def test_each_block_of_a_chapter_needs_hints_as_soon_as_there_are_some_and_not_before(plan):
+    for task, hints in hints_needed(plan).items():
+        are_some = plan.hint_age is not None and task.time >= plan.hint_age
+        if task.block not in plan.heads:
+            assert (hints is not None) is are_some
 
-    for task, hints in in_line.items():
-        assert (hints is not None) is (task.time >= plan.hint_age)
+
+@for_all(streams_of_one_visit())
+def test_each_block_of_a_stream_that_reads_the_input_needs_hints_as_soon_as_there_are_some(plan):
+    for task, hints in hints_needed(plan).items():
+        are_some = plan.hint_age is not None and task.time >= plan.hint_age
+        # Other blocks get outputs, and with them the negatives of those that read the input.
+        if task.block not in plan.heads:
+            assert (hints is not None) is (are_some and (INPUT, 0) in plan.nodes[task.block].reads)
 
 
 @for_all(plans)
 def test_a_head_never_needs_hints(plan):
-    assert all(hints is None for t, hints in hints_needed(plan).items() if t.block == plan.head)
+    assert all(hints is None for t, hints in hints_needed(plan).items() if t.block in plan.heads)
 
 
 @for_all(plans)
@@ -380,7 +581,7 @@ def test_chapters_are_validated_as_often_as_asked_each_on_its_shard(plan):
 @for_all(stream_plans())
 def test_a_stream_reports_at_the_end_of_each_chapter(plan):
     ends = [
-        (chapter, segment.epoch * plan.batches(0) + segment.last - 1)
+        (chapter, (segment.epoch * plan.batches(0) + segment.last) * plan.ticks - 1)
         for chapter in range(plan.chapters)
         for segment in plan.segments(chapter)[-1:]
     ]
@@ -393,6 +594,22 @@ def test_a_stream_reports_at_the_end_of_each_chapter(plan):
 
     assert plan.chapter_ends == {step: chapter for chapter, step in ends}
     assert sorted(told) == [(block, step) for block in plan.trained for _, step in ends]
+
+
+# Going on
+
+
+@for_all(stream_plans())
+def test_a_stream_goes_on_from_the_end_of_any_chapter_and_does_nothing_again(plan):
+    reported = (Thing.REPORT, Thing.COUNTS)
+    for chapter in range(plan.chapters):
+        done = [t for t in plan.tasks() if plan.chapter(t) <= chapter and t != plan.gather]
+        made = [product for task in done for product in plan.makes(task)]
+        kept = [p for p in made if p.thing in reported or plan.is_kept(p, every=1)]
+
+        rest = replace(plan, held=frozenset(kept))
+
+        assert not set(rest.tasks()) & set(done)
 
 
 # What is refused
@@ -465,6 +682,40 @@ def test_a_stream_reports_at_the_end_of_each_chapter(plan):
             "plan.shards is 2, but a stream plan has one stream of mini-batches, and so one "
             "shard. Shards go with chapters.",
             id="shards in a stream plan",
+        ),
+        pytest.param(
+            chapters_of_two_blocks,
+            {"nodes": with_a_way_around(DELAYED)},
+            "A block reads with a delay what came out at the visit before, and in a chapter plan "
+            "blocks are not visited in turn. Use --plan stream.",
+            id="delays in a chapter plan",
+        ),
+        pytest.param(
+            recurrent,
+            {"ticks": 1},
+            "A block reads with a delay what came out at the visit before of the same samples. So "
+            "the network needs ticks of 2 or more, or training.batch_size all samples; there are 5 "
+            "mini-batches an epoch.",
+            id="delays where each mini-batch is visited once an epoch",
+        ),
+        pytest.param(
+            stream_of_two_blocks,
+            {"ticks": 2},
+            "Heads that learn from what inference sees do not go with ticks and delays yet. Let "
+            "the blocks have scores of their own.",
+            id="heads with ticks",
+        ),
+        pytest.param(
+            stream_of_two_blocks,
+            {"nodes": (Node(((INPUT, 0), (0, DELAYED))), Node(((0, 0),), True)), "batch_size": 10},
+            "Heads that learn from what inference sees do not go with ticks and delays yet.",
+            id="heads with delays",
+        ),
+        pytest.param(
+            chapters_of_two_blocks,
+            {"nodes": (Node(((INPUT, 0),)), Node(((0, 0),), is_head=True), Node(((0, 0),)))},
+            "Heads, which learn from what inference sees, are the last blocks.",
+            id="a block behind a head",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import jaxtyping
 import pytest
@@ -40,9 +41,7 @@ def go_on(prepared, name, num_ranks, folder, *, most=None, shared=True, every=1)
     """
     transports = InMemoryTransport.group(num_ranks)
     networks = [copy.deepcopy(prepared.network) for _ in transports]
-    workers = [
-        make_worker(prepared.plan, n, prepared.shards, prepared.arithmetic) for n in networks
-    ]
+    workers = [make_worker(prepared.plan, n, prepared.shards, prepared.settings) for n in networks]
     stores = [
         open_store(folder if shared else folder / f"disk-{rank}", rank, "", "", [], every)
         for rank in range(num_ranks)
@@ -93,11 +92,7 @@ def made_until(plan, share, every):
 
 
 def with_held(plan, held):
-    return type(plan)(**{**vars_of(plan), "held": frozenset(held)})
-
-
-def vars_of(plan):
-    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+    return replace(plan, held=frozenset(held))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -17,7 +17,7 @@ from onward.cli.main import main
 from onward.config import RunConfig, read_settings, setting_names
 from onward.errors import FileError
 from onward.runs import FILES, read_result
-from onward.runtime.workers import REPORT_FIELDS
+from onward.runtime.workers import report_fields
 
 SMALL = (
     *("--data", "data.npz", "--batch-size", "30", "--epochs", "4", "--widths", "16,12"),
@@ -212,21 +212,32 @@ def test_metrics_have_a_line_for_each_chapter_of_each_block(run):
     assert trained == [(c, b) for c in range(found["chapters"]) for b in range(num_blocks)]
 
 
+FIGURES = {
+    "loss": is_number,
+    "accuracy": is_share,
+    "goodness_gap": is_number,
+    "dead_fraction": either(is_share, is_nothing),
+    "seconds": is_number,
+    "cpu_seconds": is_number,
+}
+"""What a line of a block may tell; which of it, its objective decides."""
+
+
 def test_a_line_of_a_block_has_the_figures_of_its_chapter(run):
-    fields = {
-        "chapter": is_count,
-        "block": is_count,
-        "loss": is_number,
-        "accuracy": is_share,
-        "goodness_gap": either(is_number, is_nothing),
-        "dead_fraction": either(is_share, is_nothing),
-        "seconds": is_number,
-        "cpu_seconds": is_number,
-    }
-    assert set(REPORT_FIELDS) < set(fields)
+    blocks = ow.load(run).all_blocks
     for line in lines_of(run):
         if line["block"] is not None:
-            assert_has(line, fields, "metrics.jsonl")
+            told = {name: FIGURES[name] for name in report_fields(blocks[line["block"]])}
+            assert_has(line, {"chapter": is_count, "block": is_count, **told}, "metrics.jsonl")
+
+
+def test_blocks_with_a_threshold_tell_the_gap_between_positives_and_negatives(run):
+    has_threshold = read_result(run)["recipe"] in ("hinton", "pff")
+
+    with_gap = {line["block"] for line in lines_of(run) if "goodness_gap" in line}
+
+    num_blocks = len(read_settings(run / "config.toml")["network.widths"])
+    assert with_gap == (set(range(num_blocks)) if has_threshold else set())
 
 
 def test_a_line_of_a_validation_has_its_accuracy(run):
@@ -315,7 +326,7 @@ def test_the_model_is_the_network_of_the_result(run):
 def test_the_model_gets_as_many_test_rows_wrong_as_the_result_says(run):
     dataset = ow.load_data(str(run.parent / "data.npz"))
 
-    found = ow.evaluate(ow.load(run), dataset.x_test, dataset.y_test)
+    found = ow.evaluate(ow.load(run), dataset.test)
 
     assert found.rows - found.correct == read_result(run)["error_count"]
 

@@ -7,23 +7,92 @@ from prepared import CHAPTERS, prepare
 
 import onward as ow
 from onward.config import RunConfig
-from onward.dealing import deal
 from onward.placement import place
+from onward.plan.streams import QUEUE
 from onward.plan.tasks import Product, Thing
 from onward.preparation import build_network, make_plan
 from onward.recipes import RECIPES
-from onward.runtime.runtime import QUEUE, Runtime, has_room, make_worker, run_in_memory
+from onward.runtime.products import Products
+from onward.runtime.runtime import Runtime, make_worker, run_in_memory
 from onward.runtime.store import Store
-from onward.runtime.workers import Arithmetic
+from onward.runtime.workers import Settings
+from onward.sharding import load_shards, split
 from onward.transport.directory import DirectoryTransport
 from onward.transport.messages import OPEN, InMemoryTransport
 
 
-def test_a_mini_batch_that_waits_already_always_has_room_for_the_rest_of_itself():
-    full = {Product(Thing.NEUTRAL, time, 0) for time in range(QUEUE)}
+class Arriving(threading.Thread):
+    """A product that arrives from rank 1, and may have to wait for room."""
 
-    assert has_room(full, Product(Thing.NEUTRAL, QUEUE - 1, 1), QUEUE)
-    assert not has_room(full, Product(Thing.NEUTRAL, QUEUE, 0), QUEUE)
+    def __init__(self, products, product):
+        super().__init__(target=products.deliver, args=(product, [torch.ones(1)], 1), daemon=True)
+        self.start()
+
+    def has_room(self, seconds):
+        self.join(seconds)
+        return not self.is_alive()
+
+
+def full_table():
+    """Return a table with as many products of rank 1 as may wait."""
+    products = Products(uses=lambda product: 1, most_waiting=QUEUE)
+    for time in range(QUEUE):
+        products.deliver(Product(Thing.NEUTRAL, time, 0), [torch.ones(1)], 1)
+    return products
+
+
+def nothing():
+    pass
+
+
+def test_a_mini_batch_that_waits_already_always_has_room_for_the_rest_of_itself():
+    products = full_table()
+
+    assert Arriving(products, Product(Thing.NEUTRAL, QUEUE - 1, 1)).has_room(10)
+    assert not Arriving(products, Product(Thing.NEUTRAL, QUEUE, 0)).has_room(0.2)
+
+
+def test_there_is_room_again_once_a_mini_batch_is_needed():
+    products = full_table()
+    late = Arriving(products, Product(Thing.NEUTRAL, QUEUE, 0))
+
+    products.wait_for(Product(Thing.NEUTRAL, 0, 0), nothing)
+
+    assert late.has_room(10)
+
+
+def test_what_another_rank_sends_has_room_of_its_own():
+    products = full_table()
+
+    products.deliver(Product(Thing.ACTIVITIES, QUEUE, 5), [torch.ones(1)], 2)
+
+    assert Product(Thing.ACTIVITIES, QUEUE, 5) in products
+
+
+def test_reports_never_wait_for_room():
+    products = full_table()
+
+    assert Arriving(products, Product(Thing.REPORT, QUEUE, 0)).has_room(10)
+
+
+def test_a_product_is_freed_by_the_last_task_that_uses_it_here():
+    products = Products(uses=lambda product: 2, most_waiting=QUEUE)
+    product = Product(Thing.WEIGHTS, 0, 0)
+    products.put(product, [torch.ones(1)])
+
+    products.release(product)
+    assert list(products) == [product]
+    products.release(product)
+
+    assert list(products) == []
+
+
+def test_what_no_task_uses_here_is_not_kept():
+    products = Products(uses=lambda product: 0, most_waiting=QUEUE)
+
+    products.put(Product(Thing.WEIGHTS, 0, 0), [torch.ones(1)])
+
+    assert list(products) == []
 
 
 def test_a_rank_with_many_blocks_sends_more_than_the_queue_holds_and_nobody_waits_for_ever():
@@ -34,11 +103,11 @@ def test_a_rank_with_many_blocks_sends_more_than_the_queue_holds_and_nobody_wait
         {"network.widths": (4,) * (2 * QUEUE + 8), "training.epochs": 1, "data.validation": 0}
     )
     config = config.with_settings({"training.batch_size": 20})
-    shards, shape = deal(config, dataset, InMemoryTransport.group(1)[0])
-    networks = [build_network(config, dataset, shape) for _ in range(2)]
-    plan = make_plan(config, networks[0], shape)
+    shards, summary = load_shards(config, split(config, dataset), InMemoryTransport.group(1)[0])
+    networks = [build_network(config, dataset, summary) for _ in range(2)]
+    plan = make_plan(config, networks[0], summary)
     placement = place(plan, "stream", 2, [1] * plan.num_blocks)
-    arguments = (plan, placement, networks, shards, Arithmetic(seed=0))
+    arguments = (plan, placement, networks, shards, Settings(seed=0))
 
     # In a thread, since the test is about what could hang.
     run = threading.Thread(target=run_in_memory, args=arguments, daemon=True)
@@ -72,14 +141,15 @@ def test_what_another_rank_has_kept_at_the_last_moment_is_found(tmp_path):
         Hasty(tmp_path / "shared", 0, 2, "x"),
         DirectoryTransport(tmp_path / "shared", 1, 2, "x"),
     )
-    worker = make_worker(plan, prepared.network, prepared.shards, prepared.arithmetic)
+    worker = make_worker(plan, prepared.network, prepared.shards, prepared.settings)
     runtime = Runtime(plan, placement, worker, here, store=stores[0])
     report = next(p for p in plan.needs(plan.gather) if p.thing is Thing.REPORT and p.block == 3)
     task = plan.maker(report)
-    made = {report: [torch.arange(6.0, dtype=torch.float64)]}
-    here.other = (stores[1], there, task, made, plan.chapter(task))
+    (layout,) = worker.layout(report)
+    figures = torch.arange(len(layout), dtype=torch.float64)
+    here.other = (stores[1], there, task, {report: [figures]}, plan.chapter(task))
 
     (found,) = runtime._get(report, plan.gather)
     OPEN.clear()
 
-    assert found.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.equal(figures)

@@ -22,11 +22,11 @@ from weight_jobs import convolutions
 import onward as ow
 from onward.checkpoint import weights_sha256
 from onward.config import RunConfig
-from onward.dealing import deal
 from onward.runtime.workers import Worker
+from onward.samplers import wrong_labels
 from onward.seeds import generator
+from onward.sharding import load_shards, split
 from onward.transport.messages import InMemoryTransport
-from onward.views import wrong_labels
 
 
 def matrix(cases, everywhere, thorough=()):
@@ -102,8 +102,8 @@ def trained_convolutions(kind, name, num_ranks, layout=torch.contiguous_format):
 
 def trained_network(network, kind, name, num_ranks):
     config = RunConfig().with_settings(SMALL | {"training.epochs": 3, "plan.kind": kind})
-    shards, shape = deal(config, digits(), InMemoryTransport.group(1)[0])
-    first, *_ = prepare_network(network, config, shards, shape).run(name, num_ranks)
+    shards, summary = load_shards(config, split(config, digits()), InMemoryTransport.group(1)[0])
+    first, *_ = prepare_network(network, config, shards, summary).run(name, num_ranks)
     return first.worker.network
 
 
@@ -228,18 +228,20 @@ def test_negatives_drawn_with_hints_are_not_those_that_would_have_been_drawn_wit
     case, monkeypatch
 ):
     drawn = {}
-    negative_labels = Worker.negative_labels
+    sampled = Worker.sampled
 
-    def recorded(worker, labels, hints, time, shard):
-        found = negative_labels(worker, labels, hints, time, shard)
-        seed = worker.arithmetic.seed
+    def recorded(worker, batch, hints, time, shard):
+        views = sampled(worker, batch, hints, time, shard)
+        # The label is written into the first pixels.
+        found = views["negative"].tensor.flatten(1)[:, :10].argmax(dim=1)
+        seed = worker.settings.seed
         random = wrong_labels(
-            labels, num_classes=10, generator=generator(seed, "negatives", time, shard)
+            batch.label, num_classes=10, generator=generator(seed, "negatives", time, shard)
         )
         drawn[time] = (hints is not None, found, random)
-        return found
+        return views
 
-    monkeypatch.setattr(Worker, "negative_labels", recorded)
+    monkeypatch.setattr(Worker, "sampled", recorded)
     prepare(*CHAPTERS[case]).run("sequential", 1)
 
     hinted = [chapter for chapter, (is_hinted, _, _) in drawn.items() if is_hinted]
@@ -247,9 +249,3 @@ def test_negatives_drawn_with_hints_are_not_those_that_would_have_been_drawn_wit
     for is_hinted, found, random in drawn.values():
         assert found.equal(random) is not is_hinted
     assert not drawn[2][1].equal(drawn[5][1])
-
-
-def test_a_stream_draws_some_negatives_that_it_would_not_have_drawn_without_hints():
-    with_hints = weights_sha256(reference("stream", "hints of age 5"))
-
-    assert with_hints != weights_sha256(reference("stream", "never hints"))

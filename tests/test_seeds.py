@@ -7,14 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import onward as ow
-from onward.blocks import StepReport
 from onward.checkpoint import weights_sha256
+from onward.engine import Position, Training, learn
 from onward.errors import DivergedError
-from onward.plan.chapters import ChapterPlan
-from onward.runtime.chapters import ChapterWorker
-from onward.runtime.workers import Arithmetic
 from onward.seeds import derive, generator, global_generator_kept
-from onward.steps import Step
+from onward.steps import Step, StepReport
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 whole = st.integers(-(2**70), 2**70)
@@ -111,31 +108,24 @@ class Recorder(Step):
 
     def __call__(self, views, *, seed, lr_scale):
         self.seeds.append(seed)
-        return {}, StepReport(1, torch.zeros(3), torch.zeros(1, dtype=torch.bool))
+        return {}, StepReport.of(torch.zeros(()), 1, {}, torch.zeros(1, dtype=torch.bool))
 
 
-def seeds_of_steps(seed):
+def seeds_of_steps(seed, ticks=1):
     """Return the seeds of all steps of two blocks in two epochs of three mini-batches."""
-    plan = ChapterPlan(
-        num_blocks=2,
-        head_reads=(),
-        epochs=2,
-        chapters=2,
-        batch_size=2,
-        rows=(6,),
-        hint_age=None,
-        validate_every=None,
-        has_validation=False,
-    )
-    network = ow.mlp((4,), num_classes=2, widths=(8, 8))
-    worker, step = ChapterWorker(plan, network, {}, Arithmetic(seed=seed)), Recorder()
-    for block, epoch, batch in product(range(2), range(2), range(3)):
-        worker.learn(step, block, {}, epoch, batch, shard=0)
+    step, training = Recorder(), Training(seed=seed, epochs=2)
+    for block, epoch, batch, tick in product(range(2), range(2), range(3), range(ticks)):
+        at = Position(epoch, batch)
+        learn(step, {}, training, number=block, at=at, batches=3, tick=tick)
     return step.seeds
 
 
 def test_every_step_of_every_block_draws_numbers_of_its_own():
     assert len(set(seeds_of_steps(0))) == 12
+
+
+def test_every_visit_of_a_mini_batch_draws_numbers_of_its_own():
+    assert len(set(seeds_of_steps(0, ticks=3))) == 36
 
 
 def test_the_steps_of_another_run_draw_other_numbers():

@@ -15,10 +15,9 @@ from prepared import (
 )
 
 from onward.placement import place
-from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import Kind, Task, Thing
 from onward.runtime.runtime import Runtime, make_worker
-from onward.runtime.workers import Arithmetic
+from onward.runtime.workers import Settings
 from onward.transport.messages import InMemoryTransport
 
 # Messages
@@ -37,13 +36,13 @@ def size(prepared, product):
         case Thing.WEIGHTS:
             return num_bytes(*network.all_blocks[block].state_dict().values())
         case Thing.MOMENTS:
-            each = network.all_blocks[block].moments.values()
-            return num_bytes(*(tensor for parts in each for tensor in parts.values()))
+            return num_bytes(*network.all_blocks[block].optimizer_tensors())
         case Thing.REPORT:
-            return 8 * 6
+            # Loss and metrics, dead units, seconds and processor seconds.
+            return 8 * (4 + len(network.all_blocks[block].objective.metric_names))
         case Thing.COUNTS:
             return 8 * (2 + plan.num_blocks)
-        case Thing.HINTS if isinstance(plan, ChapterPlan):
+        case Thing.HINTS if plan.kind == "chapters":
             return 4 * 10 * plan.rows[0]
         case Thing.HINTS:
             return 4 * 10 * min(plan.batch_size, plan.rows[0] - first)
@@ -53,7 +52,8 @@ def size(prepared, product):
             views = 1
             first = (product.time + plan.lead) % plan.batches(0) * plan.batch_size
     rows = min(plan.batch_size, plan.rows[0] - first)
-    return 4 * views * rows * network.line[block].module.weight.shape[0]
+    # With the number and the class of each sample.
+    return views * rows * (4 * network.line[block].module.weight.shape[0] + 8 + 8)
 
 
 @pytest.mark.parametrize(
@@ -131,21 +131,17 @@ def test_after_a_run_only_what_was_gathered_is_left(kind, case, name):
 
     first, *others = prepared.run(name, 1 if name == "sequential" else 4)
 
-    gathered = set(prepared.plan.needs(prepared.plan.gather))
-    assert set(first.uses_left) == gathered
-    assert set(first.worker.values) == {p for p in gathered if p.thing is not Thing.WEIGHTS}
+    assert set(first.products) == set(prepared.plan.needs(prepared.plan.gather))
     for runtime in others:
-        assert runtime.uses_left == {}
-        assert runtime.worker.values == {}
-    assert all(runtime.arrived == {} for runtime in [first, *others])
+        assert set(runtime.products) == set()
 
 
 def held(runtime):
     """Return the bytes of weights and moments of each block that a rank has in memory."""
 
     def size(block):
-        moments = [tensor for parts in block.moments.values() for tensor in parts.values()]
-        tensors = [t for t in [*block.state_dict().values(), *moments] if not t.is_meta]
+        state = block.optimizer_tensors()
+        tensors = [t for t in [*block.state_dict().values(), *state] if not t.is_meta]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     return [size(block) for block in runtime.worker.blocks]
@@ -173,7 +169,7 @@ def test_in_a_stream_a_rank_holds_the_blocks_that_are_its_own(case):
 def test_weights_that_are_elsewhere_are_no_numbers():
     _, second, *_ = prepare(*CHAPTERS["one-pass"]).run("all-layers", 2)
     network = second.worker.network
-    worker = make_worker(second.plan, network, {}, Arithmetic(seed=0))
+    worker = make_worker(second.plan, network, {}, Settings(seed=0))
 
     worker.release([0])
 
@@ -188,7 +184,7 @@ def test_a_network_can_be_filled_again_after_a_run_that_left_some_of_it_elsewher
         prepared.network.line[0].module.weight.data.T.contiguous().T
     )
     strides = [tensor.stride() for tensor in prepared.network.state_dict().values()]
-    worker = make_worker(prepared.plan, prepared.network, prepared.shards, prepared.arithmetic)
+    worker = make_worker(prepared.plan, prepared.network, prepared.shards, prepared.settings)
     worker.release([0, 2])
 
     worker.settle()
@@ -214,7 +210,7 @@ def test_a_longer_run_keeps_no_more_than_a_shorter_one(recipe, changes, name, mo
         do(runtime, task)
         if task.kind is not Kind.GATHER:
             told = (Thing.REPORT, Thing.COUNTS)
-            kept[-1] = max(kept[-1], sum(p.thing not in told for p in runtime.worker.values))
+            kept[-1] = max(kept[-1], sum(p.thing not in told for p in runtime.products))
 
     monkeypatch.setattr(Runtime, "do", counted)
     for epochs in (6, 12):

@@ -2,22 +2,23 @@
 
 import pytest
 import torch
-from small_blocks import INPUTS, RULES, UNITS, block_of, close, draw
+from small_blocks import INPUTS, RULES, UNITS, block_of, close, draw, step_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from onward.steps import AutogradStep, SharedPassStep, make_step
-from onward.views import View
+from onward.batch import Batch
+from onward.kernels.closed_form import SharedPassStep
+from onward.steps import AutogradStep
 
 LABELS = 3
 
 
-def labelled_views(*, seed, rows=6, dtype=torch.float32):
-    """Views of the same rows with the right label and with a wrong one in front."""
-    labels = (torch.arange(rows) + seed) % LABELS
-    rest = draw(rows, INPUTS - LABELS, seed=seed).to(dtype)
+def labelled_views(*, seed, samples=6, dtype=torch.float32):
+    """Views of the same samples with the right label and with a wrong one in front."""
+    labels = (torch.arange(samples) + seed) % LABELS
+    rest = draw(samples, INPUTS - LABELS, seed=seed).to(dtype)
     codes = 0.7 * torch.eye(LABELS, dtype=dtype)
     return {
-        name: View(torch.cat([codes[(labels + shift) % LABELS], rest], dim=1), labels)
+        name: Batch(torch.cat([codes[(labels + shift) % LABELS], rest], dim=1), {"label": labels})
         for shift, name in enumerate(("positive", "negative"))
     }
 
@@ -40,7 +41,7 @@ def test_a_shared_pass_is_a_pass_each_up_to_rounding(rule, dtype, precision, tol
     for block in (by_autograd, shared):
         # Peer normalisation has a state, and gradients are asked for twice here.
         block.objective.peer = 0.0
-    step = make_step(shared, closed_form=True, label_inputs=LABELS)
+    step = step_of(shared, label_inputs=LABELS)
     assert isinstance(step, SharedPassStep)
 
     for number in range(few):
@@ -50,7 +51,7 @@ def test_a_shared_pass_is_a_pass_each_up_to_rounding(rule, dtype, precision, tol
         for name, gradient in expected.named.items():
             close(found.named[name].double(), gradient, tolerance)
         for name, view in expected.outputs.items():
-            close(found.outputs[name].x.double(), view.x, tolerance)
+            close(found.outputs[name].inputs.double(), view.inputs, tolerance)
         reference(labelled_views(seed=number, dtype=torch.float64), seed=0, lr_scale=0.01)
         outputs, _ = step(labelled_views(seed=number, dtype=dtype), seed=0, lr_scale=0.01)
         assert outputs.keys() == {"positive", "negative"}
@@ -62,11 +63,11 @@ def test_a_shared_pass_multiplies_half_as_much():
     block = block_of("threshold", RULES["sgd"])
     counted = {}
     for label_inputs in (0, LABELS):
-        step = make_step(block, closed_form=True, label_inputs=label_inputs)
+        step = step_of(block, label_inputs=label_inputs)
         with FlopCounterMode(display=False) as counter:
             step(labelled_views(seed=0), seed=0, lr_scale=0.0)
         counted[label_inputs] = counter.get_total_flops()
 
     rest = INPUTS - LABELS
-    # Forward and derivative, for six rows with two labels each.
+    # Forward and derivative, for six samples with two labels each.
     assert counted[0] - counted[LABELS] == 2 * 2 * 6 * rest * UNITS

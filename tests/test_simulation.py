@@ -2,25 +2,27 @@
 
 import random
 import time
+from copy import deepcopy
 
 import jaxtyping
 import pytest
 import torch
+from contract_cases import CASES, PLACEMENTS, RUNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onward as ow
 from onward.checkpoint import PRECISIONS
-from onward.costs import measure
-from onward.dealing import deal
+from onward.costs import BlockCosts, measure
 from onward.errors import PlacementError
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Kind, Product, Task, Thing
-from onward.preparation import build_network, make_arithmetic, make_plan
+from onward.plan.tasks import Kind, Node, Product, Task, Thing, line
+from onward.preparation import build_network, make_plan, make_settings
 from onward.recipes import RECIPES
 from onward.runtime.runtime import run_in_memory
+from onward.sharding import load_shards, split
 from onward.simulation import Costs, KnownCosts, Link, simulate
 from onward.transport.messages import InMemoryTransport
 
@@ -28,10 +30,9 @@ MEGABYTE = 10**6
 MEGABYTES = 1e6
 
 
-def chapters(number, blocks=4, **changes):
+def chapters(number, blocks=4, head_reads=(), **changes):
     settings = {
-        "num_blocks": blocks,
-        "head_reads": (),
+        "nodes": line(blocks, head_reads),
         "epochs": number,
         "chapters": number,
         "batch_size": 1,
@@ -43,10 +44,9 @@ def chapters(number, blocks=4, **changes):
     return ChapterPlan(**settings | changes)
 
 
-def stream(number, blocks=4, **changes):
+def stream(number, blocks=4, head_reads=(), **changes):
     settings = {
-        "num_blocks": blocks,
-        "head_reads": (),
+        "nodes": line(blocks, head_reads),
         "epochs": 1,
         "chapters": 1,
         "batch_size": 1,
@@ -246,15 +246,15 @@ def test_bytes_are_those_of_a_run(recipe, changes, name):
     config = RECIPES[recipe].config.with_settings(settings | changes)
     whole = ow.load_data("digits")
     dataset = ow.dataset(whole.x[:330], whole.y[:330], x_test=whole.x_test, y_test=whole.y_test)
-    shards, shape = deal(config, dataset, InMemoryTransport.group(1)[0])
-    networks = [build_network(config, dataset, shape) for _ in range(3)]
-    plan, arithmetic = make_plan(config, networks[0], shape), make_arithmetic(config)
+    shards, summary = load_shards(config, split(config, dataset), InMemoryTransport.group(1)[0])
+    networks = [build_network(config, dataset, summary) for _ in range(3)]
+    plan, settings = make_plan(config, networks[0], summary), make_settings(config)
     placement = placed(plan, name, 3)
-    costs = measure(networks[0], shards[0], plan.batch_size, arithmetic, repeats=1)
+    costs = measure(networks[0], shards[0], plan.batch_size, settings, repeats=1)
 
     found = simulate(plan, placement, costs)
 
-    ranks = run_in_memory(plan, placement, networks, shards, arithmetic)
+    ranks = run_in_memory(plan, placement, networks, shards, settings)
     assert [found.bytes_sent(rank) for rank in range(3)] == [r.transport.bytes_sent for r in ranks]
 
 
@@ -282,20 +282,42 @@ def test_bytes_of_teams_are_those_of_a_run(recipe, changes, cut):
     draw = torch.Generator().manual_seed(0)
     x, y = torch.rand(1000, 1, 8, 8, generator=draw), torch.arange(1000) % 10
     dataset = ow.dataset(x, y, x_test=x[:10], y_test=y[:10])
-    shards, shape = deal(config, dataset, InMemoryTransport.group(1)[0])
-    networks = [build_network(config, dataset, shape) for _ in range(4)]
+    shards, summary = load_shards(config, split(config, dataset), InMemoryTransport.group(1)[0])
+    networks = [build_network(config, dataset, summary) for _ in range(4)]
     for network in networks:
         network.set_precision(PRECISIONS[config.training.precision])
-    plan, arithmetic = make_plan(config, networks[0], shape), make_arithmetic(config)
+    plan, settings = make_plan(config, networks[0], summary), make_settings(config)
     placement = place(plan, "all-layers", 4, [1] * 3, replicas=2)
-    costs = measure(networks[0], shards[0], plan.batch_size, arithmetic, repeats=1)
+    costs = measure(networks[0], shards[0], plan.batch_size, settings, repeats=1)
 
     found = simulate(plan, placement, costs)
 
-    ranks = run_in_memory(plan, placement, networks, shards, arithmetic)
+    ranks = run_in_memory(plan, placement, networks, shards, settings)
     for rank in range(4):
         expected = ranks[rank].transport.bytes_sent
         assert found.bytes_sent(rank) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(("case", "kind"), [run for run in RUNS if run[0] != "stages"])
+def test_bytes_of_blocks_of_any_kind_are_those_of_a_run(case, kind):
+    (network,), data = CASES[case].build(), CASES[case].data()
+    settings = {
+        "training.epochs": 2,
+        "training.batch_size": CASES[case].batch_size,
+        "training.precision": "fp32",
+        "plan.kind": kind,
+        "data.validation": 0,
+    }
+    config = ow.RunConfig().with_settings(settings)
+    shards, summary = load_shards(config, split(config, data), InMemoryTransport.group(1)[0])
+    plan, settings = make_plan(config, network, summary), make_settings(config)
+    placement = placed(plan, PLACEMENTS[kind], 2)
+    costs = measure(network, shards[0], plan.batch_size, settings, repeats=1)
+
+    found = simulate(plan, placement, costs)
+
+    ranks = run_in_memory(plan, placement, [network, deepcopy(network)], shards, settings)
+    assert [found.bytes_sent(rank) for rank in range(2)] == [r.transport.bytes_sent for r in ranks]
 
 
 def test_ranks_that_share_a_task_begin_and_end_it_together():
@@ -314,10 +336,10 @@ def test_ranks_that_share_a_task_begin_and_end_it_together():
 def test_costs_are_measured_on_a_copy():
     network, whole = ow.mlp((1, 8, 8), num_classes=10, widths=(24, 20)), ow.load_data("digits")
     config = RECIPES["one-pass"].config
-    shards, _ = deal(config, whole, InMemoryTransport.group(1)[0])
+    shards, _ = load_shards(config, split(config, whole), InMemoryTransport.group(1)[0])
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
-    found = measure(network, shards[0], 50, make_arithmetic(config), repeats=1)
+    found = measure(network, shards[0], 50, make_settings(config), repeats=1)
 
     assert min(found.train + found.forward + found.neutral) > 0
     for name, tensor in network.state_dict().items():
@@ -325,15 +347,26 @@ def test_costs_are_measured_on_a_copy():
 
 
 def test_a_chapter_counts_each_pass_of_its_rows_once():
-    # Given blocks that take 1 second a mini-batch to train and 10, 20, 30 to pass rows through.
+    # Given blocks that take 1 second a mini-batch to train and 10, 20, 30, 40 to pass rows through.
     found = measured()
     plan = chapters(2, blocks=3, epochs=4, rows=(8,), batch_size=2)
     task = Task(Kind.TRAIN, 1, 2)
 
     # Two epochs of four mini-batches, and one pass of the rows through what is below.
-    assert found.seconds(plan, task, passed=0, ranks=1) == 2 * 4 * 1.0 + 4 * (10.0 + 20.0)
-    assert found.seconds(plan, task, passed=1, ranks=1) == 2 * 4 * 1.0 + 4 * 20.0
-    assert found.seconds(plan, task, passed=2, ranks=1) == 2 * 4 * 1.0
+    assert found.seconds(plan, task, passed=set(), ranks=1) == 2 * 4 * 1.0 + 4 * (10.0 + 20.0)
+    assert found.seconds(plan, task, passed={0}, ranks=1) == 2 * 4 * 1.0 + 4 * 20.0
+    assert found.seconds(plan, task, passed={0, 1}, ranks=1) == 2 * 4 * 1.0
+
+
+def test_a_block_that_is_gone_around_is_passed_once_another_reads_it():
+    # Block 2 reads block 0, and block 3 reads block 1.
+    nodes = (*line(2), Node(((0, 0),)), Node(((1, 0),)))
+    plan = chapters(1, nodes=nodes)
+
+    found = simulate(plan, placed(plan, "sequential", 1), measured())
+
+    # Each block learns from a mini-batch, which passes blocks 0 and 1 once.
+    assert found.seconds == 4 * 1.0 + 10.0 + 20.0
 
 
 def test_ranks_that_share_rows_each_follow_all_gradients():
@@ -342,26 +375,27 @@ def test_ranks_that_share_rows_each_follow_all_gradients():
     rows, units = (chapters(2, **settings, cut=cut) for cut in ("rows", "units"))
 
     # Four mini-batches of a second; half a second of it is spent on gradients of both slices.
-    assert found.seconds(rows, task, passed=0, ranks=1) == 4 * (1.0 + 0.5)
-    assert found.seconds(rows, task, passed=0, ranks=2) == 4 * (0.5 + 0.5)
-    assert found.seconds(units, task, passed=0, ranks=2) == 4 * 0.5
+    assert found.seconds(rows, task, passed=set(), ranks=1) == 4 * (1.0 + 0.5)
+    assert found.seconds(rows, task, passed=set(), ranks=2) == 4 * (0.5 + 0.5)
+    assert found.seconds(units, task, passed=set(), ranks=2) == 4 * 0.5
 
 
 def measured():
-    from onward.costs import BlockCosts
-
     return BlockCosts(
-        train=(1.0,) * 3,
-        forward=(10.0, 20.0, 30.0),
-        neutral=(5.0,) * 3,
+        train=(1.0,) * 4,
+        forward=(10.0, 20.0, 30.0, 40.0),
+        neutral=(5.0,) * 4,
         score=2.0,
         validate=7.0,
-        weights=(100, 200, 300),
-        moments=(200, 400, 600),
-        activities=(64, 32, 16),
+        weights=(100, 200, 300, 400),
+        moments=(200, 400, 600, 800),
+        activities=(128, 64, 32, 16),
+        ahead=(64, 32, 16, 8),
+        outputs=(64, 32, 16, 8),
         views=2,
-        gradients=(100, 200, 300),
-        update=(0.5,) * 3,
+        gradients=(100, 200, 300, 400),
+        update=(0.5,) * 4,
+        report_fields=(5,) * 4,
         batch_size=2,
         classes=10,
     )

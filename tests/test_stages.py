@@ -1,19 +1,20 @@
 """Inference in stages: the same answers as the whole network, and nothing done twice."""
 
 import copy
-import inspect
 import math
 
 import pytest
 import torch
+from torch import nn
 
 import onward as ow
 from onward.blocks import Block
 from onward.errors import SettingError
+from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.exits.stages import answer, stages
-from onward.readouts import Readout
+from onward.networks import Forward
+from onward.readouts import Fold, Readout
 
 READOUTS = {
     "heads": {},
@@ -53,22 +54,20 @@ def network(request, trained):
     return trained[request.param]
 
 
-def num_exits(network):
-    return len(stage_costs(network))
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def history_of(network, x):
+    """The class scores at each exit."""
+    return torch.stack(list(Forward(network, ow.Batch(x))))
 
 
 def middling(network, x):
-    """A policy under which about half of the rows leave at each exit."""
-    history = []
-    going = stages(network, x)
-    thresholds = []
-    while len(history) < num_exits(network) - 1:
-        scores = going.step()
-        if scores is not None:
-            history.append(scores)
-            confidence = ow.exits.CONFIDENCES["margin"](torch.stack(history))
-            thresholds.append(float(confidence.median()))
-    return ExitPolicy("margin", tuple(thresholds))
+    """A policy under which about half of the samples leave at each exit."""
+    margin = ow.exits.CONFIDENCES["margin"]
+    *early, _ = history_of(network, x)
+    return ExitPolicy("margin", tuple(float(margin(scores[None]).median()) for scores in early))
 
 
 # The same as the whole network
@@ -77,38 +76,33 @@ def middling(network, x):
 def test_at_full_depth_scores_are_those_of_the_network(network, digits):
     expected = network.scores(digits.x_test).network
 
-    found = answer(network, digits.x_test, full_depth(num_exits(network)))
+    found = answer(network, digits.x_test, full_depth(network.num_exits))
 
     expected, scores = expected.log_softmax(dim=1), found.scores.log_softmax(dim=1)
     torch.testing.assert_close(scores, expected, rtol=2e-5, atol=2e-3)
-    assert (found.exits == num_exits(network) - 1).all()
+    assert (found.exits == network.num_exits - 1).all()
 
 
 def test_shared_products_of_the_first_block_are_those_of_a_pass_a_label(trained, digits):
     network = trained["sweep"]
-    x = digits.x_test[:7]
-    labels = torch.arange(10)
-    plain = network.line[0].infer(
-        network.sampler.with_label(x.repeat_interleave(10, dim=0), labels.repeat(7))
-    )
+    batch = ow.Batch(digits.x_test[:7])
+    plain = network.line[0].infer(network.sampler.candidates(batch))
 
-    going = stages(network, x)
-    going.step()
+    forward = Forward(network, batch)
+    forward.step()
 
-    torch.testing.assert_close(going.activities, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(forward.outputs.tensor, plain.tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_in_float64_shared_products_are_equal_to_all_digits(trained, digits):
     network = copy.deepcopy(trained["sweep"]).double()
-    x = digits.x_test[:7].double()
-    plain = network.line[0].infer(
-        network.sampler.with_label(x.repeat_interleave(10, dim=0), torch.arange(10).repeat(7))
-    )
+    batch = ow.Batch(digits.x_test[:7].double())
+    plain = network.line[0].infer(network.sampler.candidates(batch))
 
-    going = stages(network, x)
-    first = going._first(network.line[0])
+    forward = Forward(network, batch)
+    forward.step()
 
-    torch.testing.assert_close(first, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(forward.outputs.tensor, plain.tensor, rtol=1e-12, atol=1e-12)
 
 
 # Early
@@ -120,40 +114,33 @@ def test_batches_of_any_size_give_the_same_answers(network, digits, batch_size):
     policy = middling(network, x)
     whole, found = (answer(network, x, policy, batch_size=n) for n in (60, batch_size))
 
-    # Products of other sizes round otherwise: rows whose confidence lies within 1e-3 of a
+    # Products of other sizes round otherwise: samples whose confidence lies within 1e-3 of a
     # threshold may leave elsewhere.
-    near = torch.zeros(60, dtype=torch.bool)
-    history = []
-    going = stages(network, x)
-    for _ in network.line:
-        scores = going.step()
-        if scores is not None and len(history) < len(policy.thresholds):
-            history.append(scores)
-            distance = (
-                policy.confidences(torch.stack(history)) - policy.thresholds[len(history) - 1]
-            )
-            near |= distance.abs() < 1e-3
+    near, history = torch.zeros(60, dtype=torch.bool), history_of(network, x)
+    for number, threshold in enumerate(policy.thresholds):
+        distance = policy.confidences(history[: number + 1]) - threshold
+        near |= distance.abs() < 1e-3
     assert near.sum() <= 3
     assert found.exits[~near].equal(whole.exits[~near])
     assert found.labels[~near].equal(whole.labels[~near])
 
 
-def test_rows_leave_at_every_exit_and_in_the_middle_of_a_batch(network, digits):
+def test_samples_leave_at_every_exit_and_in_the_middle_of_a_batch(network, digits):
     policy = middling(network, digits.x_test)
 
     found = answer(network, digits.x_test, policy, batch_size=50)
 
-    assert len(found.exits.unique()) == num_exits(network)
+    assert len(found.exits.unique()) == network.num_exits
 
 
-def test_each_row_passes_only_the_blocks_before_its_exit(network, digits, monkeypatch):
+def test_each_sample_passes_only_the_blocks_before_its_exit(network, digits, monkeypatch):
     x = digits.x_test
     policy, passed = middling(network, x), []
     infer = Block.infer
 
-    def counted(block, x):
-        passed.append(len(x))
-        return infer(block, x)
+    def counted(block, batch):
+        passed.append(len(batch))
+        return infer(block, batch)
 
     monkeypatch.setattr(Block, "infer", counted)
     found = answer(network, x, policy, batch_size=len(x))
@@ -165,15 +152,11 @@ def test_each_row_passes_only_the_blocks_before_its_exit(network, digits, monkey
 
 def test_an_answer_is_that_of_the_exit_it_left_at(network, digits):
     x = digits.x_test[:100]
-    going, history = stages(network, x), []
-    for _ in network.line:
-        scores = going.step()
-        history += [scores] if scores is not None else []
     policy = middling(network, x)
 
     found = answer(network, x, policy, batch_size=100)
 
-    expected = torch.stack(history)[found.exits, torch.arange(100)]
+    expected = history_of(network, x)[found.exits, torch.arange(100)]
     torch.testing.assert_close(found.scores, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -194,10 +177,6 @@ def test_labels_that_fall_behind_are_passed_no_further(trained, digits):
     torch.testing.assert_close(found.scores[stays], full.scores[stays], rtol=1e-4, atol=1e-3)
 
 
-def test_inference_has_no_place_for_a_label():
-    assert set(inspect.signature(answer).parameters) == {"network", "x", "policy", "batch_size"}
-
-
 # What is refused
 
 
@@ -206,16 +185,141 @@ def test_a_policy_for_another_depth_is_refused(network, digits):
         answer(network, digits.x_test, full_depth(10))
 
 
-def test_a_readout_of_ones_own_has_no_exits(trained, digits):
-    class Own(Readout):
-        def scores(self, blocks, sampler, x):
-            raise NotImplementedError
-
+def test_a_network_without_a_readout_has_no_exits(trained, digits):
     network = copy.copy(trained["heads"])
-    network.readout = Own()
+    network.readout = None
 
-    with pytest.raises(SettingError, match="and not Own"):
-        stages(network, digits.x_test)
+    assert network.num_exits == 0
+    with pytest.raises(SettingError, match="has no readout, and so names no classes"):
+        answer(network, digits.x_test, full_depth(3))
+
+
+# Networks of one's own
+
+
+class EveryOther(Readout):
+    """Adds the scores of every other block."""
+
+    def fold(self, blocks, edges, ticks):
+        exits = tuple(range(1, len(blocks), 2))
+        return Fold(exits, (True,) * len(exits))
+
+
+def head():
+    return ow.CrossEntropy(nn.Linear(6, 3))
+
+
+def test_a_readout_of_ones_own_has_the_exits_that_it_names():
+    blocks = [ow.Block(nn.Linear(6, 6), head(), ow.Adam()) for _ in range(4)]
+    network = ow.Network(blocks, ow.Plain(), EveryOther(), num_classes=3)
+    x = draw(9, 6)
+
+    found = answer(network, x, ExitPolicy("margin", (-math.inf,)))
+
+    second = blocks[1].module(blocks[0].module(x))
+    assert network.num_exits == 2
+    torch.testing.assert_close(found.scores, blocks[1].objective.head(second).log_softmax(dim=1))
+    assert [cost.block for cost in stage_costs(network, (6,))] == [1, 3]
+
+
+class Both(nn.Module):
+    """Adds up what a layer of its own makes of the input and of what itself put out."""
+
+    def __init__(self):
+        super().__init__()
+        self.input, self.itself = nn.Linear(5, 6), nn.Linear(6, 6)
+
+    def forward(self, inputs):
+        return (self.input(inputs["input"]) + self.itself(inputs["itself"])).relu()
+
+
+def recurrent(ticks):
+    itself = ow.Edge(0, delay=1, name="itself", shape=(6,))
+    blocks = [
+        ow.Block(Both(), head(), ow.Adam(), reads=("input", itself)),
+        ow.Block(nn.Linear(6, 6), head(), ow.Adam()),
+    ]
+    return ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=3, ticks=ticks)
+
+
+def test_a_recurrent_network_has_an_exit_after_every_visit():
+    network = recurrent(ticks=3)
+
+    costs = stage_costs(network, (5,))
+
+    first, second = 5 * 6 + 6 * 6 + 6 * 3 + 3, 6 * 6 + 6 * 3 + 3
+    assert network.num_exits == 6
+    assert [(c.block, c.row) for c in costs] == [(0, first), (1, second)] * 3
+
+
+def test_samples_that_stay_go_on_with_their_own_state():
+    network, x = recurrent(ticks=3), draw(9, 5)
+    some = torch.tensor([2, 3, 7])
+    whole, left = (Forward(network, ow.Batch(x)) for _ in range(2))
+    left.step()
+    left.keep(some)
+
+    expected = torch.stack(list(whole))[:, some]
+
+    torch.testing.assert_close(torch.stack(list(left)), expected[1:])
+
+
+class Mean(nn.Module):
+    """Adds the mean of all samples to each."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x, whole):
+        assert len(x) == len(whole)
+        return self.layer(x + x.mean(dim=0))
+
+
+def test_samples_that_have_left_are_passed_along_where_others_need_them():
+    blocks = [ow.Block(Mean(), head(), ow.Adam(), structure=("whole",)) for _ in range(3)]
+    network = ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=3)
+    batch = ow.Batch(draw(9, 6), structure={"whole": torch.zeros(9)})
+    history = torch.stack(list(Forward(network, batch)))
+    leads = ow.exits.CONFIDENCES["margin"](history[:1])
+
+    policy = ExitPolicy("margin", (float(leads.median()), math.inf))
+    found = answer(network, batch, policy, batch_size=2)
+
+    assert found.exits.equal(torch.where(leads >= leads.median(), 0, 2))
+    torch.testing.assert_close(found.scores, history[found.exits, torch.arange(9)])
+    assert found.passes.eq(1).all()
+    # 36 for the layer, 18 for the head, 3 comparisons: of each of the nine.
+    assert [cost.row for cost in stage_costs(network, batch)] == [57, 57, 57]
+
+
+def test_a_sampler_makes_as_many_candidates_as_it_says(trained, digits):
+    class Fewer(ow.LabelEmbedding):
+        num_candidates = 9
+
+    network = copy.copy(trained["sweep, first block too"])
+    network.sampler = Fewer(10)
+
+    with pytest.raises(
+        SettingError, match="Fewer makes 20 candidates of 2 samples, and its num_can"
+    ):
+        network.scores(digits.x_test[:2])
+
+
+def test_only_a_first_block_that_alone_reads_the_input_is_shared():
+    network = ow.mlp(
+        (5,), num_classes=3, widths=(6, 6), objective="threshold", negatives="random",
+        readout="goodness",
+    )  # fmt: skip
+    skipping = copy.deepcopy(network)
+    skipping.blocks[1].reads = ("input",)
+    skipping.blocks[1].module = copy.deepcopy(network.blocks[0].module)
+    other = ow.Network(skipping.all_blocks, network.sampler, network.readout, num_classes=3)
+    batch = ow.Batch(draw(4, 5))
+
+    assert Forward(network, batch).first is not None
+    assert Forward(network, batch, shares=False).first is None
+    assert Forward(other, batch).first is None
 
 
 # What it costs
@@ -256,13 +360,13 @@ def test_macs_of_a_sweep_have_the_factor_of_the_labels():
     assert shared[0] == StageCost(774 * 2000 + 10, 4000, 4 * (784 * 2000 + 2000), 0)
 
 
-def test_a_row_costs_what_it_passed(trained, digits):
+def test_a_sample_costs_what_it_passed(trained, digits):
     network = trained["sweep"]
     found = answer(network, digits.x_test, ExitPolicy("margin", (math.inf,) * 2, (5.0, 5.0)))
     costs = stage_costs(network)
 
     each = macs_spent(costs, found)
 
-    row = int(found.passes[2].argmin())
-    expected = sum(c.row * (p > 0) + c.each * p for c, p in zip(costs, found.passes[:, row]))  # noqa: B905
-    assert float(each[row]) == float(expected)
+    sample = int(found.passes[2].argmin())
+    expected = sum(c.row * (p > 0) + c.each * p for c, p in zip(costs, found.passes[:, sample]))  # noqa: B905
+    assert float(each[sample]) == float(expected)

@@ -1,6 +1,7 @@
 """What a training step hands on, and what it changes."""
 
 from copy import deepcopy
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -17,17 +18,19 @@ from small_blocks import (
     objective_of,
     objectives,
     state_of,
+    step_of,
     views_of,
 )
 from torch import nn
 
 import onward as ow
-from onward.blocks import Block, StepReport
+from onward.batch import Batch
+from onward.blocks import Block
 from onward.checkpoint import weights_sha256
-from onward.objectives import CrossEntropy, Threshold
+from onward.kernels.closed_form import ClosedFormStep
+from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD
-from onward.steps import AutogradStep, ClosedFormStep, make_step
-from onward.views import View
+from onward.steps import AutogradStep, StepReport
 
 both_ways = pytest.mark.parametrize("closed_form", [True, False])
 
@@ -40,14 +43,14 @@ both_ways = pytest.mark.parametrize("closed_form", [True, False])
 def test_outputs_are_those_from_before_the_update(name, closed_form):
     block = block_of(name, SGD(lr=5.0))
     views = views_of(name, seed=0)
-    before = {n: block.infer(view.x) for n, view in views.items()}
+    before = {n: block.infer(view) for n, view in views.items()}
 
-    outputs, _ = make_step(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
+    outputs, _ = step_of(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
 
-    after = {n: block.infer(view.x) for n, view in views.items()}
+    after = {n: block.infer(view) for n, view in views.items()}
     for view in views:
-        close(outputs[view].x, before[view], 1e-6)
-        assert not torch.allclose(outputs[view].x, after[view], atol=1e-3)
+        close(outputs[view].inputs, before[view].inputs, 1e-6)
+        assert not torch.allclose(outputs[view].inputs, after[view].inputs, atol=1e-3)
 
 
 @both_ways
@@ -56,25 +59,25 @@ def test_outputs_are_detached_and_nothing_flows_back_into_the_inputs(name, close
     block = block_of(name, RULES["sgd"])
     views = views_of(name, seed=0)
     for view in views.values():
-        view.x.requires_grad_()
+        view.inputs.requires_grad_()
 
-    outputs, _ = make_step(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
+    outputs, _ = step_of(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
 
-    assert not any(view.x.requires_grad for view in outputs.values())
-    assert all(view.x.grad is None for view in views.values())
+    assert not any(view.inputs.requires_grad for view in outputs.values())
+    assert all(view.inputs.grad is None for view in views.values())
 
 
 @both_ways
 @objectives
-def test_outputs_keep_the_labels_of_their_rows(name, closed_form):
+def test_outputs_keep_the_labels_of_their_samples(name, closed_form):
     views = views_of(name, seed=1)
 
-    outputs, _ = make_step(block_of(name, RULES["sgd"]), closed_form=closed_form)(
+    outputs, _ = step_of(block_of(name, RULES["sgd"]), closed_form=closed_form)(
         views, seed=0, lr_scale=1.0
     )
 
     assert outputs.keys() == views.keys()
-    assert all(outputs[n].labels.equal(views[n].labels) for n in views)
+    assert all(outputs[n].label.equal(views[n].label) for n in views)
 
 
 @both_ways
@@ -82,20 +85,21 @@ def test_outputs_keep_the_labels_of_their_rows(name, closed_form):
 def test_inputs_are_left_as_they_are(name, closed_form):
     views = views_of(name, seed=1)
 
-    make_step(block_of(name, RULES["sgd"]), closed_form=closed_form)(views, seed=0, lr_scale=1.0)
+    step_of(block_of(name, RULES["sgd"]), closed_form=closed_form)(views, seed=0, lr_scale=1.0)
 
-    assert all(view.x.equal(views_of(name, seed=1)[n].x) for n, view in views.items())
+    expected = views_of(name, seed=1)
+    assert all(view.inputs.equal(expected[n].inputs) for n, view in views.items())
 
 
 @both_ways
 def test_the_next_step_leaves_the_outputs_of_the_last_as_they_are(closed_form):
-    step = make_step(block_of("threshold", RULES["sgd"]), closed_form=closed_form)
+    step = step_of(block_of("threshold", RULES["sgd"]), closed_form=closed_form)
     outputs, _ = step(views_of("threshold", seed=0), seed=0, lr_scale=1.0)
-    kept = outputs["positive"].x.clone()
+    kept = outputs["positive"].inputs.clone()
 
     step(views_of("threshold", seed=1), seed=1, lr_scale=1.0)
 
-    assert outputs["positive"].x.equal(kept)
+    assert outputs["positive"].inputs.equal(kept)
 
 
 @both_ways
@@ -103,8 +107,8 @@ def test_views_that_the_objective_does_not_learn_from_are_left_out(closed_form):
     views = views_of("cross-entropy", seed=0)
     block, beside = (block_of("cross-entropy", RULES["sgd"]) for _ in range(2))
 
-    make_step(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
-    outputs, _ = make_step(beside, closed_form=closed_form)(
+    step_of(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
+    outputs, _ = step_of(beside, closed_form=closed_form)(
         {"other": views_of("cross-entropy", seed=1)["input"], **views}, seed=0, lr_scale=1.0
     )
 
@@ -119,24 +123,30 @@ def test_a_step_reports_the_loss_and_the_units_that_were_active(name, closed_for
     with torch.no_grad():
         block.module.bias[2] = -100.0
     views = views_of(name, seed=0)
-    outputs = {n: View(block.infer(view.x), view.labels) for n, view in views.items()}
-    loss, metrics = block.objective.loss(outputs), block.objective.metrics(outputs)
+    outputs = {n: block.infer(view) for n, view in views.items()}
+    objective, metrics = block.objective, block.objective.metrics(outputs)
+    loss = objective.loss(views, outputs, torch.Generator())
 
-    _, report = make_step(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
+    _, report = step_of(block, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
 
-    expected = torch.stack([loss.detach(), metrics.accuracy, metrics.goodness_gap])
-    torch.testing.assert_close((report.sums / report.rows).float(), expected, equal_nan=True)
-    assert report.rows == sum(len(view.labels) for view in views.values())
+    means = [float(total) / number for total, number in metrics.values()]
+    assert list(metrics) == list(objective.metric_names)
+    assert report.means() == pytest.approx([loss.item(), *means])
+    assert report.loss == report.means()[0]
+    assert report.sums[1] == sum(len(view) for view in views.values())
     assert report.active.nonzero()[:, 0].tolist() == [0, 1, 3, 4, 5, 6]
 
 
 def test_reports_add_up():
-    first = StepReport(1, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, False, False]))
-    second = StepReport(2, torch.tensor([4.0, 5.0, 6.0]), torch.tensor([False, True, False]))
+    def report(loss, samples, right, active):
+        metrics = {"accuracy": (torch.tensor(right), samples)}
+        return StepReport.of(torch.tensor(loss), samples, metrics, torch.tensor(active))
 
-    total = first.add(second)
+    total = report(1.0, 1, 1, [True, False, False]).add(report(4.0, 3, 0, [False, True, False]))
 
-    assert (total.rows, total.sums.tolist()) == (3, [5.0, 7.0, 9.0])
+    # The loss of a sample counts once, whatever its mini-batch.
+    assert total.loss == (1 * 1.0 + 3 * 4.0) / 4
+    assert total.means() == [total.loss, 1 / 4]
     assert total.active.tolist() == [True, True, False]
 
 
@@ -145,11 +155,11 @@ def test_reports_add_up():
 
 @both_ways
 @objectives
-def test_a_step_changes_weights_biases_and_moments(name, closed_form):
+def test_a_step_changes_weights_biases_and_the_state_of_the_optimizer(name, closed_form):
     block = block_of(name, RULES["sgd"])
     before = state_of(block)
 
-    make_step(block, closed_form=closed_form)(views_of(name, seed=0), seed=0, lr_scale=1.0)
+    step_of(block, closed_form=closed_form)(views_of(name, seed=0), seed=0, lr_scale=1.0)
 
     after = state_of(block)
     assert all(not t.equal(before[key]) for key, t in after.items())
@@ -162,11 +172,11 @@ def test_a_step_changes_its_own_block_only(name, closed_form):
         Block(dense(UNITS, seed=k), objective_of(name), RULES["sgd"]) for k in range(3)
     )
     views = views_of(name, seed=0, inputs=UNITS)
-    outputs, _ = make_step(below, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
-    above.begin()
+    outputs, _ = step_of(below, closed_form=closed_form)(views, seed=0, lr_scale=1.0)
+    above.init_optimizer()
     before = [state_of(below), state_of(above)]
 
-    make_step(block, closed_form=closed_form)(outputs, seed=1, lr_scale=1.0)
+    step_of(block, closed_form=closed_form)(outputs, seed=1, lr_scale=1.0)
 
     for other, expected in zip((below, above), before, strict=True):
         assert all(t.equal(expected[key]) for key, t in state_of(other).items())
@@ -177,7 +187,7 @@ def test_without_a_learning_rate_no_weight_moves(closed_form):
     block = block_of("threshold", RULES["sgd"])
     before = state_of(block)
 
-    make_step(block, closed_form=closed_form)(views_of("threshold", seed=0), seed=0, lr_scale=0.0)
+    step_of(block, closed_form=closed_form)(views_of("threshold", seed=0), seed=0, lr_scale=0.0)
 
     after = state_of(block)
     assert all(after[name].equal(before[name]) for name, _ in block.trained())
@@ -189,20 +199,18 @@ def test_without_a_learning_rate_no_weight_moves(closed_form):
         ("module.weight", False),
         ("module.bias", False),
         ("objective.head.weight", False),
-        pytest.param("module.weight", True),
-        pytest.param("module.bias", True),
+        ("module.weight", True),
+        ("module.bias", True),
         ("objective.head.weight", True),
     ],
 )
 def test_a_frozen_parameter_stays_and_the_others_learn(frozen, closed_form):
     block = block_of("cross-entropy", RULES["sgd"])
     block.get_parameter(frozen).requires_grad_(False)
-    block.forget()
+    block.reset_optimizer()
     before = state_of(block)
 
-    make_step(block, closed_form=closed_form)(
-        views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0
-    )
+    step_of(block, closed_form=closed_form)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
 
     changed = [name for name, t in block.state_dict().items() if not t.equal(before[name])]
     assert changed == [name for name in block.state_dict() if name != frozen]
@@ -213,7 +221,7 @@ def test_a_layer_that_is_frozen_after_its_block_was_made_stays():
     block.module.weight.requires_grad_(False)
     before = block.module.weight.clone()
 
-    make_step(block, closed_form=True)(views_of("threshold", seed=0), seed=0, lr_scale=1.0)
+    step_of(block, closed_form=True)(views_of("threshold", seed=0), seed=0, lr_scale=1.0)
 
     assert block.module.weight.equal(before)
 
@@ -221,23 +229,15 @@ def test_a_layer_that_is_frozen_after_its_block_was_made_stays():
 @both_ways
 def test_a_block_that_is_frozen_whole_is_passed_through(closed_form):
     block = block_of("threshold", RULES["sgd"]).requires_grad_(False)
-    block.forget()
+    block.reset_optimizer()
     before = state_of(block)
 
-    make_step(block, closed_form=closed_form)(views_of("threshold", seed=0), seed=0, lr_scale=1.0)
+    step_of(block, closed_form=closed_form)(views_of("threshold", seed=0), seed=0, lr_scale=1.0)
 
     assert all(block.state_dict()[name].equal(before[name]) for name, _ in block.named_parameters())
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "chapters",
-        pytest.param(
-            "stream",
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["chapters", "stream"])
 def test_a_second_training_starts_from_the_weights_alone(kind):
     dataset = ow.dataset(draw(40, INPUTS).numpy(), (torch.arange(40) % CLASSES).numpy())
     settings = {
@@ -272,9 +272,10 @@ def passing(dropout, units=100):
 
 
 def dropped(block, seed, closed_form=True):
-    rows = {"input": View(torch.full((200, 100), 3.0), torch.arange(200) % CLASSES)}
-    outputs, _ = make_step(block, closed_form=closed_form)(rows, seed=seed, lr_scale=0.0)
-    return outputs["input"].x
+    batch = Batch(torch.full((200, 100), 3.0), {"label": torch.arange(200) % CLASSES})
+    step = step_of(block, closed_form=closed_form)
+    outputs, _ = step({"input": batch}, seed=seed, lr_scale=0.0)
+    return outputs["input"].inputs
 
 
 @both_ways
@@ -286,7 +287,7 @@ def test_dropout_drops_its_share_and_scales_the_rest_up(closed_form):
     assert abs((x == 0).sum() - 4000) < 283
 
 
-def test_dropout_draws_each_input_of_each_row_on_its_own():
+def test_dropout_draws_each_input_of_each_sample_on_its_own():
     x = dropped(passing(0.5), seed=0) == 0
 
     # 100 of 200 and 50 of 100 expected; five standard deviations are 35.4 and 25.
@@ -313,12 +314,12 @@ def test_the_closed_form_draws_nothing_from_torchs_global_generator():
 def test_dropped_inputs_teach_nothing():
     block = passing(0.5)
     before = block.module.weight.clone()
-    rows = {"input": View(torch.full((1, 100), 3.0), torch.tensor([1]))}
+    batch = Batch(torch.full((1, 100), 3.0), {"label": torch.tensor([1])})
 
-    outputs, _ = ClosedFormStep(block)(rows, seed=0, lr_scale=1.0)
+    outputs, _ = ClosedFormStep(block)({"input": batch}, seed=0, lr_scale=1.0)
 
     changed = (block.module.weight != before).any(dim=0)
-    assert changed.equal(outputs["input"].x[0] > 0)
+    assert changed.equal(outputs["input"].inputs[0] > 0)
 
 
 # Modules of other kinds
@@ -345,44 +346,42 @@ def test_running_statistics_change_once_in_a_step_of_their_own_block():
 
 
 @pytest.mark.usefixtures("kept_generator")
-def test_passing_rows_through_changes_nothing_and_drops_nothing():
+def test_passing_samples_through_changes_nothing_and_drops_nothing():
     block = mixed_block()
     AutogradStep(block)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
-    before, x = state_of(block), views_of("cross-entropy", seed=1)["input"].x
+    before, batch = state_of(block), views_of("cross-entropy", seed=1)["input"]
 
-    first, second = block.infer(x), block.infer(x)
+    first, second = block.infer(batch), block.infer(batch)
     block.scores(first)
 
-    assert first.equal(second)
+    assert first.inputs.equal(second.inputs)
     assert all(t.equal(before[name]) for name, t in state_of(block).items())
 
 
 @pytest.mark.parametrize("closed_form", [True, False])
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 0), (torch.bfloat16, 2**-7)])
-def test_a_step_passes_rows_through_the_block_as_it_now_is(closed_form, precision, tolerance):
+def test_a_step_passes_samples_through_the_block_as_it_now_is(closed_form, precision, tolerance):
     block = block_of("cross-entropy", SGD(lr=10.0), dropout=0.5, precision=precision)
-    step, x = make_step(block, closed_form=closed_form), draw(4, INPUTS, seed=9)
-    before = step.infer(x)
+    step, batch = step_of(block, closed_form=closed_form), Batch(draw(4, INPUTS, seed=9))
+    before = step.infer(batch)
     step(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
 
-    after = step.infer(x)
+    after = step.infer(batch)
 
-    assert not after.equal(before)
-    close(after, block.infer(x), tolerance)
+    assert not after.inputs.equal(before.inputs)
+    close(after.inputs, block.infer(batch).inputs, tolerance)
 
 
 @pytest.mark.usefixtures("kept_generator")
 @pytest.mark.parametrize("trains", [True, False])
 def test_a_module_that_changes_its_input_is_refused(trains):
-    # The rows are the data set's, or those of another block.
+    # The samples are the data set's, or the outputs of another block.
     module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(INPUTS, UNITS))
     block = Block(module, CrossEntropy(linear()), RULES["sgd"])
     views = views_of("cross-entropy", seed=0)
 
     with pytest.raises(ValueError, match=r"The module Sequential changes its input in place"):
-        AutogradStep(block)(views, seed=0, lr_scale=1.0) if trains else block.infer(
-            views["input"].x
-        )
+        AutogradStep(block)(views, seed=0, lr_scale=1.0) if trains else block.infer(views["input"])
 
 
 def test_a_network_predicts_within_torchs_inference_mode():
@@ -393,10 +392,10 @@ def test_a_network_predicts_within_torchs_inference_mode():
 
 
 @pytest.mark.usefixtures("kept_generator")
-def test_a_step_trains_again_after_rows_were_passed_through():
+def test_a_step_trains_again_after_samples_were_passed_through():
     block, beside = mixed_block(), mixed_block()
     views = views_of("cross-entropy", seed=0)
-    block.infer(views["input"].x)
+    block.infer(views["input"])
 
     AutogradStep(block)(views, seed=3, lr_scale=1.0)
     AutogradStep(beside)(views, seed=3, lr_scale=1.0)
@@ -423,22 +422,168 @@ def test_a_block_of_several_layers_learns_by_backpropagation_within():
 
     view = views["input"]
     whole = nn.Sequential(reference.module, reference.objective.head)
-    nn.functional.cross_entropy(whole(view.x), view.labels).backward()
+    nn.functional.cross_entropy(whole(view.inputs), view.label).backward()
     for name, parameter in reference.named_parameters():
         expected = parameter.detach() - 0.1 * parameter.grad
         close(block.get_parameter(name).detach(), expected, 1e-6)
 
 
 def test_channels_of_images_are_reported_as_units():
-    block = Block(nn.Conv2d(1, 4, 2, bias=True), Threshold(36, threshold=1.0, slope=1.0), SGD())
+    block = Block(nn.Conv2d(1, 4, 2, bias=True), Threshold(4, threshold=1.0, slope=1.0), SGD())
     with torch.no_grad():
         block.module.weight.copy_(draw(4, 1, 2, 2))
         block.module.bias.copy_(torch.tensor([50.0, -50.0, 50.0, -50.0]))
     views = {
-        name: View(draw(3, 1, 4, 4, seed=k), torch.tensor([0, 1, 2]))
+        name: Batch(draw(3, 1, 4, 4, seed=k), {"label": torch.tensor([0, 1, 2])})
         for k, name in enumerate(("positive", "negative"))
     }
 
     _, report = AutogradStep(block)(views, seed=0, lr_scale=1.0)
 
     assert report.active.tolist() == [True, False, True, False]
+
+
+# Several losses
+
+
+class Adversaries(Objective):
+    """A decoder that rebuilds the inputs, and a judge that tells them from what it rebuilds."""
+
+    views = ("input",)
+
+    groups = MappingProxyType(
+        {"judge": ("objective.judge",), "decoder": ("module", "objective.decoder")}
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.decoder, self.judge = linear(UNITS, INPUTS, seed=1), linear(INPUTS, 1, seed=2)
+
+    def losses(self, inputs, outputs):
+        real = inputs["input"].inputs
+        rebuilt = self.decoder(outputs["input"].inputs)
+        told = self.judge(torch.cat([real, rebuilt]))
+        wanted = torch.tensor([1.0, 0.0]).repeat_interleave(len(real))[:, None]
+        loss = nn.functional.binary_cross_entropy_with_logits
+        return {"judge": loss(told, wanted), "decoder": loss(told, 1 - wanted)}
+
+    def loss(self, inputs, outputs, draw):
+        return self.losses(inputs, outputs)
+
+    def group(self, loss):
+        return self.groups[loss]
+
+
+def adversaries():
+    module = nn.Sequential(linear(INPUTS, UNITS), nn.Tanh())
+    return Block(module, Adversaries(), SGD(lr=0.1, momentum=0.0))
+
+
+def test_of_several_losses_each_trains_its_own_parameters_and_no_others():
+    block, views = adversaries(), views_of("cross-entropy", seed=0)
+    reference = deepcopy(block)
+
+    AutogradStep(block)(views, seed=0, lr_scale=1.0)
+
+    view = views["input"]
+    outputs = {"input": view.replace(inputs=reference.module(view.inputs))}
+    losses = reference.objective.losses(views, outputs)
+    parameters = dict(reference.named_parameters())
+    for loss, prefixes in Adversaries.groups.items():
+        own = {n: p for n, p in parameters.items() if n.startswith(prefixes)}
+        found = torch.autograd.grad(losses[loss], list(own.values()), retain_graph=True)
+        for (name, parameter), gradient in zip(own.items(), found, strict=True):
+            assert gradient.abs().max() > 0
+            close(block.get_parameter(name).detach(), parameter.detach() - 0.1 * gradient, 1e-6)
+
+
+@pytest.mark.parametrize("trained", ["judge", "decoder"])
+def test_what_a_loss_does_not_train_stays_where_the_other_is_left_out(trained):
+    class One(Adversaries):
+        def loss(self, inputs, outputs, draw):
+            return {trained: self.losses(inputs, outputs)[trained]}
+
+    block = Block(adversaries().module, One(), RULES["sgd"])
+    before = state_of(block)
+
+    AutogradStep(block)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
+
+    for name, tensor in block.state_dict().items():
+        assert tensor.equal(before[name]) is not name.startswith(Adversaries.groups[trained])
+
+
+def test_the_loss_that_is_reported_is_the_sum_of_several():
+    block, views = adversaries(), views_of("cross-entropy", seed=0)
+    losses = block.objective.losses(views, {"input": block.infer(views["input"])})
+
+    _, report = AutogradStep(block)(views, seed=0, lr_scale=1.0)
+
+    assert report.loss == pytest.approx(sum(loss.item() for loss in losses.values()))
+
+
+def test_several_losses_in_slices_are_those_of_the_whole():
+    whole, sliced = adversaries(), adversaries()
+    views = views_of("cross-entropy", seed=0)
+
+    _, expected = AutogradStep(whole)(views, seed=0, lr_scale=1.0)
+    _, found = step_of(sliced, slices=3)(views, seed=0, lr_scale=1.0)
+
+    close(state_of(sliced), state_of(whole), 1e-6)
+    assert found.loss == pytest.approx(expected.loss)
+
+
+def test_two_losses_that_train_the_same_parameter_are_refused():
+    class Both(Adversaries):
+        groups = MappingProxyType({"judge": ("objective.judge",), "decoder": ("objective",)})
+
+    block = Block(adversaries().module, Both(), RULES["sgd"])
+
+    with pytest.raises(ValueError, match=r"Several losses of Both train objective\.judge\.weight"):
+        AutogradStep(block)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
+
+
+def test_an_objective_with_several_losses_must_say_what_each_trains():
+    class Silent(Adversaries):
+        group = Objective.group
+
+    block = Block(adversaries().module, Silent(), RULES["sgd"])
+
+    with pytest.raises(NotImplementedError, match="Say which parameters the loss judge trains"):
+        AutogradStep(block)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
+
+
+# An extra gradient
+
+
+class Halved(ow.Dense):
+    """A dense layer whose outputs are half as large."""
+
+    def forward(self, x):
+        return self.pre_activations(x).relu() / 2
+
+
+def test_a_layer_derived_from_dense_computes_its_own_way_with_an_extra_gradient_too():
+    layer = Halved(INPUTS, UNITS, generator=torch.Generator().manual_seed(0))
+    block = Block(layer, objective_of("threshold"), RULES["sgd"])
+    views = views_of("threshold", seed=0)
+    expected = block.infer(views["positive"])
+
+    outputs, _ = AutogradStep(block)(views, seed=0, lr_scale=1.0)
+
+    assert block.objective.has_extra_gradient
+    close(outputs["positive"].inputs, expected.inputs, 1e-6)
+
+
+def test_an_extra_gradient_reaches_silent_units_of_a_graph_as_of_other_samples():
+    plain, on_graph = (block_of("threshold", RULES["sgd"]) for _ in range(2))
+    for block in (plain, on_graph):
+        with torch.no_grad():
+            block.module.bias[2] = -100.0
+    views = views_of("threshold", seed=0)
+    graphs = {n: v.replace(structure={"edges": torch.zeros(2, 3)}) for n, v in views.items()}
+
+    AutogradStep(plain)(views, seed=0, lr_scale=1.0)
+    AutogradStep(on_graph)(graphs, seed=0, lr_scale=1.0)
+
+    assert on_graph.module.bias[2] != -100.0
+    close(state_of(on_graph), state_of(plain), 1e-6)

@@ -1,5 +1,6 @@
 """Finished tasks on a disk, and what can happen to them there."""
 
+import errno
 import json
 import os
 import shutil
@@ -189,6 +190,19 @@ def test_a_process_that_ends_is_waited_for(tmp_path, other):
     other.kill()
 
     opened(tmp_path)
+
+
+def test_a_disk_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch):
+    def without(file, *, blocking):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(store_module, "lock_descriptor", without)
+
+    store = opened(tmp_path)
+    store.keep(TASK, content())
+    store.close()
+
+    assert found(tmp_path)[1] == set(LAYOUTS)
 
 
 # Bad bytes

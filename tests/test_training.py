@@ -11,7 +11,7 @@ import torch
 import onward as ow
 from onward.config import PlacementConfig, RunConfig
 from onward.errors import SettingError
-from onward.training import _check_alike
+from onward.starting import check_alike
 from onward.transport.messages import InMemoryTransport
 
 
@@ -32,7 +32,7 @@ def check(transport, **settings):
     network = ow.mlp((4,), num_classes=3, widths=(8,))
     config = RunConfig().with_settings(settings)
     config = config.with_settings({"training.precision": "fp32"})
-    _check_alike(network, config, "on 2 ranks", transport)
+    check_alike(network, config, "on 2 ranks", transport)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_run_leaves_the_number_of_threads_as_it_was():
         torch.set_num_threads(before)
 
 
-def test_a_row_counts_once_in_the_figures_of_a_chapter_whatever_its_mini_batch():
+def test_a_sample_counts_once_in_the_figures_of_a_chapter_whatever_its_mini_batch():
     draw = torch.Generator().manual_seed(0)
     x, y = torch.rand(13, 4, generator=draw), torch.arange(13) % 2
     network = ow.mlp((4,), num_classes=2, widths=(8,), optimizer=ow.OptimizerConfig(lr=1e-12))
@@ -106,12 +106,12 @@ def test_a_row_counts_once_in_the_figures_of_a_chapter_whatever_its_mini_batch()
     training = ow.TrainingConfig(epochs=1, batch_size=12, precision="fp32")
     result = ow.train(network, dataset, training=training, validation=0)
 
-    # Nothing was learned, so that the rows of the chapter and of the test are right alike.
+    # Nothing was learned, so that those of the chapter and of the test are right alike.
     assert result.progress[0].figures["accuracy"] == pytest.approx(result.accuracy)
 
 
-def test_rows_that_do_not_fit_are_refused_before_training():
-    with pytest.raises(SettingError, match=r"Block 0 cannot take rows of shape \(1, 8, 8\)"):
+def test_samples_that_do_not_fit_are_refused_before_training():
+    with pytest.raises(SettingError, match=r"Block 0 cannot take what it reads: .* \(1, 8, 8\)"):
         ow.train(ow.mlp((4,), num_classes=10), ow.load_data("digits"))
 
 

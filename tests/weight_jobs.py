@@ -158,22 +158,24 @@ for case, (_, _, places) in RUNS.items():
 @job(2)
 def far_behind(folder):
     """Rank 1 begins late, and notes how much waits for it."""
-    waiting, train, wait_for = [0], StreamWorker.train, Runtime._arrived
+    waiting, train, get = [0], StreamWorker.train, Runtime._get
 
-    def train_late(worker, step, block):
-        if os.environ["RANK"] == "1" and step == 0:
+    def train_late(worker, task, given):
+        if os.environ["RANK"] == "1" and task.time == 0:
             time.sleep(1)
-        train(worker, step, block)
+        return train(worker, task, given)
 
-    def noted(runtime, product):
-        waiting.append(sum(p.thing is Thing.ACTIVITIES for p in list(runtime.arrived)))
-        return wait_for(runtime, product)
+    def noted(runtime, product, task):
+        # Those that its own blocks hand on wait for nobody.
+        here = [p for p in runtime.products if p.thing is Thing.ACTIVITIES]
+        waiting.append(sum(runtime.placement.rank(runtime.plan.maker(p)) == 0 for p in here))
+        return get(runtime, product, task)
 
-    StreamWorker.train, Runtime._arrived = train_late, noted
+    StreamWorker.train, Runtime._get = train_late, noted
     try:
         return [told(run(config_of("stream", folder, "stream"))), max(waiting)]
     finally:
-        StreamWorker.train, Runtime._arrived = train, wait_for
+        StreamWorker.train, Runtime._get = train, get
 
 
 @job(4)
@@ -285,12 +287,12 @@ def deserted(folder):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     train = ChapterWorker.train
 
-    def train_or_die(worker, chapter, block):
-        if chapter == 6 and block == 1:
+    def train_or_die(worker, task, given):
+        if task.time == 6 and task.block == 1:
             # Not at once, so that the rank after it, at least, waits for what will never come.
             time.sleep(0.5)
             os._exit(EXIT_STATUS)
-        train(worker, chapter, block)
+        return train(worker, task, given)
 
     ChapterWorker.train = train_or_die
     run(config_of("one-pass", folder, "all-layers"))

@@ -6,11 +6,11 @@ import platform
 import queue
 import socket
 import statistics
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -37,9 +37,6 @@ EXTRAS = {"report": ("matplotlib",), "export": ("onnx", "onnxscript", "onnxrunti
 EXTRA_USES = {"report": "pictures", "export": "ONNX files"}
 """What each extra is for."""
 
-SIOCGIFADDR = 0x8915
-"""Request for the address of an interface, on Linux."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -56,26 +53,18 @@ class Finding:
 
 
 def addresses() -> dict[str, str]:
-    """Return the IPv4 address of each network interface that has one, where Linux tells."""
-    try:
-        import fcntl
-    except ImportError:
-        return {}
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
-            except OSError:
-                continue
-            found[name] = socket.inet_ntoa(answer[20:24])
+    """Return the first IPv4 address of each network interface that has one."""
+    found: dict[str, str] = {}
+    for name, known in psutil.net_if_addrs().items():
+        for entry in known:
+            if entry.family == socket.AF_INET:
+                found.setdefault(name, entry.address)
     return found
 
 
 def check_machine() -> list[Finding]:
     """Look at this machine alone."""
-    cores, load, here = os.cpu_count() or 1, os.getloadavg()[0], addresses()
+    cores, load, here = os.cpu_count() or 1, psutil.getloadavg()[0], addresses()
     others = [name for name, address in here.items() if not address.startswith("127.")]
     interfaces = ", ".join(f"{name} {address}" for name, address in here.items())
     return [
@@ -87,8 +76,8 @@ def check_machine() -> list[Finding]:
         ),
         Finding(
             "interfaces",
-            interfaces or "not known on this system",
-            "" if others or not here else "No network: other machines cannot be reached.",
+            interfaces or "none",
+            "" if others else "No network: other machines cannot be reached.",
         ),
         _check_name(others),
     ]

@@ -6,8 +6,6 @@ from rich.table import Table
 from rich.text import Text
 
 from onward.placement import Placement, messages
-from onward.plan.chapters import ChapterPlan
-from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Kind, Plan, Product, Task
 from onward.planner import Choice, alone
 from onward.simulation import Simulation
@@ -38,7 +36,7 @@ def plan_table(plan: Plan, placement: Placement, memory: Sequence[int]) -> Table
         blocks = sorted({task.block for task in own if task.kind is Kind.TRAIN})
         table.add_row(
             str(rank),
-            ", ".join("head" if b == plan.head else str(b) for b in blocks),
+            ", ".join("head" if b in plan.heads else str(b) for b in blocks),
             *(str(count[k]) for k in (Kind.TRAIN, Kind.PASS, Kind.SCORE, Kind.VALIDATE)),
             str(len(sent[rank])),
             ", ".join(map(str, sorted(set(sent[rank])))) or "-",
@@ -56,8 +54,9 @@ def staircase(plan: Plan, placement: Placement, *, clocks: int, width: int) -> T
     Example:
         >>> from onward.placement import place
         >>> from onward.plan.chapters import ChapterPlan
+        >>> from onward.plan.tasks import line
         >>> plan = ChapterPlan(
-        ...     num_blocks=2, head_reads=(), epochs=3, chapters=3, batch_size=1, rows=(1,),
+        ...     nodes=line(2), epochs=3, chapters=3, batch_size=1, rows=(1,),
         ...     hint_age=None, validate_every=None, has_validation=False,
         ... )
         >>> print(staircase(plan, place(plan, "all-layers", 2, [1, 1]), clocks=9, width=80))
@@ -150,8 +149,8 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
     changes = []
     if best.plan.chapters != plan.chapters:
         changes.append(f"--chapters {best.plan.chapters}")
-    if isinstance(best.plan, ChapterPlan) and slices(best.plan) != slices(plan):
-        changes.append(f"--slices {best.plan.slices} --cut {best.plan.cut}")
+    if slices(best.plan) != slices(plan):
+        changes.append(f"--slices {best.plan.num_slices} --cut {best.plan.slice_kind}")
     teams = set(best.placement.teams)
     if teams != {1} and len(teams) == 1:
         changes.append(f"--replicas {teams.pop()}")
@@ -163,9 +162,7 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
 
 def slices(plan: Plan) -> str:
     """Return how a plan cuts its mini-batches, in short."""
-    if not isinstance(plan, ChapterPlan) or plan.slices == 1:
-        return "1"
-    return f"{plan.slices} {plan.cut}"
+    return "1" if plan.num_slices == 1 else f"{plan.num_slices} {plan.slice_kind}"
 
 
 def duration(seconds: float) -> str:
@@ -185,8 +182,8 @@ def duration(seconds: float) -> str:
 
 def legend(plan: Plan) -> str:
     """Say how to read a drawing."""
-    time = "mini-batch" if isinstance(plan, StreamPlan) else "chapter"
-    head = "HT7 is the head. " if plan.head is not None else ""
+    time = plan.time_word
+    head = "HT7 is the head. " if plan.heads else ""
     return (
         f"2T7 is block 2, train, {time} 7. {head}P pass with the neutral label, S score for hints, "
         f"V validate, G gather."
@@ -198,4 +195,4 @@ def _name(plan: Plan, task: Task) -> str:
         return "G"
     if task.kind in (Kind.SCORE, Kind.VALIDATE):
         return f"{task.kind}{task.time}"
-    return f"H{task.kind}{task.time}" if task.block == plan.head else str(task)
+    return f"H{task.kind}{task.time}" if task.block in plan.heads else str(task)

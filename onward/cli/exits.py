@@ -7,25 +7,17 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from onward import dealing, runs, seeds
+from onward import runs, seeds, sharding
 from onward.cli.flags import FLAGS
 from onward.cli.inference import EARLY, exits_table, load_run, told_macs
 from onward.cli.output import Output
 from onward.cli.progress import count
 from onward.cli.report import Curve, draw_exits
 from onward.errors import SettingError
-from onward.exits.calibration import (
-    Calibrated,
-    candidates,
-    choose,
-    held_out,
-    learned_sigmoid,
-    mean_minus_std,
-)
-from onward.exits.macs import stage_costs
+from onward.exits.answers import answer
+from onward.exits.calibration import Calibrated, candidates, choose, held_out, mean_minus_std
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
-from onward.exits.stages import answer
 from onward.export import WHOLE, export, export_whole, run_exported
 
 
@@ -78,9 +70,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def exits_command(options: argparse.Namespace) -> None:
     """Calibrate the exits of a run on its validation rows."""
     network, dataset, config = load_run(options)
-    rows = dealing.deal_alone(config, dataset)
-    x, y = rows.x_validation, rows.y_validation
-    if not len(y):
+    validation = sharding.split(config, dataset).validation
+    if not validation:
         raise SettingError(
             f"The run {options.run} kept no validation rows (data.validation is 0), and exits are "
             f"calibrated on rows that were not trained on. Train with --validation 0.1, or call "
@@ -95,7 +86,7 @@ def exits_command(options: argparse.Namespace) -> None:
     if allowed is None and options.target_macs is None:
         allowed = 0.001
     network.set_precision(EARLY)
-    seen = held_out(network, x, y)
+    seen = held_out(network, validation)
     calibrated = choose(
         seen,
         confidence=options.policy,
@@ -112,8 +103,8 @@ def exits_command(options: argparse.Namespace) -> None:
     runs.write_exits(options.run, network, calibrated)
     console = Output()
     console.print(
-        f"{options.run}: {calibrated.policy.confidence}, calibrated on the {len(y):,} validation "
-        f"rows of {dataset.name}",
+        f"{options.run}: {calibrated.policy.confidence}, calibrated on the {len(seen.labels):,} "
+        f"validation rows of {dataset.name}",
         soft_wrap=True,
     )
     outcome = follow(calibrated.policy, seen)
@@ -179,9 +170,7 @@ def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
     curves = [
         Curve(name, [point(policy) for policy in candidates(chosen_on, name)], "-")
         for name in CONFIDENCES
-        if name != "sigmoid"  # Which decides as max-score does.
     ]
-    curves.append(Curve("sigmoid above 1/2", [point(learned_sigmoid(chosen_on))], "D"))
     factors = (3.0, 2.0, 1.0, 0.0, -1.0)
     stds = [point(mean_minus_std(chosen_on, factor)) for factor in factors]
     curves.append(Curve("mean - k std", stds, ":"))
@@ -202,13 +191,12 @@ def export_command(options: argparse.Namespace) -> None:
     network, dataset, config = load_run(options)
     calibrated = runs.read_exits(options.run, network)
     network.set_precision(EARLY)
-    num_exits = len(stage_costs(network))
-    policy = calibrated.policy if calibrated else full_depth(num_exits)
+    policy = calibrated.policy if calibrated else full_depth(network.num_exits)
     files = export(network, options.onnx, policy, int8=options.int8)
     if options.one_graph:
         export_whole(network, options.onnx / WHOLE, policy)
     x, y = dataset.x_test, dataset.y_test
-    found = answer(network, x, policy)
+    found = answer(network, dataset.test, policy)
     labels, exits = run_exported(options.onnx, x.numpy())
     num_bytes = sum(file.stat().st_size for file in files)
     shown = Table()
@@ -222,7 +210,7 @@ def export_command(options: argparse.Namespace) -> None:
     console = Output()
     console.print(f"{count(len(y), 'test row')} of {dataset.name}", soft_wrap=True)
     console.print(shown)
-    if calibrated is None and num_exits > 1 and config.data.validation:
+    if calibrated is None and network.num_exits > 1 and config.data.validation:
         console.print(
             f"No row leaves early: calibrate first, with `onward exits {options.run}`.",
             soft_wrap=True,

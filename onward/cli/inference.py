@@ -14,16 +14,17 @@ from rich.table import Table
 from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 
-from onward import checkpoint, data, dealing, runs
+from onward import checkpoint, data, runs, sharding
+from onward.batch import Batch
 from onward.cli.flags import FLAGS
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
 from onward.config import RunConfig, read_settings
 from onward.errors import DataError, FileError
 from onward.exits import latency
+from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.exits.stages import answer
 from onward.networks import Network
 
 MOST_CLASSES = 20
@@ -77,13 +78,13 @@ def evaluate_command(options: argparse.Namespace) -> None:
             f"rows of now may be training rows of then.",
             file=sys.stderr,
         )
-    x, y = dataset.x_test, dataset.y_test
+    test, y = dataset.test, dataset.y_test
     calibrated = None if options.full_depth else runs.read_exits(options.run, network)
-    scores = network.scores(x)
+    scores = network.scores(test)
     columns = {"full depth": scores.network.argmax(dim=1)}
     if calibrated is not None:
         network.set_precision(EARLY)
-        answers = answer(network, x, calibrated.policy)
+        answers = answer(network, test, calibrated.policy)
         columns["leaving early"] = answers.labels
     told = [rates(labels, y) for labels in columns.values()]
     shown = Table()
@@ -111,10 +112,10 @@ def evaluate_command(options: argparse.Namespace) -> None:
         )
     if options.measure:
         network.set_precision(EARLY)
-        policies = {"full depth": full_depth(len(stage_costs(network)))}
+        policies = {"full depth": full_depth(network.num_exits)}
         if calibrated is not None:
             policies["leaving early"] = calibrated.policy
-        console.print(latency_table(network, x, policies))
+        console.print(latency_table(network, test, policies))
 
 
 def rates(labels: Tensor, y: Tensor) -> dict[str, str]:
@@ -136,13 +137,13 @@ def told_macs(number: float) -> str:
     return f"{number:,.0f}" if number < 1e5 else f"{number * 1e-6:.3f} M"
 
 
-def latency_table(network: Network, x: Tensor, policies: Mapping[str, ExitPolicy]) -> Table:
+def latency_table(network: Network, test: Batch, policies: Mapping[str, ExitPolicy]) -> Table:
     """Return how long batches of several sizes take here, under each policy."""
     shown = Table(title=f"time of a batch here, on {count(torch.get_num_threads(), 'thread')}")
     for name in ("rows", "batches", "", "median, ms", "99 % within, ms", "rows a second"):
         shown.add_column(name, justify="right")
     for size, batches in latency.BATCHES.items():
-        found = latency.measure(network, x, policies, batch_size=size, batches=batches)
+        found = latency.measure(network, test, policies, batch_size=size, batches=batches)
         for name, times in found.items():
             shown.add_row(
                 f"{size:,}",
@@ -165,7 +166,7 @@ def load_run(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunCon
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     torch.set_num_threads(config.training.threads)
-    dataset = dealing.load_data(config, 0)
+    dataset = sharding.load_data(config, 0)
     _check_rows(network, dataset.input_shape, dataset.name)
     if dataset.num_classes > network.num_classes:
         raise DataError(
@@ -178,7 +179,7 @@ def load_run(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunCon
 def data_changed(folder: Path, dataset: data.Dataset) -> bool:
     """Return whether the rows of a run's data set are others than when it was trained."""
     known = runs.read_result(folder).get("data_sha256")
-    return known is not None and known != dealing.data_sha256(dataset)
+    return known is not None and known != dataset.sha256()
 
 
 def exits_table(

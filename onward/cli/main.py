@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from onward import costs, data, preparation, runs, training, world
+from onward import costs, data, preparation, runs, sharding, training, world
 from onward.cli import doctor, exits, inference
 from onward.cli.drawing import (
     advice,
@@ -205,10 +205,10 @@ def train_command(options: argparse.Namespace) -> None:
         )
     folder = options.resume or options.out or _new_folder(config)
     resume = options.resume is not None or world.attempt() > 0
-    if not world.is_distributed():
-        # Mistakes show here, once, rather than on every rank.
-        preparation.preview(config, config.placement.nodes)
     is_first = world.current_rank() == 0
+    if options.overwrite and (folder / runs.STATE).exists() and not world.is_distributed():
+        # Mistakes show before the run that is there goes.
+        preparation.preview(config, config.placement.nodes)
     prepared = runs.prepared(folder, overwrite=options.overwrite, resume=resume)
     try:
         with prepared if is_first else nullcontext():
@@ -239,13 +239,20 @@ def _new_folder(config: RunConfig) -> Path:
 
 
 def _launch(config: RunConfig, folder: Path, *, resume: bool) -> None:
-    """Start the ranks of a run on this machine."""
+    """Start the ranks of a run on this machine, and hand them the data."""
+    # Mistakes show here, once, rather than on every rank.
+    dataset = preparation.preview(config, config.placement.nodes).dataset
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.toml"
         file.write_text(config.to_toml())
+        variables = {}
+        if not sharding.is_private(config):
+            variables[sharding.SHARED] = f"{scratch}/data.safetensors"
+            data.write_shared(dataset, Path(variables[sharding.SHARED]))
+        del dataset
         where = ["--resume", str(folder)] if resume else ["--out", str(folder), "--overwrite"]
         command = ["-m", "onward", "train", str(file), *where]
-        status = launch(config.placement.nodes, command, config.placement.restarts)
+        status = launch(config.placement.nodes, command, config.placement.restarts, variables)
     if status:
         sys.exit(status)
 
@@ -275,7 +282,7 @@ def plan_command(options: argparse.Namespace) -> None:
         return
     if options.measure:
         with training.threads_kept(config.training.threads):
-            found = costs.measure(begun.network, begun.rows, plan.batch_size, begun.arithmetic)
+            found = costs.measure(begun.network, begun.shard, plan.batch_size, begun.settings)
         if options.costs:
             runs.write_whole(options.costs, lambda file: file.write(found.to_json().encode()))
     else:
@@ -286,7 +293,7 @@ def plan_command(options: argparse.Namespace) -> None:
     others = choices(
         plan,
         placement,
-        begun.shares,
+        begun.costs,
         found,
         links,
         speeds,

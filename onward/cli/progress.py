@@ -37,7 +37,7 @@ class Bars(results.Listener):
         self.started = self.last_line = time.monotonic()
 
     def begin(self, plan: Plan, placement: Placement) -> None:
-        self.names = {b: "head" if b == plan.head else f"block {b}" for b in plan.trained}
+        self.names = {b: "head" if b in plan.heads else f"block {b}" for b in plan.trained}
         self.total = plan.chapters * len(plan.trained)
         self.shards = len(plan.rows)
         self.before = sum(product.thing is Thing.REPORT for product in plan.held)

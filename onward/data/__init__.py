@@ -3,6 +3,7 @@
 from onward.data.arrays import read_rows
 from onward.data.catalog import Listing, available, load
 from onward.data.dataset import Dataset, check_classes, from_arrays, split_validation
+from onward.data.shared import read_shared, write_shared
 from onward.data.splits import shards
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Listing",
     "load",
     "read_rows",
+    "read_shared",
     "shards",
     "split_validation",
+    "write_shared",
 ]

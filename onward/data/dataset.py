@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onward.batch import Batch
 from onward.data.splits import hold_out
+from onward.digests import tensors_sha256
 from onward.errors import DataError
 
 MOST_CLASSES = 1_000_000
@@ -23,43 +25,81 @@ Numbers = Tensor | NDArray[Any]
 """What a user may hand over: an array or a tensor of any real type."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """Rows to learn from and rows to test with; `from_arrays` makes and checks it."""
+    """Samples to learn from and samples to test with; `from_arrays` makes and checks it.
 
-    name: str
+    Made directly, it takes batches of any kind: several inputs, token ids, graphs.
+    """
+
+    name: str = "samples"
     """What it is called in reports."""
 
-    x: Float[Tensor, " rows *input"]
-    """Training rows in float32. Images are channels first, with values from 0 to 1."""
+    training: Batch
+    """Training samples. Images are channels first."""
 
-    y: Int[Tensor, " rows"]
-    """Class of each training row, from 0, in int64."""
+    test: Batch
+    """Test samples."""
 
-    x_test: Float[Tensor, " test_rows *input"]
-    """Test rows, like `x`."""
+    validation: Batch | None = None
+    """Validation samples of one's own; None: some of the training samples are held out."""
 
-    y_test: Int[Tensor, " test_rows"]
-    """Class of each test row."""
+    num_classes: int = 0
+    """How many classes there are, whether or not each has a sample; 0 without classes."""
 
-    num_classes: int
-    """How many classes there are, whether or not each has a row."""
+    is_image: bool = False
+    """Whether an embedded label overwrites the first pixels. Otherwise it comes before them."""
 
-    is_image: bool
-    """Whether an embedded label overwrites the first inputs. Otherwise it comes before them."""
+    groups: Int[Tensor, " samples"] | None = None
+    """Group of each training sample (patient, writer, machine), which no split cuts."""
 
-    groups: Int[Tensor, " rows"] | None = None
-    """Group of each training row (patient, writer, machine), which no split cuts."""
+    digest: str | None = None
+    """Digest of the training samples, where it is known; see `sha256`."""
+
+    def __post_init__(self) -> None:
+        if self.training.ids is None:
+            ids = torch.arange(len(self.training))
+            object.__setattr__(self, "training", self.training.replace(ids=ids))
+
+    @property
+    def x(self) -> Tensor:
+        """Inputs of the training samples, where they are one tensor."""
+        return self.training.tensor
+
+    @property
+    def y(self) -> Int[Tensor, " samples"]:
+        """Class of each training sample."""
+        return self.training.label
+
+    @property
+    def x_test(self) -> Tensor:
+        """Inputs of the test samples, where they are one tensor."""
+        return self.test.tensor
+
+    @property
+    def y_test(self) -> Int[Tensor, " samples"]:
+        """Class of each test sample."""
+        return self.test.label
 
     @property
     def num_rows(self) -> int:
-        """Number of training rows."""
-        return len(self.x)
+        """Number of training samples."""
+        return len(self.training)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
+        """Shape of one sample, where its inputs are one tensor."""
         return tuple(self.x.shape[1:])
+
+    def sha256(self) -> str:
+        """Return a digest of the samples that may be learned from, and of all known of them."""
+        if self.digest is not None:
+            return self.digest
+        tensors = {n: t for n, t in self.training.tensors().items() if n != "ids"}
+        if set(tensors) == {"inputs", "targets.label"}:
+            # As version 0.1 called them, so that a digest of its runs is still known.
+            tensors = {"x": tensors["inputs"], "y": tensors["targets.label"]}
+        return tensors_sha256(tensors)
 
 
 def from_arrays(
@@ -130,7 +170,14 @@ def from_arrays(
         check_classes(labels.bincount(minlength=num_classes).tolist())
     if is_image is None:
         is_image = inputs.ndim == 4 and inputs.shape[1] in (1, 3)
-    return Dataset(name, inputs, labels, test_inputs, test_labels, num_classes, is_image, group_of)
+    return Dataset(
+        name=name,
+        training=Batch(inputs, {"label": labels}),
+        test=Batch(test_inputs, {"label": test_labels}),
+        num_classes=num_classes,
+        is_image=is_image,
+        groups=group_of,
+    )
 
 
 def check_classes(counts: Sequence[int]) -> None:

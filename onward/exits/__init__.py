@@ -1,19 +1,18 @@
-"""Leaving early: when inference may stop, what that saves, and how thresholds are found."""
+"""Early exit: when inference may stop, what that saves, and how thresholds are found."""
 
+from onward.exits.answers import Answers, answer
 from onward.exits.calibration import (
     Calibrated,
     calibrate,
     candidates,
     choose,
     held_out,
-    learned_sigmoid,
     mean_minus_std,
 )
 from onward.exits.latency import Latency, measure
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.outcomes import HeldOut, Outcome, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
-from onward.exits.stages import Answers, answer
 
 __all__ = [
     "answer",
@@ -30,7 +29,6 @@ __all__ = [
     "held_out",
     "HeldOut",
     "Latency",
-    "learned_sigmoid",
     "macs_spent",
     "mean_minus_std",
     "measure",

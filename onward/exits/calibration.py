@@ -1,4 +1,4 @@
-"""Thresholds of exit policies, from rows that the network was not trained on."""
+"""Thresholds of exit policies, from samples that the network was not trained on."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,59 +7,59 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from scipy.stats import beta, binom
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from onward import seeds
+from onward.batch import Batch, parts
 from onward.errors import DataError, SettingError
 from onward.exits.outcomes import HeldOut, dropped, follow, look_at
 from onward.exits.policies import ExitPolicy, full_depth, max_score
-from onward.networks import Network
+from onward.networks import Network, as_batch
 
 PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
-"""What a newly wrong row counts, in full passes: the policies to choose from, safest first."""
+"""What a newly wrong sample counts, in full passes: the policies to choose from, safest first."""
 
 LOST_LABELS = (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008)
-"""Shares of the rows whose answer may be dropped among the hopeless labels of a sweep, tried."""
+"""Shares of the samples whose answer may be dropped among the hopeless labels of a sweep, tried."""
 
 NO_DROPS = -1.0
 """Stands for a sweep in which no label is dropped."""
 
 MOST_OVERLAP = 0.05
-"""Share of rows that may be equal to training rows, as some are in most data."""
+"""Share of samples that may be equal to training samples, as some are in most data."""
 
 SWEEPS = 3
 """Times that all thresholds of a policy are chosen, each given the others."""
 
 CAUTION = (4.0, 2.0, 1.0, 0.5, 0.25)
 """Standard deviations of the confidence by which the most cautious policies lie above the first
-one that has a price: that one has few wrong rows among those it was made on, and fitted to them."""
+one that has a price: that one is fitted to the few wrong samples among those it was made on."""
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A policy, and what is known of it from the rows it was chosen on."""
+    """A policy, and what is known of it from the samples it was chosen on."""
 
     policy: ExitPolicy
     """The policy."""
 
     rows: int
-    """Rows it was chosen on."""
+    """Samples it was chosen on."""
 
     newly_wrong: int
-    """Rows that the whole network gets right and the policy wrong."""
+    """Samples that the whole network gets right and the policy wrong."""
 
     error_increase: float
     """Share of them that the whole network gets right and the policy wrong, less the share for
     which it is the other way round."""
 
     mean_macs: float
-    """Mean cost of a row."""
+    """Mean cost of a sample."""
 
     full_macs: float
-    """Cost of a row that goes through the whole network."""
+    """Cost of a sample that goes through the whole network."""
 
     max_error_increase: float | None
     """What was asked for."""
@@ -68,18 +68,18 @@ class Calibrated:
     """What was asked for."""
 
     delta: float | None
-    """Probability with which the error on new rows may rise by more after all; None where nothing
-    is guaranteed."""
+    """Probability with which the error on new samples may rise by more after all; None where
+    nothing is guaranteed."""
 
     on_training_rows: bool
-    """Whether rows were taken that the network was trained on, which makes all of this vain."""
+    """Whether samples were taken that the network was trained on, which makes all of this vain."""
 
     @property
     def plausible_increase(self) -> float:
-        """The share that may become wrong on new rows, going by how many did of so few.
+        """The share that may become wrong on new samples, going by how many did of so few.
 
         The upper end of a one-sided 95 % interval of the binomial. The thresholds were chosen on
-        these rows, so it is a scale and no guarantee.
+        these samples, so it is a scale and no guarantee.
         """
         return float(beta.ppf(0.95, self.newly_wrong + 1, self.rows - self.newly_wrong))
 
@@ -103,8 +103,8 @@ class Calibrated:
 
 def calibrate(
     network: Network,
-    x: Float[Tensor, "rows ..."] | np.ndarray,
-    y: Int[Tensor, " rows"] | np.ndarray,
+    x: Tensor | np.ndarray | Batch,
+    y: Tensor | np.ndarray | None = None,
     *,
     confidence: str = "margin",
     max_error_increase: float | None = None,
@@ -115,27 +115,27 @@ def calibrate(
     """Choose the thresholds of an exit policy.
 
     Of policies from very cautious to very bold, each the cheapest for some price of an error, the
-    boldest is taken that keeps to what is allowed. What counts as an error here is a row that the
-    whole network gets right and the policy wrong; rows for which it is the other way round are no
-    credit, since on new rows they would be others.
+    boldest is taken that keeps to what is allowed. What counts as an error here is a sample that
+    the whole network gets right and the policy wrong; samples for which it is the other way round
+    are no credit, since on new samples they would be others.
 
     Args:
         network: A trained network.
-        x: Rows that it was not trained on, and is not tested on.
-        y: Their classes.
+        x: Samples that it was not trained on, and is not tested on: an array or a batch.
+        y: Their classes; None where the batch has them.
         confidence: How sure it is: a name of `ow.exits.CONFIDENCES`.
-        max_error_increase: Share of rows that may become wrong: 0.001 is a tenth of a percent.
-        target_macs: Mean MACs a row instead.
-        delta: With probability 1 - delta the error on new rows like these rises by at most
-            `max_error_increase`. The rows are then cut in two: one half makes the policies, the
+        max_error_increase: Share of samples that may become wrong: 0.001 is a tenth of a percent.
+        target_macs: Mean MACs a sample instead.
+        delta: With probability 1 - delta the error on new samples like these rises by at most
+            `max_error_increase`. The samples are then cut in two: one half makes the policies, the
             other tests them, from cautious to bold, each by a binomial bound, and the last before
-            the first that fails is taken. That holds for rows drawn one by one; rows of few
+            the first that fails is taken. That holds for samples drawn one by one; samples of few
             patients or recordings are not.
-        force: Whether the rows may be those of the training; that is recorded.
+        force: Whether the samples may be those of the training; that is recorded.
 
     Raises:
-        SettingError: The settings do not go together.
-        DataError: The rows are those of the training.
+        SettingError: The settings do not go together, or there is no exit to leave at.
+        DataError: The samples are those of the training.
 
     Source:
         Fixed-sequence testing of thresholds: Angelopoulos et al. 2021, arXiv:2110.01052 (learn
@@ -160,33 +160,52 @@ def calibrate(
 
 def held_out(
     network: Network,
-    x: Float[Tensor, "rows ..."] | np.ndarray,
-    y: Int[Tensor, " rows"] | np.ndarray,
+    x: Tensor | np.ndarray | Batch,
+    y: Tensor | np.ndarray | None = None,
     *,
     force: bool = False,
 ) -> HeldOut:
-    """Pass rows through a network that it was not trained on, see `calibrate`.
+    """Pass samples through a network that it was not trained on, see `calibrate`.
 
     Raises:
-        DataError: It was, or the rows or classes are none.
+        DataError: It was, or the samples or classes are none.
+        SettingError: The network has no readout, or the samples have a structure.
     """
-    rows = torch.as_tensor(x, dtype=torch.float32)
-    labels = _checked(torch.as_tensor(y), len(rows), network.num_classes)
-    if not bool(rows.isfinite().all()):
-        raise DataError("Some rows hold values that are NaN or infinite. Leave these rows out.")
-    overlap = network.trained_on.overlap(rows) if network.trained_on else 0.0
+    network.fold()
+    batch = as_batch(x)
+    if batch.structure:
+        raise SettingError(
+            f"These samples belong together ({', '.join(batch.structure)}): those that leave are "
+            f"still passed along for the others, so there is nothing to save. Answer with an "
+            f"ow.ExitPolicy of your own."
+        )
+    if y is not None:
+        batch = batch.with_targets(label=torch.as_tensor(y))
+    if "label" not in batch.targets:
+        raise DataError(
+            "These samples have no classes. Give them as y, or as the target label of the batch."
+        )
+    labels = _checked(batch.targets["label"], len(batch), network.num_classes)
+    batch = batch.with_targets(label=labels).counted
+    if not all(bool(tensor.isfinite().all()) for tensor in parts(batch.inputs)):
+        raise DataError(
+            "Some samples hold values that are NaN or infinite. Leave these samples out."
+        )
+    overlap = network.trained_on.overlap(batch) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:
         raise DataError(
-            f"About {overlap:.0%} of these {len(rows):,} rows were trained on, and a network is "
-            f"far too sure of those. Take rows that were kept apart, such as validation rows."
+            f"About {overlap:.0%} of these {len(batch):,} samples were trained on, and a network "
+            f"is far too sure of those. Take held-out samples, such as validation samples."
         )
-    return replace(look_at(network, rows, labels), was_trained_on=overlap > MOST_OVERLAP)
+    return replace(look_at(network, batch), was_trained_on=overlap > MOST_OVERLAP)
 
 
-def _checked(y: Tensor, rows: int, num_classes: int) -> Tensor:
-    """Return classes of rows, as such: with others, no row could become wrong."""
-    if y.shape != (rows,):
-        raise DataError(f"There are {rows:,} rows, and their classes have shape {tuple(y.shape)}.")
+def _checked(y: Tensor, samples: int, num_classes: int) -> Int[Tensor, " samples"]:
+    """Return classes of samples, as such: with others, no sample could become wrong."""
+    if y.shape != (samples,):
+        raise DataError(
+            f"There are {samples:,} samples, and their classes have shape {tuple(y.shape)}."
+        )
     labels = y.to(torch.int64)
     if not (labels == y).all() or ((labels < 0) | (labels >= num_classes)).any():
         raise DataError(
@@ -220,29 +239,29 @@ def choose(
         raise SettingError(f"target_macs is a number of operations above 0; got {target_macs}.")
     if delta is not None and seen.was_trained_on:
         raise SettingError(
-            "Rows that the network was trained on guarantee nothing: leave delta out."
+            "Samples that the network was trained on guarantee nothing: leave delta out."
         )
     if len(seen.costs) == 1:
         raise SettingError("This network has one exit, its end: there is nowhere to leave early.")
     if len(seen.labels) < 2:
-        raise DataError(f"There are {len(seen.labels)} rows to calibrate on, and two are needed.")
+        raise DataError(
+            f"There are {len(seen.labels)} samples to calibrate on, and two are needed."
+        )
     made = tested = seen
     if delta is not None:
         draw = seeds.generator(seed, "calibration")
         order = torch.randperm(len(seen.labels), generator=draw)
         made, tested = (seen.part(half) for half in order.chunk(2))
-    chosen = ExitPolicy(
-        confidence, (math.inf,) * (len(seen.costs) - 1), (), _neurons(confidence, made)
-    )
+    chosen = ExitPolicy(confidence, (math.inf,) * (len(seen.costs) - 1))
     for policy in candidates(made, confidence):
         outcome = follow(policy, tested)
-        newly_wrong, rows = int(outcome.is_newly_wrong.sum()), len(tested.labels)
+        newly_wrong, samples = int(outcome.is_newly_wrong.sum()), len(tested.labels)
         if delta is not None:
             # What the chance would be of so few, if more than allowed became wrong.
             assert max_error_increase is not None
-            fits = binom.cdf(newly_wrong, rows, max_error_increase) <= delta
+            fits = binom.cdf(newly_wrong, samples, max_error_increase) <= delta
         elif max_error_increase is not None:
-            fits = newly_wrong <= max_error_increase * rows
+            fits = newly_wrong <= max_error_increase * samples
         else:
             fits = True
         if not fits:
@@ -255,7 +274,7 @@ def choose(
     full = follow(full_depth(len(seen.costs)), seen)
     if target_macs is not None and float(outcome.macs.mean()) > target_macs:
         raise SettingError(
-            f"No policy comes to {target_macs:,.0f} MACs a row: the first exit costs "
+            f"No policy comes to {target_macs:,.0f} MACs a sample: the first exit costs "
             f"{float(outcome.macs.min()):,.0f}."
         )
     return Calibrated(
@@ -274,11 +293,9 @@ def choose(
 
 def candidates(seen: HeldOut, confidence: str) -> Iterator[ExitPolicy]:
     """Yield policies from cautious to bold, each the cheapest for some price of an error."""
-    neurons, never = _neurons(confidence, seen), (math.inf,) * (len(seen.costs) - 1)
+    never = (math.inf,) * (len(seen.costs) - 1)
     shares = (NO_DROPS, *LOST_LABELS) if seen.is_sweep else (NO_DROPS,)
-    starts = [
-        _Start(seen, ExitPolicy(confidence, never, _drops(seen, lost), neurons)) for lost in shares
-    ]
+    starts = [_Start(seen, ExitPolicy(confidence, never, _drops(seen, lost))) for lost in shares]
     before = None
     for price in PRICES:
         policy = min((start.cheapest(price) for start in starts), key=lambda found: found[0])[1]
@@ -290,14 +307,14 @@ def candidates(seen: HeldOut, confidence: str) -> Iterator[ExitPolicy]:
 
 
 def _more_cautious(policy: ExitPolicy, seen: HeldOut, deviations: float) -> ExitPolicy:
-    """Return a policy under which a row must be surer, and a label further behind to be dropped."""
+    """Return a policy under which a sample must be surer, and a dropped label further behind."""
     history, _ = dropped(policy, seen)
     thresholds = []
     for number, threshold in enumerate(policy.thresholds, start=1):
         sure = policy.confidences(history[:number]).double()
-        # Where all rows left, those that are least sure are the bound.
+        # Where all samples left, those that are least sure are the bound.
         lowest = max(threshold, float(sure.min()))
-        # A row with one label left is infinitely sure, and leaves anyway.
+        # A sample with one label left is infinitely sure, and leaves anyway.
         several = sure[sure.isfinite()]
         spread = float(several.std(correction=0)) if len(several) else 0.0
         thresholds.append(lowest + deviations * spread)
@@ -306,11 +323,11 @@ def _more_cautious(policy: ExitPolicy, seen: HeldOut, deviations: float) -> Exit
 
 
 class _Start:
-    """What is known of rows for a policy, but for its thresholds.
+    """What is known of samples for a policy, but for its thresholds.
 
     Args:
-        seen: The rows.
-        policy: The policy; under it rows leave only where one label is left.
+        seen: The samples.
+        policy: The policy; under it samples leave only where one label is left.
     """
 
     def __init__(self, seen: HeldOut, policy: ExitPolicy) -> None:
@@ -325,10 +342,10 @@ class _Start:
         self.must = torch.stack([policy.leaves(history[:n]) for n in before_last])
 
     def cheapest(self, price: float) -> tuple[float, ExitPolicy]:
-        """Choose the thresholds that cost least, wrong rows included, one after the other.
+        """Choose the thresholds that cost least, wrong samples included, one after the other.
 
         Args:
-            price: What a wrong row counts, in full passes.
+            price: What a wrong sample counts, in full passes.
 
         Returns:
             The mean cost, and the policy.
@@ -356,7 +373,7 @@ def _threshold(sure: Tensor, gain: Tensor) -> float:
         return math.inf
     values, order = sure.sort(descending=True)
     sums = gain[order].cumsum(dim=0)
-    # Rows that are equally sure leave together.
+    # Samples that are equally sure leave together.
     is_last = torch.ones(len(values), dtype=torch.bool)
     is_last[:-1] = values[:-1] != values[1:]
     sums[~is_last] = math.inf
@@ -369,7 +386,7 @@ def _threshold(sure: Tensor, gain: Tensor) -> float:
 
 
 def _drops(seen: HeldOut, lost: float) -> tuple[float, ...]:
-    """Return how far behind a label may be so that few rows lose their answer."""
+    """Return how far behind a label may be so that few samples lose their answer."""
     if lost == NO_DROPS:
         return ()
     drops = []
@@ -382,49 +399,11 @@ def _drops(seen: HeldOut, lost: float) -> tuple[float, ...]:
     return tuple(drops)
 
 
-def _neurons(confidence: str, seen: HeldOut) -> tuple[tuple[float, float], ...]:
-    """Fit the neuron that says, at each exit, whether the answer there is right.
-
-    Source:
-        Aminifar et al. 2024, arXiv:2404.05241, section 3. (For goodness they keep the weight at 1.)
-    """
-    if confidence != "sigmoid":
-        return ()
-    neurons = []
-    for number in range(len(seen.costs) - 1):
-        best = max_score(seen.history[: number + 1])
-        right = seen.history[number].argmax(dim=1) == seen.labels
-        if right.all() or not right.any():
-            neurons.append((1.0, 0.0))
-            continue
-        center, spread = float(best.mean()), float(best.std()) or 1.0
-        fitted = LogisticRegression().fit(
-            ((best - center) / spread)[:, None].numpy(), right.numpy()
-        )
-        weight = float(fitted.coef_[0, 0]) / spread
-        neurons.append((weight, float(fitted.intercept_[0]) - weight * center))
-    return tuple(neurons)
-
-
-def learned_sigmoid(seen: HeldOut) -> ExitPolicy:
-    """Return the policy of Aminifar et al. whose neurons learn: leave where they are above 1/2.
-
-    A neuron an exit says from the best score whether the answer there is right. Kept to reproduce:
-    nothing in it knows what an error costs, or what going on would gain. With thresholds that are
-    calibrated, the confidence `sigmoid` decides as `max-score` does.
-
-    Source:
-        Aminifar et al. 2024, arXiv:2404.05241, section 3.
-    """
-    neurons = _neurons("sigmoid", seen)
-    return ExitPolicy("sigmoid", (0.5,) * len(neurons), (), neurons)
-
-
 def mean_minus_std(seen: HeldOut, factor: float = 1.0) -> ExitPolicy:
     """Return the policy of Aminifar et al.: leave where the best score is not unusually low.
 
-    Thresholds are the mean less `factor` standard deviations of the best score of held-out rows, at
-    each exit. Kept to reproduce; a calibrated margin is better.
+    Thresholds are the mean less `factor` standard deviations of the best score of held-out samples,
+    at each exit. Kept to reproduce; a calibrated margin is better.
 
     Source:
         Aminifar et al. 2024, arXiv:2404.05241, section 3. (Their published code compares the score

@@ -7,13 +7,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from onward import seeds
+from onward.batch import Batch
+from onward.exits.answers import answer
 from onward.exits.policies import ExitPolicy
-from onward.exits.stages import answer
-from onward.networks import Network
+from onward.networks import Network, as_batch
 
 BATCHES = {1: 400, 32: 100, 1024: 12}
 """Batches that are timed, by their size: so many that a 99th percentile, or for the largest the
@@ -32,7 +32,7 @@ class Latency:
     """Of each batch."""
 
     batch_size: int
-    """Rows of each."""
+    """Samples of each."""
 
     @property
     def median(self) -> float:
@@ -46,13 +46,13 @@ class Latency:
 
     @property
     def rows_a_second(self) -> float:
-        """Rows for each second of all batches together."""
+        """Samples for each second of all batches together."""
         return self.batch_size * len(self.seconds) / sum(self.seconds)
 
 
 def measure(
     network: Network,
-    x: Float[Tensor, "rows ..."],
+    x: Tensor | np.ndarray | Batch,
     policies: Mapping[str, ExitPolicy],
     *,
     batch_size: int,
@@ -61,14 +61,14 @@ def measure(
     """Time inference with early exit, on the threads that torch has.
 
     Every policy is given the same batches, a few at a time and in turn, after one that is not
-    timed. Batches are cut from the rows in an order drawn at random, since files often have those
-    of a class or a patient together; where there are too few rows, they come again.
+    timed. Batches are cut from the samples in an order drawn at random, since files often have
+    those of a class or a patient together; where there are too few samples, they come again.
 
     Args:
         network: A trained network.
-        x: Rows.
-        policies: When rows leave, by name.
-        batch_size: Rows of a batch.
+        x: Samples.
+        policies: When they leave, by name.
+        batch_size: Samples of a batch.
         batches: Number of batches.
 
     Example:
@@ -80,16 +80,17 @@ def measure(
         5
     """
     seconds: dict[str, list[float]] = {name: [] for name in policies}
-    order = torch.randperm(len(x), generator=seeds.generator(0, "latency"))
-    rows = order[torch.arange(batches * batch_size).remainder(len(x))].split(batch_size)
+    batch = as_batch(x)
+    order = torch.randperm(len(batch), generator=seeds.generator(0, "latency"))
+    drawn = order[torch.arange(batches * batch_size).remainder(len(batch))].split(batch_size)
     runs = {
         name: partial(answer, network, policy=policy, batch_size=batch_size)
         for name, policy in policies.items()
     }
     for run in runs.values():
-        run(x[rows[0]])
+        run(batch.take(drawn[0]))
     for first in range(0, batches, TURN):
-        parts = [x[part] for part in rows[first : first + TURN]]
+        parts = [batch.take(part) for part in drawn[first : first + TURN]]
         for name, run in runs.items():
             for part in parts:
                 start = time.perf_counter()

@@ -1,30 +1,33 @@
 """What inference costs: multiply-accumulates and bytes of weights, stage by stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from onward.blocks import Block
-from onward.exits.stages import Answers, stages
-from onward.layers import Dense
-from onward.networks import Network
-from onward.readouts import GoodnessSweep, SoftmaxHead
+from onward.batch import Batch, mapped, parts
+from onward.errors import SettingError
+from onward.exits.answers import Answers
+from onward.networks import Forward, Network
+
+Like = Batch | tuple[int, ...] | None
+"""Samples of a kind: some of them, or the shape of one. None: those for which a network was built
+from settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """Multiply-accumulates (MACs) from one exit to the next, for one row.
+    """Multiply-accumulates (MACs) from one exit to the next, for one sample.
 
     Matrix products and convolutions of blocks and heads, squares for goodness, and one operation a
     class to compare scores. Normalisation and ReLU are left out, as is usual.
     """
 
     row: int
-    """What a row costs once."""
+    """What a sample costs once."""
 
     each: int
     """What each of its passes costs besides: one, or one for each label that is left."""
@@ -36,63 +39,71 @@ class StageCost:
     """The block after which the exit is."""
 
 
-def stage_costs(
-    network: Network, input_shape: tuple[int, ...] | None = None, *, shared: bool = True
-) -> list[StageCost]:
+def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> list[StageCost]:
     """Return what each stage costs.
 
     Args:
         network: The network.
-        input_shape: Shape of a row. None: that for which the network was built from settings.
+        like: What it is asked about; of a batch with a structure, this one.
         shared: Whether a sweep over labels computes the first block's products once for all
             labels, as `answer` does.
+
+    Raises:
+        SettingError: The network has no readout, or was not built from settings and `like` is None.
     """
-    if input_shape is None:
-        assert network.blueprint is not None, "The network was not built from settings."
-        input_shape = network.blueprint.input_shape
-    x = torch.zeros(1, *input_shape)
-    classes, readout = network.num_classes, network.readout
-    is_sweep = isinstance(readout, GoodnessSweep)
-    exits = stages(network, x).exits
-    activities = network.sampler.neutral(x)
+    batch = example(network, like)
+    forward = Forward(network, batch, shares=shared)
+    is_sweep, passes = forward.readout.sweeps, len(forward.samples)
     costs = []
     row = each = weights = 0
-    for number, block in enumerate(network.line):
-        inputs = activities.flatten(1).shape[1]
-        macs, activities = _count(block, activities)
-        units = activities.flatten(1).shape[1]
-        weights += _bytes(block.module)
-        if is_sweep:
-            is_shared = shared and number == 0 and type(block.module) is Dense
-            row += (inputs - classes) * units if is_shared else 0
-            # Its column of the weights, or a pass; then the squares.
-            each += (units if is_shared else macs) + units
-        elif isinstance(readout, SoftmaxHead):
-            row += macs + (classes * units if number in exits else 0)
-            weights += classes * units * 4 if number in exits else 0
+    while forward.visit < forward.num_visits:
+        number = forward.visit % len(forward.blocks)
+        is_shared = forward.visit == 0 and forward.first is not None
+        with FlopCounterMode(display=False) as counter:
+            scores = forward.step()
+        if forward.outputs is None:
+            continue
+        macs = counter.get_total_flops() // 2
+        units = sum(tensor.numel() for tensor in parts(forward.outputs.inputs)) // passes
+        weights += _bytes(forward.blocks[number].module.parameters())
+        if is_sweep and not is_shared:
+            each += macs // passes
         else:
-            with FlopCounterMode(display=False) as counter:
-                block.scores(activities)
-            row += macs + counter.get_total_flops() // 2
-            weights += _bytes(block.objective)
-        if number in exits:
-            costs.append(StageCost(row + classes, each, weights, number))
+            row += macs // len(batch)
+            # Of a shared product, each label adds its column of the weights.
+            each += units if is_shared else 0
+        if scores is not None:
+            each += units if is_sweep else 0  # The squares.
+            weights += _bytes(forward.readout.weights(forward.blocks, network.edges, number))
+            costs.append(StageCost(row + network.num_classes, each, weights, number))
             row = each = weights = 0
     return costs
 
 
-def _count(block: Block, activities: Tensor) -> tuple[int, Tensor]:
-    with FlopCounterMode(display=False) as counter:
-        found = block.infer(activities)
-    return counter.get_total_flops() // 2, found
+def example(network: Network, like: Like = None) -> Batch:
+    """Return a sample of zeros; of a batch with a structure, the batch.
+
+    Raises:
+        SettingError: The network was not built from settings, and `like` is None.
+    """
+    if isinstance(like, Batch):
+        if like.structure:
+            return like
+        return Batch(mapped(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), like.inputs))
+    if like is None and network.blueprint is None:
+        raise SettingError(
+            "This network was not built from settings, and so does not know its samples. Give "
+            "some, or their shape, as `like`."
+        )
+    return Batch(torch.zeros(1, *(network.blueprint.input_shape if like is None else like)))
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
+def _bytes(weights: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in weights)
 
 
-def macs_spent(costs: Sequence[StageCost], answers: Answers) -> Float[Tensor, " rows"]:
-    """Return the MACs that each row has cost."""
+def macs_spent(costs: Sequence[StageCost], answers: Answers) -> Float[Tensor, " samples"]:
+    """Return the MACs that each sample has cost."""
     total = torch.zeros(len(answers.labels), dtype=torch.float64)
     for cost, passes in zip(costs, answers.passes, strict=True):
         total += (passes > 0) * cost.row + passes * cost.each

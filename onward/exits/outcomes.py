@@ -1,4 +1,4 @@
-"""What becomes of rows under an exit policy, beside what it must be compared with."""
+"""What becomes of samples under an exit policy, beside what it must be compared with."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,21 +8,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from onward import seeds
+from onward.batch import Batch
 from onward.exits.macs import StageCost, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.exits.stages import stages
-from onward.networks import CHUNK_ROWS, Network
-from onward.readouts import GoodnessSweep
+from onward.networks import Forward, Network, in_chunks
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a network says at each exit of rows that it was not trained on, and what is true."""
+    """What a network says at each exit of samples that it was not trained on, and what is true."""
 
-    history: Float[Tensor, "exits rows classes"]
+    history: Float[Tensor, "exits samples classes"]
     """Scores at each exit, no label dropped."""
 
-    labels: Int[Tensor, " rows"]
+    labels: Int[Tensor, " samples"]
     """True classes."""
 
     costs: tuple[StageCost, ...]
@@ -34,63 +33,64 @@ class HeldOut:
     was_trained_on: bool = False
     """Whether the network was trained on them after all."""
 
-    def part(self, rows: Tensor) -> "HeldOut":
-        """Return some of the rows."""
-        return replace(self, history=self.history[:, rows], labels=self.labels[rows])
+    def part(self, samples: Tensor) -> "HeldOut":
+        """Return some of the samples."""
+        return replace(self, history=self.history[:, samples], labels=self.labels[samples])
 
     @property
-    def full(self) -> Int[Tensor, " rows"]:
+    def full(self) -> Int[Tensor, " samples"]:
         """What the whole network answers."""
         return self.history[-1].argmax(dim=1)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What becomes of rows under a policy."""
+    """What becomes of samples under a policy."""
 
-    exits: Int[Tensor, " rows"]
+    exits: Int[Tensor, " samples"]
     """Where each leaves."""
 
-    answers: Int[Tensor, " rows"]
+    answers: Int[Tensor, " samples"]
     """What it is taken for."""
 
-    macs: Float[Tensor, " rows"]
+    macs: Float[Tensor, " samples"]
     """What it costs."""
 
-    is_wrong: Bool[Tensor, " rows"]
+    is_wrong: Bool[Tensor, " samples"]
     """Whether the answer is not the true class."""
 
-    is_newly_wrong: Bool[Tensor, " rows"]
+    is_newly_wrong: Bool[Tensor, " samples"]
     """Whether it is not, and that of the whole network is."""
 
 
-def look_at(network: Network, x: Float[Tensor, "rows ..."], y: Int[Tensor, " rows"]) -> HeldOut:
-    """Pass rows through the whole network and return what it says at each exit."""
-    chunks = []
-    for part in x.split(CHUNK_ROWS):
-        going = stages(network, part)
-        found = [going.step() for _ in going.line]
-        if len(part):
-            chunks.append(torch.stack([scores.float() for scores in found if scores is not None]))
-    is_sweep = isinstance(network.readout, GoodnessSweep)
-    costs = tuple(stage_costs(network, tuple(x.shape[1:])))
-    if not chunks:
-        return HeldOut(torch.zeros(len(costs), 0, network.num_classes), y, costs, is_sweep)
-    return HeldOut(torch.cat(chunks, dim=1), y, costs, is_sweep)
+def look_at(network: Network, batch: Batch) -> HeldOut:
+    """Pass samples through the whole network and return what it says at each exit.
+
+    Args:
+        network: A network with a readout.
+        batch: Samples with their classes.
+    """
+    chunks = [
+        torch.stack([scores.float() for scores in Forward(network, part)])
+        for part in in_chunks(batch)
+    ]
+    costs = tuple(stage_costs(network, batch))
+    is_sweep = network.readout is not None and network.readout.sweeps
+    return HeldOut(torch.cat(chunks, dim=1), batch.label, costs, is_sweep)
 
 
 def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
-    """Return what becomes of rows under a policy, from what was seen at full depth."""
+    """Return what becomes of samples under a policy, from what was seen at full depth."""
     history, macs = dropped(policy, seen)
-    num_exits, num_rows, _ = history.shape
-    exits = torch.full((num_rows,), num_exits - 1)
+    num_exits, num_samples, _ = history.shape
+    exits = torch.full((num_samples,), num_exits - 1)
     for number in reversed(range(num_exits - 1)):
         exits[policy.leaves(history[: number + 1])] = number
-    rows = torch.arange(num_rows)
-    answers = history.argmax(dim=2)[exits, rows]
+    samples = torch.arange(num_samples)
+    answers = history.argmax(dim=2)[exits, samples]
     is_wrong = answers != seen.labels
     return Outcome(
-        exits, answers, macs[exits, rows], is_wrong, is_wrong & (seen.full == seen.labels)
+        exits, answers, macs[exits, samples], is_wrong, is_wrong & (seen.full == seen.labels)
     )
 
 
@@ -109,7 +109,7 @@ def dropped(policy: ExitPolicy, seen: HeldOut) -> tuple[Tensor, Tensor]:
 
 
 def fixed_depths(seen: HeldOut) -> list[ExitPolicy]:
-    """Return the policies under which all rows leave at one exit, the first one first."""
+    """Return the policies under which all samples leave at one exit, the first one first."""
     last = len(seen.costs) - 1
     return [
         ExitPolicy("margin", tuple(-math.inf if n >= exit_ else math.inf for n in range(last)))
@@ -120,22 +120,22 @@ def fixed_depths(seen: HeldOut) -> list[ExitPolicy]:
 def oracle(seen: HeldOut) -> tuple[float, float]:
     """Return error and mean MACs of a bound on policies that drop no labels: it knows the classes.
 
-    Each row leaves at the first exit that names its class, or, where none does, at the first.
+    Each sample leaves at the first exit that names its class, or, where none does, at the first.
     """
     right = seen.history.argmax(dim=2) == seen.labels
     first = right.int().argmax(dim=0)
     _, macs = dropped(full_depth(len(seen.costs)), seen)
-    rows = torch.arange(len(seen.labels))
-    return float((~right.any(dim=0)).double().mean()), float(macs[first, rows].mean())
+    samples = torch.arange(len(seen.labels))
+    return float((~right.any(dim=0)).double().mean()), float(macs[first, samples].mean())
 
 
 def shuffled(outcome: Outcome, seen: HeldOut, seed: int = 0) -> tuple[float, float]:
-    """Return error and mean MACs where as many rows leave at each exit as under a policy, but any.
+    """Return error and mean MACs where as many samples leave at each exit, chosen at random.
 
     No labels are dropped, so in a sweep this costs more than a policy that drops some.
     """
     order = torch.randperm(len(seen.labels), generator=seeds.generator(seed, "shuffled exits"))
-    exits, rows = outcome.exits[order], torch.arange(len(order))
-    answers = seen.history.argmax(dim=2)[exits, rows]
+    exits, samples = outcome.exits[order], torch.arange(len(order))
+    answers = seen.history.argmax(dim=2)[exits, samples]
     _, macs = dropped(full_depth(len(seen.costs)), seen)
-    return float((answers != seen.labels).double().mean()), float(macs[exits, rows].mean())
+    return float((answers != seen.labels).double().mean()), float(macs[exits, samples].mean())

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from onward.errors import SettingError
 
-History = Float[Tensor, "exits rows classes"]
-"""Class scores of some rows at each exit so far; -inf for labels that were dropped."""
+History = Float[Tensor, "exits samples classes"]
+"""Class scores of some samples at each exit so far; -inf for labels that were dropped."""
 
 
-def margin(history: History) -> Float[Tensor, " rows"]:
+def margin(history: History) -> Float[Tensor, " samples"]:
     """Return the lead of the best class over the second.
 
     Example:
@@ -27,7 +27,7 @@ def margin(history: History) -> Float[Tensor, " rows"]:
     return best - second
 
 
-def max_score(history: History) -> Float[Tensor, " rows"]:
+def max_score(history: History) -> Float[Tensor, " samples"]:
     """Return the score of the best class.
 
     In a goodness sweep this is the accumulated goodness of the best label.
@@ -38,12 +38,12 @@ def max_score(history: History) -> Float[Tensor, " rows"]:
     return history[-1].amax(dim=1)
 
 
-def probability(history: History) -> Float[Tensor, " rows"]:
+def probability(history: History) -> Float[Tensor, " samples"]:
     """Return the probability of the best class, by a softmax of the scores."""
     return history[-1].softmax(dim=1).amax(dim=1)
 
 
-def entropy(history: History) -> Float[Tensor, " rows"]:
+def entropy(history: History) -> Float[Tensor, " samples"]:
     """Return the negative entropy of the classes' probabilities, in nats.
 
     Source:
@@ -53,7 +53,7 @@ def entropy(history: History) -> Float[Tensor, " rows"]:
     return (log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(dim=1)
 
 
-def patience(history: History) -> Float[Tensor, " rows"]:
+def patience(history: History) -> Float[Tensor, " samples"]:
     """Return how many exits in a row, up to this one, name the same class.
 
     Source:
@@ -70,10 +70,8 @@ CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "probability": probability,
     "entropy": entropy,
     "patience": patience,
-    "sigmoid": max_score,
 }
-"""How sure a network is of some rows, by name; the larger, the surer. `sigmoid` puts what
-`max-score` returns through one learned neuron an exit."""
+"""How sure a network is of some samples, by name; the larger, the surer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class ExitPolicy:
     """When inference stops, and which labels it goes on with.
 
     A pure function of the scores so far. An exit is a block after which there are class scores;
-    at the last one every row leaves.
+    at the last one every sample leaves.
 
     Example:
         >>> policy = ExitPolicy("margin", (1.5,))
@@ -93,42 +91,39 @@ class ExitPolicy:
     """One of `CONFIDENCES`."""
 
     thresholds: tuple[float, ...]
-    """Confidence from which rows leave, for each exit but the last; infinity where none leave."""
+    """Confidence from which samples leave, for each exit but the last; infinity where none do."""
 
     drops: tuple[float, ...] = ()
     """For a sweep over labels: how far behind the best a label is dropped, for each exit but the
     last; infinity where none are. Empty: all labels stay."""
-
-    neurons: tuple[tuple[float, float], ...] = ()
-    """For `sigmoid`: weight and bias for each exit but the last."""
 
     def __post_init__(self) -> None:
         if self.confidence not in CONFIDENCES:
             raise SettingError(
                 f"There is no confidence {self.confidence}. Known are {', '.join(CONFIDENCES)}."
             )
-        for name, values in (("drops", self.drops), ("neurons", self.neurons)):
-            if values and len(values) != len(self.thresholds):
-                raise SettingError(
-                    f"A policy has as many {name} as thresholds; got {len(values)} and "
-                    f"{len(self.thresholds)}."
-                )
-        if (self.confidence == "sigmoid") is not bool(self.neurons) and self.thresholds:
-            raise SettingError("The confidence sigmoid needs neurons, and no other has them.")
+        if self.drops and len(self.drops) != len(self.thresholds):
+            raise SettingError(
+                f"A policy has as many drops as thresholds; got {len(self.drops)} and "
+                f"{len(self.thresholds)}."
+            )
 
-    def confidences(self, history: History) -> Float[Tensor, " rows"]:
-        """Return how sure the network is of each row, at the last exit of a history."""
-        found = CONFIDENCES[self.confidence](history)
-        if not self.neurons:
-            return found
-        weight, bias = self.neurons[len(history) - 1]
-        return torch.sigmoid(weight * found + bias)
+    def check(self, num_exits: int) -> None:
+        """Raise a `SettingError` where the policy is for another number of exits."""
+        if num_exits != len(self.thresholds) + 1:
+            raise SettingError(
+                f"The policy has {len(self.thresholds)} thresholds, and the network {num_exits} "
+                f"exits: one fewer is needed."
+            )
 
-    def leaves(self, history: History) -> Bool[Tensor, " rows"]:
-        """Return which rows leave at the last exit of a history."""
-        rows = history.shape[1]
+    def confidences(self, history: History) -> Float[Tensor, " samples"]:
+        """Return how sure the network is of each sample, at the last exit of a history."""
+        return CONFIDENCES[self.confidence](history)
+
+    def leaves(self, history: History) -> Bool[Tensor, " samples"]:
+        """Return which samples leave at the last exit of a history."""
         if len(history) > len(self.thresholds):
-            return torch.ones(rows, dtype=torch.bool)
+            return torch.ones(history.shape[1], dtype=torch.bool)
         # Of labels that are dropped but for one, the one is the answer.
         leaves = self.stays(history).sum(dim=1) == 1
         threshold = self.thresholds[len(history) - 1]
@@ -136,7 +131,7 @@ class ExitPolicy:
             leaves if threshold == math.inf else leaves | (self.confidences(history) >= threshold)
         )
 
-    def stays(self, history: History) -> Bool[Tensor, "rows classes"]:
+    def stays(self, history: History) -> Bool[Tensor, "samples classes"]:
         """Return which labels a sweep goes on with after the last exit of a history."""
         scores = history[-1]
         if len(history) > len(self.thresholds):
@@ -165,15 +160,17 @@ class ExitPolicy:
                 raise ValueError(f"{name} are no numbers")
             return values
 
-        try:
-            neurons = tuple((float(weight), float(bias)) for weight, bias in found["neurons"])
-            return ExitPolicy(
-                str(found["confidence"]), numbers("thresholds"), numbers("drops"), neurons
+        if "neurons" in found and found["neurons"] != []:  # Older files have an empty list.
+            raise SettingError(
+                "Exit policies have no neurons any more: the confidence sigmoid was removed, and "
+                "max-score decides the same."
             )
+        try:
+            return ExitPolicy(str(found["confidence"]), numbers("thresholds"), numbers("drops"))
         except (LookupError, TypeError, ValueError) as error:
             raise SettingError(f"This is no exit policy: {json.dumps(found)[:200]}.") from error
 
 
 def full_depth(num_exits: int) -> ExitPolicy:
-    """Return the policy under which all rows go through the whole network."""
+    """Return the policy under which all samples go through the whole network."""
     return ExitPolicy("margin", (math.inf,) * (num_exits - 1))

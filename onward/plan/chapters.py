@@ -1,12 +1,12 @@
 """Plans in which blocks take turns, chapter by chapter."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from onward.config import Cut
 from onward.errors import SettingError
-from onward.plan.tasks import Kind, Plan, Product, Task, Thing
+from onward.plan.tasks import Kind, Plan, Product, Task, Thing, Work
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,16 @@ class ChapterPlan(Plan):
     cut: Cut = "rows"
     """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
 
+    kind = "chapters"
+    placements = ("sequential", "single-layer", "all-layers", "federated")
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.has_delays:
+            raise SettingError(
+                "A block reads with a delay what came out at the visit before, and in a chapter "
+                "plan blocks are not visited in turn. Use --plan stream."
+            )
         if self.hint_age is not None and self.hint_age < 1:
             raise SettingError(
                 f"plan.hint_age is {self.hint_age}, but in a chapter plan hints are at least one "
@@ -53,6 +61,50 @@ class ChapterPlan(Plan):
                 f"last visit, {shards} chapters before. Use {shards} or a multiple, or never."
             )
 
+    @property
+    def is_sliceable(self) -> bool:
+        return True
+
+    @property
+    def num_slices(self) -> int:
+        return self.slices
+
+    @property
+    def slice_kind(self) -> Cut:
+        return self.cut
+
+    def without_slices(self) -> "ChapterPlan":
+        return replace(self, slices=1, cut="rows")
+
+    @property
+    def time_word(self) -> str:
+        return "chapter"
+
+    @property
+    def usual_placement(self) -> str:
+        return "federated" if len(self.rows) > 1 else "all-layers"
+
+    def work(self, task: Task) -> Work:
+        shard = self.shard(task.time)
+        epoch = self.rows[shard] / self.batch_size
+        if task.kind is Kind.SCORE:
+            return Work(0.0, epoch)
+        # A chapter passes each of its samples once, however often it learns from them.
+        segments = self.segments(task.time)
+        passed = epoch * (segments[0].last - segments[0].first) / self.batches(shard)
+        return Work(passed * len(segments), passed)
+
+    def samples_of(self, product: Product) -> int:
+        return self.rows[self.shard(product.time)]
+
+    def stalled(self, age: int) -> str:
+        return "chapters wait for the hints of others"
+
+    @property
+    def most_waiting(self) -> int:
+        # A rank may need optimizer state some chapters after the weights that came with it.
+        return 2 + (self.moments_age or 0)
+
     def all_tasks(self) -> Iterator[Task]:
         for chapter in range(self.chapters):
             yield from (Task(Kind.TRAIN, chapter, block) for block in self.trained)
@@ -74,9 +126,11 @@ class ChapterPlan(Plan):
                     needs.append(Product(Thing.WEIGHTS, chapter - 1, task.block))
                 if self.moments_age is not None and chapter >= self.moments_age:
                     needs.append(Product(Thing.MOMENTS, chapter - self.moments_age, task.block))
-                needs += [Product(Thing.WEIGHTS, chapter, b) for b in range(task.block)]
-                if self.hint_age and chapter >= self.hint_age and task.block != self.head:
-                    needs.append(Product(Thing.HINTS, chapter - self.hint_age, 0))
+                below = sorted(self.below[task.block])
+                needs += [Product(Thing.WEIGHTS, chapter, b) for b in below]
+                is_hinted = self.hint_age and chapter >= self.hint_age
+                if is_hinted and not self.nodes[task.block].is_head:
+                    needs.append(Product(Thing.HINTS, chapter - (self.hint_age or 0), 0))
                 return needs
             case Kind.SCORE:
                 return [Product(Thing.WEIGHTS, chapter, b) for b in self.trained]
@@ -99,7 +153,9 @@ class ChapterPlan(Plan):
         chapter, block = product.time, product.block
         match product.thing:
             case Thing.WEIGHTS:
-                uses = [Task(Kind.TRAIN, chapter, b) for b in self.trained if b > block]
+                uses = [
+                    Task(Kind.TRAIN, chapter, b) for b in self.trained if block in self.below[b]
+                ]
                 if self._scores_in(chapter):
                     uses.append(Task(Kind.SCORE, chapter, 0))
                 uses += self.validations(chapter)

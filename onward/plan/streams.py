@@ -6,22 +6,31 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from onward.errors import SettingError
-from onward.plan.tasks import Kind, Plan, Product, Task, Thing
+from onward.plan.tasks import INPUT, Kind, Plan, Product, Task, Thing, Work
+
+QUEUE = 16
+"""Mini-batches of activities from one source that wait on a rank before no more are taken."""
 
 
 @dataclass(frozen=True)
 class StreamPlan(Plan):
     """Every mini-batch updates every block, in order.
 
-    A block sees the activities that the block below had before its update. Hints come from rows
-    passed through with the neutral label `hint_age` mini-batches ahead, so that hints of age a
-    are the scores of the network as it was a mini-batches ago; 0 is Hinton's own order, in which
-    every mini-batch waits for the whole network. Time is counted in mini-batches; validation and
-    gathering are timed by chapter.
+    A block sees the outputs that the block below had before its update. Hints come from samples
+    passed through as inference sees them `hint_age` mini-batches ahead, so that hints of age a are
+    the scores of the network as it was a mini-batches ago; 0 is Hinton's own order, in which every
+    mini-batch waits for the whole network. Time is counted in ticks, of which a mini-batch has one
+    unless the network is recurrent; validation and gathering are timed by chapter.
 
     Source:
         Hinton 2022, arXiv:2212.13345, and his published Matlab code.
     """
+
+    ticks: int = 1
+    """How often a mini-batch visits every block."""
+
+    kind = "stream"
+    placements = ("sequential", "stream")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,36 +41,82 @@ class StreamPlan(Plan):
             )
         if self.hint_age is not None and self.hint_age < 0:
             raise SettingError(f"plan.hint_age is {self.hint_age}; it cannot be negative.")
+        if self.has_delays and self.ticks == 1 and self.batches(0) > 1:
+            raise SettingError(
+                "A block reads with a delay what came out at the visit before of the same samples. "
+                "So the network needs ticks of 2 or more, or training.batch_size all samples; "
+                f"there are {self.batches(0)} mini-batches an epoch."
+            )
+        if self.heads and (self.ticks > 1 or self.has_delays):
+            raise SettingError(
+                "Heads that learn from what inference sees do not go with ticks and delays yet. "
+                "Let the blocks have scores of their own."
+            )
+
+    @property
+    def time_word(self) -> str:
+        return "mini-batch" if self.ticks == 1 else "tick"
+
+    @property
+    def usual_placement(self) -> str:
+        return "stream"
+
+    def work(self, task: Task) -> Work:
+        share = self.rows_of(task.time) / self.batch_size
+        return Work(share, 0.0) if task.kind is Kind.TRAIN else Work(0.0, share)
+
+    def samples_of(self, product: Product) -> int:
+        # Neutral samples are ahead of the others.
+        ahead = self.lead if product.thing is Thing.NEUTRAL else 0
+        return self.rows_of(product.time + ahead)
+
+    def stalled(self, age: int) -> str:
+        if age == 0:
+            return "every mini-batch waits for the whole network (lock-step)"
+        return "the first rank waits for hints from the last"
+
+    @property
+    def most_waiting(self) -> int:
+        return QUEUE
 
     @property
     def steps(self) -> int:
-        """Mini-batches of the run."""
-        return self.epochs * self.batches(0)
+        """Ticks of the run."""
+        return self.epochs * self.batches(0) * self.ticks
 
     @property
     def lead(self) -> int:
-        """Mini-batches by which rows with the neutral label go ahead of the others."""
+        """Mini-batches by which samples go ahead, as inference sees them, of the others."""
         return self.hint_age or 0
 
+    def position(self, step: int) -> tuple[int, int, int]:
+        """Return epoch, mini-batch of the epoch, and tick of a time."""
+        batch, tick = divmod(step, self.ticks)
+        return *divmod(batch, self.batches(0)), tick
+
     def rows_of(self, step: int) -> int:
-        """Return the rows of a mini-batch; the last of an epoch may be smaller."""
-        first = step % self.batches(0) * self.batch_size
-        return min(self.batch_size, self.rows[0] - first)
+        """Return the samples of a mini-batch; the last of an epoch may be smaller."""
+        _, batch, _ = self.position(step)
+        return min(self.batch_size, self.rows[0] - batch * self.batch_size)
+
+    def has_before(self, step: int) -> bool:
+        """Return whether the same samples have visited the blocks before, as delays count it."""
+        return step % self.ticks > 0 if self.ticks > 1 else step > 0
 
     @cached_property
     def chapter_ends(self) -> dict[int, int]:
-        """The chapter that ends with a mini-batch."""
-        batches = self.batches(0)
-        last = [self.segments(c)[-1] for c in range(self.chapters)]
-        return {s.epoch * batches + s.last - 1: c for c, s in enumerate(last)}
+        """The chapter that ends with a tick."""
+        return {self._end(chapter): chapter for chapter in range(self.chapters)}
+
+    def _end(self, chapter: int) -> int:
+        last = self.segments(chapter)[-1]
+        return (last.epoch * self.batches(0) + last.last) * self.ticks - 1
 
     def all_tasks(self) -> Iterator[Task]:
-        line = range(self.num_blocks)
         for step in range(self.steps):
-            if self.head is not None:
-                yield from (Task(Kind.PASS, step, block) for block in line)
-                yield Task(Kind.TRAIN, step, self.head)
-            yield from (Task(Kind.TRAIN, step, block) for block in line)
+            yield from (Task(Kind.PASS, step, block) for block in sorted(self.passed))
+            yield from (Task(Kind.TRAIN, step, head) for head in self.heads)
+            yield from (Task(Kind.TRAIN, step, block) for block in range(self.num_blocks))
             if step in self.chapter_ends:
                 yield from self.validations(self.chapter_ends[step])
         yield self.gather
@@ -69,7 +124,8 @@ class StreamPlan(Plan):
     def maker(self, product: Product) -> Task:
         match product.thing:
             case Thing.HINTS:
-                return Task(Kind.TRAIN, product.time - self.lead, self.num_blocks)
+                assert self.hinting is not None
+                return Task(Kind.TRAIN, product.time - self.lead, self.hinting)
             case Thing.NEUTRAL:
                 return Task(Kind.PASS, product.time, product.block)
             case Thing.COUNTS:
@@ -83,14 +139,13 @@ class StreamPlan(Plan):
             before = [Product(thing, step - 1, block) for thing in (Thing.WEIGHTS, Thing.MOMENTS)]
         match task.kind:
             case Kind.PASS:
-                return [*before[:1], *([Product(Thing.NEUTRAL, step, block - 1)] * bool(block))]
-            case Kind.TRAIN if block == self.head:
-                return [*before, *(Product(Thing.NEUTRAL, step, b) for b in self.head_reads)]
-            case Kind.TRAIN if block:
-                return [*before, Product(Thing.ACTIVITIES, step, block - 1)]
+                return [*before[:1], *self._read(Thing.NEUTRAL, task)]
+            case Kind.TRAIN if block in self.heads:
+                return [*before, *self._read(Thing.NEUTRAL, task)]
             case Kind.TRAIN:
-                hinted = self.hint_age is not None and step >= self.lead
-                return [*before, *([Product(Thing.HINTS, step, 0)] * hinted)]
+                is_hinted = self.hint_age is not None and step >= self.lead
+                hints = [Product(Thing.HINTS, step, 0)] * (is_hinted and self._reads_input(block))
+                return [*before, *hints, *self._read(Thing.ACTIVITIES, task)]
             case Kind.VALIDATE:
                 return self._weights_after(task.time)
         ends = self.chapter_ends.items()
@@ -99,6 +154,18 @@ class StreamPlan(Plan):
             *(Product(Thing.REPORT, step, b) for step, _ in ends for b in self.trained),
             *(Product(Thing.COUNTS, *v[1:]) for _, c in ends for v in self.validations(c)),
         ]
+
+    def _read(self, thing: Thing, task: Task) -> list[Product]:
+        """Return the outputs of other blocks, or of itself before, that a task reads."""
+        reads = {
+            Product(thing, task.time - delay, source)
+            for source, delay in self.nodes[task.block].reads
+            if source != INPUT and (not delay or self.has_before(task.time))
+        }
+        return sorted(reads)
+
+    def _reads_input(self, block: int) -> bool:
+        return any(source == INPUT for source, _ in self.nodes[block].reads)
 
     def makes(self, task: Task) -> list[Product]:
         step, block = task.time, task.block
@@ -110,9 +177,9 @@ class StreamPlan(Plan):
             case Kind.GATHER:
                 return []
         makes = []
-        if block != self.head:
+        if block not in self.heads:
             makes.append(Product(Thing.ACTIVITIES, step, block))
-        elif self.hint_age is not None:
+        elif block == self.hinting and self.hint_age is not None:
             makes.append(Product(Thing.HINTS, step + self.lead, 0))
         if step in self.chapter_ends:
             things = [Thing.WEIGHTS, Thing.MOMENTS, Thing.REPORT]
@@ -123,30 +190,46 @@ class StreamPlan(Plan):
         step, block = product.time, product.block
         match product.thing:
             case Thing.HINTS:
-                return [Task(Kind.TRAIN, step, 0)] if step < self.steps else []
+                blocks = [b for b in range(self.num_blocks) if self._reads_input(b)]
+                return [Task(Kind.TRAIN, step, b) for b in blocks] if step < self.steps else []
             case Thing.ACTIVITIES:
-                return [Task(Kind.TRAIN, step, block + 1)] if block + 1 < self.num_blocks else []
+                readers = range(self.num_blocks)
+                now = [Task(Kind.TRAIN, step, b) for b in readers if (block, 0) in self.reads[b]]
+                if step + 1 == self.steps or not self.has_before(step + 1):
+                    return now
+                later = [b for b in readers if (block, 1) in self.reads[b]]
+                return [*now, *(Task(Kind.TRAIN, step + 1, b) for b in later)]
             case Thing.NEUTRAL:
-                uses = [Task(Kind.PASS, step, block + 1)] if block + 1 < self.num_blocks else []
-                reads = block in self.head_reads
-                return [*uses, Task(Kind.TRAIN, step, self.num_blocks)] if reads else uses
+                reading = [b for b in self.trained if (block, 0) in self.reads[b]]
+                return [
+                    Task(Kind.TRAIN if b in self.heads else Kind.PASS, step, b)
+                    for b in reading
+                    if b in self.heads or b in self.passed
+                ]
             case Thing.WEIGHTS:
                 chapter = self.chapter_ends[step]
                 validations = self.validations(chapter)
                 if chapter == self.chapters - 1:
                     return [*validations, self.gather]
-                passes = self.head is not None and block != self.head
-                kinds = (Kind.PASS, Kind.TRAIN) if passes else (Kind.TRAIN,)
+                kinds = (Kind.PASS, Kind.TRAIN) if block in self.passed else (Kind.TRAIN,)
                 return [*validations, *(Task(kind, step + 1, block) for kind in kinds)]
             case Thing.MOMENTS:
                 is_last = step + 1 == self.steps
                 return [] if is_last else [Task(Kind.TRAIN, step + 1, block)]
         return [self.gather]
 
+    @cached_property
+    def reads(self) -> tuple[frozenset[tuple[int, int]], ...]:
+        """For each block, what it reads, and with which delay."""
+        return tuple(frozenset(node.reads) for node in self.nodes)
+
     def chapter(self, task: Task) -> int:
         if task.kind in (Kind.VALIDATE, Kind.GATHER):
             return task.time
         return bisect_left(self._ends, task.time)
+
+    def report_chapter(self, product: Product) -> int:
+        return self.chapter_ends[product.time]
 
     def follows(self, task: Task) -> Task | None:
         if task.kind not in (Kind.PASS, Kind.TRAIN) or not task.time:
@@ -156,6 +239,8 @@ class StreamPlan(Plan):
 
     def is_kept(self, product: Product, every: int) -> bool:
         ages = {Thing.WEIGHTS: 1, Thing.MOMENTS: 1, Thing.HINTS: self.lead}
+        if self.ticks == 1 and any((product.block, 1) in reads for reads in self.reads):
+            ages[Thing.ACTIVITIES] = 1
         age = ages.get(product.thing, 0)
         # Hints are timed by the mini-batch that needs them.
         first = product.time - (age if product.thing is Thing.HINTS else 0)
@@ -168,6 +253,4 @@ class StreamPlan(Plan):
         return list(self.chapter_ends)
 
     def _weights_after(self, chapter: int) -> list[Product]:
-        last = self.segments(chapter)[-1]
-        step = last.epoch * self.batches(0) + last.last - 1
-        return [Product(Thing.WEIGHTS, step, block) for block in self.trained]
+        return [Product(Thing.WEIGHTS, self._end(chapter), block) for block in self.trained]

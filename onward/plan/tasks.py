@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+from onward.config import Cut
 from onward.errors import SettingError
 
 
@@ -35,7 +36,7 @@ class Task(NamedTuple):
 
     kind: Kind
     time: int
-    """Chapter; in a stream plan, mini-batch."""
+    """Chapter; in a stream plan, tick, of which a mini-batch mostly has one."""
     block: int
     """Block; for validation, the shard whose validation rows are looked at; else 0."""
 
@@ -63,6 +64,33 @@ class Product(NamedTuple):
     block: int
 
 
+INPUT = -1
+"""The batch's own inputs, as something that a block reads."""
+
+
+class Node(NamedTuple):
+    """What a plan knows of a block."""
+
+    reads: tuple[tuple[int, int], ...]
+    """What it reads: a block, or `INPUT`, and the delay."""
+
+    is_head: bool = False
+    """Whether it learns from what inference sees, which no label has touched."""
+
+
+def line(num_blocks: int, head_reads: tuple[int, ...] = ()) -> tuple[Node, ...]:
+    """Return blocks in a line, with a head behind them where it reads any.
+
+    Example:
+        >>> line(2, (1,))
+        (Node(reads=((-1, 0),), is_head=False), Node(reads=((0, 0),), is_head=False), \
+Node(reads=((1, 0),), is_head=True))
+    """
+    nodes = [Node(((block - 1, 0),)) for block in range(num_blocks)]
+    head = [Node(tuple((block, 0) for block in head_reads), is_head=True)] if head_reads else []
+    return (*nodes, *head)
+
+
 class Segment(NamedTuple):
     """Mini-batches `first` to `last - 1` of an epoch."""
 
@@ -71,15 +99,22 @@ class Segment(NamedTuple):
     last: int
 
 
+class Work(NamedTuple):
+    """How much a task does, in mini-batches of full size."""
+
+    learned: float
+    """Mini-batches that a block learns from."""
+
+    passed: float
+    """Mini-batches that are passed through blocks on the way to it, or through it."""
+
+
 @dataclass(frozen=True)
 class Plan(ABC):
     """Tasks in an order in which one rank can do them, and their needs."""
 
-    num_blocks: int
-    """Blocks in a line."""
-
-    head_reads: tuple[int, ...]
-    """Blocks that a head after the last reads; empty without such a head."""
+    nodes: tuple[Node, ...]
+    """The blocks, heads at the end."""
 
     epochs: int
     """Passes of each block over its training rows (E)."""
@@ -105,7 +140,15 @@ class Plan(ABC):
     held: frozenset[Product] = field(default=frozenset(), kw_only=True, repr=False)
     """What an earlier part of the run has made, and need not be made again."""
 
+    kind: ClassVar[str]
+    """What kind of plan it is, as `plan.kind` names it."""
+
+    placements: ClassVar[tuple[str, ...]]
+    """Names of the placements that can run it."""
+
     def __post_init__(self) -> None:
+        if any(node.is_head for node in self.nodes[: self.num_blocks]):
+            raise SettingError("Heads, which learn from what inference sees, are the last blocks.")
         if self.epochs % self.chapters and self.chapters % self.epochs:
             raise SettingError(
                 f"{self.epochs} epochs cannot be cut into {self.chapters} equal chapters: one of "
@@ -125,14 +168,93 @@ class Plan(ABC):
                 )
 
     @property
-    def head(self) -> int | None:
-        """Number of the block that reads several others, if there is one."""
-        return self.num_blocks if self.head_reads else None
+    def is_sliceable(self) -> bool:
+        """Whether such a plan may have slices."""
+        return False
+
+    @property
+    def num_slices(self) -> int:
+        """Parts of every mini-batch, which as many ranks can share."""
+        return 1
+
+    @property
+    def slice_kind(self) -> Cut:
+        """What a slice is a part of."""
+        return "rows"
+
+    def without_slices(self) -> "Plan":
+        """Return the plan whose mini-batches are whole."""
+        return self
+
+    @property
+    @abstractmethod
+    def time_word(self) -> str:
+        """What a time is, in words."""
+
+    @property
+    @abstractmethod
+    def usual_placement(self) -> str:
+        """The placement of a run on several ranks that names none."""
+
+    @abstractmethod
+    def work(self, task: Task) -> Work:
+        """Return how much a task does that trains, passes or scores."""
+
+    @abstractmethod
+    def samples_of(self, product: Product) -> int:
+        """Return the number of samples that hints or outputs are of."""
+
+    @abstractmethod
+    def stalled(self, age: int) -> str:
+        """Say what ranks wait for where hints of some age are too young for them."""
+
+    @property
+    @abstractmethod
+    def most_waiting(self) -> int:
+        """Times of which products from one source may wait on a rank before no more are taken."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks that learn from the sampler's views: all but heads."""
+        return sum(not node.is_head for node in self.nodes)
+
+    @property
+    def heads(self) -> range:
+        """Numbers of the heads, which come last."""
+        return range(self.num_blocks, len(self.nodes))
 
     @property
     def trained(self) -> range:
-        """Numbers of all blocks that are trained, the head included."""
-        return range(self.num_blocks + bool(self.head_reads))
+        """Numbers of all blocks that are trained, heads included."""
+        return range(len(self.nodes))
+
+    @property
+    def hinting(self) -> int | None:
+        """The head whose scores are hints in a stream; None without one."""
+        return len(self.nodes) - 1 if self.heads else None
+
+    @property
+    def has_delays(self) -> bool:
+        """Whether a block reads what came out at the visit before."""
+        return any(delay for node in self.nodes for _, delay in node.reads)
+
+    def sources(self, block: int) -> list[int]:
+        """Return the blocks that a block reads without a delay."""
+        return [source for source, delay in self.nodes[block].reads if source >= 0 and not delay]
+
+    @cached_property
+    def below(self) -> tuple[frozenset[int], ...]:
+        """For each block, those that samples pass on their way to it."""
+        found: list[frozenset[int]] = []
+        for block in self.trained:
+            own = self.sources(block)
+            found.append(frozenset(own).union(*(found[source] for source in own)))
+        return tuple(found)
+
+    @cached_property
+    def passed(self) -> frozenset[int]:
+        """The blocks that samples pass on their way to heads."""
+        return frozenset().union(*(self.below[head] for head in self.heads))
 
     def batches(self, shard: int) -> int:
         """Return the number of mini-batches in an epoch over a shard."""
@@ -241,6 +363,10 @@ class Plan(ABC):
     @abstractmethod
     def chapter(self, task: Task) -> int:
         """Return the chapter that a task belongs to."""
+
+    def report_chapter(self, product: Product) -> int:
+        """Return the chapter that a report is of."""
+        return product.time
 
     @abstractmethod
     def follows(self, task: Task) -> Task | None:

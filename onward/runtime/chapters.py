@@ -1,26 +1,27 @@
-"""The worker of a chapter plan: blocks take turns, each on rows passed through those below it."""
+"""The worker of a chapter plan: blocks take turns, each on samples passed through those below."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from onward.blocks import Block, StepReport
-from onward.networks import CHUNK_ROWS, Network
+from onward.batch import Tensors
+from onward.blocks import gathered
+from onward.engine import Position, Training, make_step, train_block
+from onward.networks import Network
 from onward.plan.chapters import ChapterPlan
-from onward.plan.tasks import Product, Segment, Thing
-from onward.readouts import SoftmaxHead, read_activities
-from onward.runtime.workers import Arithmetic, Clock, Rows, Worker
-from onward.sliced import make_sliced_step
-from onward.team import Alone, Team
-from onward.views import Negatives, View
+from onward.plan.tasks import INPUT, Product, Segment, Task, Thing
+from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker, in_chunks, passed
+from onward.samplers import NEUTRAL, Views
+from onward.steps import StepReport
+from onward.team import Alone
 
 
 class ChapterWorker(Worker):
     """Trains a block for a chapter.
 
-    The activities of the rows at one block are kept, and passed on when a higher block of the
-    same chapter needs them: a rank that trains all blocks passes rows through each only once.
+    The outputs of a chapter's samples are kept as long as a higher block of the same chapter reads
+    them: a rank that trains all blocks passes samples through each only once.
     """
 
     plan: ChapterPlan
@@ -29,182 +30,182 @@ class ChapterWorker(Worker):
         self,
         plan: ChapterPlan,
         network: Network,
-        shards: Mapping[int, Rows],
-        arithmetic: Arithmetic,
+        shards: Mapping[int, Shard],
+        settings: Settings,
     ) -> None:
-        super().__init__(plan, network, shards, arithmetic)
+        super().__init__(plan, network, shards, settings)
         self.chapter = -1
-        # By inputs: how many blocks the views have passed, and the views.
-        self.passed: dict[Segment, tuple[int, dict[str, Tensor]]] = {}
-        self.read: dict[Segment, tuple[Tensor, ...]] = {}
+        self.outputs: dict[tuple[Segment, bool], dict[int, Views]] = {}
+        """By inputs, and whether they are neutral: what each block puts out for them."""
+        self.hints: Tensor | None = None
 
-    def train(self, time: int, block: int) -> None:
-        clock = Clock()
-        self._begin_chapter(time)
-        self._begin_moments(time, block)
-        shard = self.plan.shard(time)
-        labels = self.shards[shard].y
-        step = make_sliced_step(
-            self.blocks[block],
-            closed_form=self.arithmetic.closed_form,
-            label_inputs=self.label_inputs(block),
-            slices=self.plan.slices,
-            cut=self.plan.cut,
-            team=self.team,
-        )
-        total: StepReport | None = None
-        for segment in self.plan.segments(time):
+    def train(self, task: Task, given: Given) -> Made:
+        clock, chapter, block = Clock(), task.time, task.block
+        self._begin(chapter, given)
+        learner = self.blocks[block]
+        self._give_optimizer_state(task, given)
+        shard = self.plan.shard(chapter)
+        training, batches = self.training(block), self.plan.batches(shard)
+        step, total, key = None, None, None
+        for segment in self.plan.segments(chapter):
             order = self._order(segment, shard)
-            rows, positions = order.unique(return_inverse=True)
-            views = self._views(time, segment, block, rows, select(labels, rows))
-            batches = positions.split(self.plan.batch_size)
-            for batch, chosen in enumerate(batches, start=segment.first):
-                seen = {name: view.rows(chosen) for name, view in views.items()}
-                _, told = self.learn(step, block, seen, segment.epoch, batch, shard)
-                total = told if total is None else total.add(told)
-        assert total is not None
-        total = step.finish(total)
-        self._hand_over_moments(time, block)
-        self.report(Product(Thing.REPORT, time, block), total, clock.read())
-
-    def score(self, time: int) -> None:
-        head, x = self.network.head, self.shards[self.plan.shard(time)].x
-        if head is None:
-            hints = in_chunks(len(x), lambda part: self.network.scores(x[part]).network, self.team)
-        elif time == self.chapter and len(self.read) == 1 and not self._inputs_change:
-            # Passed through the blocks already, for the head to learn from.
-            (read,) = self.read.values()
-
-            def scored(part: slice) -> Tensor:
-                return head.scores(head.infer(tuple(activities[part] for activities in read)))
-
-            hints = in_chunks(len(x), scored, self.team)
-        else:
-            readout = SoftmaxHead()
-            hints = in_chunks(
-                len(x), lambda part: self.network.scores(x[part], readout).network, self.team
+            samples, positions = order.unique(return_inverse=True)
+            if key != self._key(segment):
+                key = self._key(segment)
+                read = self._read(chapter, segment, block, samples)
+                views = {name: learner.prepared(view) for name, view in read.items()}
+            if step is None:
+                step = make_step(learner, training, views, self.team)
+            _, report = train_block(
+                learner,
+                self._mini_batches(views, positions),
+                training,
+                number=block,
+                start=Position(segment.epoch, segment.first),
+                batches=batches,
+                step=step,
             )
-        self.values[Product(Thing.HINTS, time, 0)] = [hints.float()]
+            total = report if total is None else total.add(report)
+        assert isinstance(total, StepReport)
+        made = {
+            Product(Thing.WEIGHTS, chapter, block): self.weights(block),
+            Product(Thing.MOMENTS, chapter, block): learner.optimizer_tensors(),
+            **self.report(task, total, clock.read()),
+        }
+        # The product alone holds that memory from here.
+        learner.reset_optimizer()
+        return made
 
-    def hint_rows(self, time: int) -> int:
+    def training(self, block: int) -> Training:
+        return replace(super().training(block), slices=self.plan.slices, cut=self.plan.cut)
+
+    def score(self, task: Task) -> Made:
+        chapter, head = task.time, self.network.head
+        self._begin(chapter, {})
+        training = self.shards[self.plan.shard(chapter)].training
+        hints: Tensors
+        if head is None:
+            hints = in_chunks(
+                len(training),
+                lambda part: self.network.scores(training.take(part)).network,
+                self.team,
+            )
+        else:
+            number = len(self.blocks) - 1
+            key = self._key(self.plan.segments(chapter)[0])
+            if self._inputs_change:
+                # Those that were learned from are others than those of the next chapters.
+                key = Segment(-1, 0, 0)
+            read = self._passed_to(
+                number, (key, True), lambda: {NEUTRAL: self.network.sampler.neutral(training)}
+            )[NEUTRAL]
+            hints = in_chunks(
+                len(training), lambda part: head.scores(head.infer(read.take(part))), self.team
+            )
+        assert isinstance(hints, Tensor)
+        return {Product(Thing.HINTS, chapter, 0): [hints.float()]}
+
+    def num_hinted(self, time: int) -> int:
         return self.plan.rows[self.plan.shard(time)]
 
-    def _begin_chapter(self, chapter: int) -> None:
+    def _begin(self, chapter: int, given: Given) -> None:
         if chapter != self.chapter:
             self.chapter = chapter
-            self.passed.clear()
-            self.read.clear()
+            self.outputs.clear()
+            self.hints = None
+        for product, tensors in given.items():
+            if product.thing is Thing.HINTS:
+                self.hints = tensors[0]
 
-    def _begin_moments(self, chapter: int, block: int) -> None:
-        """Give a block the moments that its chapter starts with."""
-        learner, age = self.blocks[block], self.plan.moments_age
-        if age is None or chapter < age:
-            learner.forget()
-            return
-        self._give_moments(block, self.values[Product(Thing.MOMENTS, chapter - age, block)])
-
-    def _hand_over_moments(self, chapter: int, block: int) -> None:
-        """Make the moments of a block a product, which alone holds their memory from here."""
-        self.values[Product(Thing.MOMENTS, chapter, block)] = self._moments(block)
-        self.blocks[block].forget()
+    def _give_optimizer_state(self, task: Task, given: Given) -> None:
+        """Give a block the optimizer state that its chapter starts with."""
+        learner, age = self.blocks[task.block], self.plan.moments_age
+        if age is None or task.time < age:
+            learner.reset_optimizer()
+        else:
+            state = given[Product(Thing.MOMENTS, task.time - age, task.block)]
+            learner.set_optimizer_tensors(state)
 
     @property
     def _inputs_change(self) -> bool:
-        """Whether the segments of a chapter see different rows, or other shifts of them."""
-        return bool(self.arithmetic.shift) or self.plan.chapters > self.plan.epochs
+        """Whether the segments of a chapter see different samples, or other shifts of them."""
+        return bool(self.settings.shift) or self.plan.chapters > self.plan.epochs
+
+    def _key(self, segment: Segment) -> Segment:
+        """Return what tells the inputs of a segment from others of its chapter."""
+        return segment if self._inputs_change else segment._replace(epoch=0)
 
     def _order(self, segment: Segment, shard: int) -> Tensor:
-        """Return the rows of a segment, in the order in which they are learned from."""
+        """Return the samples of a segment, in the order in which they are learned from."""
         size = self.plan.batch_size
         return self.order(segment.epoch, shard)[segment.first * size : segment.last * size]
 
-    def _views(
-        self, chapter: int, segment: Segment, block: int, rows: Tensor, labels: Tensor
-    ) -> dict[str, View]:
-        """Return the views of some rows as a block sees them."""
-        key = segment if self._inputs_change else segment._replace(epoch=0)
-        if self.blocks[block].reads is not None:
-            if key not in self.read:
-                self.read[key] = self._read(chapter, segment, rows)
-            return {"input": View(self.read[key], labels)}
-        done, views = self.passed.pop(key, (0, {}))
-        if not views:
-            views = self._first_views(chapter, segment, rows, labels)
-        for number in range(done, block):
-            with self.recorder.span("forward", f"{number}P{chapter}"):
-                views = {
-                    name: passed(self.blocks[number], x, self.team) for name, x in views.items()
-                }
-        self.passed[key] = (block, views)
-        return {name: View(x, labels) for name, x in views.items()}
+    def _mini_batches(self, views: Views, positions: Tensor) -> Iterator[Views]:
+        for chosen in positions.split(self.plan.batch_size):
+            if any(view.structure for view in views.values()):
+                yield views
+            else:
+                yield {name: view.take(chosen) for name, view in views.items()}
 
-    def _first_views(
-        self, chapter: int, segment: Segment, rows: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the views of some rows as the first block sees them."""
-        shard, sampler = self.plan.shard(chapter), self.network.sampler
-        negatives = None
-        if sampler.negatives is not None:
-            age = self.plan.hint_age
-            hints = self.values.get(Product(Thing.HINTS, chapter - age, 0)) if age else None
-            time = 0 if sampler.negatives is Negatives.FIXED else chapter
-            all_labels = self.shards[shard].y
-            negatives = self.negative_labels(all_labels, hints[0] if hints else None, time, shard)
-            negatives = select(negatives, rows)
-        views = sampler.views(select(self.inputs(segment.epoch, shard), rows), labels, negatives)
-        return {name: view.x for name, view in views.items() if isinstance(view.x, Tensor)}
+    def _read(self, chapter: int, segment: Segment, block: int, samples: Tensor) -> Views:
+        """Return some samples as a block reads them, by view."""
+        shard = self.plan.shard(chapter)
+        is_head = self.plan.nodes[block].is_head
 
-    def _read(self, chapter: int, segment: Segment, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return the activities that the head reads."""
-        head, line = self.network.head, self.network.line
-        assert head is not None
-        x = select(self.inputs(segment.epoch, self.plan.shard(chapter)), rows)
-        chunks = self.network.sampler.neutral(x).split(CHUNK_ROWS)
-        with self.recorder.span("forward", f"P{chapter}"):
-            parts = [read_activities(line, head, chunk) for chunk in chunks]
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        def first() -> Views:
+            training = self.shards[shard].training
+            whole = training.replace(inputs=self.inputs(segment.epoch, shard))
+            # Without a copy where they are all.
+            batch = whole if len(samples) == len(whole) else whole.take(samples)
+            if is_head:
+                return {NEUTRAL: self.network.sampler.neutral(batch)}
+            hints = None if self.hints is None else self.hints[samples]
+            return self.sampled(batch, hints, chapter, shard)
 
+        return self._passed_to(block, (self._key(segment), is_head), first)
 
-def select(x: Tensor, rows: Tensor) -> Tensor:
-    """Return the rows with these ascending numbers, without a copy where they are all rows."""
-    return x if len(rows) == len(x) else x[rows]
+    def _passed_to(
+        self, block: int, key: tuple[Segment, bool], first: Callable[[], Views]
+    ) -> Views:
+        """Return samples as a block reads them, by view.
 
+        Args:
+            block: The block.
+            key: What tells these samples from others of the chapter.
+            first: Returns the views that the network begins with.
+        """
+        known = self.outputs.setdefault(key, {})
+        # Ranks of a team do not share what a head reads: it is small.
+        team = Alone() if key[1] else self.team
 
-def passed(block: Block, x: Tensor, team: Team | None = None) -> Tensor:
-    """Pass rows through a block in chunks, without training it."""
-    return in_chunks(len(x), lambda part: block.infer(x[part]), team or Alone())
+        def output(source: int | str) -> Views:
+            number = INPUT if isinstance(source, str) else source
+            if number == INPUT and INPUT not in known:
+                known[INPUT] = first()
+            elif number not in known:
+                views = read(number)
+                passing = {self.continued(name) for name in views}
+                with self.recorder.span("forward", f"{number}P{self.chapter}"):
+                    found = {n: passed(self.blocks[number], views[n], team) for n in passing}
+                known[number] = self.handed_on(views, found)
+                self._forget(known, block)
+            return known[number]
 
+        def read(number: int) -> Views:
+            edges = self.network.edges[number]
+            each = [(edge, output(edge.source)) for edge in edges]
+            like = each[0][1]
+            return {
+                name: gathered([(edge, views[name].inputs) for edge, views in each], like[name])
+                for name in like
+            }
 
-def in_chunks(rows: int, work: Callable[[slice], Tensor], team: Team) -> Tensor:
-    """Do something with rows, chunk by chunk, and join what it yields.
+        return read(block)
 
-    Chunks of `CHUNK_ROWS` are dealt to the ranks of a team, each of which gets all results.
-
-    Args:
-        rows: Number of rows.
-        work: Returns a row for each row of a chunk.
-        team: Who shares the work.
-    """
-    firsts = range(0, rows, CHUNK_ROWS)
-
-    def bounds(member: int) -> range:
-        chunks = firsts[member * len(firsts) // team.size : (member + 1) * len(firsts) // team.size]
-        return range(chunks[0], min(chunks[-1] + CHUNK_ROWS, rows)) if chunks else range(0)
-
-    own = bounds(team.index)
-    # A rank without a chunk looks at a row, to know what others will tell.
-    first = work(slice(own.start, min(own.start + CHUNK_ROWS, own.stop)) if own else slice(0, 1))
-    found = first.new_empty(rows, *first.shape[1:])
-    if own:
-        found[own.start : own.start + len(first)] = first
-    for start in own[CHUNK_ROWS::CHUNK_ROWS]:
-        chunk = slice(start, min(start + CHUNK_ROWS, own.stop))
-        found[chunk] = work(chunk)
-    if team.size > 1:
-        every = [bounds(member) for member in range(team.size)]
-        layouts = [[found[r.start : r.stop]] for r in every]
-        told = team.all_gather(layouts[team.index], layouts)
-        for (part,), theirs in zip(told, every, strict=True):
-            if theirs != own:
-                found[theirs.start : theirs.stop] = part
-    return found
+    def _forget(self, known: dict[int, Views], block: int) -> None:
+        """Let go of outputs that neither a block of the chapter reads nor one on the way to it."""
+        nodes, below = self.plan.nodes, self.plan.below[block]
+        for source in list(known):
+            readers = [b for b in self.plan.trained if (source, 0) in nodes[b].reads]
+            if not any(b >= block or (b in below and b not in known) for b in readers):
+                del known[source]

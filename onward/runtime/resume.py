@@ -56,13 +56,17 @@ def open_store(
     """
     store = Store(folder, rank, hashlib.sha256(settings.encode()).hexdigest(), every)
     begun = {"settings": settings, "first_weights": list(first_weights)}
-    for path in sorted(folder.glob(f"rank-*/{BEGUN}")):
-        _compare(path, settings, first_weights)
-    own = store.own / BEGUN
-    if not own.exists():
-        store.write(store.own / CONFIG, config)
-        store.write(own, json.dumps(begun))
-    store.write(store.own / TOKEN, uuid.uuid4().hex)
+    try:
+        for path in sorted(folder.glob(f"rank-*/{BEGUN}")):
+            _compare(path, settings, first_weights)
+        own = store.own / BEGUN
+        if not own.exists():
+            store.write(store.own / CONFIG, config)
+            store.write(own, json.dumps(begun))
+        store.write(store.own / TOKEN, uuid.uuid4().hex)
+    except BaseException:
+        store.close()  # The same process may try again.
+        raise
     return store
 
 

@@ -8,34 +8,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 
 from torch import Tensor
 
 from onward.errors import FileError, OnwardError, PeerLostError
 from onward.networks import Network
-from onward.placement import Placement, begun_on, messages, restored
-from onward.plan.chapters import ChapterPlan
-from onward.plan.streams import StreamPlan
+from onward.placement import Placement, first_blocks, messages, restored
 from onward.plan.tasks import Kind, Plan, Product, Task, Thing
 from onward.runtime.chapters import ChapterWorker
+from onward.runtime.products import Products
 from onward.runtime.store import SMALL, Store
 from onward.runtime.streams import StreamWorker
-from onward.runtime.workers import Arithmetic, Rows, Worker
+from onward.runtime.workers import Made, Settings, Shard, Worker
 from onward.timeline import SHORTEST_SECONDS, WORDS, Recorder
 from onward.transport.messages import InMemoryTransport, Transport
-
-QUEUE = 16
-"""Mini-batches of activities from one source that wait here before no more are taken."""
 
 LOOK_EVERY_SECONDS = 0.02
 """How often a rank looks for what another keeps."""
 
-LARGE = (Thing.WEIGHTS, Thing.MOMENTS, Thing.ACTIVITIES, Thing.NEUTRAL)
-"""What a rank takes only so much of before it was needed."""
+WORKERS: dict[str, Callable[..., Worker]] = {"chapters": ChapterWorker, "stream": StreamWorker}
+"""The worker of each kind of plan."""
 
 OnProduct = Callable[[Product, list[Tensor]], None]
-"""Told of reports and counts as soon as this rank has them."""
+"""Called with reports and counts as soon as this rank has them."""
 
 
 class Runtime:
@@ -46,7 +42,7 @@ class Runtime:
         placement: Where.
         worker: Does the tasks of this rank.
         transport: How messages travel.
-        on_product: Told of each report and of each count of validation rows.
+        on_product: Called with each report and each count of validation samples.
         recorder: Notes what the rank does. None: nothing is noted.
         store: Keeps what the rank finishes, and has what was finished before. None: nothing is
             kept.
@@ -72,22 +68,18 @@ class Runtime:
         self.recorder = recorder or Recorder(transport.rank, most=0)
         worker.recorder = transport.recorder = self.recorder
         worker.team = transport.team(placement.members)
-        begun = begun_on(plan, placement, transport.rank)
-        worker.release(block for block in plan.trained if block not in begun)
+        first = first_blocks(plan, placement, transport.rank)
+        worker.release(block for block in plan.trained if block not in first)
         self.idle_seconds = 0.0
-        # How many tasks of this rank still need a product that is here.
-        self.uses_left: dict[Product, int] = {}
-        self.arrived: dict[Product, list[Tensor]] = {}
-        self.queued: dict[int, set[Product]] = {}
-        self.changed = threading.Condition()
+        self.products = Products(self._uses_here, plan.most_waiting)
         self.store = store
         holders = holders or {}
         self.holdings = {p for p, ranks in holders.items() if transport.rank in ranks}
         self.restored = restored(plan, placement, holders)
         self.reported = frozenset(plan.all_needs(plan.gather))
         self.chapter = 0
-        transport.on_failure = self._wake
-        # What an earlier part of the run had committed may have been dealt otherwise.
+        transport.on_failure = self.products.wake
+        # What an earlier part of the run had committed may have been placed otherwise.
         transport.tell("committed", -1)
         for source in range(placement.num_ranks):
             if source != transport.rank:
@@ -112,53 +104,65 @@ class Runtime:
                 self.transport.send(message.dest, self._stored(message.products[0]), "restore")
 
     def do(self, task: Task) -> None:
-        """Wait for what a task needs, do it, and send what it made."""
-        needs = self.plan.needs(task)
+        """Wait for what a task needs, do it, and put what it has made where others need it."""
         self._commit(self.plan.chapter(task))
         self._hear()
-        for product in needs:
-            if product not in self.uses_left:
-                self.worker.accept(product, self._get(product, task))
-                self.uses_left[product] = self._uses_here(product)
+        given = {product: self._get(product, task) for product in self.plan.needs(task)}
         self.transport.doing.what = f"{WORDS[task.kind]}, {task}"
         with self.recorder.span(WORDS[task.kind], str(task)):
-            self.worker.execute(task)
-        sent = cache(self._sent)
-        for message in messages(self.plan, self.placement, task):
-            if message.source == self.transport.rank:
-                tensors = [t for product in message.products for t in sent(product)]
-                self.transport.send(message.dest, tensors, str(task))
-        self._keep(task)
-        for product in self.plan.makes(task):
-            self._told(product)
-            self.uses_left[product] = self._uses_here(product)
-            self._drop_unused(product)
+            made = self.worker.execute(task, given)
+        self._send(task, made)
+        self._keep(task, made)
+        for product, tensors in made.items():
+            if self.transport.rank == 0 and product.thing in SMALL:
+                self.on_product(product, tensors)
+            self.products.put(product, tensors)
         if task.kind is not Kind.GATHER:
-            for product in needs:
-                self.uses_left[product] -= 1
-                self._drop_unused(product)
+            for product in given:
+                self.products.release(product)
 
     def _get(self, product: Product, task: Task) -> list[Tensor]:
-        """Return a product of another rank, or of an earlier part of the run."""
-        if self.plan.is_done(product) and product in self.holdings:
-            return self._stored(product)
-        if product in self.arrived:
-            return self._arrived(product)
-        with self._waiting(product, task):
-            return self._arrived(product) if self.transport.carries else self._found(product)
+        """Return a product, of this rank, of another, or of an earlier part of the run."""
+        if product not in self.products:
+            if self.plan.is_done(product) and product in self.holdings:
+                self._put(product, self._stored(product))
+            else:
+                with self._waiting(product, task):
+                    if not self.transport.carries:
+                        self._put(product, self._found(product))
+        return self.products.wait_for(product, lambda: self._check_connections(product))
+
+    def _put(self, product: Product, tensors: list[Tensor]) -> None:
+        """Have what was made elsewhere in the table, laid out in memory as here."""
+        self.products.put(product, self.worker.received(product, tensors))
 
     def _stored(self, product: Product) -> list[Tensor]:
         assert self.store is not None
         return self.store.read(product, self.worker.layout(product))
 
-    def _keep(self, task: Task) -> None:
+    def _send(self, task: Task, made: Made) -> None:
+        """Send what a task has made to the ranks that need it."""
+        sent = cache(lambda product: self._frozen(product, made[product]))
+        for message in messages(self.plan, self.placement, task):
+            if message.source == self.transport.rank:
+                tensors = [tensor for product in message.products for tensor in sent(product)]
+                self.transport.send(message.dest, tensors, str(task))
+
+    def _frozen(self, product: Product, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the tensors of a product, which must not change until they have arrived."""
+        is_last = self.plan.gather in self.plan.uses(product)
+        if product.thing is Thing.WEIGHTS and self.placement.owners and not is_last:
+            # The block stays, and may be trained on before the message is out.
+            return [tensor.clone() for tensor in tensors]
+        return tensors
+
+    def _keep(self, task: Task, made: Made) -> None:
         """Keep what a task has made, once for all ranks of its team that share a disk."""
         if self.store is None:
             return
         first, *_ = self.placement.ranks(task)
         if first == self.transport.rank or first not in self.store.seen:
-            made = {p: self.worker.content(p) for p in self.plan.makes(task) if self._is_kept(p)}
-            self.store.keep(task, made)
+            self.store.keep(task, {p: held for p, held in made.items() if self._is_kept(p)})
 
     def _is_kept(self, product: Product) -> bool:
         assert self.store is not None
@@ -177,24 +181,6 @@ class Runtime:
 
     def _uses_here(self, product: Product) -> int:
         return sum(self.transport.rank in self.placement.ranks(t) for t in self.plan.uses(product))
-
-    def _drop_unused(self, product: Product) -> None:
-        if not self.uses_left[product]:
-            del self.uses_left[product]
-            self.worker.drop(product)
-
-    def _sent(self, product: Product) -> list[Tensor]:
-        """Return the tensors of a product, which must not change until they have arrived."""
-        tensors = self.worker.content(product)
-        is_last = self.plan.gather in self.plan.uses(product)
-        if product.thing is Thing.WEIGHTS and self.placement.owners and not is_last:
-            # The block stays, and may be trained on before the message is out.
-            return [tensor.clone() for tensor in tensors]
-        return tensors
-
-    def _told(self, product: Product) -> None:
-        if self.transport.rank == 0 and product.thing in (Thing.REPORT, Thing.COUNTS):
-            self.on_product(product, self.worker.content(product))
 
     def _expect(self, source: int) -> None:
         """Tell the transport what will come from a source."""
@@ -215,8 +201,6 @@ class Runtime:
 
         coming = incoming()
         layouts = (layout(products) for products in incoming())
-        queued: set[Product] = set()
-        self.queued[source] = queued
 
         def deliver(tensors: list[Tensor]) -> None:
             products, rest = next(coming), iter(tensors)
@@ -224,7 +208,12 @@ class Runtime:
             now = self.recorder.now()
             self.recorder.add("receive", str(self.plan.maker(products[0])), now, now)
             self._keep_received(made, source)
-            self._take(made, queued)
+            for product, parts in made.items():
+                if product.thing in SMALL:
+                    self.on_product(product, parts)
+                laid_out = self.worker.received(product, parts)
+                is_bounded = not self.plan.is_done(product)
+                self.products.deliver(product, laid_out, source, is_bounded=is_bounded)
 
         self.transport.expect(source, layouts, deliver)
 
@@ -239,41 +228,19 @@ class Runtime:
                 kept[product] = parts
         self.store.keep(self.plan.maker(next(iter(made))), kept)
 
-    def _take(self, made: Mapping[Product, list[Tensor]], queued: set[Product]) -> None:
-        """Take a message that has arrived; called by the transport, in order for each source."""
-        for product, parts in made.items():
-            if product.thing in (Thing.REPORT, Thing.COUNTS):
-                self.on_product(product, parts)
-            with self.changed:
-                if product.thing in LARGE and not self.plan.is_done(product):
-                    most = most_waiting(self.plan)
-                    self.changed.wait_for(partial(has_room, queued, product, most))
-                    queued.add(product)
-                self.arrived[product] = parts
-                self.changed.notify_all()
-
     @contextmanager
     def _waiting(self, product: Product, task: Task) -> Iterator[None]:
         """Note how long a task waits, and let the rank that it waits for be watched."""
         start = self.recorder.now()
         what = f"the {product.thing} of block {product.block}, time {product.time},"
         with self.transport.doing.wait(what, self._source(product)):
+            if self.transport.carries:
+                self.products.wait_for(product, lambda: self._check_connections(product))
             yield
         end = self.recorder.now()
         self.idle_seconds += end - start
         if end - start > SHORTEST_SECONDS:
             self.recorder.add("wait", str(task), start, end)
-
-    def _arrived(self, product: Product) -> list[Tensor]:
-        """Wait for a product that comes in a message."""
-        with self.changed:
-            while product not in self.arrived:
-                self._check_connections(product)
-                self.changed.wait()
-            for queued in self.queued.values():
-                queued.discard(product)
-            self.changed.notify_all()
-            return self.arrived.pop(product)
 
     def _found(self, product: Product) -> list[Tensor]:
         """Wait for a product that another rank keeps where this one reads it."""
@@ -326,49 +293,27 @@ class Runtime:
         )
         return next(m.source for m in sent if m.dest == here and product in m.products)
 
-    def _wake(self) -> None:
-        with self.changed:
-            self.changed.notify_all()
-
-
-def has_room(queued: set[Product], product: Product, most: int) -> bool:
-    """Return whether a product may join those that wait: of so many times and no more."""
-    return len({product.time} | {other.time for other in queued}) <= most
-
-
-def most_waiting(plan: Plan) -> int:
-    """Return the mini-batches, or chapters, of which things from one source may wait on a rank.
-
-    A rank may need moments some chapters after the weights that came with them.
-    """
-    if isinstance(plan, ChapterPlan):
-        return 2 + (plan.moments_age or 0)
-    return QUEUE
-
 
 def make_worker(
-    plan: Plan, network: Network, shards: Mapping[int, Rows], arithmetic: Arithmetic
+    plan: Plan, network: Network, shards: Mapping[int, Shard], settings: Settings
 ) -> Worker:
-    """Return the worker that a kind of plan asks for."""
-    if isinstance(plan, StreamPlan):
-        return StreamWorker(plan, network, shards, arithmetic)
-    assert isinstance(plan, ChapterPlan)
-    return ChapterWorker(plan, network, shards, arithmetic)
+    """Return the worker of a plan."""
+    return WORKERS[plan.kind](plan, network, shards, settings)
 
 
 def run_in_memory(
     plan: Plan,
     placement: Placement,
     networks: Sequence[Network],
-    shards: Mapping[int, Rows],
-    arithmetic: Arithmetic,
+    shards: Mapping[int, Shard],
+    settings: Settings,
 ) -> list[Runtime]:
     """Run all ranks in this process, task by task, each with a network of its own.
 
     Rank 0's network is the trained one. For tests, and to follow a run in a debugger.
     """
     runtimes = [
-        Runtime(plan, placement, make_worker(plan, network, shards, arithmetic), transport)
+        Runtime(plan, placement, make_worker(plan, network, shards, settings), transport)
         for network, transport in zip(
             networks, InMemoryTransport.group(placement.num_ranks), strict=True
         )

@@ -6,13 +6,12 @@ disk read each other's. A thread writes, so that no task waits for a disk; what 
 when a process was killed is computed again, to the same bits.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import queue
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import lock_descriptor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from onward.checkpoint import tensors_sha256
+from onward.digests import tensors_sha256
 from onward.errors import FileError
 from onward.files import PARTIAL, whole
 from onward.plan.tasks import Plan, Product, Task, Thing
@@ -349,20 +349,23 @@ def locked(folder: Path) -> int:
     """
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + LOCKED_SECONDS
-    while True:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return lock  # Some disks that are shared have no locks.
-            if time.monotonic() > deadline:
-                os.close(lock)
-                raise FileError(
-                    f"Another process writes into {folder}: the run goes on already, or another "
-                    f"one has the same folder."
-                ) from None
+    while _is_taken(lock):
+        if time.monotonic() > deadline:
+            os.close(lock)
+            raise FileError(
+                f"Another process writes into {folder}: the run goes on already, or another one "
+                f"has the same folder."
+            )
         time.sleep(0.1)
+    return lock
+
+
+def _is_taken(lock: int) -> bool:
+    """Lock an open file, and return False, unless another process has locked it."""
+    try:
+        return not lock_descriptor(lock, blocking=False)
+    except OSError:
+        return False  # Some disks that are shared have no locks.
 
 
 def check_idle(folder: Path) -> None:
@@ -462,7 +465,9 @@ def read_journal(path: Path, run: str) -> Iterator[tuple[Product, list[float]]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the disk take in the names of a folder."""
+    """Have the disk take in the names of a folder; Windows opens no folders."""
+    if sys.platform == "win32":
+        return
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -1,18 +1,20 @@
 """The worker of a stream plan: every mini-batch updates every block, and blocks stay put."""
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from onward.blocks import StepReport
-from onward.networks import Network
+from onward.batch import Batch, Tensors
+from onward.blocks import Edge, gathered
+from onward.engine import Position, learn, make_step
+from onward.networks import Network, passes
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Product, Thing
-from onward.runtime.workers import Arithmetic, Clock, Rows, Worker
-from onward.steps import Step
-from onward.views import Negatives, View
+from onward.plan.tasks import Product, Task, Thing
+from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker
+from onward.samplers import NEUTRAL, Views
+from onward.steps import Step, StepReport
 
 
 class StreamWorker(Worker):
@@ -24,146 +26,196 @@ class StreamWorker(Worker):
         self,
         plan: StreamPlan,
         network: Network,
-        shards: Mapping[int, Rows],
-        arithmetic: Arithmetic,
+        shards: Mapping[int, Shard],
+        settings: Settings,
     ) -> None:
-        super().__init__(plan, network, shards, arithmetic)
+        super().__init__(plan, network, shards, settings)
         self.steps: dict[int, Step] = {}
         self.totals: dict[int, StepReport] = {}
         self.elapsed: dict[int, Tensor] = {}
-        # Of two epochs, since rows with the neutral label may be ahead of the others.
+        # Of two epochs, since neutral samples may be ahead of the others.
         self.epoch_order = lru_cache(maxsize=2)(partial(self.order, shard=0))
         self.epoch_inputs = lru_cache(maxsize=2)(partial(self.inputs, shard=0))
-        self.fixed: Tensor | None = None
-        if network.sampler.negatives is Negatives.FIXED:
-            self.fixed = self.negative_labels(shards[0].y, None, 0, 0)
-        sampler = network.sampler
-        example = torch.zeros(2, *sampler.width(tuple(shards[0].x.shape[1:])))
-        # One row of what each block puts out, for the sizes of messages.
-        self.examples: list[Tensor] = []
-        self.types: list[torch.dtype] = []
-        for block in network.line:
-            example = block.infer(example)
-            self.examples.append(self._on_the_wire(example[:1]))
-            self.types.append(example.dtype)
+        # Of some samples: what each block reads and hands on, for the sizes of messages.
+        training = shards[0].training
+        samples = training if training.structure else training.take(slice(0, 2))
+        views = self.sampled(samples, None, 0, 0)
+        views = {**views, NEUTRAL: network.sampler.neutral(samples)}
+        passed = {name: list(passes(network, view)) for name, view in views.items()}
+        self.read = [{n: each[k].read for n, each in passed.items()} for k in plan.trained]
+        self.examples = [
+            self.handed_on(self.read[k], {n: each[k].outputs for n, each in passed.items()})
+            for k in plan.trained
+        ]
 
-    def train(self, time: int, block: int) -> None:
-        clock = Clock()
-        step = self._step(block)
-        if block == self.plan.head:
-            views = self._neutral_view(time)
-            if self.plan.hint_age is not None:
-                self._score(time, views["input"])
-        else:
-            views = self._views(time, block)
+    def train(self, task: Task, given: Given) -> Made:
+        clock, step, block = Clock(), task.time, task.block
+        is_head, learner = block in self.plan.heads, self.blocks[block]
+        read = self._neutral(task, given) if is_head else self._views(task, given)
+        views = {name: learner.prepared(view) for name, view in read.items()}
+        trainer = self._step(block)
+        made: Made = {}
+        if block == self.plan.hinting and self.plan.hint_age is not None:
+            # Before the head learns from them.
+            scores = learner.scores(learner.infer(read[NEUTRAL]))
+            made[Product(Thing.HINTS, step + self.plan.lead, 0)] = [scores.float()]
         # Views that this block does not learn from are for a later one.
-        learned = self.blocks[block].objective.views
-        activities = {
-            name: step.infer(view.x)
-            for name, view in views.items()
-            if name not in learned and isinstance(view.x, Tensor)
-        }
-        epoch, batch = divmod(time, self.plan.batches(0))
-        outputs, told = self.learn(step, block, views, epoch, batch, shard=0)
-        if block != self.plan.head:
-            activities |= {n: v.x for n, v in outputs.items() if isinstance(v.x, Tensor)}
-            # As a message would bring them: the next block may be on another rank.
-            parts = [self._on_the_wire(activities[name]) for name in self.network.sampler.names]
-            self.values[Product(Thing.ACTIVITIES, time, block)] = parts
-        self._tell(time, block, told, clock)
+        others = set() if is_head else {self.continued(name) for name in read}
+        others -= set(trainer.learned(views))
+        outputs = {name: trainer.infer(read[name]) for name in sorted(others)}
+        epoch, batch, tick = self.plan.position(step)
+        learned, report = learn(
+            trainer,
+            views,
+            self.training(block),
+            number=block,
+            at=Position(epoch, batch),
+            batches=self.plan.batches(0),
+            tick=tick,
+        )
+        if not is_head:
+            handed_on = self.handed_on(read, outputs | learned)
+            made[Product(Thing.ACTIVITIES, step, block)] = self._to_wire(handed_on)
+        return made | self._end(task, report, clock)
 
-    def pass_neutral(self, time: int, block: int) -> None:
-        if block:
-            (x,) = self._read(Product(Thing.NEUTRAL, time, block - 1))
-        else:
-            x = self.network.sampler.neutral(self._inputs(time + self.plan.lead))
-        x = self._on_the_wire(self._step(block).infer(x))
-        self.values[Product(Thing.NEUTRAL, time, block)] = [x]
-
-    def _on_the_wire(self, x: Tensor) -> Tensor:
-        """Return activities as they travel, also where the next block is on the same rank."""
-        return x.to(torch.bfloat16 if self.arithmetic.bf16_wire else x.dtype).contiguous()
-
-    def _read(self, product: Product) -> list[Tensor]:
-        """Return activities as the next block reads them: in the type they were made in."""
-        return [x.to(self.types[product.block]) for x in self.values[product]]
-
-    def hint_rows(self, time: int) -> int:
-        return self.plan.rows_of(time)
-
-    def layout(self, product: Product) -> list[Tensor]:
-        match product.thing:
-            case Thing.ACTIVITIES:
-                rows, views = self.plan.rows_of(product.time), len(self.network.sampler.names)
-            case Thing.NEUTRAL:
-                rows, views = self.plan.rows_of(product.time + self.plan.lead), 1
-            case _:
-                return super().layout(product)
-        example = self.examples[product.block]
-        return [example.expand(rows, *example.shape[1:])] * views
-
-    def content(self, product: Product) -> list[Tensor]:
-        if product.thing is Thing.MOMENTS:
-            return self._moments(product.block)
-        return super().content(product)
-
-    def accept(self, product: Product, tensors: list[Tensor]) -> None:
-        super().accept(product, tensors)
-        if product.thing is Thing.MOMENTS:
-            self._give_moments(product.block, self.values.pop(product))
-        if product.thing is Thing.WEIGHTS:
-            # A step holds the weights that there were, and a report is of one chapter.
-            for known in (self.steps, self.totals, self.elapsed):
-                known.pop(product.block, None)
+    def pass_neutral(self, task: Task, given: Given) -> Made:
+        outputs = self._step(task.block).infer(self._neutral(task, given)[NEUTRAL])
+        product = Product(Thing.NEUTRAL, task.time, task.block)
+        return {product: self._to_wire({NEUTRAL: outputs})}
 
     def _step(self, block: int) -> Step:
+        """Return the way to train a block, which stays until its weights come from elsewhere."""
         if block not in self.steps:
-            self.steps[block] = self.make_step(block)
+            names = [NEUTRAL] if block in self.plan.heads else self.network.sampler.names
+            example = {name: self.read[block][name] for name in names}
+            self.steps[block] = make_step(self.blocks[block], self.training(block), example)
         return self.steps[block]
 
-    def _rows(self, time: int) -> Tensor:
-        """Return the numbers of the rows of a mini-batch."""
-        epoch, batch = divmod(time, self.plan.batches(0))
-        return self.epoch_order(epoch)[batch * self.plan.batch_size :][: self.plan.batch_size]
+    def num_hinted(self, time: int) -> int:
+        return self.plan.rows_of(time)
 
-    def _inputs(self, time: int) -> Tensor:
-        """Return the rows of a mini-batch as its epoch sees them."""
-        return self.epoch_inputs(time // self.plan.batches(0))[self._rows(time)]
+    def bind(self, block: int, tensors: list[Tensor]) -> bool:
+        is_other = super().bind(block, tensors)
+        if is_other:
+            # A step holds the weights that there were, and a report is of one chapter.
+            for known in (self.steps, self.totals, self.elapsed):
+                known.pop(block, None)
+        return is_other
 
-    def _views(self, time: int, block: int) -> dict[str, View]:
-        rows = self._rows(time)
-        labels = self.shards[0].y[rows]
-        if block:
-            names = self.network.sampler.names
-            parts = self._read(Product(Thing.ACTIVITIES, time, block - 1))
-            return {name: View(x, labels) for name, x in zip(names, parts, strict=True)}
-        negatives = None
-        if self.fixed is not None:
-            negatives = self.fixed[rows]
-        elif self.network.sampler.negatives is not None:
-            hints = self.values.get(Product(Thing.HINTS, time, 0))
-            negatives = self.negative_labels(labels, hints[0] if hints else None, time, 0)
-        return self.network.sampler.views(self._inputs(time), labels, negatives)
+    def execute(self, task: Task, given: Given) -> Made:
+        for product, tensors in given.items():
+            if product.thing is Thing.MOMENTS:
+                self.blocks[product.block].set_optimizer_tensors(tensors)
+        return super().execute(task, given)
 
-    def _neutral_view(self, time: int) -> dict[str, View]:
-        read = [self._read(Product(Thing.NEUTRAL, time, b))[0] for b in self.plan.head_reads]
-        labels = self.shards[0].y[self._rows(time + self.plan.lead)]
-        return {"input": View(tuple(read), labels)}
+    def layout(self, product: Product) -> list[Tensor]:
+        if product.thing not in (Thing.ACTIVITIES, Thing.NEUTRAL):
+            return super().layout(product)
+        samples = self.plan.samples_of(product)
+        return [
+            self._on_the_wire(name, like)
+            if name.startswith(("structure.", "index"))
+            else self._on_the_wire(name, like[:1]).expand(samples, *like.shape[1:])
+            for view in self._examples(product).values()
+            for name, like in view.tensors().items()
+        ]
 
-    def _score(self, time: int, view: View) -> None:
-        """Score the rows that go ahead, before the head learns from them."""
-        assert self.plan.head is not None
-        head = self.blocks[self.plan.head]
-        scores = head.scores(head.infer(view.x))
-        self.values[Product(Thing.HINTS, time + self.plan.lead, 0)] = [scores.float()]
+    # What blocks read
 
-    def _tell(self, time: int, block: int, told: StepReport, clock: Clock) -> None:
-        """Add a step to the block's report, and close it at the end of a chapter."""
+    def _samples(self, step: int, lead: int = 0) -> Batch:
+        """Return the samples of a mini-batch as their epoch sees them."""
+        epoch, batch, _ = self.plan.position(step + lead * self.plan.ticks)
+        size = self.plan.batch_size
+        chosen = self.epoch_order(epoch)[batch * size :][:size]
+        whole = self.shards[0].training.replace(inputs=self.epoch_inputs(epoch))
+        return whole if whole.structure else whole.take(chosen)
+
+    def _views(self, task: Task, given: Given) -> Views:
+        """Return a mini-batch as a block reads it, by view."""
+        step = task.time
+
+        @cache
+        def first() -> Views:
+            hints = given.get(Product(Thing.HINTS, step, 0))
+            batch = step // self.plan.ticks
+            return self.sampled(self._samples(step), hints[0] if hints else None, batch, 0)
+
+        each: list[tuple[Edge, Views | None]] = []
+        for edge in self.network.edges[task.block]:
+            if edge.source == "input":
+                each.append((edge, first()))
+            else:
+                product = Product(Thing.ACTIVITIES, step - edge.delay, edge.source)
+                came = product in given
+                each.append((edge, self._from_wire(product, given[product]) if came else None))
+        like = next((views for _, views in each if views is not None), None) or first()
+        return {
+            name: gathered(
+                [(e, e.zeros(len(view)) if vs is None else vs[name].inputs) for e, vs in each], view
+            )
+            for name, view in like.items()
+        }
+
+    def _neutral(self, task: Task, given: Given) -> Views:
+        """Return the mini-batch that goes ahead, as inference sees it and a block reads it."""
+        reads: list[tuple[Edge, Tensors]] = []
+        like: Batch | None = None
+        for edge in self.network.edges[task.block]:
+            if edge.source == "input":
+                like = self.network.sampler.neutral(self._samples(task.time, self.plan.lead))
+            else:
+                product = Product(Thing.NEUTRAL, task.time, edge.source)
+                like = self._from_wire(product, given[product])[NEUTRAL]
+            reads.append((edge, like.inputs))
+        assert like is not None
+        return {NEUTRAL: gathered(reads, like)}
+
+    # The wire
+
+    def _examples(self, product: Product) -> Views:
+        """Return what a product of outputs is like, by view."""
+        examples = self.examples[product.block]
+        names = (NEUTRAL,) if product.thing is Thing.NEUTRAL else self.network.sampler.names
+        return {name: examples[name] for name in names}
+
+    def _on_the_wire(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor as it travels, also where the next block is on the same rank."""
+        is_rounded = (
+            self.settings.bf16_wire and name.startswith("inputs") and tensor.is_floating_point()
+        )
+        return tensor.to(torch.bfloat16 if is_rounded else tensor.dtype).contiguous()
+
+    def _to_wire(self, views: Views) -> list[Tensor]:
+        """Return views as tensors."""
+        return [
+            self._on_the_wire(name, tensor)
+            for view in views.values()
+            for name, tensor in view.tensors().items()
+        ]
+
+    def _from_wire(self, product: Product, tensors: list[Tensor]) -> Views:
+        """Return the views that `_to_wire` has taken apart, in the types they were made in."""
+        rest = iter(tensors)
+        return {
+            view: Batch.from_tensors(
+                {name: next(rest).to(like.dtype) for name, like in example.tensors().items()}
+            )
+            for view, example in self._examples(product).items()
+        }
+
+    def _end(self, task: Task, report: StepReport, clock: Clock) -> Made:
+        """Return what is made at the end of a chapter; add up figures until then."""
+        step, block = task.time, task.block
         if block in self.totals:
-            told = self.totals[block].add(told)
+            report = self.totals[block].add(report)
         elapsed = self.elapsed.pop(block, torch.zeros(2, dtype=torch.float64)) + clock.read()
-        if time in self.plan.chapter_ends:
-            self.totals.pop(block, None)
-            self.report(Product(Thing.REPORT, time, block), told, elapsed)
-        else:
-            self.totals[block], self.elapsed[block] = told, elapsed
+        if step not in self.plan.chapter_ends:
+            self.totals[block], self.elapsed[block] = report, elapsed
+            return {}
+        self.totals.pop(block, None)
+        learner = self.blocks[block]
+        return {
+            Product(Thing.WEIGHTS, step, block): self.weights(block),
+            Product(Thing.MOMENTS, step, block): learner.optimizer_tensors(),
+            **self.report(task, report, elapsed),
+        }

@@ -1,59 +1,53 @@
 """What a rank does for each task of a plan, on tensors.
 
-A worker knows its network, its data and the plan, but not where other tasks run: what it needs is
-put into it, what it makes is taken out of it.
+A worker knows its network, its data and the plan, but not where other tasks run: it is given what a
+task needs, and returns what it makes.
 """
 
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from onward import seeds
-from onward.blocks import StepReport
+from onward.augmentation import shift_images
+from onward.batch import Batch, Tensors, mapped, parts
+from onward.blocks import Block
+from onward.engine import ADVICE, Training
 from onward.errors import DivergedError
-from onward.networks import Network, evaluate
-from onward.optimizers import laid_out, lr_scale
+from onward.networks import CHUNK_ROWS, Network, evaluate
+from onward.optimizers import with_strides
 from onward.plan.tasks import Kind, Plan, Product, Task, Thing
-from onward.steps import Step, make_step
+from onward.readouts import is_head
+from onward.samplers import Views
+from onward.steps import StepReport
 from onward.team import Alone, Team
 from onward.timeline import Recorder
-from onward.views import (
-    LabelEmbedding,
-    Negatives,
-    View,
-    likely_wrong_labels,
-    shift_images,
-    wrong_labels,
-)
 
-ADVICE = "A smaller optimizer.lr usually helps."
-"""What to do about training that leaves the finite numbers."""
+Given = Mapping[Product, list[Tensor]]
+"""What a task needs."""
 
-REPORT_FIELDS = ("loss", "accuracy", "goodness_gap", "dead_fraction", "seconds", "cpu_seconds")
-"""What a report holds, in order."""
+Made = dict[Product, list[Tensor]]
+"""What a task has made."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of one shard."""
+class Shard:
+    """The samples of one shard."""
 
-    x: Tensor
-    """Training rows, float."""
-    y: Tensor
-    """Their classes."""
-    x_validation: Tensor
-    """Validation rows."""
-    y_validation: Tensor
-    """Their classes."""
+    training: Batch
+    """Those that are learned from."""
+
+    validation: Batch
+    """Those that are held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic:
+class Settings:
     """Settings that decide weights beside the plan; see `TrainingConfig` and `DataConfig`."""
 
     seed: int
@@ -90,66 +84,69 @@ class Clock:
 class Worker(ABC):
     """Does the tasks of one rank.
 
-    Weights and moments live in the network's blocks; all else that tasks make for each other is
-    kept by product until it is dropped.
-
     Args:
         plan: What is computed.
         network: The network of this rank, trained in place.
-        shards: Rows of the shards that this rank holds.
-        arithmetic: Settings that the plan does not hold.
+        shards: The shards that this rank has.
+        settings: What decides the weights beside the plan.
     """
 
     def __init__(
-        self, plan: Plan, network: Network, shards: Mapping[int, Rows], arithmetic: Arithmetic
+        self, plan: Plan, network: Network, shards: Mapping[int, Shard], settings: Settings
     ) -> None:
         self.plan = plan
         self.network = network
         self.blocks = network.all_blocks
         for block in self.blocks:
-            # Moments of what learns now, by the rule of now: the layouts of messages follow them.
-            block.forget()
-        self.layouts = [
-            [tensor.detach().to("meta") for tensor in self._weights(number)]
-            for number in range(len(self.blocks))
-        ]
+            # Of what learns now, by the rule of now: the layouts of messages follow it.
+            block.reset_optimizer()
+        self.layouts = [[t.detach().to("meta") for t in block.weights()] for block in self.blocks]
         self.shards = shards
-        self.arithmetic = arithmetic
-        self.values: dict[Product, list[Tensor]] = {}
+        self.settings = settings
         self.released: list[int] = []
         self.validation_seconds = 0.0
         self.recorder = Recorder(0, most=0)
         self.team: Team = Alone()
 
-    def execute(self, task: Task) -> None:
-        """Do a task, once all it needs is here."""
+    def execute(self, task: Task, given: Given) -> Made:
+        """Do a task.
+
+        Args:
+            task: What to do.
+            given: What it needs.
+
+        Returns:
+            What it makes.
+        """
+        for product, tensors in given.items():
+            if product.thing is Thing.WEIGHTS:
+                self.bind(product.block, tensors)
         match task.kind:
             case Kind.TRAIN:
-                self.train(task.time, task.block)
+                return self.train(task, given)
             case Kind.PASS:
-                self.pass_neutral(task.time, task.block)
+                return self.pass_neutral(task, given)
             case Kind.SCORE:
-                self.score(task.time)
+                return self.score(task)
             case Kind.VALIDATE:
-                clock = Clock()
-                self.validate(task.time, task.block)
-                self.validation_seconds += clock.read()[0].item()
+                return self.validate(task)
+        return {}
 
     @abstractmethod
-    def train(self, time: int, block: int) -> None:
+    def train(self, task: Task, given: Given) -> Made:
         """Train a block."""
 
-    def pass_neutral(self, time: int, block: int) -> None:
-        """Pass a mini-batch with the neutral label through a block."""
+    def pass_neutral(self, task: Task, given: Given) -> Made:
+        """Pass a mini-batch through a block, as inference sees it."""
         raise NotImplementedError
 
-    def score(self, time: int) -> None:
-        """Score the training rows."""
+    def score(self, task: Task) -> Made:
+        """Score the training samples."""
         raise NotImplementedError
 
     @abstractmethod
-    def hint_rows(self, time: int) -> int:
-        """Return the number of rows that have hints of a time."""
+    def num_hinted(self, time: int) -> int:
+        """Return the number of samples that have hints of a time."""
 
     def layout(self, product: Product) -> list[Tensor]:
         """Return tensors of the shapes and types that a product has, with any content."""
@@ -157,32 +154,35 @@ class Worker(ABC):
             case Thing.WEIGHTS:
                 return self.layouts[product.block]
             case Thing.MOMENTS:
-                return self._moments(product.block)
+                return self.blocks[product.block].optimizer_tensors()
             case Thing.HINTS:
-                return [torch.empty(self.hint_rows(product.time), self.network.num_classes)]
+                return [torch.empty(self.num_hinted(product.time), self.network.num_classes)]
             case Thing.REPORT:
-                return [torch.empty(len(REPORT_FIELDS), dtype=torch.float64)]
+                names = report_fields(self.blocks[product.block])
+                return [torch.empty(len(names), dtype=torch.float64)]
             case Thing.COUNTS:
                 return [torch.empty(2 + len(self.network.line), dtype=torch.float64)]
         raise NotImplementedError
 
-    def content(self, product: Product) -> list[Tensor]:
-        """Return the tensors of a product that is here."""
-        match product.thing:
-            case Thing.WEIGHTS:
-                return self._weights(product.block)
-        return self.values[product]
-
-    def accept(self, product: Product, tensors: list[Tensor]) -> None:
-        """Take a product that another rank has made."""
+    def received(self, product: Product, tensors: list[Tensor]) -> list[Tensor]:
+        """Return a product that another rank has made, laid out in memory as here."""
         if product.thing in (Thing.WEIGHTS, Thing.MOMENTS):
             likes = self.layout(product)
-            tensors = [laid_out(t, like) for t, like in zip(tensors, likes, strict=True)]
-        if product.thing is Thing.WEIGHTS:
-            for target, tensor in zip(self._weights(product.block), tensors, strict=True):
-                target.data = tensor
-        else:
-            self.values[product] = tensors
+            return [with_strides(t, like) for t, like in zip(tensors, likes, strict=True)]
+        return tensors
+
+    def bind(self, block: int, tensors: list[Tensor]) -> bool:
+        """Let a block have these weights; return whether it had others."""
+        targets = self.blocks[block].weights()
+        if all(a.data_ptr() == b.data_ptr() for a, b in zip(targets, tensors, strict=True)):
+            return False
+        for target, tensor in zip(targets, tensors, strict=True):
+            target.data = tensor
+        return True
+
+    def weights(self, block: int) -> list[Tensor]:
+        """Return the weights of a block as a product, which shares their memory."""
+        return [tensor.detach() for tensor in self.blocks[block].weights()]
 
     def release(self, blocks: Iterable[int]) -> None:
         """Free the weights of blocks that come from other ranks before they are needed here."""
@@ -192,127 +192,162 @@ class Worker(ABC):
                 self.released.append(block)
 
     def settle(self) -> None:
-        """Leave blocks as a user may use them: released weights are NaN in memory of their own."""
+        """Reallocate released weights that never came, filled with NaN."""
         for block in self.blocks:
-            block.forget()
+            block.reset_optimizer()
         for number in self.released:
-            for tensor, like in zip(self._weights(number), self.layouts[number], strict=True):
-                tensor.data = laid_out(tensor.detach(), like)
+            for tensor, like in zip(
+                self.blocks[number].weights(), self.layouts[number], strict=True
+            ):
+                tensor.data = with_strides(tensor.detach(), like)
 
-    def drop(self, product: Product) -> None:
-        """Forget a product that no task of this rank needs any more."""
-        self.values.pop(product, None)
+    def training(self, block: int) -> Training:
+        """Return what decides how a block learns."""
+        settings = self.settings
+        return Training(
+            seed=settings.seed,
+            epochs=self.plan.epochs,
+            schedule=settings.schedule,
+            closed_form=settings.closed_form,
+            label_inputs=self.network.num_classes if settings.shared_pass and block == 0 else 0,
+        )
 
     def order(self, epoch: int, shard: int) -> Tensor:
-        """Return the rows of a shard in the order of an epoch."""
-        draw = seeds.generator(self.arithmetic.seed, "order", epoch)
+        """Return the samples of a shard in the order of an epoch."""
+        if self.shards[shard].training.structure:
+            return torch.arange(self.plan.rows[shard])
+        draw = seeds.generator(self.settings.seed, "order", epoch)
         return torch.randperm(self.plan.rows[shard], generator=draw)
 
-    def inputs(self, epoch: int, shard: int) -> Tensor:
-        """Return the training rows of a shard as an epoch sees them: shifted, where wished."""
-        x = self.shards[shard].x
-        if not self.arithmetic.shift:
-            return x
-        draw = seeds.generator(self.arithmetic.seed, "shift", epoch, shard)
-        return shift_images(x, self.arithmetic.shift, draw)
+    def inputs(self, epoch: int, shard: int) -> Tensors:
+        """Return the training inputs of a shard as an epoch sees them: shifted, where wished."""
+        training = self.shards[shard].training
+        if not self.settings.shift:
+            return training.inputs
+        draw = seeds.generator(self.settings.seed, "shift", epoch, shard)
+        return shift_images(training.tensor, self.settings.shift, draw)
 
-    def negative_labels(
-        self, labels: Tensor, hints: Tensor | None, time: int, shard: int
-    ) -> Tensor:
-        """Draw a wrong label for each row.
+    def sampled(
+        self, batch: Batch, hints: Tensor | None, time: int, shard: int
+    ) -> dict[str, Batch]:
+        """Return the views of some samples.
 
         Args:
-            labels: True classes.
-            hints: Class scores of an earlier network; None before there are any.
-            time: Chapter or mini-batch.
-            shard: Shard of the rows.
+            batch: The samples.
+            hints: Their class scores by an earlier network; None before there are any.
+            time: Chapter, or mini-batch of the run.
+            shard: Shard of the samples.
         """
         sampler = self.network.sampler
-        assert isinstance(sampler, LabelEmbedding)
-        draw = seeds.generator(self.arithmetic.seed, "negatives", time, shard)
-        if hints is None:
-            return wrong_labels(labels, num_classes=sampler.num_classes, generator=draw)
-        sampled = sampler.negatives is Negatives.HARD
-        return likely_wrong_labels(labels, hints, generator=draw if sampled else None)
-
-    def learn(
-        self, step: Step, block: int, views: Mapping[str, View], epoch: int, batch: int, shard: int
-    ) -> tuple[dict[str, View], StepReport]:
-        """Let a block learn from one mini-batch.
-
-        Raises:
-            DivergedError: The loss is not finite.
-        """
-        outputs, told = step(
-            views,
-            seed=seeds.derive(self.arithmetic.seed, "step", block, epoch, batch),
-            lr_scale=lr_scale(
-                self.arithmetic.schedule,
-                epoch,
-                (batch + 1) / self.plan.batches(shard),
-                self.plan.epochs,
-            ),
-        )
-        loss = told.sums[0].item() / told.rows
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"The loss of block {block} is no longer finite ({loss}) in mini-batch {batch} of "
-                f"epoch {epoch}, both counted from 0. {ADVICE}"
+        drawn_at = 0 if sampler.draws_once else time
+        draw = seeds.generator(self.settings.seed, "negatives", drawn_at, shard)
+        views = sampler.views(batch, draw, hints)
+        if set(views) != set(sampler.names):
+            raise ValueError(
+                f"The sampler {type(sampler).__name__} makes the views {', '.join(views)}, and "
+                f"its names are {', '.join(sampler.names)}."
             )
-        return outputs, told
+        return {name: views[name] for name in sampler.names}
 
-    def make_step(self, block: int) -> Step:
-        """Return the way to train a block."""
-        return make_step(
-            self.blocks[block],
-            closed_form=self.arithmetic.closed_form,
-            label_inputs=self.label_inputs(block),
-        )
+    def continued(self, name: str) -> str:
+        """Return the view whose output is the next input of a view."""
+        return self.network.sampler.continues.get(name, name)
 
-    def label_inputs(self, block: int) -> int:
-        """Return the inputs in which views of a block differ, if that is to be made use of."""
-        is_shared = self.arithmetic.shared_pass and block == 0
-        return self.network.num_classes if is_shared else 0
+    def handed_on(self, read: Views, outputs: Views) -> dict[str, Batch]:
+        """Return what a block hands on: what it has read, with what it puts out as inputs."""
+        return {
+            name: view.replace(inputs=outputs[self.continued(name)].inputs, context={})
+            for name, view in read.items()
+        }
 
-    def report(self, product: Product, total: StepReport, elapsed: Tensor) -> None:
-        """Keep a report, its fields in the order of `REPORT_FIELDS`.
+    def report(self, task: Task, total: StepReport, elapsed: Tensor) -> Made:
+        """Return the report of a task, its figures in the order of `report_fields`.
 
         Raises:
             DivergedError: A weight of the block is not finite.
         """
-        for name, tensor in self.blocks[product.block].state_dict().items():
+        block = self.blocks[task.block]
+        for name, tensor in block.state_dict().items():
             if tensor.is_floating_point() and not math.isfinite(tensor.sum().item()):
                 raise DivergedError(
-                    f"The {name} of block {product.block} is no longer finite at the end of "
-                    f"chapter {self.plan.chapter(self.plan.maker(product))}. {ADVICE}"
+                    f"The {name} of block {task.block} is no longer finite at the end of "
+                    f"chapter {self.plan.chapter(task)}. {ADVICE}"
                 )
-        loss, accuracy, gap = (total.sums / total.rows).tolist()
-        is_head = self.blocks[product.block].reads is not None
-        dead = float("nan") if is_head else 1 - total.active.double().mean().item()
-        figures = [loss, accuracy, gap, dead, *elapsed.tolist()]
-        self.values[product] = [torch.tensor(figures, dtype=torch.float64)]
+        dead = math.nan if is_head(block) else 1 - total.active.double().mean().item()
+        figures = [*total.means(), dead, *elapsed.tolist()]
+        report = Product(Thing.REPORT, task.time, task.block)
+        return {report: [torch.tensor(figures, dtype=torch.float64)]}
 
-    def validate(self, chapter: int, shard: int) -> None:
-        """Count validation rows of a shard: all, right, and right for each block (or -1)."""
-        rows = self.shards[shard]
-        found = evaluate(self.network, rows.x_validation, rows.y_validation)
-        each = found.correct_blocks or (-1,) * len(self.network.line)
-        counts = torch.tensor([found.rows, found.correct, *each], dtype=torch.float64)
-        self.values[Product(Thing.COUNTS, chapter, shard)] = [counts]
+    def validate(self, task: Task) -> Made:
+        """Count validation samples of a shard: all, right, and right for each block (or -1)."""
+        clock = Clock()
+        found = evaluate(self.network, self.shards[task.block].validation)
+        each = list(found.correct_blocks)
+        each += [-1] * (len(self.network.line) - len(each))
+        counts = [found.rows, found.correct, *each[: len(self.network.line)]]
+        self.validation_seconds += clock.read()[0].item()
+        product = Product(Thing.COUNTS, task.time, task.block)
+        return {product: [torch.tensor(counts, dtype=torch.float64)]}
 
-    def _weights(self, block: int) -> list[Tensor]:
-        return [
-            tensor for _, tensor in sorted(self.blocks[block].state_dict(keep_vars=True).items())
+
+def report_fields(block: Block) -> tuple[str, ...]:
+    """Return what a report of a block holds, in order."""
+    return (
+        "loss",
+        *block.objective.metric_names,
+        "dead_fraction",
+        "seconds",
+        "cpu_seconds",
+    )
+
+
+def passed(block: Block, batch: Batch, team: Team | None = None) -> Batch:
+    """Pass samples through a block in chunks, without training it."""
+    if batch.structure:
+        return block.infer(batch)
+    outputs = in_chunks(
+        len(batch), lambda part: block.infer(batch.take(part)).inputs, team or Alone()
+    )
+    return batch.replace(inputs=outputs, context={})
+
+
+def in_chunks(samples: int, work: Callable[[slice], Tensors], team: Team) -> Tensors:
+    """Do something with samples, chunk by chunk, and join what it yields.
+
+    Chunks of `CHUNK_ROWS` are dealt to the ranks of a team, each of which gets all results.
+
+    Args:
+        samples: Number of samples.
+        work: Returns a row for each sample of a chunk.
+        team: Who shares the work.
+    """
+    firsts = range(0, samples, CHUNK_ROWS)
+
+    def bounds(member: int) -> range:
+        chunks = firsts[member * len(firsts) // team.size : (member + 1) * len(firsts) // team.size]
+        return range(chunks[0], min(chunks[-1] + CHUNK_ROWS, samples)) if chunks else range(0)
+
+    own = bounds(team.index)
+    # A rank without a chunk looks at a sample, to know what others will send.
+    first = work(slice(own.start, min(own.start + CHUNK_ROWS, own.stop)) if own else slice(0, 1))
+    found = mapped(lambda tensor: tensor.new_empty(samples, *tensor.shape[1:]), first)
+
+    def put(start: int, tensors: Tensors) -> None:
+        for target, tensor in zip(parts(found), parts(tensors), strict=True):
+            target[start : start + len(tensor)] = tensor
+
+    if own:
+        put(own.start, first)
+    for start in own[CHUNK_ROWS::CHUNK_ROWS]:
+        put(start, work(slice(start, min(start + CHUNK_ROWS, own.stop))))
+    if team.size > 1:
+        every = [bounds(member) for member in range(team.size)]
+        layouts: list[Sequence[Tensor]] = [
+            [tensor[r.start : r.stop] for tensor in parts(found)] for r in every
         ]
-
-    def _moments(self, block: int) -> list[Tensor]:
-        moments = self.blocks[block].moments
-        return [moments[name][part] for name in sorted(moments) for part in sorted(moments[name])]
-
-    def _give_moments(self, block: int, tensors: Iterable[Tensor]) -> None:
-        """Give a block moments, in the order of `_moments`."""
-        learner, rest = self.blocks[block], iter(tensors)
-        learner.moments = {
-            name: {part: next(rest) for part in sorted(learner.moments[name])}
-            for name in sorted(learner.moments)
-        }
+        sent = team.all_gather(layouts[team.index], layouts)
+        for tensors, theirs in zip(sent, every, strict=True):
+            if theirs != own:
+                for target, tensor in zip(parts(found), tensors, strict=True):
+                    target[theirs.start : theirs.stop] = tensor
+    return found

@@ -1,0 +1,186 @@
+"""The batch: what travels from the data file to the loss."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Tensors = Tensor | dict[str, Tensor]
+"""One tensor, or several by name; samples first."""
+
+
+def parts(tensors: Tensors) -> list[Tensor]:
+    """Return the tensors of one or several, in order."""
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors.values())
+
+
+def mapped(work: Callable[[Tensor], Tensor], tensors: Tensors) -> Tensors:
+    """Do something with one tensor, or with each of several."""
+    if isinstance(tensors, Tensor):
+        return work(tensors)
+    return {name: work(tensor) for name, tensor in tensors.items()}
+
+
+def named(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """Return tensors by name: the prefix, or the prefix and the name of each.
+
+    Example:
+        >>> list(named({"left": torch.zeros(1), "right": torch.zeros(1)}, "2"))
+        ['2.left', '2.right']
+    """
+    if isinstance(tensors, Tensor):
+        return {prefix: tensors}
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some samples, and all that is known of them.
+
+    Inputs keep the type of the file: token ids stay integers. A batch with a `structure` (the edges
+    of a graph) is one whole: taking samples of it moves `index` and leaves the rest as it is.
+
+    Example:
+        >>> batch = Batch(torch.eye(3), {"label": torch.tensor([0, 1, 2])})
+        >>> batch.take(torch.tensor([2, 0])).label
+        tensor([2, 0])
+    """
+
+    inputs: Tensors
+    """What a network sees: a tensor, or several by name, of any type, samples first."""
+
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    """What objectives compare with, by name, samples first. The class of a sample is `label`."""
+
+    ids: Int[Tensor, " samples"] | None = None
+    """Number of each sample in the data set."""
+
+    weights: Float[Tensor, " samples"] | None = None
+    """How much each sample counts in a loss; None where all count the same."""
+
+    structure: Mapping[str, Tensor] = field(default_factory=dict)
+    """What belongs to the batch as a whole, by name, such as the edges of a graph."""
+
+    index: Int[Tensor, " counted"] | None = None
+    """Numbers of the samples that count in losses and accuracies; None: all."""
+
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+    """Outputs of other blocks that the objective alone sees, by name, samples first."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        first = parts(self.inputs)[0]
+        # Not `len`, which an export would take for a constant.
+        return first.shape[0]
+
+    @property
+    def num_counted(self) -> int:
+        """The number of samples that count."""
+        return len(self) if self.index is None else len(self.index)
+
+    @property
+    def label(self) -> Int[Tensor, " samples"]:
+        """The class of each sample."""
+        return self.targets["label"]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The inputs, of a batch that has one tensor.
+
+        Raises:
+            TypeError: It has several.
+        """
+        if isinstance(self.inputs, Tensor):
+            return self.inputs
+        raise TypeError(f"The inputs are {', '.join(self.inputs)}, and one tensor is needed here.")
+
+    @property
+    def counted(self) -> "Batch":
+        """The samples that count, without the structure of the whole."""
+        if self.index is None:
+            return self
+        return replace(self, structure={}, index=None).take(self.index)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one tensor whose samples all count, and count the same."""
+        has_more = self.structure or self.context or self.index is not None
+        return isinstance(self.inputs, Tensor) and self.weights is None and not has_more
+
+    def take(self, samples: Int[Tensor, " chosen"] | slice) -> "Batch":
+        """Return some samples; of a batch with a structure, all of it, where only these count."""
+        if self.structure:
+            return replace(self, index=torch.arange(len(self))[samples])
+        index = None
+        if self.index is not None:
+            counts = torch.zeros(len(self), dtype=torch.bool)
+            counts[self.index] = True
+            index = counts[samples].nonzero().squeeze(1)
+        return Batch(
+            mapped(lambda tensor: tensor[samples], self.inputs),
+            {name: target[samples] for name, target in self.targets.items()},
+            None if self.ids is None else self.ids[samples],
+            None if self.weights is None else self.weights[samples],
+            index=index,
+            context={name: tensor[samples] for name, tensor in self.context.items()},
+        )
+
+    def replace(self, **changes: object) -> "Batch":
+        """Return a copy with other inputs, targets and so on."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def with_targets(self, **targets: Tensor) -> "Batch":
+        """Return a copy with more targets."""
+        return replace(self, targets={**self.targets, **targets})
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device."""
+        return Batch.from_tensors({n: t.to(device) for n, t in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all of it as named tensors, for `from_tensors`."""
+        found = named(self.inputs, "inputs")
+        for name in ("ids", "weights", "index"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                found[name] = tensor
+        for name in ("targets", "structure", "context"):
+            found |= {f"{name}.{key}": tensor for key, tensor in getattr(self, name).items()}
+        return found
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> "Batch":
+        """Return the batch that `tensors` has taken apart.
+
+        Example:
+            >>> batch = Batch({"a": torch.ones(2, 1)}, {"label": torch.tensor([0, 1])})
+            >>> Batch.from_tensors(batch.tensors()).inputs
+            {'a': tensor([[1.],
+                    [1.]])}
+        """
+
+        def inside(group: str) -> dict[str, Tensor]:
+            prefix = f"{group}."
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        return Batch(
+            tensors["inputs"] if "inputs" in tensors else inside("inputs"),
+            inside("targets"),
+            tensors.get("ids"),
+            tensors.get("weights"),
+            inside("structure"),
+            tensors.get("index"),
+            inside("context"),
+        )
+
+
+def joined(several: list[Tensors]) -> Tensors:
+    """Return tensors of several batches one after the other, without a copy where there is one."""
+    first = several[0]
+    if len(several) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat([tensor for tensor in several if isinstance(tensor, Tensor)])
+    return {name: torch.cat([dict(t)[name] for t in several]) for name in first}

@@ -1,0 +1,101 @@
+"""Inference with early exit: each sample goes no deeper than its policy demands."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from onward.batch import Batch
+from onward.exits.policies import ExitPolicy
+from onward.networks import CHUNK_ROWS, Forward, Network, as_batch, in_chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What inference with early exit says of some samples."""
+
+    labels: Int[Tensor, " samples"]
+    """The class of each sample."""
+
+    exits: Int[Tensor, " samples"]
+    """The exit at which each sample left, from 0."""
+
+    scores: Float[Tensor, "samples classes"]
+    """The class scores there; -inf for labels that were dropped before."""
+
+    passes: Int[Tensor, "exits samples"]
+    """Passes of each sample through the blocks up to each exit since the last: 1, or one for each
+    label that is left; 0 after it has left, unless the structure of the batch needs it."""
+
+
+@torch.no_grad()
+def answer(
+    network: Network,
+    x: Tensor | np.ndarray | Batch,
+    policy: ExitPolicy,
+    *,
+    batch_size: int = CHUNK_ROWS,
+) -> Answers:
+    """Predict the classes of samples, each no deeper than it has to go.
+
+    Samples that have left are taken out of the batch; of a batch with a structure, they are passed
+    along as neighbors of the others. The same samples in batches of other sizes get the same
+    answers, except where a score is within rounding of a threshold.
+
+    Args:
+        network: A trained network.
+        x: Samples of the shape and scale the network was trained on: an array or a batch.
+        policy: When they leave.
+        batch_size: Samples at once; a batch with a structure is never cut.
+
+    Raises:
+        SettingError: The network has no readout, or another number of exits than the policy.
+
+    Example:
+        >>> import onward as ow
+        >>> network = ow.mlp((4,), num_classes=3, widths=(8, 8))
+        >>> answer(network, torch.ones(2, 4), ow.ExitPolicy("margin", (0.0,))).exits
+        tensor([0, 0])
+    """
+    found = [_answer(network, part, policy) for part in in_chunks(as_batch(x), batch_size)]
+    return Answers(
+        torch.cat([part.labels for part in found]),
+        torch.cat([part.exits for part in found]),
+        torch.cat([part.scores for part in found]),
+        torch.cat([part.passes for part in found], dim=1),
+    )
+
+
+def _answer(network: Network, batch: Batch, policy: ExitPolicy) -> Answers:
+    forward = Forward(network, batch)
+    num_exits, num_samples = len(forward.fold.exits), len(batch)
+    policy.check(num_exits)
+    exits = torch.zeros(num_samples, dtype=torch.int64)
+    scores = torch.zeros(num_samples, network.num_classes)
+    passes = torch.zeros(num_exits, num_samples, dtype=torch.int64)
+    each = forward.samples.bincount(minlength=num_samples)
+    left, history = torch.arange(num_samples), torch.zeros(0, num_samples, network.num_classes)
+    while len(left):
+        found = forward.step()
+        if found is None:
+            continue
+        number = len(history)
+        passed = slice(None) if batch.structure else left
+        passes[number, passed] = each[passed]
+        history = torch.cat([history, found[None].to(history.dtype)])
+        leaves = policy.leaves(history)
+        exits[left[leaves]], scores[left[leaves]] = number, history[-1, leaves]
+        if bool(leaves.all()):
+            break
+        if bool(leaves.any()):
+            stays = (~leaves).nonzero().squeeze(1)
+            forward.keep(stays)
+            left, history = left[stays], history[:, stays]
+        if forward.readout.sweeps and policy.drops:
+            alive = policy.stays(history)
+            forward.drop(alive)
+            if not batch.structure:
+                each[left] = alive.sum(dim=1)
+    return Answers(scores.argmax(dim=1), exits, scores, passes)

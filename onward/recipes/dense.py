@@ -1,0 +1,225 @@
+"""Networks of dense blocks, as the recipes of Hinton and of Aktemur et al. build them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from onward import seeds
+from onward.blocks import Block
+from onward.config import NetworkConfig, OptimizerConfig
+from onward.errors import SettingError
+from onward.layers import Dense, ReadoutLayer
+from onward.networks import Network
+from onward.objectives import CrossEntropy, Objective, Threshold
+from onward.optimizers import SGD, Adam, Optimizer
+from onward.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
+from onward.samplers import NEUTRAL, LabelEmbedding, Plain, Sampler
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a network of dense blocks is built from, its optimizer aside."""
+
+    config: NetworkConfig
+    """What is trained."""
+
+    input_shape: tuple[int, ...]
+    """Shape of one row."""
+
+    num_classes: int
+    """Number of classes."""
+
+    is_image: bool
+    """Whether an embedded label overwrites inputs, or comes before them."""
+
+
+def build(
+    config: NetworkConfig,
+    optimizer: OptimizerConfig,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    is_image: bool,
+    seed: int,
+    held: Collection[int] | None = None,
+) -> Network:
+    """Build a network of dense blocks from its settings.
+
+    Args:
+        config: What is trained.
+        optimizer: How weights follow their gradients.
+        input_shape: Shape of one row.
+        num_classes: Number of classes.
+        is_image: Whether an embedded label overwrites inputs, or comes before them.
+        seed: Decides the first weights, block by block.
+        held: Blocks that get weights, which others do not need; None for all.
+
+    Raises:
+        SettingError: Settings do not fit the data or each other.
+    """
+    check_network(config, input_shape=input_shape, num_classes=num_classes, is_image=is_image)
+    blueprint = Blueprint(config, input_shape, num_classes, is_image)
+    sampler: Sampler = Plain()
+    if config.negatives is not None:
+        sampler = LabelEmbedding(
+            num_classes,
+            place="overwrite" if is_image else "append",
+            negatives=config.negatives,
+            strength=config.label_strength,
+            flattens=not is_image,
+        )
+    inputs = torch.Size(sampler.view_shape(input_shape)).numel()
+    widths = (inputs, *config.widths)
+
+    def is_held(block: int) -> bool:
+        return held is None or block in held
+
+    def layer(number: int) -> Dense:
+        block = 0 if config.one_block else number
+        try:
+            return Dense(
+                *widths[number : number + 2],
+                generator=seeds.generator(seed, "weights", number) if is_held(block) else None,
+                dropout=config.dropout,
+                gain=config.gain,
+            )
+        except RuntimeError as error:
+            gigabytes = 4e-9 * sum(n * m for n, m in pairwise(widths))
+            raise SettingError(
+                f"network.widths = {list(config.widths)} with {inputs} inputs needs "
+                f"{gigabytes:,.0f} GB for its weights alone, and this machine has no room for them."
+            ) from error
+
+    rule, head_rule = _rules(optimizer)
+
+    def objective(number: int) -> Objective:
+        width = widths[number + 1]
+        if config.objective == "threshold":
+            slope = config.slope if config.slope is not None else float(width)
+            return Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
+        # Without its own first weights, which torch's global generator would draw.
+        head = nn.utils.skip_init(nn.Linear, width, num_classes, bias=False)
+        draw = seeds.generator(seed, "head", number)
+        nn.init.normal_(head.weight, std=width**-0.5, generator=draw)
+        return CrossEntropy(head)
+
+    depth = len(config.widths)
+    blocks: list[Block] = []
+
+    def add(block: Block) -> None:
+        if not is_held(len(blocks)):
+            block.release()
+        blocks.append(block)
+
+    if config.one_block:
+        add(Block(nn.Sequential(*map(layer, range(depth))), objective(depth - 1), rule))
+    else:
+        for number in range(depth):
+            add(Block(layer(number), objective(number), rule))
+    has_head = config.negatives is not None and (
+        config.readout == "softmax" or config.negatives == "hard"
+    )
+    if has_head:
+        first = 1 if config.skip_first and depth > 1 else 0
+        head = ReadoutLayer(tuple(config.widths[first:]), num_classes)
+        goal = CrossEntropy(nn.Identity(), views=(NEUTRAL,))
+        add(Block(head, goal, head_rule, reads=tuple(range(first, depth))))
+    readouts: dict[str, Readout] = {}
+    if config.negatives is not None:
+        readouts["goodness"] = GoodnessSweep(config.skip_first)
+    if has_head:
+        readouts["softmax"] = SoftmaxHead()
+    return Network(
+        blocks,
+        sampler,
+        readouts.get(config.readout, SumOfHeads(config.heads)),
+        num_classes=num_classes,
+        readouts=readouts,
+        blueprint=blueprint,
+    )
+
+
+def check_network(
+    config: NetworkConfig, *, input_shape: tuple[int, ...], num_classes: int, is_image: bool
+) -> None:
+    """Raise a `SettingError` where network settings do not fit the data or each other."""
+    if not config.widths or min(config.widths) < 1:
+        raise SettingError(
+            f"network.widths lists the units of each block and needs one at least; got "
+            f"{list(config.widths)}."
+        )
+    if not 0 <= config.dropout < 1:
+        raise SettingError(
+            f"network.dropout is a share of the inputs, from 0 to below 1; got {config.dropout}."
+        )
+    if (config.objective == "threshold") is (config.negatives is None):
+        raise SettingError(
+            f"network.objective = {config.objective} and network.negatives = {config.negatives} "
+            f"do not fit: a threshold needs negatives, and cross-entropy has none."
+        )
+    if (config.readout == "heads") is (config.objective == "threshold"):
+        raise SettingError(
+            f"network.readout = {config.readout} does not fit network.objective = "
+            f"{config.objective}: blocks with cross-entropy have heads to read, blocks with a "
+            f"threshold are read by goodness or softmax."
+        )
+    if config.one_block and config.objective == "threshold":
+        raise SettingError("network.one_block is backpropagation, and goes with cross-entropy.")
+
+
+def mlp(
+    input_shape: tuple[int, ...],
+    *,
+    num_classes: int,
+    widths: tuple[int, ...] = (500, 500, 500, 500),
+    objective: str = "cross-entropy",
+    is_image: bool = False,
+    optimizer: OptimizerConfig | None = None,
+    seed: int = 0,
+    **settings: object,
+) -> Network:
+    """Build a network of dense blocks.
+
+    Args:
+        input_shape: Shape of one row.
+        num_classes: Number of classes.
+        widths: Units of each block.
+        objective: `cross-entropy`, or `threshold` (which needs `negatives` and a `readout`).
+        is_image: Whether an embedded label overwrites inputs, or comes before them.
+        optimizer: How weights follow their gradients; Adam by default.
+        seed: Decides the first weights.
+        settings: Further fields of `NetworkConfig`.
+
+    Raises:
+        SettingError: Settings do not fit each other.
+
+    Example:
+        >>> import onward as ow
+        >>> len(ow.mlp((1, 8, 8), num_classes=10, widths=(32, 32, 32)).blocks)
+        3
+    """
+    config = NetworkConfig(widths=widths, objective=objective, **settings)  # type: ignore[arg-type]
+    return build(
+        config,
+        optimizer or OptimizerConfig(),
+        input_shape=input_shape,
+        num_classes=num_classes,
+        is_image=is_image,
+        seed=seed,
+    )
+
+
+def _rules(config: OptimizerConfig) -> tuple[Optimizer, Optimizer]:
+    """Return the update rules of the blocks, and of a head that reads several."""
+    if config.name == "adam":
+        return (
+            Adam(lr=config.lr, weight_decay=config.weight_decay),
+            Adam(lr=config.head_lr, weight_decay=config.head_weight_decay),
+        )
+    return (
+        SGD(lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay),
+        SGD(lr=config.head_lr, momentum=config.momentum, weight_decay=config.head_weight_decay),
+    )

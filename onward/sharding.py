@@ -1,0 +1,190 @@
+"""Which samples each rank learns from: loading, held-out samples, shards."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onward import data as datasets
+from onward.batch import Batch
+from onward.config import RunConfig
+from onward.data import Dataset
+from onward.errors import DataError, SettingError
+from onward.runtime.workers import Shard
+from onward.transport.messages import Transport
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What all ranks know of the data before any training."""
+
+    rows: tuple[int, ...]
+    """Training samples of each shard."""
+
+    validation_rows: tuple[int, ...]
+    """Validation samples of each shard."""
+
+    num_classes: int
+    """Number of classes over all shards."""
+
+    data_sha256: str
+    """Digest of the samples that are not test samples: rank 0's, where each rank has its own."""
+
+
+SHARED = "ONWARD_SHARED_DATA"
+"""Variable with the file in which the command hands its data to the ranks that it starts."""
+
+
+def load_data(config: RunConfig, rank: int) -> Dataset:
+    """Load the data of a rank: all samples, or its own shard where the name holds `{rank}`."""
+    if SHARED in os.environ:
+        return datasets.read_shared(Path(os.environ[SHARED]))
+    return datasets.load(
+        config.data.name.replace("{rank}", str(rank)),
+        data_dir=config.data.dir,
+        split_seed=config.data.split_seed,
+        test=config.data.test,
+        allow_one_class=is_private(config),
+    )
+
+
+def is_private(config: RunConfig) -> bool:
+    """Return whether each rank has data of its own."""
+    return "{rank}" in config.data.name
+
+
+def with_private_shards(config: RunConfig, num_ranks: int) -> RunConfig:
+    """Return the settings with a shard a rank, where each rank has data of its own."""
+    if not is_private(config):
+        return config
+    return config.with_settings({"plan.shards": num_ranks})
+
+
+def split(config: RunConfig, dataset: Dataset) -> Dataset:
+    """Return a data set whose validation samples are held out, unless it has some of its own.
+
+    What is held out of a data set is a copy: let the data set as it was read go.
+    """
+    training = dataset.training
+    digest = dataset.sha256()
+    if not training.structure:
+        # Nothing is learned from the others.
+        training = training.counted
+        dataset = replace(dataset, training=training, digest=digest)
+    if dataset.validation is not None:
+        return replace(dataset, digest=digest)
+    if training.structure or "label" not in training.targets or not config.data.validation:
+        # Parts of a graph belong together, and without classes there is nothing to be right about.
+        nothing = training.replace(structure={}).take(slice(0, 0))
+        return replace(dataset, validation=nothing, digest=digest)
+    kept, held_out = datasets.split_validation(
+        dataset, config.data.validation, seed=config.data.split_seed
+    )
+    return replace(
+        dataset,
+        training=training.take(kept),
+        validation=training.take(held_out),
+        groups=None,
+        digest=digest,
+    )
+
+
+def load_shards(
+    config: RunConfig, dataset: Dataset, transport: Transport
+) -> tuple[dict[int, Shard], DataSummary]:
+    """Cut samples into shards; agree on it with all ranks.
+
+    Args:
+        config: Settings of the run.
+        dataset: All samples, or those of this rank, as `split` returns them.
+        transport: How ranks know of each other.
+
+    Returns:
+        The shards that this rank has, and the summary of all.
+
+    Raises:
+        DataError: There is one class only, over all shards, or the ranks' data do not agree.
+    """
+    local = local_shards(config, dataset, transport.rank)
+    return local, agree(config, transport.exchange("data", describe(local, dataset)))
+
+
+def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Shard]:
+    """Return the shards that a rank has, by number; see `load_shards`."""
+    shift = config.data.shift
+    if shift:
+        shape = dataset.input_shape
+        if len(shape) != 3 or shift >= min(shape[1:]):
+            raise SettingError(
+                f"data.shift is {shift} pixels, but the rows have shape {shape}. It is for images, "
+                f"of shape (channels, height, width), and smaller than they are."
+            )
+    assert dataset.validation is not None
+    whole = Shard(dataset.training, dataset.validation)
+    number = config.plan.shards
+    if is_private(config):
+        return {rank: whole}
+    if number == 1:
+        return {0: whole}
+    by, seed = config.plan.shard_by, config.training.seed
+    parts = datasets.shards(whole.training.label, number, by, seed=seed)
+    cuts = torch.arange(len(whole.validation)).tensor_split(number)
+    return {
+        shard: Shard(whole.training.take(samples), whole.validation.take(cut))
+        for shard, (samples, cut) in enumerate(zip(parts, cuts, strict=True))
+    }
+
+
+def describe(shards: Mapping[int, Shard], dataset: Dataset) -> dict[str, Any]:
+    """Return what a rank says of its samples."""
+    classes = [0] * dataset.num_classes
+    if dataset.num_classes:
+        labels = torch.cat([shard.training.counted.label for shard in shards.values()])
+        classes = labels.bincount(minlength=dataset.num_classes).tolist()
+    return {
+        "rows": [len(shard.training) for shard in shards.values()],
+        "validation_rows": [counted(shard.validation) for shard in shards.values()],
+        "classes": classes,
+        "shapes": {
+            name: list(tensor.shape[1:])
+            for name, tensor in dataset.training.tensors().items()
+            if name.partition(".")[0] == "inputs"
+        },
+        "sha256": dataset.sha256(),
+    }
+
+
+def counted(batch: Batch) -> int:
+    """Return the number of samples that count, and have classes to be right about."""
+    return batch.num_counted if "label" in batch.targets else 0
+
+
+def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
+    """Return the summary of the data of all ranks, from what each says of its own.
+
+    Raises:
+        DataError: There is one class only, over all shards, or the ranks' data do not agree.
+    """
+    if any(note["shapes"] != notes[0]["shapes"] for note in notes):
+        shapes = sorted({tuple(map(tuple, note["shapes"].values())) for note in notes})
+        told = [shape[0] if len(shape) == 1 else shape for shape in shapes]
+        raise DataError(f"The ranks have rows of different shapes: {told}. They must be alike.")
+    if not is_private(config):
+        if any(note != notes[0] for note in notes):
+            raise DataError("The ranks have different data. Give all of them the same files.")
+        notes = notes[:1]
+    num_classes = max(len(note["classes"]) for note in notes)
+    totals = [
+        sum(n["classes"][c] for n in notes if c < len(n["classes"])) for c in range(num_classes)
+    ]
+    if num_classes:
+        datasets.check_classes(totals)
+    return DataSummary(
+        tuple(rows for note in notes for rows in note["rows"]),
+        tuple(rows for note in notes for rows in note["validation_rows"]),
+        num_classes,
+        notes[0]["sha256"],
+    )

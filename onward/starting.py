@@ -1,0 +1,198 @@
+"""What the ranks of a run agree on before its first task, and what is done already."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from onward import memory
+from onward.config import PlacementConfig, RunConfig
+from onward.data import Dataset
+from onward.digests import tensors_sha256
+from onward.errors import FileError, SettingError
+from onward.networks import Network
+from onward.placement import Placement
+from onward.plan.tasks import Plan
+from onward.preparation import arrange, make_settings, resolve_precision
+from onward.results import Listener
+from onward.runtime.resume import Holders, open_store, take_up
+from onward.runtime.runtime import make_worker
+from onward.runtime.store import Store
+from onward.runtime.workers import Shard
+from onward.sharding import DataSummary
+from onward.transport.messages import Transport
+from onward.version import VERSION
+from onward.world import max_restarts
+
+VERSIONS = f"onward {VERSION}, torch {torch.__version__}"
+"""What decides the bits beside settings and data, on machines of one type."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a rank needs to train, beside its network."""
+
+    config: RunConfig
+    """Settings."""
+
+    dataset: Dataset
+    """What is learned from, and tested on."""
+
+    shards: dict[int, Shard]
+    """The shards that this rank has, by number."""
+
+    summary: DataSummary
+    """What all ranks know of the data."""
+
+    plan: Plan
+    """What is computed."""
+
+    placement: Placement
+    """Where."""
+
+    memory: int
+    """Bytes that this rank will hold at its peak, about."""
+
+    transport: Transport
+    """The way to the others."""
+
+    store: Store | None
+    """Keeps what is finished."""
+
+    holders: Holders
+    """The ranks that can read what an earlier part of the run has left."""
+
+
+def get_ready(
+    network: Network,
+    config: RunConfig,
+    dataset: Dataset,
+    shards: dict[int, Shard],
+    summary: DataSummary,
+    transport: Transport,
+    folder: Path | None,
+    listener: Listener,
+    given: Placement | None = None,
+) -> Ready:
+    """Make plan and placement, find what is done already, and refuse a run without room.
+
+    The weights of the network may be released.
+    """
+    plan, placement, _ = arrange(
+        config, network, dataset.training, summary, transport.num_ranks, given
+    )
+    blocks = [block for block in network.all_blocks if not block.is_released]
+    now = memory.resident()
+    before = now - sum(block.num_bytes for block in blocks)
+    settings = make_settings(config)
+    keeps = folder is not None or not transport.carries
+    needed = memory.estimate(plan, placement, network, dataset.training, settings, keeps=keeps)
+    room = memory.room(max(before + needed[transport.rank], now))
+    memory.check([memory.Room(*other) for other in transport.exchange("room", room)])
+    store: Store | None = None
+    holders: Holders = {}
+    if max_restarts() > 0 and not keeps and transport.rank == 0:
+        listener.note(
+            "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "
+            "ow.train(..., folder=FOLDER)."
+        )
+    if not transport.carries:
+        folder = Path(config.placement.directory or "")
+    if folder is not None:
+        text = f"{_settings(network, config)}\n{VERSIONS}\ndata {summary.data_sha256}"
+        every = config.placement.keep_every or max(1, plan.chapters // plan.epochs)
+        if not transport.carries:
+            every = 1
+        store = open_store(
+            folder, transport.rank, config.to_toml(), text, _first_weights(network), every
+        )
+        worker = make_worker(plan, network, shards, settings)
+        with left_tidy(store):
+            plan, holders, damaged = take_up(store, plan, worker, transport)
+        if transport.rank == 0:
+            for text in damaged:
+                listener.note(f"{text} It is not used.")
+            if holders:
+                num_tasks = sum(1 for _ in plan.all_tasks())
+                listener.note(
+                    f"Going on: {num_done(plan):,} of {num_tasks:,} tasks are done already."
+                )
+    return Ready(
+        config, dataset, shards, summary, plan, placement, room.needed, transport, store, holders
+    )
+
+
+def _settings(network: Network, config: RunConfig) -> str:
+    """Return all settings that decide the weights, a line each."""
+    # Where data lie may differ, and their content has been compared.
+    precision = resolve_precision(config.training.precision)
+    settings = config.with_settings(
+        {"data.name": "", "data.dir": None, "training.precision": precision}
+    )
+    settings = replace(settings, placement=PlacementConfig())
+    # The settings do not know the optimizers of a network that a user has built.
+    optimizers = [f"block {n}: {b.optimizer}" for n, b in enumerate(network.all_blocks)]
+    return "\n".join([settings.to_toml(), *optimizers])
+
+
+def _first_weights(network: Network) -> list[str | None]:
+    """Return a digest of each block that this rank has."""
+    return [
+        None if block.is_released else tensors_sha256(block.state_dict())
+        for block in network.all_blocks
+    ]
+
+
+def check_alike(network: Network, config: RunConfig, placed: str, transport: Transport) -> None:
+    """Refuse ranks that would train something else than the others."""
+    notes = transport.exchange(
+        "start from",
+        {
+            "settings": _settings(network, config),
+            "placements": placed,
+            "versions": VERSIONS,
+            "weights": _first_weights(network),
+        },
+    )
+    ours = notes[transport.rank]
+    for rank, theirs in enumerate(notes):
+        for what in ("versions", "settings", "placements"):
+            if theirs[what] != ours[what]:
+                raise SettingError(
+                    _difference(what, transport.rank, ours[what], rank, theirs[what])
+                )
+        for mine, other in zip(ours["weights"], theirs["weights"], strict=True):
+            if None not in (mine, other) and mine != other:
+                raise SettingError(
+                    "The ranks start from different weights. Seed torch before the network is "
+                    "built, the same on all ranks."
+                )
+
+
+def _difference(what: str, here: int, ours: str, rank: int, theirs: str) -> str:
+    mine, other = set(ours.splitlines()), set(theirs.splitlines())
+    return (
+        f"The ranks have different {what}, and would not train the same network: rank {here} has "
+        f"{', '.join(sorted(mine - other))}; rank {rank} has {', '.join(sorted(other - mine))}."
+    )
+
+
+@contextmanager
+def left_tidy(store: Store | None) -> Iterator[None]:
+    """Where something fails, let what is finished be written; leave nothing where nothing is."""
+    try:
+        yield
+    except BaseException:
+        if store is not None:
+            with suppress(FileError):
+                store.close()
+            if store.is_new and not store.files:
+                store.remove()
+        raise
+
+
+def num_done(plan: Plan) -> int:
+    """Return how many tasks of a plan were done in earlier parts of the run."""
+    return sum(1 for _ in plan.all_tasks()) - len(plan.rest) if plan.held else 0

@@ -1,0 +1,121 @@
+"""Stages: several trainings of the same modules, and placements of one's own."""
+
+import pytest
+import torch
+from contract_cases import CASES, staged_networks, train, vectors
+
+import onward as ow
+from onward.results import Listener
+
+
+class Cut(Exception):
+    """What ends a run here before its time."""
+
+
+class CutAfter(Listener):
+    """Ends a run after some reports.
+
+    Args:
+        reports: How many.
+    """
+
+    def __init__(self, reports):
+        self.left = reports
+
+    def progress(self, progress):
+        self.left -= 1
+        if self.left < 0:
+            raise Cut
+
+
+CASE = CASES["stages"]
+SETTINGS = {
+    "training": ow.TrainingConfig(epochs=3, batch_size=CASE.batch_size, precision="fp32"),
+    "plan": ow.PlanConfig(),
+}
+
+
+def stages():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [ow.Stage(network=n, **SETTINGS) for n in staged_networks(ow.Adam(lr=0.01))]
+
+
+def trained(**changes):
+    return ow.train(stages(), vectors(), validation=0, **changes)
+
+
+@pytest.mark.parametrize("reports", [2, 8, 9, 11])
+def test_stages_go_on_after_a_cut_between_them_and_inside(reports, tmp_path):
+    # Three chapters of three blocks, then three of two.
+    expected = trained()
+    with pytest.raises(Cut):
+        trained(folder=tmp_path, listener=CutAfter(reports))
+
+    result = trained(folder=str(tmp_path))
+
+    assert result.facts["weights_sha256"] == expected.facts["weights_sha256"]
+    done = [r.facts["tasks_done_before"] for r in (*result.earlier, result)]
+    assert done[0] > 0
+    assert (done[1] > 0) is (reports >= 9)
+
+
+def test_a_stage_begins_with_what_the_one_before_has_learned():
+    networks = [stage.network for stage in stages()]
+    (first, second) = [ow.Stage(network=network, **SETTINGS) for network in networks]
+
+    ow.train(first.network, vectors(), validation=0, **SETTINGS)
+    learned = first.network.blocks[2].module[0].weight.clone()
+    frozen = [p.requires_grad_(False) for p in first.network.blocks[2].module.parameters()]
+    ow.train(second.network, vectors(), validation=0, **SETTINGS)
+
+    assert frozen[0] is second.network.blocks[1].module[0].weight
+    assert second.network.blocks[1].module[0].weight.equal(learned)
+
+
+def test_the_results_of_earlier_stages_are_kept():
+    result = trained()
+
+    assert [r.accuracy for r in result.earlier] == [None]
+    assert len({p.block for p in result.earlier[0].progress}) == 3
+    assert result.accuracy > 0.5
+
+
+def test_stages_have_settings_of_their_own():
+    with pytest.raises(ow.SettingError, match="each has its own training and plan"):
+        ow.train(stages(), vectors(), training=ow.TrainingConfig())
+
+
+def test_there_is_one_stage_at_least():
+    with pytest.raises(ow.SettingError, match="one or more"):
+        ow.train([], vectors())
+
+
+# Placements of one's own
+
+
+def test_a_placement_of_ones_own_must_fit_the_ranks():
+    network = CASES["pairs"].build()[0]
+
+    with pytest.raises(ow.PlacementError, match=r"has 2 ranks, in teams of .1, 1., "):
+        ow.train(
+            network, vectors(), **SETTINGS, placement=ow.Placement(teams=(1, 1), owners=(0, 1, 1))
+        )
+
+
+def test_a_placement_of_ones_own_names_a_team_for_each_block():
+    network = CASES["pairs"].build()[0]
+
+    with pytest.raises(ow.PlacementError, match=r"blocks to the teams .0, 3."):
+        ow.train(network, vectors(), **SETTINGS, placement=ow.Placement(owners=(0, 3)))
+
+
+def test_a_placement_of_ones_own_changes_no_weight():
+    _, expected = train(CASES["pairs"])
+    network = CASES["pairs"].build()[0]
+    training = ow.TrainingConfig(epochs=2, batch_size=CASES["pairs"].batch_size, precision="fp32")
+
+    result = ow.train(network, vectors(), training=training, placement=ow.Placement(), validation=0)
+
+    assert result.facts["weights_sha256"] == expected.facts["weights_sha256"]
+    assert result.facts["placement"] == "custom"
