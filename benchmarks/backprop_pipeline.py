@@ -11,7 +11,7 @@ accuracy.
     onward      one-pass, all-layers: chapters of an epoch
     stream      one-pass, stream: activities travel mini-batch by mini-batch
     backprop    backpropagation on one rank with the same quota
-    ddp         backpropagation, rows of a mini-batch dealt to four ranks (DistributedDataParallel)
+    ddp         backpropagation, a mini-batch split over four ranks (DistributedDataParallel)
     gpipe       torch.distributed.pipelining, a layer a rank, 4 micro-batches
     1f1b        the same with the schedule 1F1B
     dff         one-pass in a stream as DFF sends it: one message at a time, and no overlap
@@ -191,7 +191,7 @@ def local(way: str, work: Work, watch: Watch) -> None:
 
 
 def backprop(way: str, work: Work, watch: Watch) -> None:
-    """Train by backpropagation, on one rank or with the rows of each batch dealt to all."""
+    """Train by backpropagation, on one rank or with the rows of each batch assigned to all."""
     layers = nn.Sequential(*layers_of(work.network(one_block=True)))
     rank, ranks = 0, 1
     model: nn.Module = layers

@@ -62,7 +62,7 @@ from onward.engine import Training, make_step
 from onward.launcher import launch
 from onward.placement import Placement, place
 from onward.plan.chapters import ChapterPlan
-from onward.plan.tasks import Kind, Plan, Task, line
+from onward.plan.tasks import Plan, Task, TaskKind, line
 from onward.preparation import resolve_precision
 from onward.simulation import KnownCosts, simulate
 from onward.timeline import Span
@@ -178,11 +178,13 @@ def makespan(plan: Plan, placement: Placement, costs: Mapping[Task, float]) -> f
 def task_costs(result: Mapping[str, Any], share: float) -> dict[Task, float]:
     """Return the seconds each task of a run takes at a share of a core."""
     costs = {
-        Task(Kind.TRAIN, chapter, block): cpu / share for chapter, block, cpu in result["tasks"]
+        Task(TaskKind.TRAIN, chapter, block): cpu / share for chapter, block, cpu in result["tasks"]
     }
     for span in (Span(*span) for span in result["timeline"]):
         if span.what == "score":
-            costs[Task(Kind.SCORE, int(span.label.partition("S")[2]), 0)] = span.end - span.start
+            costs[Task(TaskKind.SCORE, int(span.label.partition("S")[2]), 0)] = (
+                span.end - span.start
+            )
     return costs
 
 
@@ -204,7 +206,7 @@ def ideal_of_100(
     work: Mapping[str, Any], placement: Placement, costs: Mapping[Task, float]
 ) -> float:
     """Return the ideal speed-up for 100 chapters whose tasks take the mean times of these."""
-    found: dict[tuple[Kind, int], list[float]] = {}
+    found: dict[tuple[TaskKind, int], list[float]] = {}
     for task, cost in costs.items():
         found.setdefault((task.kind, task.block), []).append(cost)
     plan = chapters_of({**work, "chapters": 100})
@@ -230,7 +232,7 @@ def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
     costs = {
         t: known[t._replace(time=t.time % few["chapters"])]
         for t in plan.tasks()
-        if t.kind is Kind.TRAIN
+        if t.kind is TaskKind.TRAIN
     }
     ideal = 2 * sum(costs.values()) / makespan(plan, place(plan, "all-layers", 4, [1] * 4), costs)
     print(

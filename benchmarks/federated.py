@@ -4,11 +4,11 @@
     python benchmarks/federated.py --data digits --seeds 1      one data set, one seed
     python benchmarks/federated.py --quick                      digits, one seed, under a minute
 
-Four shards, dealt at random or by class (each owner has few classes), one-pass recipe. A chapter
+Four shards, assigned at random or by class (each owner has few classes), one-pass recipe. A chapter
 learns from one shard for an epoch, and the shards take turns; there are four times as many epochs
 as in the pooled run, over a quarter of the rows each, so that the number of updates is the same.
 Placement never changes a bit, so all this runs in one process. Figures: mean test accuracy by data
-set and way of dealing.
+set and way of sharding.
 """
 
 import statistics
@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def accuracy(name: str, dealt: str, seed: int, data_dir: str | None, epochs: int) -> float:
+def accuracy(name: str, assigned: str, seed: int, data_dir: str | None, epochs: int) -> float:
     config = ow.RECIPES["one-pass"].config.with_settings(
         {
             **SETTINGS[name],
@@ -35,12 +35,12 @@ def accuracy(name: str, dealt: str, seed: int, data_dir: str | None, epochs: int
             "training.epochs": epochs,
         }
     )
-    if dealt != "pooled":
+    if assigned != "pooled":
         config = config.with_settings(
             {
                 "training.epochs": SHARDS * epochs,
                 "plan.shards": SHARDS,
-                "plan.shard_by": dealt,
+                "plan.shard_by": assigned,
             }
         )
     result = ow.run(config)
@@ -65,11 +65,11 @@ def main() -> None:
             print(f"{name} is left out: {error}")
             continue
         every: dict[str, list[float]] = {}
-        for dealt in ("pooled", "iid", "class"):
-            found = [accuracy(name, dealt, s, options.data_dir, epochs) for s in range(seeds)]
-            print(f"{name:8} {dealt:8} {common.spread(found)}", flush=True)
-            every[dealt] = found
-            figures[f"{name}_{dealt}"] = round(statistics.mean(found), 4)
+        for assigned in ("pooled", "iid", "class"):
+            found = [accuracy(name, assigned, s, options.data_dir, epochs) for s in range(seeds)]
+            print(f"{name:8} {assigned:8} {common.spread(found)}", flush=True)
+            every[assigned] = found
+            figures[f"{name}_{assigned}"] = round(statistics.mean(found), 4)
         if form == "full":
             common.record(options.out / f"federated-{name}.json", {"accuracy": every})
     common.last_line(figures, form)

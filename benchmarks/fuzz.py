@@ -40,7 +40,7 @@ with (
     from onward.config import RunConfig, read_settings
     from onward.data import arrays, cifar, idx
     from onward.errors import OnwardError
-    from onward.plan.tasks import Kind, Product, Task, Thing
+    from onward.plan.tasks import Product, ProductKind, Task, TaskKind
     from onward.runtime.store import Store, journal_line, read_journal
 
 import common  # noqa: E402
@@ -57,7 +57,7 @@ Reader = tuple[Callable[[Path], object], str, list[bytes]]
 def readers() -> dict[str, Reader]:
     """Return all that is fuzzed, by name."""
     network = ow.mlp((4,), num_classes=3, widths=(5, 5))
-    product = Product(Thing.WEIGHTS, 1, 0)
+    product = Product(ProductKind.WEIGHTS, 1, 0)
     layout = [torch.zeros(2, 3)]
 
     def written(write: Callable[[Path], object], name: str) -> bytes:
@@ -67,7 +67,7 @@ def readers() -> dict[str, Reader]:
 
     def keep(folder: Path) -> None:
         store = Store(folder, 0, "digest", every=1)
-        store.keep(Task(Kind.TRAIN, 1, 0), {product: layout})
+        store.keep(Task(TaskKind.TRAIN, 1, 0), {product: layout})
         store.close()
 
     def look(path: Path) -> None:

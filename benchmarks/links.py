@@ -29,7 +29,7 @@ import torch
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Plan, Product, Thing, line
+from onward.plan.tasks import Plan, Product, ProductKind, line
 from onward.simulation import FREE, KnownCosts, Link, simulate
 from onward.timeline import Span
 
@@ -56,12 +56,12 @@ class Sized(KnownCosts):
     def num_bytes(self, plan: Plan, product: Product) -> int:
         inputs, units = self.sizes[product.block : product.block + 2]
         weights = 4 * units * (inputs + 1 + 10)
-        match product.thing:
-            case Thing.WEIGHTS:
+        match product.kind:
+            case ProductKind.WEIGHTS:
                 return weights
-            case Thing.MOMENTS:
+            case ProductKind.OPTIMIZER_STATE:
                 return 2 * weights
-            case Thing.ACTIVITIES:
+            case ProductKind.ACTIVITIES:
                 return 2 * units * plan.samples_of(product)
         return 0
 

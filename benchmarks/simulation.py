@@ -30,7 +30,7 @@ import torch
 
 from onward.launcher import launch
 from onward.placement import place
-from onward.plan.tasks import Kind, Plan, Product, Thing
+from onward.plan.tasks import Plan, Product, ProductKind, TaskKind
 from onward.simulation import KnownCosts, Link, simulate
 from onward.transport.distributed import DistributedTransport
 
@@ -100,7 +100,9 @@ class Emulated(KnownCosts):
     weight: int = 0
 
     def num_bytes(self, plan: Plan, product: Product) -> int:
-        return self.weight * {Thing.WEIGHTS: 1, Thing.MOMENTS: 2}.get(product.thing, 0)
+        return self.weight * {ProductKind.WEIGHTS: 1, ProductKind.OPTIMIZER_STATE: 2}.get(
+            product.kind, 0
+        )
 
 
 def main() -> None:
@@ -113,7 +115,9 @@ def main() -> None:
     torch.set_num_threads(1)
     form = common.form_of(options)
     plan = emulated_ranks.chapters_of({"chapters": 4096, "batch_size": 1, "rows": 1})
-    costs = Emulated({task: 1.0 for task in plan.tasks() if task.kind is Kind.TRAIN}, 16_000_000)
+    costs = Emulated(
+        {task: 1.0 for task in plan.tasks() if task.kind is TaskKind.TRAIN}, 16_000_000
+    )
     start = time.perf_counter()
     simulate(plan, place(plan, "all-layers", 4096, [1] * 4), costs, Link(125e6, 1e-3))
     figures: dict[str, Any] = {"ranks_4096_seconds": round(time.perf_counter() - start, 2)}

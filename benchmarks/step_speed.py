@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import onward as ow
 from onward.config import RunConfig
 from onward.placement import place
-from onward.plan.tasks import Kind, Task
+from onward.plan.tasks import Task, TaskKind
 from onward.preparation import make_plan
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import Settings
@@ -81,7 +81,7 @@ def library(recipe: str, widths: tuple[int, ...], batch: int) -> Callable[[], No
     def step() -> None:
         for task in tasks:
             runtime.do(task)
-            if task.kind is Kind.TRAIN and task.block == last:
+            if task.kind is TaskKind.TRAIN and task.block == last:
                 return
 
     return step

@@ -176,7 +176,7 @@ class Batch:
         )
 
 
-def joined(several: list[Tensors]) -> Tensors:
+def concatenated(several: list[Tensors]) -> Tensors:
     """Return tensors of several batches one after the other, without a copy where there is one."""
     first = several[0]
     if len(several) == 1:

@@ -18,7 +18,7 @@ from onward.blocks import Block
 from onward.config import OptimizerConfig, RunConfig
 from onward.digests import tensors_sha256
 from onward.errors import FileError
-from onward.files import whole
+from onward.files import atomic_write
 from onward.layers import Dense
 from onward.networks import Network
 from onward.recipes import build
@@ -72,7 +72,7 @@ def save(network: Network, path: Path | str) -> None:
     # Clones, since safetensors refuses tensors that share memory.
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in shipped(network).items()}
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             # safetensors makes files for their owner alone; this one is as others are.
             partial.touch()
             mode = partial.stat().st_mode

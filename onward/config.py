@@ -21,6 +21,9 @@ from onward.errors import FileError, SettingError
 NONE = "none"
 """How a run file or a flag says None."""
 
+RENAMED = {"placement.keep_every": "placement.checkpoint_every"}
+"""Settings of version 0.1 by their names of now."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -198,7 +201,7 @@ class PlanConfig:
     """Parts of the training rows; chapter c learns from part c modulo this number."""
 
     shard_by: Literal["iid", "class"] = "iid"
-    """How rows are dealt to shards: at random, or so that each has few classes."""
+    """How rows are assigned to shards: at random, or so that each has few classes."""
 
     slices: Count = 1
     """Parts of every mini-batch in which a block is trained, which as many ranks can share."""
@@ -234,7 +237,7 @@ class PlacementConfig:
 
     replicas: Count | None = None
     """Ranks that share each task, of a plan with as many slices or a multiple. None: one; under
-    single-layer with slices and more ranks than blocks, more ranks for dearer blocks."""
+    single-layer with slices and more ranks than blocks, more ranks for more expensive blocks."""
 
     iface: str | None = None
     """Network interface between machines. None: loopback on one machine, else gloo's choice."""
@@ -245,8 +248,8 @@ class PlacementConfig:
     peer_timeout: float = 600.0
     """Seconds without a word after which a rank that others wait for counts as gone."""
 
-    keep_every: Count | None = None
-    """Chapters between the ends from which a run can go on after it was cut. None: an epoch."""
+    checkpoint_every: Count | None = None
+    """Checkpoint interval, in chapters. None: an epoch."""
 
     directory: str | None = None
     """Folder that all ranks share and exchange block states through, as files, instead of over a
@@ -289,8 +292,8 @@ class RunConfig:
             SettingError: A name is unknown, or a value has the wrong type.
         """
         config = self
-        for name, value in settings.items():
-            known = setting_names()
+        for given, value in settings.items():
+            name, known = RENAMED.get(given, given), setting_names()
             if name not in known:
                 same_end = [full for full in known if full.rpartition(".")[2] == name]
                 nearest = same_end or difflib.get_close_matches(name, known, n=1)

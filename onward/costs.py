@@ -16,7 +16,7 @@ from onward.blocks import Block
 from onward.engine import Training, make_step
 from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate, passes
-from onward.plan.tasks import Kind, Plan, Product, Task, Thing
+from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
 from onward.runtime.workers import Settings, Shard, passed, report_fields
 from onward.samplers import NEUTRAL, Views
@@ -54,8 +54,8 @@ class BlockCosts(Costs):
     weights: tuple[int, ...]
     """Bytes of the weights of each block that is trained."""
 
-    moments: tuple[int, ...]
-    """Bytes of its moments."""
+    optimizer_state: tuple[int, ...]
+    """Bytes of its optimizer_state."""
 
     activities: tuple[int, ...]
     """Bytes of what each block of the line hands on in a stream, all views of a mini-batch."""
@@ -86,14 +86,14 @@ class BlockCosts(Costs):
 
     def seconds(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> float:
         match task.kind:
-            case Kind.GATHER:
+            case TaskKind.GATHER:
                 return 0.0
-            case Kind.VALIDATE:
+            case TaskKind.VALIDATE:
                 return self.validate
         work, block = plan.work(task), task.block
-        if task.kind is Kind.SCORE:
+        if task.kind is TaskKind.SCORE:
             return work.passed * self.score / ranks
-        if task.kind is Kind.PASS:
+        if task.kind is TaskKind.PASS:
             return work.passed * self.neutral[block]
         is_head, learning = block in plan.heads, self.train[block]
         if plan.num_slices > 1:
@@ -111,7 +111,7 @@ class BlockCosts(Costs):
         return work.learned * learning + work.passed * passing
 
     def exchanged(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> tuple[int, int]:
-        if task.kind is Kind.SCORE:
+        if task.kind is TaskKind.SCORE:
             rows = plan.rows[plan.shard(task.time)]
             return 1, 4 * self.classes * rows // ranks
         block, segments = task.block, plan.segments(task.time)
@@ -132,22 +132,22 @@ class BlockCosts(Costs):
         # Logits of each class, or the goodness of each view.
         figures = self.classes if self.views == 1 else self.views
         sums = 4 * figures * plan.batch_size * own
-        whole = (self.weights[block] + self.moments[block]) * own // plan.num_slices
+        whole = (self.weights[block] + self.optimizer_state[block]) * own // plan.num_slices
         return passes + steps + 1, num_bytes + steps * sums + whole
 
     def num_bytes(self, plan: Plan, product: Product) -> int:
-        match product.thing:
-            case Thing.WEIGHTS:
+        match product.kind:
+            case ProductKind.WEIGHTS:
                 return self.weights[product.block]
-            case Thing.MOMENTS:
-                return self.moments[product.block]
-            case Thing.REPORT:
+            case ProductKind.OPTIMIZER_STATE:
+                return self.optimizer_state[product.block]
+            case ProductKind.REPORT:
                 return 8 * self.report_fields[product.block]
-            case Thing.COUNTS:
+            case ProductKind.COUNTS:
                 return 8 * (2 + plan.num_blocks)
-            case Thing.HINTS:
+            case ProductKind.HINTS:
                 return 4 * self.classes * plan.samples_of(product)
-        each = self.activities if product.thing is Thing.ACTIVITIES else self.ahead
+        each = self.activities if product.kind is ProductKind.ACTIVITIES else self.ahead
         return each[product.block] * plan.samples_of(product) // plan.batch_size
 
     def to_json(self) -> str:
@@ -204,7 +204,7 @@ def read(path: Path) -> BlockCosts:
         ) from error
 
 
-_BY_BLOCK = ("train", "weights", "moments", "gradients", "update", "report_fields")
+_BY_BLOCK = ("train", "weights", "optimizer_state", "gradients", "update", "report_fields")
 """Costs that there are for each block that is trained."""
 
 _IN_LINE = ("forward", "neutral", "activities", "ahead", "outputs")
@@ -269,7 +269,7 @@ def measure(
         score=score,
         validate=validate,
         weights=tuple(block.num_bytes for block in blocks),
-        moments=tuple(sum(t.nbytes for t in block.optimizer_tensors()) for block in blocks),
+        optimizer_state=tuple(sum(t.nbytes for t in block.optimizer_tensors()) for block in blocks),
         activities=tuple(activities),
         ahead=tuple(ahead),
         outputs=tuple(outputs),

@@ -242,7 +242,7 @@ def _stages(
         network.eval()
         stages = [Stage(way, "input", exits[0]), *(Stage(way, *ends) for ends in pairwise(exits))]
         inputs = [x]
-        reason = next((told for stage in stages for told in stage.crossing()), None)
+        reason = next((text for stage in stages for text in stage.crossing()), None)
     if reason is not None:
         raise SettingError(f"This network cannot be written as ONNX files: {reason}.")
     try:
@@ -309,8 +309,8 @@ def _onnx(module: nn.Module, x: Tensor, outputs: list[str], shapes: Any = None) 
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        told = str(error.__cause__ or error).partition("\n")[0]
-        raise SettingError(f"torch cannot write this network as ONNX files: {told}") from error
+        text = str(error.__cause__ or error).partition("\n")[0]
+        raise SettingError(f"torch cannot write this network as ONNX files: {text}") from error
 
 
 def _quantize(path: Path) -> None:

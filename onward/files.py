@@ -10,7 +10,7 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield where to write a file, which takes its place once the disk has all of it.
 
     Args:

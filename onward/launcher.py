@@ -61,12 +61,12 @@ def launch(
             return max(status, 0)
         rank = next(r for r, process in enumerate(ranks) if process.returncode == status)
         name = signal.Signals(-status).name
-        told = f"onward: rank {rank} was ended by {name}"
+        text = f"onward: rank {rank} was ended by {name}"
         if attempt == restarts:
-            print(f"{told}.", file=sys.stderr)
+            print(f"{text}.", file=sys.stderr)
             return 128 - status
         print(
-            f"{told}; all ranks go on from what is finished (restart {attempt + 1} of {restarts}).",
+            f"{text}; all ranks go on from what is finished (restart {attempt + 1} of {restarts}).",
             file=sys.stderr,
         )
     raise AssertionError("every attempt returns, or is followed by another")

@@ -17,7 +17,7 @@ from onward.errors import SettingError
 from onward.kernels.closed_form import SLICE_BYTES, has_closed_form
 from onward.networks import Network, passes
 from onward.placement import Placement, messages
-from onward.plan.tasks import INPUT, Kind, Plan, Product, Task, Thing
+from onward.plan.tasks import INPUT, Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.store import MOST_UNWRITTEN
 from onward.runtime.workers import Settings
 from onward.transport.distributed import IN_FLIGHT, POSTED
@@ -82,7 +82,7 @@ class Size:
     weights: int
     """Weights and buffers."""
 
-    moments: int
+    optimizer_state: int
     """State of its optimiser."""
 
     products: int
@@ -133,9 +133,11 @@ def _of_store(plan: Plan, placement: Placement, rank: int, sizes: Mapping[int, S
     own = [
         block
         for block in plan.trained
-        if not placement.owners or rank in placement.ranks(Task(Kind.TRAIN, 0, block))
+        if not placement.owners or rank in placement.ranks(Task(TaskKind.TRAIN, 0, block))
     ]
-    return (MOST_UNWRITTEN + 1) * max((sizes[b].weights + sizes[b].moments for b in own), default=0)
+    return (MOST_UNWRITTEN + 1) * max(
+        (sizes[b].weights + sizes[b].optimizer_state for b in own), default=0
+    )
 
 
 @torch.no_grad()
@@ -159,7 +161,7 @@ def _size(block: Block, row: int, closed_form: bool) -> Size:
     copy = weights // 2 if block.precision is torch.bfloat16 else 0
     return Size(
         weights=weights,
-        moments=sum(tensor.nbytes for tensor in block.optimizer_tensors()),
+        optimizer_state=sum(tensor.nbytes for tensor in block.optimizer_tensors()),
         products=copy if closed_form else 0,
         gradients=min(weights, 2 * SLICE_BYTES) if closed_form else weights + copy,
         row=row,
@@ -177,9 +179,9 @@ def _of_stream(
 def _of_stream_rank(
     plan: Plan, placement: Placement, rank: int, sizes: Mapping[int, Size], views: int
 ) -> int:
-    owners = {b: placement.rank(Task(Kind.TRAIN, 0, b)) for b in plan.trained}
+    owners = {b: placement.rank(Task(TaskKind.TRAIN, 0, b)) for b in plan.trained}
     own = [block for block, owner in owners.items() if owner == rank]
-    total = sum(sizes[b].weights + sizes[b].moments + sizes[b].products for b in own)
+    total = sum(sizes[b].weights + sizes[b].optimizer_state + sizes[b].products for b in own)
     total += max((sizes[b].gradients + _step(plan, sizes, b, views) for b in own), default=0)
     waiting = plan.most_waiting + POSTED + 2
     # A mini-batch of all views, and of the neutral one where a head reads it.
@@ -218,19 +220,19 @@ def _of_chapters(
     for task in plan.tasks():
         own = placement.ranks(task)
         for rank in own:
-            held[rank].update(p.block for p in plan.needs(task) if p.thing is Thing.WEIGHTS)
-            if task.kind is Kind.TRAIN:
+            held[rank].update(p.block for p in plan.needs(task) if p.kind is ProductKind.WEIGHTS)
+            if task.kind is TaskKind.TRAIN:
                 trained[rank].add(task.block)
                 held[rank].add(task.block)
         for product in plan.needs(task):
-            if product.thing is Thing.MOMENTS:
+            if product.kind is ProductKind.OPTIMIZER_STATE:
                 for rank in set(own) & set(placement.ranks(plan.maker(product))):
-                    kept[rank] -= sizes[product.block].moments
+                    kept[rank] -= sizes[product.block].optimizer_state
         for product in plan.makes(task):
-            if product.thing is Thing.MOMENTS:
+            if product.kind is ProductKind.OPTIMIZER_STATE:
                 users = {rank for use in plan.uses(product) for rank in placement.ranks(use)}
                 for rank in set(own) & users:
-                    kept[rank] += sizes[product.block].moments
+                    kept[rank] += sizes[product.block].optimizer_state
                     most[rank] = max(most[rank], kept[rank])
         for message in messages(plan, placement, task):
             size = sum(_of_product(product, sizes) for product in message.products)
@@ -242,7 +244,7 @@ def _of_chapters(
     for rank in ranks:
         blocks = [sizes[b] for b in trained[rank]]
         total = sum(sizes[b].weights for b in held[rank])
-        total += max(most[rank], *(b.moments for b in blocks), 0)
+        total += max(most[rank], *(b.optimizer_state for b in blocks), 0)
         total += max((b.products + _slices(plan, placement, b) for b in blocks), default=0)
         total += sum(sum(sent[: POSTED + 1 + ahead]) for sent in incoming[rank].values())
         total += outgoing[rank]
@@ -259,17 +261,17 @@ def _slices(plan: Plan, placement: Placement, size: Size) -> int:
     if plan.slice_kind == "rows":
         # Those of each slice, in the type of the products, and their sum.
         return plan.num_slices * (size.products or size.weights) + size.weights
-    whole = size.weights + size.moments
+    whole = size.weights + size.optimizer_state
     return size.gradients + (whole if max(placement.teams) > 1 else 0)
 
 
 def _of_product(product: Product, sizes: Mapping[int, Size]) -> int:
     """Return the bytes of a block, or none of what is small."""
-    match product.thing:
-        case Thing.WEIGHTS:
+    match product.kind:
+        case ProductKind.WEIGHTS:
             return sizes[product.block].weights
-        case Thing.MOMENTS:
-            return sizes[product.block].moments
+        case ProductKind.OPTIMIZER_STATE:
+            return sizes[product.block].optimizer_state
     return 0
 
 

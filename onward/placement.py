@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from itertools import accumulate
 
 from onward.errors import PlacementError
-from onward.plan.tasks import Kind, Plan, Product, Task
+from onward.plan.tasks import Plan, Product, Task, TaskKind
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Placement:
 
     def ranks(self, task: Task) -> range:
         """Return the ranks that share a task. Validation and gathering are done by one."""
-        if task.kind is Kind.GATHER and self.is_gathered_everywhere:
+        if task.kind is TaskKind.GATHER and self.is_gathered_everywhere:
             return range(self.num_ranks)
         ranks = self.members[self._team(task)]
-        return ranks if task.kind in (Kind.TRAIN, Kind.SCORE) else ranks[:1]
+        return ranks if task.kind in (TaskKind.TRAIN, TaskKind.SCORE) else ranks[:1]
 
     def _team(self, task: Task) -> int:
-        if task.kind is Kind.GATHER:
+        if task.kind is TaskKind.GATHER:
             return 0
         if not self.owners:
-            by_shard = task.kind is Kind.VALIDATE and self.shards > 1
+            by_shard = task.kind is TaskKind.VALIDATE and self.shards > 1
             return (task.block if by_shard else task.time) % len(self.teams)
-        if task.kind in (Kind.SCORE, Kind.VALIDATE):
+        if task.kind in (TaskKind.SCORE, TaskKind.VALIDATE):
             return self.owners[-1]
         return self.owners[task.block]
 
@@ -90,7 +90,7 @@ def messages(plan: Plan, placement: Placement, task: Task) -> list[Message]:
     """Return the messages that follow a task: who needs what of it elsewhere.
 
     Both ends derive them from the plan, so nothing is negotiated. All ranks of a team hold what it
-    made; receivers are dealt to them in turn.
+    made; receivers are assigned to them in turn.
     """
     makers = placement.ranks(task)
     held: dict[int, list[Product]] = {}
@@ -136,7 +136,7 @@ def first_blocks(plan: Plan, placement: Placement, rank: int) -> list[int]:
 
     Those of all other blocks come from elsewhere before they are needed.
     """
-    first = (Task(Kind.TRAIN, 0, block) for block in plan.trained)
+    first = (Task(TaskKind.TRAIN, 0, block) for block in plan.trained)
     rest = [task for task in first if not plan.held or task in plan.rest]
     return [task.block for task in rest if rank in placement.ranks(task)]
 
@@ -148,19 +148,19 @@ def place(
     costs: Sequence[int],
     replicas: int | None = None,
 ) -> Placement:
-    """Deal the tasks of a plan to ranks.
+    """Assign the tasks of a plan to ranks.
 
     Args:
         plan: What is computed.
-        name: How to deal. None: sequential on one rank; else stream for a stream plan, federated
+        name: How to assign. None: sequential on one rank; else stream for a stream plan, federated
             for several shards, all-layers for the rest.
         num_ranks: Number of ranks.
         costs: Cost of each block in the line, in any unit, such as its parameters.
         replicas: Ranks that share each task. None: one; but where blocks stay and a plan with
-            slices has more ranks than blocks, more ranks for dearer blocks.
+            slices has more ranks than blocks, more ranks for more expensive blocks.
 
     Raises:
-        PlacementError: The plan cannot be dealt so, or has no work for so many ranks.
+        PlacementError: The plan cannot be assigned so, or has no work for so many ranks.
 
     Source:
         single-layer, all-layers, federated: Aktemur et al. 2024, arXiv:2404.08573, sections 4.1
@@ -173,7 +173,7 @@ def place(
             f"it must divide both. Slices are what replicas share."
         )
     if replicas is None and name == "single-layer" and slices > 1 and num_ranks > plan.num_blocks:
-        teams = deal_by_cost(costs, num_ranks, slices)
+        teams = assign_by_cost(costs, num_ranks, slices)
     else:
         teams = (replicas or 1,) * (num_ranks // (replicas or 1))
     num_teams = len(teams)
@@ -255,7 +255,7 @@ def stall(plan: Plan, placement: Placement) -> str | None:
 
 
 def balance(costs: Sequence[int], num_ranks: int, *, passing: bool) -> tuple[int, ...]:
-    """Cut blocks into contiguous runs, one a rank, so that the dearest run is as cheap as can be.
+    """Cut blocks into contiguous runs, one a rank, so that the most expensive costs least.
 
     Args:
         costs: Cost of passing rows through each block. Training costs twice that (forward, and
@@ -291,8 +291,8 @@ def balance(costs: Sequence[int], num_ranks: int, *, passing: bool) -> tuple[int
     )
 
 
-def deal_by_cost(costs: Sequence[int], num_ranks: int, slices: int) -> tuple[int, ...]:
-    """Deal ranks to blocks, more to dearer ones, so that the slowest task is as fast as can be.
+def assign_by_cost(costs: Sequence[int], num_ranks: int, slices: int) -> tuple[int, ...]:
+    """Assign ranks to blocks, more to expensive ones, so that the slowest task is fastest.
 
     Args:
         costs: Cost of passing rows through each block; see `balance`.
@@ -303,34 +303,34 @@ def deal_by_cost(costs: Sequence[int], num_ranks: int, slices: int) -> tuple[int
         The number of ranks of each block.
 
     Raises:
-        PlacementError: They cannot be dealt so.
+        PlacementError: They cannot be assigned so.
 
     Example:
-        >>> deal_by_cost([1, 1, 1, 9], 8, 4)
+        >>> assign_by_cost([1, 1, 1, 9], 8, 4)
         (1, 1, 2, 4)
     """
     sizes = [size for size in range(1, slices + 1) if slices % size == 0]
 
     @cache
-    def deal(block: int, ranks: int) -> tuple[float, tuple[int, ...]] | None:
+    def assign(block: int, ranks: int) -> tuple[float, tuple[int, ...]] | None:
         if block == len(costs):
             return None if ranks else (0.0, ())
         options = []
         for size in sizes:
-            rest = deal(block + 1, ranks - size) if size <= ranks else None
+            rest = assign(block + 1, ranks - size) if size <= ranks else None
             if rest is not None:
                 own = (2 * costs[block] + sum(costs[:block])) / size
                 options.append((max(own, rest[0]), (size, *rest[1])))
         return min(options, default=None)
 
-    dealt = deal(0, num_ranks)
-    if dealt is None:
+    assigned = assign(0, num_ranks)
+    if assigned is None:
         raise PlacementError(
-            f"{num_ranks} ranks cannot be dealt to {len(costs)} blocks in teams of "
+            f"{num_ranks} ranks cannot be assigned to {len(costs)} blocks in teams of "
             f"{', '.join(map(str, sizes))}, which divide plan.slices. Start fewer, or cut the plan "
             f"into more slices."
         )
-    return dealt[1]
+    return assigned[1]
 
 
 def _most_ranks(plan: Plan, name: str) -> tuple[int, str]:

@@ -257,13 +257,13 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
         if plan.optimizer_state != "travel":
             raise SettingError(
                 f"plan.optimizer_state is {plan.optimizer_state}, but in a stream plan blocks "
-                f"stay where they are and keep their moments. It goes with --plan chapters."
+                f"stay where they are and keep their optimizer state. It goes with --plan chapters."
             )
         return StreamPlan(**shared, ticks=network.ticks)
     _check_cuts(config, network, plan.slices, plan.cut)
     made = ChapterPlan(
         **shared,
-        moments_age=moments_age(plan.optimizer_state),
+        optimizer_state_age=state_age(plan.optimizer_state),
         slices=plan.slices,
         cut=plan.cut,
     )
@@ -302,11 +302,11 @@ def _check_shared_pass(network: Network, slices: int) -> None:
         )
 
 
-def moments_age(optimizer_state: str) -> int | None:
-    """Return the age in chapters of the moments a chapter starts with; None for none.
+def state_age(optimizer_state: str) -> int | None:
+    """Return the age in chapters of the optimizer state a chapter starts with; None for none.
 
     Example:
-        >>> moments_age("travel"), moments_age("restart"), moments_age("aged:4")
+        >>> state_age("travel"), state_age("restart"), state_age("aged:4")
         (1, None, 4)
     """
     name, _, age = optimizer_state.partition(":")

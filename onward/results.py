@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onward.networks import Evaluation, Network
 from onward.placement import Placement
-from onward.plan.tasks import Plan, Product, Thing
+from onward.plan.tasks import Plan, Product, ProductKind
 from onward.timeline import Span
 
 
@@ -108,7 +108,7 @@ class Log:
     def take(self, product: Product, tensors: list[Tensor]) -> None:
         """Take a report, or a count of validation rows."""
         figures = tensors[0].tolist()
-        if product.thing is Thing.REPORT:
+        if product.kind is ProductKind.REPORT:
             chapter = self.plan.report_chapter(product)
             named = dict(zip(self.fields[product.block], figures, strict=True))
             known = {n: None if value != value else value for n, value in named.items()}

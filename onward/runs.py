@@ -11,7 +11,7 @@ from onward.checkpoint import save, weights_sha256
 from onward.config import RunConfig
 from onward.errors import FileError, SettingError
 from onward.exits.calibration import Calibrated
-from onward.files import PARTIAL, flush, whole
+from onward.files import PARTIAL, atomic_write, flush
 from onward.networks import Network
 from onward.preparation import resolve_precision
 from onward.results import Result
@@ -101,7 +101,7 @@ def _check_unfinished(folder: Path) -> None:
         )
 
 
-def begun_config(folder: Path) -> Path:
+def unfinished_config(folder: Path) -> Path:
     """Return the file with the settings of a run that is not finished.
 
     Raises:
@@ -168,7 +168,7 @@ def write_exits(folder: Path, network: Network, calibrated: Calibrated) -> None:
     """
     found = calibrated.to_json() | {"weights_sha256": weights_sha256(network)}
     text = json.dumps(found, indent=2) + "\n"
-    write_whole(folder / EXITS, lambda file: file.write(text.encode()))
+    write_atomically(folder / EXITS, lambda file: file.write(text.encode()))
 
 
 def read_exits(folder: Path, network: Network) -> Calibrated | None:
@@ -195,14 +195,14 @@ def read_exits(folder: Path, network: Network) -> Calibrated | None:
     return calibrated
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file whole or not at all.
 
     Raises:
         FileError: The disk is full, or the folder cannot be written to.
     """
     try:
-        with whole(path) as partial, partial.open("wb") as file:
+        with atomic_write(path) as partial, partial.open("wb") as file:
             write(file)
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror}.") from error

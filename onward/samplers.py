@@ -52,7 +52,7 @@ class Sampler(ABC):
         """
 
     def neutral(self, batch: Batch) -> Batch:
-        """Return the samples as a network sees them that is told nothing about the label."""
+        """Return the samples as a network sees them when it knows nothing of the label."""
         return batch
 
     def candidates(self, batch: Batch) -> Batch:

@@ -109,7 +109,7 @@ def load_shards(
         DataError: There is one class only, over all shards, or the ranks' data do not agree.
     """
     local = local_shards(config, dataset, transport.rank)
-    return local, agree(config, transport.exchange("data", describe(local, dataset)))
+    return local, agree(config, transport.all_gather("data", describe(local, dataset)))
 
 
 def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Shard]:
@@ -170,8 +170,8 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
     """
     if any(note["shapes"] != notes[0]["shapes"] for note in notes):
         shapes = sorted({tuple(map(tuple, note["shapes"].values())) for note in notes})
-        told = [shape[0] if len(shape) == 1 else shape for shape in shapes]
-        raise DataError(f"The ranks have rows of different shapes: {told}. They must be alike.")
+        text = [shape[0] if len(shape) == 1 else shape for shape in shapes]
+        raise DataError(f"The ranks have rows of different shapes: {text}. They must be alike.")
     if not is_private(config):
         if any(note != notes[0] for note in notes):
             raise DataError("The ranks have different data. Give all of them the same files.")

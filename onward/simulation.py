@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count
 
 from onward.placement import Message, Placement, messages
-from onward.plan.tasks import Kind, Plan, Product, Task
+from onward.plan.tasks import Plan, Product, Task, TaskKind
 from onward.timeline import WORDS, Span
 
 
@@ -134,7 +134,7 @@ def simulate(
         ...     nodes=line(2), epochs=3, chapters=3, batch_size=1, rows=(1,),
         ...     hint_age=None, validate_every=None, has_validation=False,
         ... )
-        >>> costs = KnownCosts({task: 1.0 for task in plan.tasks() if task.kind is Kind.TRAIN})
+        >>> costs = KnownCosts({task: 1.0 for task in plan.tasks() if task.kind is TaskKind.TRAIN})
         >>> simulate(plan, place(plan, "all-layers", 3, [1, 1]), costs).seconds
         4.0
     """
@@ -212,7 +212,7 @@ class _Simulator:
         for member in team:
             self.found.waiting[member] += now - self.free[member]
             self._span(member, "wait", str(task), self.free[member], now)
-            if task.kind is Kind.TRAIN and task.block not in self.plan.heads:
+            if task.kind is TaskKind.TRAIN and task.block not in self.plan.heads:
                 self.passed[member] = (task.time, passed | self.plan.below[task.block])
             self.found.busy[member] += seconds
             self._span(member, WORDS[task.kind], str(task), now, now + seconds)

@@ -37,8 +37,8 @@ class Network:
         folder = Path(folder)
         self.manifest = json.loads((folder / "manifest.json").read_text())
         if self.manifest["format"] != FORMAT:
-            told = f"{folder} has format {self.manifest['format']}, and this reads {FORMAT}."
-            raise ValueError(f"{told} Run the infer.py that lies in it.")
+            text = f"{folder} has format {self.manifest['format']}, and this reads {FORMAT}."
+            raise ValueError(f"{text} Run the infer.py that lies in it.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         self.stages = [

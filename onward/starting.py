@@ -17,7 +17,7 @@ from onward.placement import Placement
 from onward.plan.tasks import Plan
 from onward.preparation import arrange, make_settings, resolve_precision
 from onward.results import Listener
-from onward.runtime.resume import Holders, open_store, take_up
+from onward.runtime.resume import Holders, agree_on_rest, open_store
 from onward.runtime.runtime import make_worker
 from onward.runtime.store import Store
 from onward.runtime.workers import Shard
@@ -90,7 +90,7 @@ def get_ready(
     keeps = folder is not None or not transport.carries
     needed = memory.estimate(plan, placement, network, dataset.training, settings, keeps=keeps)
     room = memory.room(max(before + needed[transport.rank], now))
-    memory.check([memory.Room(*other) for other in transport.exchange("room", room)])
+    memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
     store: Store | None = None
     holders: Holders = {}
     if max_restarts() > 0 and not keeps and transport.rank == 0:
@@ -102,15 +102,15 @@ def get_ready(
         folder = Path(config.placement.directory or "")
     if folder is not None:
         text = f"{_settings(network, config)}\n{VERSIONS}\ndata {summary.data_sha256}"
-        every = config.placement.keep_every or max(1, plan.chapters // plan.epochs)
+        every = config.placement.checkpoint_every or max(1, plan.chapters // plan.epochs)
         if not transport.carries:
             every = 1
         store = open_store(
             folder, transport.rank, config.to_toml(), text, _first_weights(network), every
         )
         worker = make_worker(plan, network, shards, settings)
-        with left_tidy(store):
-            plan, holders, damaged = take_up(store, plan, worker, transport)
+        with closed_on_error(store):
+            plan, holders, damaged = agree_on_rest(store, plan, worker, transport)
         if transport.rank == 0:
             for text in damaged:
                 listener.note(f"{text} It is not used.")
@@ -147,7 +147,7 @@ def _first_weights(network: Network) -> list[str | None]:
 
 def check_alike(network: Network, config: RunConfig, placed: str, transport: Transport) -> None:
     """Refuse ranks that would train something else than the others."""
-    notes = transport.exchange(
+    notes = transport.all_gather(
         "start from",
         {
             "settings": _settings(network, config),
@@ -180,7 +180,7 @@ def _difference(what: str, here: int, ours: str, rank: int, theirs: str) -> str:
 
 
 @contextmanager
-def left_tidy(store: Store | None) -> Iterator[None]:
+def closed_on_error(store: Store | None) -> Iterator[None]:
     """Where something fails, let what is finished be written; leave nothing where nothing is."""
     try:
         yield

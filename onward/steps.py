@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onward.batch import Batch, Tensors, joined, mapped, parts
+from onward.batch import Batch, Tensors, concatenated, mapped, parts
 from onward.blocks import Block
 from onward.layers import Dense
 from onward.objectives import Metrics
@@ -194,7 +194,7 @@ class AutogradStep(Step):
             each = {name: self._passed(view) for name, view in inputs.items()}
             outputs = {name: view.replace(inputs=each[name][0]) for name, view in inputs.items()}
             return outputs, torch.cat([before for _, before in each.values()])
-        whole = Batch(joined([view.inputs for view in inputs.values()]))
+        whole = Batch(concatenated([view.inputs for view in inputs.values()]))
         found, pre_activations = self._passed(whole)
         sizes = [len(view) for view in inputs.values()]
         pieces = [part.split(sizes) for part in parts(found)]

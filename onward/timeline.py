@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from onward.plan.tasks import Kind
+from onward.plan.tasks import TaskKind
 
 WORDS = {
-    Kind.PASS: "forward",
-    Kind.TRAIN: "train",
-    Kind.SCORE: "score",
-    Kind.VALIDATE: "validate",
-    Kind.GATHER: "gather",
+    TaskKind.PASS: "forward",
+    TaskKind.TRAIN: "train",
+    TaskKind.SCORE: "score",
+    TaskKind.VALIDATE: "validate",
+    TaskKind.GATHER: "gather",
 }
 """What a rank does in a task, in one word."""
 

@@ -25,11 +25,11 @@ from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import report_fields
 from onward.seeds import global_generator_kept
 from onward.sharding import counted, is_private, load_data, load_shards, split, with_private_shards
-from onward.starting import Ready, check_alike, get_ready, left_tidy, num_done
+from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_done
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.trained_on import TrainedOn
 from onward.version import VERSION
-from onward.world import joined
+from onward.world import join_ranks
 
 
 def run(
@@ -52,7 +52,7 @@ def run(
     """
     config.check()
     listener = listener or Listener()
-    with joined(config, listener) as transport:
+    with join_ranks(config, listener) as transport:
         dataset = split(config, load_data(config, transport.rank))
         config = with_private_shards(config, transport.num_ranks)
         shards, summary = load_shards(config, dataset, transport)
@@ -62,7 +62,7 @@ def run(
         own = first_blocks(ready.plan, ready.placement, transport.rank)
         network = build_network(config, dataset, summary, held=own)
         network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
-        with left_tidy(ready.store):
+        with closed_on_error(ready.store):
             trained = _train(network, ready, listener)
     return _test(network, dataset, trained) if transport.rank == 0 else None
 
@@ -202,7 +202,7 @@ def _train_stage(
     is_last: bool,
 ) -> Result | None:
     """Train one network; where it is not the last, all ranks have it in the end."""
-    with joined(config, listener) as transport:
+    with join_ranks(config, listener) as transport:
         shards, summary = load_shards(config, dataset, transport)
         if network.readout is not None and summary.num_classes > network.num_classes:
             raise SettingError(
@@ -215,7 +215,7 @@ def _train_stage(
         if not is_last:
             everywhere = replace(ready.placement, is_gathered_everywhere=True)
             ready = replace(ready, placement=everywhere)
-        with left_tidy(ready.store):
+        with closed_on_error(ready.store):
             trained = _train(network, ready, listener)
     return _test(network, dataset, trained) if transport.rank == 0 else None
 
@@ -245,7 +245,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
     store, holders = ready.store, ready.holders
     runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, holders)
-    transport.exchange("start", None)
+    transport.all_gather("start", None)
     recorder.start()
     cpu_start = time.process_time()
     if transport.rank == 0:
@@ -269,10 +269,10 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "peak_memory_bytes": memory.peak(),
         "seconds": seconds - worker.validation_seconds,
     }
-    everywhere = transport.exchange("figures", figures)
-    told = transport.exchange("timeline", recorder.note())
+    everywhere = transport.all_gather("figures", figures)
+    text = transport.all_gather("timeline", recorder.note())
     # Rank 0 has written the last weights when the others hear of it.
-    transport.exchange("kept", None)
+    transport.all_gather("kept", None)
     if transport.rank and store is not None and 0 not in store.seen:
         # Rank 0 has the last weights on its own disk; on a shared one it removes them all.
         store.remove()
@@ -299,7 +299,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "data_sha256": summary.data_sha256,
         **per_rank,
         "seconds": max(per_rank["seconds"]),
-        "timeline_is_whole": is_whole(told) and not plan.held,
+        "timeline_is_whole": is_whole(text) and not plan.held,
         "tasks_done_before": num_done(plan),
         "versions": {
             "onward": VERSION,
@@ -316,7 +316,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     # Rank 0 has the network; of rows that stay where they are, not even digests travel.
     is_known = transport.rank == 0 and not is_private(config)
     known = [shard.training for shard in ready.shards.values()] if is_known else []
-    return Trained(log, facts, merged(told), TrainedOn.of(known))
+    return Trained(log, facts, merged(text), TrainedOn.of(known))
 
 
 def spans_kept(num_ranks: int) -> int:

@@ -41,7 +41,7 @@ def attempt() -> int:
 
 
 @contextmanager
-def joined(config: RunConfig, listener: Listener) -> Iterator[Transport]:
+def join_ranks(config: RunConfig, listener: Listener) -> Iterator[Transport]:
     """Join the other ranks, watch those that this one waits for, and part from them.
 
     Raises:

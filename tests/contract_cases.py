@@ -742,4 +742,4 @@ if __name__ == "__main__":
     faulthandler.dump_traceback_later(LIMIT_SECONDS, exit=True)
     main(Path(sys.argv[1]))
     # At once: threads that wait for a rank that has failed would keep this one.
-    transports.leave(0)
+    transports.exit_process(0)

@@ -85,4 +85,4 @@ if __name__ == "__main__":
     faulthandler.dump_traceback_later(LIMIT_SECONDS, exit=True)
     main(Path(sys.argv[1]))
     # At once, as the command ends a rank: threads that wait for one that died would abort.
-    transports.leave(0)
+    transports.exit_process(0)

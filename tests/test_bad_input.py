@@ -85,7 +85,7 @@ def test_an_unknown_command_is_refused(capsys):
             "data.shift is 8 pixels, but the rows have shape (1, 8, 8). It is for i",
         ),
         (["--shards", "5", "--epochs", "4"], "4 chapters visit 4 of 5 shards, and no rows of the "),
-        (["--shards", "1294"], "1293 rows cannot be dealt out to 1294 shards of one row at least."),
+        (["--shards", "1294"], "1293 rows cannot be split into 1294 shards of one row at least."),
         (["--shards", "4", "--batch-size", "400"], "batch_size is 400, but shard 0 has 324 rows."),
         (["--negatives", "random"], "a threshold needs negatives, and cross-entropy has none."),
         (["--readout", "goodness"], "network.readout = goodness does not fit network.objective = "),

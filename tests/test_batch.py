@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onward.batch import Batch, joined, mapped, named, parts
+from onward.batch import Batch, concatenated, mapped, named, parts
 
 several = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -262,6 +262,6 @@ def test_one_tensor_and_several_are_looked_at_alike():
 def test_batches_are_joined_one_after_the_other():
     x, y = torch.tensor([[1.0]]), torch.tensor([[2.0]])
 
-    assert joined([x]) is x
-    assert joined([x, y]).tolist() == [[1.0], [2.0]]
-    assert joined([{"a": x}, {"a": y}])["a"].tolist() == [[1.0], [2.0]]
+    assert concatenated([x]) is x
+    assert concatenated([x, y]).tolist() == [[1.0], [2.0]]
+    assert concatenated([{"a": x}, {"a": y}])["a"].tolist() == [[1.0], [2.0]]

@@ -285,3 +285,10 @@ def test_the_last_of_several_settings_counts():
     config = RunConfig().with_settings({"training.epochs": 3})
 
     assert config.with_settings({"training.epochs": 4}).training.epochs == 4
+
+
+def test_a_setting_that_was_renamed_is_read_by_its_old_name():
+    # Run folders of version 0.1 have it.
+    config = RunConfig().with_settings({"placement.keep_every": 3})
+
+    assert config.placement.checkpoint_every == 3

@@ -487,7 +487,7 @@ def test_validation_of_a_single_group_is_refused():
 )
 def test_shards_are_disjoint_cover_all_rows_and_are_of_near_equal_size(y, number, by, seed):
     if number > len(y):
-        message = f"{len(y)} rows cannot be dealt out to {number} shards"
+        message = f"{len(y)} rows cannot be split into {number} shards"
         with pytest.raises(DataError, match=message):
             shards(torch.tensor(y), number, by, seed=seed)
         return
@@ -521,11 +521,11 @@ def test_shards_are_decided_by_the_seed_alone(by):
 
 
 def test_shards_by_another_word_are_refused():
-    with pytest.raises(DataError, match='dealt out by "iid" or by "class"; got "label"'):
+    with pytest.raises(DataError, match='assigned out by "iid" or by "class"; got "label"'):
         shards(torch.arange(4), 2, "label", seed=0)
 
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_less_than_one_shard_is_refused(number):
-    with pytest.raises(DataError, match=f"4 rows cannot be dealt out to {number} shards"):
+    with pytest.raises(DataError, match=f"4 rows cannot be split into {number} shards"):
         shards(torch.arange(4), number, "iid", seed=0)

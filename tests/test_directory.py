@@ -46,19 +46,19 @@ def test_a_rank_that_comes_back_and_ends_again_ends_the_others(shared, tmp_path)
 def test_notes_of_another_rank_are_heard(shared):
     first, second = shared(0), shared(1)
 
-    second.tell("word", [1, 2])
+    second.put("word", [1, 2])
 
-    assert first.heard("word") == [None, [1, 2]]
-    assert first.heard("word", [1]) == [[1, 2]]
+    assert first.get("word") == [None, [1, 2]]
+    assert first.get("word", [1]) == [[1, 2]]
 
 
 def test_a_damaged_note_is_named(shared, tmp_path):
     first = shared(0)
-    shared(1).tell("word", 1)
+    shared(1).put("word", 1)
     (tmp_path / "notes-1" / "word.json").write_text("{")
 
     with pytest.raises(FileError, match=r"notes-1/word.json is damaged"):
-        first.heard("word")
+        first.get("word")
 
 
 def test_a_folder_with_something_else_in_it_is_refused(shared, tmp_path):

@@ -103,7 +103,7 @@ def test_what_was_reported_before_the_cut_is_in_the_metrics(cut, undisturbed):
 
 def test_what_is_reported_again_is_in_the_metrics_once(stop_in, undisturbed):
     go_on = stop_in(2, 1)
-    assert onward("train", *RUN, "--set", "placement.keep_every=3", "--out", "run") == 143
+    assert onward("train", *RUN, "--set", "placement.checkpoint_every=3", "--out", "run") == 143
     go_on()
 
     assert onward("train", "--resume", "run") == 0

@@ -10,7 +10,7 @@ import torch
 from onward.batch import Batch
 from onward.config import NetworkConfig, OptimizerConfig
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Product, Thing, line
+from onward.plan.tasks import Product, ProductKind, line
 from onward.recipes import build
 from onward.runtime.streams import StreamWorker
 from onward.runtime.workers import Settings, Shard
@@ -156,7 +156,7 @@ def test_a_stream_with_hints_of_this_mini_batch_is_hintons_algorithm(closed_form
     for time in range(plan.steps):
         epoch, batch = divmod(time, 4)
         chosen = worker.order(epoch, 0)[batch * batch_size :][:batch_size]
-        (hints,) = made[Product(Thing.HINTS, time, 0)]
+        (hints,) = made[Product(ProductKind.HINTS, time, 0)]
 
         def drawn(logits, time=time, chosen=chosen, hints=hints):
             expected = torch.from_numpy(logits).log_softmax(dim=1).float()

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from onward.transport.distributed import DistributedTransport
 transport = DistributedTransport()
 transport.connect()
-word = transport.exchange("word", transport.rank * 2)
+word = transport.all_gather("word", transport.rank * 2)
 os.write(1, f"rank {transport.rank} {word}\\n".encode())
 """
 

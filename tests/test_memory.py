@@ -105,7 +105,7 @@ def test_where_blocks_stay_a_rank_holds_those_up_to_its_own():
 
 def test_moments_are_kept_for_as_long_as_they_are_needed():
     travel, restart, aged = (
-        needed(ChapterPlan, "sequential", 1, moments_age=age)[0] for age in (1, None, 4)
+        needed(ChapterPlan, "sequential", 1, optimizer_state_age=age)[0] for age in (1, None, 4)
     )
 
     assert travel - restart == about(3 * MOMENTS)
@@ -113,7 +113,7 @@ def test_moments_are_kept_for_as_long_as_they_are_needed():
 
 
 def test_moments_that_come_back_to_their_rank_are_kept_there():
-    found = needed(ChapterPlan, "all-layers", 4, moments_age=4)
+    found = needed(ChapterPlan, "all-layers", 4, optimizer_state_age=4)
 
     travelling = (POSTED + 2 + 1) * WEIGHTS
     assert found[1] == about(4 * WEIGHTS + 4 * MOMENTS + WEIGHTS + travelling)

@@ -7,7 +7,7 @@ from placements import chapters, for_all_placements, plans, sent
 from test_plan import stream_of_two_blocks
 
 from onward.placement import place
-from onward.plan.tasks import Thing
+from onward.plan.tasks import ProductKind
 
 
 def weights_sent(plan, placement, block):
@@ -16,7 +16,7 @@ def weights_sent(plan, placement, block):
         (source, message.dest)
         for source, message in sent(plan, placement)
         for product in message.products
-        if product.thing is Thing.WEIGHTS and product.block == block
+        if product.kind is ProductKind.WEIGHTS and product.block == block
         if product.time < plan.chapters - 1
     )
 
@@ -109,19 +109,19 @@ def test_in_all_layers_moments_go_with_the_weights():
 
     for _, message in sent(plan, placement):
         if message.task.time < 3:
-            assert [p.thing for p in message.products if p.thing is not Thing.REPORT] == [
-                Thing.WEIGHTS,
-                Thing.MOMENTS,
+            assert [p.kind for p in message.products if p.kind is not ProductKind.REPORT] == [
+                ProductKind.WEIGHTS,
+                ProductKind.OPTIMIZER_STATE,
             ]
 
 
 def test_in_all_layers_moments_as_old_as_the_ring_is_long_never_travel():
-    plan = chapters(num_blocks=2, num_chapters=8, moments_age=4)
+    plan = chapters(num_blocks=2, num_chapters=8, optimizer_state_age=4)
 
     placement = place(plan, "all-layers", 4, [1, 1])
 
-    things = {p.thing for _, message in sent(plan, placement) for p in message.products}
-    assert Thing.MOMENTS not in things
+    things = {p.kind for _, message in sent(plan, placement) for p in message.products}
+    assert ProductKind.OPTIMIZER_STATE not in things
 
 
 def test_in_single_layer_moments_never_travel():
@@ -129,8 +129,8 @@ def test_in_single_layer_moments_never_travel():
 
     placement = place(plan, "single-layer", 4, [1] * 4)
 
-    things = {p.thing for _, message in sent(plan, placement) for p in message.products}
-    assert Thing.MOMENTS not in things
+    things = {p.kind for _, message in sent(plan, placement) for p in message.products}
+    assert ProductKind.OPTIMIZER_STATE not in things
 
 
 def test_in_a_stream_activities_go_from_each_rank_to_the_next():
@@ -142,6 +142,6 @@ def test_in_a_stream_activities_go_from_each_rank_to_the_next():
         (source, message.dest)
         for source, message in sent(plan, placement)
         for product in message.products
-        if product.thing is Thing.ACTIVITIES
+        if product.kind is ProductKind.ACTIVITIES
     )
     assert routes == {(0, 1): 10, (1, 2): 10}

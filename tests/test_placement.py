@@ -15,15 +15,15 @@ from onward.cli.drawing import clock_times
 from onward.errors import PlacementError
 from onward.placement import (
     Placement,
+    assign_by_cost,
     balance,
     check_placement,
-    deal_by_cost,
     first_blocks,
     place,
     stall,
 )
 from onward.plan.chapters import ChapterPlan
-from onward.plan.tasks import Kind, Task, Thing
+from onward.plan.tasks import ProductKind, Task, TaskKind
 
 
 def makespan(plan, placement):
@@ -34,7 +34,7 @@ def makespan(plan, placement):
         tick
         for row in rows
         for tick, task in enumerate(row, start=1)
-        if task is not None and task.kind is not Kind.GATHER
+        if task is not None and task.kind is not TaskKind.GATHER
     )
 
 
@@ -50,7 +50,7 @@ def test_every_task_has_a_rank(plan, placement):
 def test_every_rank_trains_something(plan, placement):
     if plan.chapters >= len(placement.teams):
         training = {
-            rank for t in plan.tasks() if t.kind is Kind.TRAIN for rank in placement.ranks(t)
+            rank for t in plan.tasks() if t.kind is TaskKind.TRAIN for rank in placement.ranks(t)
         }
 
         assert training == set(range(placement.num_ranks))
@@ -74,7 +74,7 @@ def test_single_layer_keeps_a_block_on_its_rank():
 
     placement = place(plan, "single-layer", 3, [1, 1, 1])
 
-    trained = [t for t in plan.tasks() if t.kind is Kind.TRAIN]
+    trained = [t for t in plan.tasks() if t.kind is TaskKind.TRAIN]
     assert [placement.rank(t) for t in trained] == [t.block for t in trained]
 
 
@@ -83,9 +83,9 @@ def test_single_layer_trains_the_head_scores_and_validates_on_the_last_rank():
 
     placement = place(plan, "single-layer", 2, [1, 1])
 
-    assert placement.rank(Task(Kind.TRAIN, 3, plan.heads[-1])) == 1
-    assert placement.rank(Task(Kind.SCORE, 3, 0)) == 1
-    assert placement.rank(Task(Kind.VALIDATE, 3, 0)) == 1
+    assert placement.rank(Task(TaskKind.TRAIN, 3, plan.heads[-1])) == 1
+    assert placement.rank(Task(TaskKind.SCORE, 3, 0)) == 1
+    assert placement.rank(Task(TaskKind.VALIDATE, 3, 0)) == 1
 
 
 def test_all_layers_deals_whole_chapters_in_turn():
@@ -96,7 +96,7 @@ def test_all_layers_deals_whole_chapters_in_turn():
     assert all(
         placement.rank(task) == task.time % 3
         for task in plan.tasks()
-        if task.kind is not Kind.GATHER
+        if task.kind is not TaskKind.GATHER
     )
 
 
@@ -106,18 +106,18 @@ def test_federated_trains_and_validates_a_shard_on_its_owner_alone():
     placement = place(plan, "federated", 2, [1] * 4)
 
     for task in plan.tasks():
-        if task.kind is Kind.TRAIN:
+        if task.kind is TaskKind.TRAIN:
             assert placement.rank(task) == plan.shard(task.time) % 2
-        elif task.kind is Kind.VALIDATE:
+        elif task.kind is TaskKind.VALIDATE:
             assert placement.rank(task) == task.block % 2
 
 
 @for_all_placements(chapter_plans())
 def test_hints_of_a_shard_never_leave_their_rank_in_a_federated_run(plan, placement):
     if placement.name == "federated":
-        things = {p.thing for _, message in sent(plan, placement) for p in message.products}
+        things = {p.kind for _, message in sent(plan, placement) for p in message.products}
 
-        assert Thing.HINTS not in things
+        assert ProductKind.HINTS not in things
 
 
 def test_stream_keeps_a_block_and_its_neutral_rows_on_its_rank():
@@ -126,9 +126,9 @@ def test_stream_keeps_a_block_and_its_neutral_rows_on_its_rank():
     placement = place(plan, "stream", 2, [1, 1])
 
     for step in range(10):
-        for kind in (Kind.PASS, Kind.TRAIN):
+        for kind in (TaskKind.PASS, TaskKind.TRAIN):
             assert [placement.rank(Task(kind, step, block)) for block in (0, 1)] == [0, 1]
-        assert placement.rank(Task(Kind.TRAIN, step, plan.heads[-1])) == 1
+        assert placement.rank(Task(TaskKind.TRAIN, step, plan.heads[-1])) == 1
 
 
 # Teams
@@ -142,9 +142,9 @@ def test_a_team_is_neighbouring_ranks_that_share_what_one_would_do():
     assert placement.teams == (2, 2)
     for chapter in range(4):
         team = range(0, 2) if chapter % 2 == 0 else range(2, 4)
-        assert placement.ranks(Task(Kind.TRAIN, chapter, 1)) == team
-        assert placement.ranks(Task(Kind.SCORE, chapter, 0)) == team
-        assert placement.ranks(Task(Kind.VALIDATE, chapter, 0)) == team[:1]
+        assert placement.ranks(Task(TaskKind.TRAIN, chapter, 1)) == team
+        assert placement.ranks(Task(TaskKind.SCORE, chapter, 0)) == team
+        assert placement.ranks(Task(TaskKind.VALIDATE, chapter, 0)) == team[:1]
     assert placement.ranks(plan.gather) == range(1)
 
 
@@ -156,7 +156,7 @@ def test_each_rank_of_a_team_sends_to_the_one_with_its_place_in_the_next():
     ways = {
         (source, message.dest)
         for source, message in sent(plan, placement)
-        if message.task.time == 0 and message.products[0].thing is Thing.WEIGHTS
+        if message.task.time == 0 and message.products[0].thing is ProductKind.WEIGHTS
     }
     assert ways == {(rank, rank + 4) for rank in range(4)}
 
@@ -187,10 +187,10 @@ def test_ranks_dealt_by_cost_leave_the_slowest_block_as_fast_as_can_be(costs, ex
         )
 
     if not ways:
-        with pytest.raises(PlacementError, match=f"{ranks} ranks cannot be dealt"):
-            deal_by_cost(costs, ranks, slices)
+        with pytest.raises(PlacementError, match=f"{ranks} ranks cannot be assigned"):
+            assign_by_cost(costs, ranks, slices)
         return
-    assert slowest(deal_by_cost(costs, ranks, slices)) == min(map(slowest, ways))
+    assert slowest(assign_by_cost(costs, ranks, slices)) == min(map(slowest, ways))
 
 
 def test_with_more_ranks_than_blocks_that_stay_dearer_blocks_get_more():
@@ -199,8 +199,8 @@ def test_with_more_ranks_than_blocks_that_stay_dearer_blocks_get_more():
     placement = place(plan, "single-layer", 8, [1, 1, 1, 9])
 
     assert placement.teams == (1, 1, 2, 4)
-    assert placement.ranks(Task(Kind.TRAIN, 3, 0)) == range(0, 1)
-    assert placement.ranks(Task(Kind.TRAIN, 3, 3)) == range(4, 8)
+    assert placement.ranks(Task(TaskKind.TRAIN, 3, 0)) == range(0, 1)
+    assert placement.ranks(Task(TaskKind.TRAIN, 3, 3)) == range(4, 8)
     assert [placement.team_of(rank) for rank in range(8)] == [0, 1, 2, 2, 3, 3, 3, 3]
 
 
@@ -271,10 +271,10 @@ def test_no_placement_takes_longer_than_one_rank(plan, placement):
 @pytest.mark.parametrize("passing", [False, True])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=7), drawn=st.integers(1, 7))
-def test_the_dearest_run_of_blocks_is_as_cheap_as_any_cut_can_make_it(costs, drawn, passing):
+def test_the_most_expensive_run_of_blocks_is_as_cheap_as_any_cut_can_make_it(costs, drawn, passing):
     num_ranks = min(drawn, len(costs))
 
-    def dearest(ends):
+    def highest(ends):
         first, worst = 0, 0
         for last in ends:
             trains = 2 * sum(costs[first:last])
@@ -286,7 +286,7 @@ def test_the_dearest_run_of_blocks_is_as_cheap_as_any_cut_can_make_it(costs, dra
 
     cuts = [(*cut, len(costs)) for cut in combinations(range(1, len(costs)), num_ranks - 1)]
     found = tuple(owners.index(rank) for rank in range(1, num_ranks))
-    assert dearest((*found, len(costs))) == min(map(dearest, cuts))
+    assert highest((*found, len(costs))) == min(map(highest, cuts))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -430,7 +430,7 @@ def test_blocks_can_be_given_to_any_ranks():
 
     check_placement(plan, placement, 2)
 
-    assert [placement.rank(Task(Kind.TRAIN, 5, block)) for block in range(3)] == [1, 0, 1]
+    assert [placement.rank(Task(TaskKind.TRAIN, 5, block)) for block in range(3)] == [1, 0, 1]
     assert placement.rank(plan.gather) == 0
 
 
@@ -485,7 +485,7 @@ def test_a_placement_of_ones_own_that_does_not_fit_is_refused(plan, placement, m
 @for_all_placements(plans)
 def test_a_network_that_all_ranks_gather_comes_to_each_of_them(plan, placement):
     everywhere = replace(placement, is_gathered_everywhere=True)
-    last = {p for p in plan.needs(plan.gather) if p.thing is Thing.WEIGHTS}
+    last = {p for p in plan.needs(plan.gather) if p.kind is ProductKind.WEIGHTS}
 
     coming = {rank: set() for rank in range(placement.num_ranks)}
     for _, message in sent(plan, everywhere):
@@ -550,7 +550,7 @@ def test_hints_old_enough_are_not_said_to_stall(plan, num_ranks):
 
 class WithoutWaitingForHints(ChapterPlan):
     def needs(self, task):
-        return [product for product in super().needs(task) if product.thing is not Thing.HINTS]
+        return [product for product in super().needs(task) if product.kind is not ProductKind.HINTS]
 
 
 @pytest.mark.parametrize("age", range(1, 6))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onward.errors import SettingError
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import INPUT, Kind, Node, Product, Segment, Task, Thing, line
+from onward.plan.tasks import INPUT, Node, Product, ProductKind, Segment, Task, TaskKind, line
 
 DELAYED = 1
 """What came out at the visit of the same samples before."""
@@ -67,7 +67,7 @@ def chapter_plans(draw):
     return ChapterPlan, {
         **sizes,
         "hint_age": None if visits is None else visits * len(sizes["rows"]),
-        "moments_age": draw(st.none() | st.integers(1, 4)),
+        "optimizer_state_age": draw(st.none() | st.integers(1, 4)),
     }
 
 
@@ -142,9 +142,9 @@ def stream_of_two_blocks(num_blocks=2, head_reads=(1,), **changes):
 
 def hints_needed(plan):
     """Return each training task with the time of the hints that it needs, or None."""
-    needs = {task: plan.needs(task) for task in plan.tasks() if task.kind is Kind.TRAIN}
+    needs = {task: plan.needs(task) for task in plan.tasks() if task.kind is TaskKind.TRAIN}
     return {
-        task: next((p for p in products if p.thing is Thing.HINTS), None)
+        task: next((p for p in products if p.kind is ProductKind.HINTS), None)
         for task, products in needs.items()
     }
 
@@ -191,8 +191,8 @@ def test_no_task_is_done_twice_and_nothing_is_made_twice(plan):
 @for_all(plans)
 def test_the_last_task_gathers_the_last_weights_and_all_that_is_reported(plan):
     made = [product for task in plan.tasks() for product in plan.makes(task)]
-    reported = [p for p in made if p.thing in (Thing.REPORT, Thing.COUNTS)]
-    weights = {p.block: p for p in made if p.thing is Thing.WEIGHTS}
+    reported = [p for p in made if p.kind in (ProductKind.REPORT, ProductKind.COUNTS)]
+    weights = {p.block: p for p in made if p.kind is ProductKind.WEIGHTS}
 
     *_, last = plan.tasks()
 
@@ -215,7 +215,7 @@ def test_heads_come_after_the_blocks_that_learn_from_views(plan):
 @for_all(chapter_plans())
 def test_each_block_is_trained_once_a_chapter_in_order(plan):
     for block in plan.trained:
-        times = [t.time for t in plan.tasks() if t.kind is Kind.TRAIN and t.block == block]
+        times = [t.time for t in plan.tasks() if t.kind is TaskKind.TRAIN and t.block == block]
 
         assert times == list(range(plan.chapters))
 
@@ -230,7 +230,7 @@ def test_each_block_of_a_stream_is_trained_at_every_visit_of_a_mini_batch_and_in
     ]
 
     for block in plan.trained:
-        times = [t.time for t in plan.tasks() if t.kind is Kind.TRAIN and t.block == block]
+        times = [t.time for t in plan.tasks() if t.kind is TaskKind.TRAIN and t.block == block]
 
         assert times == list(range(len(visits)))
         assert [plan.position(time) for time in times] == visits
@@ -292,46 +292,54 @@ def test_a_chapter_shorter_than_an_epoch_learns_from_a_part_of_its_mini_batches(
 def test_in_a_chapter_a_block_learns_from_the_blocks_below_as_published_in_it():
     plan = chapters_of_two_blocks(num_blocks=3)
 
-    needs = plan.needs(Task(Kind.TRAIN, 2, 2))
+    needs = plan.needs(Task(TaskKind.TRAIN, 2, 2))
 
     assert needs == [
-        Product(Thing.WEIGHTS, 1, 2),
-        Product(Thing.MOMENTS, 1, 2),
-        Product(Thing.WEIGHTS, 2, 0),
-        Product(Thing.WEIGHTS, 2, 1),
+        Product(ProductKind.WEIGHTS, 1, 2),
+        Product(ProductKind.OPTIMIZER_STATE, 1, 2),
+        Product(ProductKind.WEIGHTS, 2, 0),
+        Product(ProductKind.WEIGHTS, 2, 1),
     ]
 
 
 def test_in_a_stream_a_block_learns_from_the_activities_of_the_block_below():
     plan = stream_of_two_blocks()
 
-    assert plan.needs(Task(Kind.TRAIN, 7, 1)) == [Product(Thing.ACTIVITIES, 7, 0)]
+    assert plan.needs(Task(TaskKind.TRAIN, 7, 1)) == [Product(ProductKind.ACTIVITIES, 7, 0)]
 
 
 def test_in_a_stream_a_chapter_goes_on_from_the_state_at_the_end_of_the_last():
     plan = stream_of_two_blocks()
 
-    assert plan.needs(Task(Kind.TRAIN, 5, 1)) == [
-        Product(Thing.WEIGHTS, 4, 1),
-        Product(Thing.MOMENTS, 4, 1),
-        Product(Thing.ACTIVITIES, 5, 0),
+    assert plan.needs(Task(TaskKind.TRAIN, 5, 1)) == [
+        Product(ProductKind.WEIGHTS, 4, 1),
+        Product(ProductKind.OPTIMIZER_STATE, 4, 1),
+        Product(ProductKind.ACTIVITIES, 5, 0),
     ]
 
 
 def test_the_first_chapter_needs_nothing_of_a_chapter_before():
     plan = chapters_of_two_blocks(hint_age=1)
 
-    assert plan.needs(Task(Kind.TRAIN, 0, 0)) == []
+    assert plan.needs(Task(TaskKind.TRAIN, 0, 0)) == []
 
 
 @for_all(chapter_plans())
 def test_the_moments_a_chapter_starts_with_have_their_stated_age(plan):
     for task in plan.tasks():
-        if task.kind is Kind.TRAIN:
-            moments = [p for p in plan.needs(task) if p.thing is Thing.MOMENTS]
-            has_some = plan.moments_age is not None and task.time >= plan.moments_age
+        if task.kind is TaskKind.TRAIN:
+            moments = [p for p in plan.needs(task) if p.kind is ProductKind.OPTIMIZER_STATE]
+            has_some = (
+                plan.optimizer_state_age is not None and task.time >= plan.optimizer_state_age
+            )
 
-            expected = [Product(Thing.MOMENTS, task.time - (plan.moments_age or 0), task.block)]
+            expected = [
+                Product(
+                    ProductKind.OPTIMIZER_STATE,
+                    task.time - (plan.optimizer_state_age or 0),
+                    task.block,
+                )
+            ]
             assert moments == (expected if has_some else [])
 
 
@@ -345,9 +353,9 @@ def test_a_chapter_needs_the_weights_of_the_blocks_that_samples_pass_and_no_othe
         return set(sources).union(*map(passed_before, sources))
 
     for task in plan.tasks():
-        if task.kind is Kind.TRAIN:
+        if task.kind is TaskKind.TRAIN:
             needs = plan.needs(task)
-            now = [p.block for p in needs if p.thing is Thing.WEIGHTS and p.time == task.time]
+            now = [p.block for p in needs if p.kind is ProductKind.WEIGHTS and p.time == task.time]
 
             assert now == sorted(passed_before(task.block))
 
@@ -355,11 +363,11 @@ def test_a_chapter_needs_the_weights_of_the_blocks_that_samples_pass_and_no_othe
 @for_all(stream_plans())
 def test_a_block_of_a_stream_needs_the_outputs_that_it_reads_and_no_others(plan):
     for task in plan.tasks():
-        if task.kind is Kind.TRAIN and task.block not in plan.heads:
-            needed = {p for p in plan.needs(task) if p.thing is Thing.ACTIVITIES}
+        if task.kind is TaskKind.TRAIN and task.block not in plan.heads:
+            needed = {p for p in plan.needs(task) if p.kind is ProductKind.ACTIVITIES}
 
             assert needed == {
-                Product(Thing.ACTIVITIES, task.time - delay, source)
+                Product(ProductKind.ACTIVITIES, task.time - delay, source)
                 for source, delay in plan.nodes[task.block].reads
                 if source != INPUT and (not delay or plan.has_before(task.time))
             }
@@ -367,7 +375,7 @@ def test_a_block_of_a_stream_needs_the_outputs_that_it_reads_and_no_others(plan)
 
 @for_all(stream_plans())
 def test_only_blocks_on_the_way_to_a_head_are_passed_as_inference_sees_them(plan):
-    passed = {task.block for task in plan.tasks() if task.kind is Kind.PASS}
+    passed = {task.block for task in plan.tasks() if task.kind is TaskKind.PASS}
 
     assert passed == {block for head in plan.heads for block in plan.below[head]}
 
@@ -380,24 +388,24 @@ def with_a_way_around(delay=0):
 def test_a_chapter_passes_samples_around_a_block_that_is_not_on_their_way():
     plan = chapters_of_two_blocks(nodes=with_a_way_around())
 
-    assert plan.needs(Task(Kind.TRAIN, 2, 2)) == [
-        Product(Thing.WEIGHTS, 1, 2),
-        Product(Thing.MOMENTS, 1, 2),
-        Product(Thing.WEIGHTS, 2, 0),
+    assert plan.needs(Task(TaskKind.TRAIN, 2, 2)) == [
+        Product(ProductKind.WEIGHTS, 1, 2),
+        Product(ProductKind.OPTIMIZER_STATE, 1, 2),
+        Product(ProductKind.WEIGHTS, 2, 0),
     ]
-    assert Task(Kind.TRAIN, 2, 2) not in plan.uses(Product(Thing.WEIGHTS, 2, 1))
+    assert Task(TaskKind.TRAIN, 2, 2) not in plan.uses(Product(ProductKind.WEIGHTS, 2, 1))
 
 
 def test_a_block_of_a_stream_that_reads_the_input_beside_others_needs_hints_too():
     plan = stream_of_two_blocks(nodes=(*with_a_way_around(), Node(((2, 0),), is_head=True)))
 
-    assert plan.needs(Task(Kind.TRAIN, 7, 2)) == [
-        Product(Thing.HINTS, 7, 0),
-        Product(Thing.ACTIVITIES, 7, 0),
+    assert plan.needs(Task(TaskKind.TRAIN, 7, 2)) == [
+        Product(ProductKind.HINTS, 7, 0),
+        Product(ProductKind.ACTIVITIES, 7, 0),
     ]
-    assert plan.uses(Product(Thing.HINTS, 7, 0)) == [
-        Task(Kind.TRAIN, 7, 0),
-        Task(Kind.TRAIN, 7, 2),
+    assert plan.uses(Product(ProductKind.HINTS, 7, 0)) == [
+        Task(TaskKind.TRAIN, 7, 0),
+        Task(TaskKind.TRAIN, 7, 2),
     ]
 
 
@@ -407,15 +415,15 @@ def test_a_head_needs_the_blocks_that_it_reads_as_inference_sees_them_and_those_
     order = " ".join(str(task) for task in plan.tasks() if task.time == 7)
 
     assert order == "0P7 2P7 3T7 0T7 1T7 2T7"
-    assert plan.uses(Product(Thing.NEUTRAL, 7, 0)) == [Task(Kind.PASS, 7, 2)]
+    assert plan.uses(Product(ProductKind.NEUTRAL, 7, 0)) == [Task(TaskKind.PASS, 7, 2)]
 
 
 def test_outputs_of_a_stream_that_two_blocks_read_are_needed_by_both():
     plan = stream_of_two_blocks(nodes=with_a_way_around(), hint_age=None)
 
-    assert plan.uses(Product(Thing.ACTIVITIES, 7, 0)) == [
-        Task(Kind.TRAIN, 7, 1),
-        Task(Kind.TRAIN, 7, 2),
+    assert plan.uses(Product(ProductKind.ACTIVITIES, 7, 0)) == [
+        Task(TaskKind.TRAIN, 7, 1),
+        Task(TaskKind.TRAIN, 7, 2),
     ]
 
 
@@ -448,31 +456,31 @@ def test_a_mini_batch_visits_all_blocks_once_a_tick():
 def test_a_delay_brings_what_came_out_at_the_tick_before():
     plan = recurrent()
 
-    assert plan.needs(Task(Kind.TRAIN, 7, 0)) == [
-        Product(Thing.ACTIVITIES, 6, 0),
-        Product(Thing.ACTIVITIES, 6, 1),
+    assert plan.needs(Task(TaskKind.TRAIN, 7, 0)) == [
+        Product(ProductKind.ACTIVITIES, 6, 0),
+        Product(ProductKind.ACTIVITIES, 6, 1),
     ]
-    assert plan.needs(Task(Kind.TRAIN, 7, 1)) == [
-        Product(Thing.ACTIVITIES, 6, 1),
-        Product(Thing.ACTIVITIES, 7, 0),
+    assert plan.needs(Task(TaskKind.TRAIN, 7, 1)) == [
+        Product(ProductKind.ACTIVITIES, 6, 1),
+        Product(ProductKind.ACTIVITIES, 7, 0),
     ]
 
 
 def test_a_delay_brings_nothing_of_the_mini_batch_before():
     plan = recurrent()
 
-    assert plan.needs(Task(Kind.TRAIN, 8, 0)) == []
-    assert plan.needs(Task(Kind.TRAIN, 8, 1)) == [Product(Thing.ACTIVITIES, 8, 0)]
-    assert plan.uses(Product(Thing.ACTIVITIES, 7, 1)) == []
+    assert plan.needs(Task(TaskKind.TRAIN, 8, 0)) == []
+    assert plan.needs(Task(TaskKind.TRAIN, 8, 1)) == [Product(ProductKind.ACTIVITIES, 8, 0)]
+    assert plan.uses(Product(ProductKind.ACTIVITIES, 7, 1)) == []
 
 
 def test_where_a_mini_batch_is_all_samples_a_delay_brings_what_came_out_in_the_epoch_before():
     plan = recurrent(ticks=1, batch_size=10, epochs=4, chapters=1)
 
-    assert plan.needs(Task(Kind.TRAIN, 0, 0)) == []
-    assert plan.needs(Task(Kind.TRAIN, 3, 0)) == [
-        Product(Thing.ACTIVITIES, 2, 0),
-        Product(Thing.ACTIVITIES, 2, 1),
+    assert plan.needs(Task(TaskKind.TRAIN, 0, 0)) == []
+    assert plan.needs(Task(TaskKind.TRAIN, 3, 0)) == [
+        Product(ProductKind.ACTIVITIES, 2, 0),
+        Product(ProductKind.ACTIVITIES, 2, 1),
     ]
 
 
@@ -495,14 +503,16 @@ def test_a_chapter_ends_with_the_last_tick_of_a_mini_batch():
 def test_hints_of_a_chapter_are_exactly_as_old_as_the_plan_says(plan):
     for task, hints in hints_needed(plan).items():
         if hints is not None:
-            assert plan.maker(hints) == Task(Kind.SCORE, task.time - plan.hint_age, 0)
+            assert plan.maker(hints) == Task(TaskKind.SCORE, task.time - plan.hint_age, 0)
 
 
 @for_all(stream_plans())
 def test_hints_of_a_mini_batch_are_exactly_as_old_as_the_plan_says(plan):
     for task, hints in hints_needed(plan).items():
         if hints is not None:
-            assert plan.maker(hints) == Task(Kind.TRAIN, task.time - plan.hint_age, plan.heads[-1])
+            assert plan.maker(hints) == Task(
+                TaskKind.TRAIN, task.time - plan.hint_age, plan.heads[-1]
+            )
 
 
 @for_all(chapter_plans())
@@ -532,13 +542,13 @@ def test_without_hints_nothing_is_scored(plan):
     assume(plan.hint_age is None)
     made = [product for task in plan.tasks() for product in plan.makes(task)]
 
-    assert all(task.kind is not Kind.SCORE for task in plan.tasks())
-    assert all(product.thing is not Thing.HINTS for product in made)
+    assert all(task.kind is not TaskKind.SCORE for task in plan.tasks())
+    assert all(product.kind is not ProductKind.HINTS for product in made)
 
 
 @for_all(chapter_plans())
 def test_only_hints_that_will_be_needed_are_scored(plan):
-    scored = [task.time for task in plan.tasks() if task.kind is Kind.SCORE]
+    scored = [task.time for task in plan.tasks() if task.kind is TaskKind.SCORE]
 
     last = plan.chapters - (plan.chapters if plan.hint_age is None else plan.hint_age)
     assert scored == list(range(last))
@@ -550,8 +560,8 @@ def test_hints_of_age_0_are_scores_of_the_network_just_before_the_mini_batch():
     order = [str(task) for task in plan.tasks()]
 
     assert order == ["0P0", "1P0", "2T0", "0T0", "1T0", "0P1", "1P1", "2T1", "0T1", "1T1", "0G0"]
-    assert plan.needs(Task(Kind.TRAIN, 1, 0)) == [Product(Thing.HINTS, 1, 0)]
-    assert plan.maker(Product(Thing.HINTS, 1, 0)) == Task(Kind.TRAIN, 1, 2)
+    assert plan.needs(Task(TaskKind.TRAIN, 1, 0)) == [Product(ProductKind.HINTS, 1, 0)]
+    assert plan.maker(Product(ProductKind.HINTS, 1, 0)) == Task(TaskKind.TRAIN, 1, 2)
 
 
 # Validation
@@ -570,7 +580,7 @@ def test_chapters_are_validated_as_often_as_asked_each_on_its_shard(plan):
     validated = {
         task.time: task.block
         for task in plan.tasks()
-        if task.kind is Kind.VALIDATE and task.time < plan.chapters - 1
+        if task.kind is TaskKind.VALIDATE and task.time < plan.chapters - 1
     }
 
     every = plan.validate_every or plan.chapters
@@ -589,7 +599,7 @@ def test_a_stream_reports_at_the_end_of_each_chapter(plan):
         (product.block, product.time)
         for task in plan.tasks()
         for product in plan.makes(task)
-        if product.thing is Thing.REPORT
+        if product.kind is ProductKind.REPORT
     ]
 
     assert plan.chapter_ends == {step: chapter for chapter, step in ends}
@@ -601,11 +611,11 @@ def test_a_stream_reports_at_the_end_of_each_chapter(plan):
 
 @for_all(stream_plans())
 def test_a_stream_goes_on_from_the_end_of_any_chapter_and_does_nothing_again(plan):
-    reported = (Thing.REPORT, Thing.COUNTS)
+    reported = (ProductKind.REPORT, ProductKind.COUNTS)
     for chapter in range(plan.chapters):
         done = [t for t in plan.tasks() if plan.chapter(t) <= chapter and t != plan.gather]
         made = [product for task in done for product in plan.makes(task)]
-        kept = [p for p in made if p.thing in reported or plan.is_kept(p, every=1)]
+        kept = [p for p in made if p.kind in reported or plan.is_kept(p, every=1)]
 
         rest = replace(plan, held=frozenset(kept))
 
@@ -732,7 +742,7 @@ def test_a_mini_batch_may_be_the_whole_set():
 
 
 def test_a_task_prints_as_block_kind_and_time():
-    assert str(Task(Kind.TRAIN, time=7, block=2)) == "2T7"
+    assert str(Task(TaskKind.TRAIN, time=7, block=2)) == "2T7"
 
 
 def test_a_chapter_plan_prints_in_the_order_in_which_one_rank_does_it():

@@ -37,7 +37,7 @@ def watch(clock, transport, said, beats, peer_timeout=100.0, every=10.0):
     awaited = Waiting("the weights of block 0, time 3,", 1, is_short=False)
     watcher = Pulse(transport, peer_timeout, said.append)
     for beat in beats:
-        transport.peers[1].tell("beat", [beat, "train, 0T3"])
+        transport.peers[1].put("beat", [beat, "train, 0T3"])
         clock.now += every
         watcher.look(awaited)
 
@@ -91,7 +91,7 @@ def test_a_connection_that_does_not_come_about_is_no_long_wait(clock, pair):
     clock.now += 99
     watcher.look(awaited)
     clock.now += 2
-    pair[1].tell("beat", [1, "starts"])
+    pair[1].put("beat", [1, "starts"])
 
     with pytest.raises(PeerLostError, match=r"a connection from rank 1, which lives\. All ranks"):
         watcher.look(awaited)
@@ -158,7 +158,7 @@ def test_a_rank_says_what_it_does(pair, monkeypatch):
     pair[0].doing.what = "train, 0T3"
 
     with Pulse(pair[0], 100.0, print):
-        while pair[1].heard("beat")[0] is None or pair[1].heard("beat")[0][0] < 3:
+        while pair[1].get("beat")[0] is None or pair[1].get("beat")[0][0] < 3:
             pass
 
-    assert pair[1].heard("beat")[0][1] == "train, 0T3"
+    assert pair[1].get("beat")[0][1] == "train, 0T3"

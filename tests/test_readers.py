@@ -18,10 +18,10 @@ from onward import checkpoint, costs, runs
 from onward.config import RunConfig, read_settings
 from onward.data import arrays, cifar, idx
 from onward.errors import DataError, FileError, OnwardError
-from onward.plan.tasks import Kind, Product, Task, Thing
+from onward.plan.tasks import Product, ProductKind, Task, TaskKind
 from onward.runtime.store import Store, journal_line, read_journal
 
-WEIGHTS = Product(Thing.WEIGHTS, 1, 0)
+WEIGHTS = Product(ProductKind.WEIGHTS, 1, 0)
 LAYOUT = [torch.zeros(2, 3)]
 
 
@@ -42,7 +42,7 @@ def model(folder):
 
 def state(folder):
     store = Store(folder, 0, "digest", every=1)
-    store.keep(Task(Kind.TRAIN, 1, 0), {WEIGHTS: LAYOUT})
+    store.keep(Task(TaskKind.TRAIN, 1, 0), {WEIGHTS: LAYOUT})
     store.close()
     (path,) = folder.glob("rank-0/*.safetensors")
     return path.read_bytes()

@@ -21,7 +21,7 @@ from prepared import (
 from test_plan import chapter_plans, for_all, plans
 
 from onward.placement import place
-from onward.plan.tasks import Product, Thing
+from onward.plan.tasks import Product, ProductKind
 from onward.runtime.resume import agree, describe, open_store
 from onward.runtime.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
@@ -86,8 +86,8 @@ def cut_plans(draw):
 def made_until(plan, share, every):
     tasks = list(plan.all_tasks())
     done = tasks[: int(share * (len(tasks) - 1))]
-    small = (Thing.REPORT, Thing.COUNTS)
-    made = [p for t in done for p in plan.makes(t) if p.thing in small or plan.is_kept(p, every)]
+    small = (ProductKind.REPORT, ProductKind.COUNTS)
+    made = [p for t in done for p in plan.makes(t) if p.kind in small or plan.is_kept(p, every)]
     return done, made
 
 
@@ -128,7 +128,7 @@ def test_where_all_is_kept_no_finished_task_is_done_again(kind_and_sizes, share)
 
 @for_all(plans)
 def test_without_anything_held_all_tasks_are_to_be_done(plan):
-    gathers = Product(Thing.WEIGHTS, 10**6, 0)
+    gathers = Product(ProductKind.WEIGHTS, 10**6, 0)
 
     assert list(plan.tasks()) == list(plan.all_tasks())
     assert list(with_held(plan, [gathers]).tasks()) == list(plan.all_tasks())
@@ -286,10 +286,12 @@ def test_what_is_reported_is_whole_after_a_cut(tmp_path):
     go_on(prepared, "all-layers", 2, tmp_path, most=13)
     (first, *_), _ = go_on(prepared, "single-layer", 2, tmp_path)
 
-    reports = [p for p in prepared.plan.all_needs(prepared.plan.gather) if p.thing is Thing.REPORT]
-    assert {p for p in first.plan.needs(prepared.plan.gather) if p.thing is Thing.REPORT} == set(
-        reports
-    )
+    reports = [
+        p for p in prepared.plan.all_needs(prepared.plan.gather) if p.kind is ProductKind.REPORT
+    ]
+    assert {
+        p for p in first.plan.needs(prepared.plan.gather) if p.kind is ProductKind.REPORT
+    } == set(reports)
 
 
 @pytest.mark.parametrize("name", ["all-layers", "single-layer"])

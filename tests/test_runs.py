@@ -342,7 +342,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "file").write_text("before")
 
     with pytest.raises(KeyboardInterrupt):
-        runs.write_whole(tmp_path / "file", fail)
+        runs.write_atomically(tmp_path / "file", fail)
 
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 

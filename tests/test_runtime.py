@@ -9,7 +9,7 @@ import onward as ow
 from onward.config import RunConfig
 from onward.placement import place
 from onward.plan.streams import QUEUE
-from onward.plan.tasks import Product, Thing
+from onward.plan.tasks import Product, ProductKind
 from onward.preparation import build_network, make_plan
 from onward.recipes import RECIPES
 from onward.runtime.products import Products
@@ -37,7 +37,7 @@ def full_table():
     """Return a table with as many products of rank 1 as may wait."""
     products = Products(uses=lambda product: 1, most_waiting=QUEUE)
     for time in range(QUEUE):
-        products.deliver(Product(Thing.NEUTRAL, time, 0), [torch.ones(1)], 1)
+        products.deliver(Product(ProductKind.NEUTRAL, time, 0), [torch.ones(1)], 1)
     return products
 
 
@@ -48,15 +48,15 @@ def nothing():
 def test_a_mini_batch_that_waits_already_always_has_room_for_the_rest_of_itself():
     products = full_table()
 
-    assert Arriving(products, Product(Thing.NEUTRAL, QUEUE - 1, 1)).has_room(10)
-    assert not Arriving(products, Product(Thing.NEUTRAL, QUEUE, 0)).has_room(0.2)
+    assert Arriving(products, Product(ProductKind.NEUTRAL, QUEUE - 1, 1)).has_room(10)
+    assert not Arriving(products, Product(ProductKind.NEUTRAL, QUEUE, 0)).has_room(0.2)
 
 
 def test_there_is_room_again_once_a_mini_batch_is_needed():
     products = full_table()
-    late = Arriving(products, Product(Thing.NEUTRAL, QUEUE, 0))
+    late = Arriving(products, Product(ProductKind.NEUTRAL, QUEUE, 0))
 
-    products.wait_for(Product(Thing.NEUTRAL, 0, 0), nothing)
+    products.wait_for(Product(ProductKind.NEUTRAL, 0, 0), nothing)
 
     assert late.has_room(10)
 
@@ -64,20 +64,20 @@ def test_there_is_room_again_once_a_mini_batch_is_needed():
 def test_what_another_rank_sends_has_room_of_its_own():
     products = full_table()
 
-    products.deliver(Product(Thing.ACTIVITIES, QUEUE, 5), [torch.ones(1)], 2)
+    products.deliver(Product(ProductKind.ACTIVITIES, QUEUE, 5), [torch.ones(1)], 2)
 
-    assert Product(Thing.ACTIVITIES, QUEUE, 5) in products
+    assert Product(ProductKind.ACTIVITIES, QUEUE, 5) in products
 
 
 def test_reports_never_wait_for_room():
     products = full_table()
 
-    assert Arriving(products, Product(Thing.REPORT, QUEUE, 0)).has_room(10)
+    assert Arriving(products, Product(ProductKind.REPORT, QUEUE, 0)).has_room(10)
 
 
 def test_a_product_is_freed_by_the_last_task_that_uses_it_here():
     products = Products(uses=lambda product: 2, most_waiting=QUEUE)
-    product = Product(Thing.WEIGHTS, 0, 0)
+    product = Product(ProductKind.WEIGHTS, 0, 0)
     products.put(product, [torch.ones(1)])
 
     products.release(product)
@@ -90,7 +90,7 @@ def test_a_product_is_freed_by_the_last_task_that_uses_it_here():
 def test_what_no_task_uses_here_is_not_kept():
     products = Products(uses=lambda product: 0, most_waiting=QUEUE)
 
-    products.put(Product(Thing.WEIGHTS, 0, 0), [torch.ones(1)])
+    products.put(Product(ProductKind.WEIGHTS, 0, 0), [torch.ones(1)])
 
     assert list(products) == []
 
@@ -121,15 +121,15 @@ def test_a_rank_with_many_blocks_sends_more_than_the_queue_holds_and_nobody_wait
 class Hasty(DirectoryTransport):
     """Finds, when it looks how far another rank is, that this rank has just kept its last task."""
 
-    def heard(self, topic, ranks=None):
+    def get(self, topic, ranks=None):
         if topic == "committed" and ranks == [1] and self.other is not None:
             store, transport, task, made, chapter = self.other
             self.other = None
             store.keep(task, made)
             store.commit(chapter)
             store.close()
-            transport.tell("committed", chapter)
-        return super().heard(topic, ranks)
+            transport.put("committed", chapter)
+        return super().get(topic, ranks)
 
 
 def test_what_another_rank_has_kept_at_the_last_moment_is_found(tmp_path):
@@ -143,7 +143,9 @@ def test_what_another_rank_has_kept_at_the_last_moment_is_found(tmp_path):
     )
     worker = make_worker(plan, prepared.network, prepared.shards, prepared.settings)
     runtime = Runtime(plan, placement, worker, here, store=stores[0])
-    report = next(p for p in plan.needs(plan.gather) if p.thing is Thing.REPORT and p.block == 3)
+    report = next(
+        p for p in plan.needs(plan.gather) if p.kind is ProductKind.REPORT and p.block == 3
+    )
     task = plan.maker(report)
     (layout,) = worker.layout(report)
     figures = torch.arange(len(layout), dtype=torch.float64)

@@ -15,7 +15,7 @@ from prepared import (
 )
 
 from onward.placement import place
-from onward.plan.tasks import Kind, Task, Thing
+from onward.plan.tasks import ProductKind, Task, TaskKind
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import Settings
 from onward.transport.messages import InMemoryTransport
@@ -32,23 +32,23 @@ def size(prepared, product):
     plan, network = prepared.plan, prepared.network
     block = product.block
     first = product.time * plan.batch_size % (plan.batches(0) * plan.batch_size)
-    match product.thing:
-        case Thing.WEIGHTS:
+    match product.kind:
+        case ProductKind.WEIGHTS:
             return num_bytes(*network.all_blocks[block].state_dict().values())
-        case Thing.MOMENTS:
+        case ProductKind.OPTIMIZER_STATE:
             return num_bytes(*network.all_blocks[block].optimizer_tensors())
-        case Thing.REPORT:
+        case ProductKind.REPORT:
             # Loss and metrics, dead units, seconds and processor seconds.
             return 8 * (4 + len(network.all_blocks[block].objective.metric_names))
-        case Thing.COUNTS:
+        case ProductKind.COUNTS:
             return 8 * (2 + plan.num_blocks)
-        case Thing.HINTS if plan.kind == "chapters":
+        case ProductKind.HINTS if plan.kind == "chapters":
             return 4 * 10 * plan.rows[0]
-        case Thing.HINTS:
+        case ProductKind.HINTS:
             return 4 * 10 * min(plan.batch_size, plan.rows[0] - first)
-        case Thing.ACTIVITIES:
+        case ProductKind.ACTIVITIES:
             views = len(network.sampler.names)
-        case Thing.NEUTRAL:
+        case ProductKind.NEUTRAL:
             views = 1
             first = (product.time + plan.lead) % plan.batches(0) * plan.batch_size
     rows = min(plan.batch_size, plan.rows[0] - first)
@@ -208,9 +208,9 @@ def test_a_longer_run_keeps_no_more_than_a_shorter_one(recipe, changes, name, mo
 
     def counted(runtime, task: Task):
         do(runtime, task)
-        if task.kind is not Kind.GATHER:
-            told = (Thing.REPORT, Thing.COUNTS)
-            kept[-1] = max(kept[-1], sum(p.thing not in told for p in runtime.products))
+        if task.kind is not TaskKind.GATHER:
+            told = (ProductKind.REPORT, ProductKind.COUNTS)
+            kept[-1] = max(kept[-1], sum(p.kind not in told for p in runtime.products))
 
     monkeypatch.setattr(Runtime, "do", counted)
     for epochs in (6, 12):

@@ -18,7 +18,7 @@ from onward.errors import PlacementError
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Kind, Node, Product, Task, Thing, line
+from onward.plan.tasks import Node, Product, ProductKind, Task, TaskKind, line
 from onward.preparation import build_network, make_plan, make_settings
 from onward.recipes import RECIPES
 from onward.runtime.runtime import run_in_memory
@@ -65,10 +65,10 @@ class Weighing(Costs):
         self.table, self.weight = seconds or {}, weight
 
     def seconds(self, plan, task, passed, ranks):
-        return self.table.get(task.block, 1.0) if task.kind is Kind.TRAIN else 0.0
+        return self.table.get(task.block, 1.0) if task.kind is TaskKind.TRAIN else 0.0
 
     def num_bytes(self, plan, product):
-        return self.weight if product.thing is Thing.WEIGHTS else 0
+        return self.weight if product.kind is ProductKind.WEIGHTS else 0
 
 
 def placed(plan, name, num_ranks):
@@ -165,7 +165,7 @@ def test_a_timeline_holds_all_that_ranks_did():
     found = simulate(plan, placed(plan, "all-layers", 4), Weighing(), timeline=True)
 
     trained = [span.label for span in found.spans if span.what == "train"]
-    assert sorted(trained) == sorted(str(t) for t in plan.tasks() if t.kind is Kind.TRAIN)
+    assert sorted(trained) == sorted(str(t) for t in plan.tasks() if t.kind is TaskKind.TRAIN)
     for rank in range(4):
         own = [s for s in found.spans if s.rank == rank and s.what in ("train", "wait")]
         assert own == sorted(own, key=lambda span: span.start)
@@ -181,7 +181,7 @@ plans = st.one_of(
             "hint_age": st.sampled_from([None, 1, 2, 4]),
             "has_validation": st.booleans(),
             "validate_every": st.sampled_from([None, 1, 2]),
-            "moments_age": st.sampled_from([None, 1, 2]),
+            "optimizer_state_age": st.sampled_from([None, 1, 2]),
         }
     ),
     st.fixed_dictionaries(
@@ -350,7 +350,7 @@ def test_a_chapter_counts_each_pass_of_its_rows_once():
     # Given blocks that take 1 second a mini-batch to train and 10, 20, 30, 40 to pass rows through.
     found = measured()
     plan = chapters(2, blocks=3, epochs=4, rows=(8,), batch_size=2)
-    task = Task(Kind.TRAIN, 1, 2)
+    task = Task(TaskKind.TRAIN, 1, 2)
 
     # Two epochs of four mini-batches, and one pass of the rows through what is below.
     assert found.seconds(plan, task, passed=set(), ranks=1) == 2 * 4 * 1.0 + 4 * (10.0 + 20.0)
@@ -370,7 +370,7 @@ def test_a_block_that_is_gone_around_is_passed_once_another_reads_it():
 
 
 def test_ranks_that_share_rows_each_follow_all_gradients():
-    found, task = measured(), Task(Kind.TRAIN, 1, 0)
+    found, task = measured(), Task(TaskKind.TRAIN, 1, 0)
     settings = {"blocks": 3, "rows": (8,), "batch_size": 2, "slices": 2}
     rows, units = (chapters(2, **settings, cut=cut) for cut in ("rows", "units"))
 
@@ -388,7 +388,7 @@ def measured():
         score=2.0,
         validate=7.0,
         weights=(100, 200, 300, 400),
-        moments=(200, 400, 600, 800),
+        optimizer_state=(200, 400, 600, 800),
         activities=(128, 64, 32, 16),
         ahead=(64, 32, 16, 8),
         outputs=(64, 32, 16, 8),
@@ -405,7 +405,7 @@ def test_activities_of_a_smaller_last_mini_batch_weigh_less():
     plan = stream(5, blocks=3, batch_size=2)
 
     def weigh(step):
-        return measured().num_bytes(plan, Product(Thing.ACTIVITIES, step, 0))
+        return measured().num_bytes(plan, Product(ProductKind.ACTIVITIES, step, 0))
 
     assert [weigh(step) for step in range(3)] == [128, 128, 64]
 

@@ -1,4 +1,4 @@
-"""Steps in slices: the same gradients up to rounding, the same bits however slices are dealt."""
+"""Steps in slices: the same gradients up to rounding, the same bits however slices are assigned."""
 
 import threading
 

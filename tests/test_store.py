@@ -17,13 +17,15 @@ from safetensors.torch import save_file
 from test_plan import chapters_of_two_blocks
 
 from onward.errors import FileError
-from onward.plan.tasks import Kind, Product, Task, Thing
+from onward.plan.tasks import Product, ProductKind, Task, TaskKind
 from onward.runtime import store as store_module
 from onward.runtime.store import Store, as_product, journal_line, read_journal
 
-TASK = Task(Kind.TRAIN, 3, 1)
-WEIGHTS, MOMENTS = (Product(thing, 3, 1) for thing in (Thing.WEIGHTS, Thing.MOMENTS))
-REPORT = Product(Thing.REPORT, 3, 1)
+TASK = Task(TaskKind.TRAIN, 3, 1)
+WEIGHTS, MOMENTS = (
+    Product(thing, 3, 1) for thing in (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE)
+)
+REPORT = Product(ProductKind.REPORT, 3, 1)
 LAYOUTS = {
     WEIGHTS: [torch.empty(4, 3), torch.empty(4)],
     MOMENTS: [torch.empty(4, 3), torch.empty((), dtype=torch.int64)],
@@ -117,8 +119,8 @@ def test_a_task_is_committed_once_it_is_written(tmp_path):
 def test_what_nobody_goes_back_to_is_removed_and_nothing_else(tmp_path):
     plan = chapters_of_two_blocks()
     store = opened(tmp_path)
-    for task in [t for t in plan.tasks() if t.kind is Kind.TRAIN]:
-        kept = [p for p in plan.makes(task) if p.thing is not Thing.REPORT]
+    for task in [t for t in plan.tasks() if t.kind is TaskKind.TRAIN]:
+        kept = [p for p in plan.makes(task) if p.kind is not ProductKind.REPORT]
         store.keep(task, {product: [torch.zeros(2)] for product in kept})
     store.close()
 
@@ -368,8 +370,8 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_named_and_what_was_written_before_is_whole(small_disk):
     store = opened(small_disk)
     store.keep(TASK, content())
-    later = Task(Kind.TRAIN, 4, 1)
-    store.keep(later, {Product(Thing.WEIGHTS, 4, 1): [torch.zeros(10**6)]})
+    later = Task(TaskKind.TRAIN, 4, 1)
+    store.keep(later, {Product(ProductKind.WEIGHTS, 4, 1): [torch.zeros(10**6)]})
 
     with pytest.raises(FileError, match="No space left on device"):
         store.close()

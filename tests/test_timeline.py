@@ -8,7 +8,7 @@ import pytest
 import onward as ow
 from onward.cli.main import main
 from onward.cli.report import draw_timelines
-from onward.plan.tasks import Kind
+from onward.plan.tasks import TaskKind
 from onward.results import Listener
 from onward.runs import read_timeline
 from onward.timeline import Recorder, Span, from_chrome, merged, to_chrome
@@ -93,8 +93,8 @@ def test_a_run_records_each_of_its_tasks_once():
     for span in result.timeline:
         if span.what != "forward":
             recorded[span.what].append(span.label)
-    assert recorded["train"] == [str(t) for t in plan.tasks() if t.kind is Kind.TRAIN]
-    assert recorded["validate"] == [str(t) for t in plan.tasks() if t.kind is Kind.VALIDATE]
+    assert recorded["train"] == [str(t) for t in plan.tasks() if t.kind is TaskKind.TRAIN]
+    assert recorded["validate"] == [str(t) for t in plan.tasks() if t.kind is TaskKind.VALIDATE]
     assert recorded["gather"] == [str(plan.gather)]
 
 

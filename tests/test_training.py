@@ -22,7 +22,7 @@ class Notes(InMemoryTransport):
         super().__init__(0, [self, self])
         self.what, self.ours, self.theirs = what, ours, theirs
 
-    def exchange(self, topic, note):
+    def all_gather(self, topic, note):
         ours, theirs = (json.dumps(words)[1:-1] for words in (self.ours, self.theirs))
         other = json.loads(json.dumps(note[self.what]).replace(ours, theirs))
         return [note, {**note, self.what: other}]
@@ -60,7 +60,7 @@ def test_where_data_lie_and_where_tasks_run_may_differ():
     said = []
 
     class Listening(Notes):
-        def exchange(self, topic, note):
+        def all_gather(self, topic, note):
             said.append(note["settings"])
             return [note, note]
 

@@ -127,14 +127,14 @@ def test_in_memory_the_bytes_sent_are_counted():
 def test_one_rank_hears_its_own_note():
     (alone,) = InMemoryTransport.group(1)
 
-    assert alone.exchange("topic", {"a": 1}) == [{"a": 1}]
+    assert alone.all_gather("topic", {"a": 1}) == [{"a": 1}]
 
 
 def test_ranks_of_one_process_cannot_wait_for_notes():
     first, _ = InMemoryTransport.group(2)
 
     with pytest.raises(NotImplementedError, match="take turns, and cannot wait"):
-        first.exchange("topic", None)
+        first.all_gather("topic", None)
 
 
 # Over gloo
@@ -231,7 +231,7 @@ def test_a_rank_that_waits_hears_that_another_has_ended():
     end.start()
 
     with pytest.raises(PeerLostError, match=r"Rank 0 waited for others, and rank 1 has ended"):
-        transport.exchange("data", None)
+        transport.all_gather("data", None)
     end.join()
 
 

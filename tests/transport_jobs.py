@@ -43,9 +43,9 @@ def dropped_by_the_sender(folder):
             for number in range(IN_FLIGHT):
                 transport.send(1, [torch.full((1000 * number + 1,), float(number))])
             gc.collect()
-            transport.exchange("sent", None)
+            transport.all_gather("sent", None)
         else:
-            transport.exchange("sent", None)
+            transport.all_gather("sent", None)
             time.sleep(0.3)
             layouts = ([torch.empty(1000 * number + 1)] for number in range(IN_FLIGHT))
             transport.expect(0, layouts, received.append)
@@ -59,14 +59,14 @@ def while_the_receiver_computes(folder):
         if transport.rank == 1:
             layouts = ([torch.empty(MEGABYTE // 4)] for _ in range(8))
             transport.expect(0, layouts, arrived.append)
-            transport.exchange("ready", None)
+            transport.all_gather("ready", None)
             until = time.monotonic() + 20
             while len(arrived) < 8 and time.monotonic() < until:
                 matrix @ matrix
                 products += 1
             before = len(arrived)
         else:
-            transport.exchange("ready", None)
+            transport.all_gather("ready", None)
             time.sleep(0.3)
             for _ in range(8):
                 transport.send(1, [torch.zeros(MEGABYTE // 4)])
@@ -185,8 +185,8 @@ def more_than_may_be_on_their_way(folder):
 @job(4)
 def notes(folder):
     with opened() as transport:
-        numbers = transport.exchange("numbers", transport.rank)
-        words = transport.exchange(
+        numbers = transport.all_gather("numbers", transport.rank)
+        words = transport.all_gather(
             "words", {"who": f"rank {transport.rank} ✓", "what": [None, 0.5]}
         )
     return [numbers, words]

@@ -10,7 +10,7 @@ from jobs import JOBS, NUM_RANKS, job
 from torch import nn
 
 import onward as ow
-from onward.plan.tasks import Thing
+from onward.plan.tasks import ProductKind
 from onward.recipes import RECIPES
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.runtime import Runtime
@@ -167,7 +167,7 @@ def far_behind(folder):
 
     def noted(runtime, product, task):
         # Those that its own blocks hand on wait for nobody.
-        here = [p for p in runtime.products if p.thing is Thing.ACTIVITIES]
+        here = [p for p in runtime.products if p.kind is ProductKind.ACTIVITIES]
         waiting.append(sum(runtime.placement.rank(runtime.plan.maker(p)) == 0 for p in here))
         return get(runtime, product, task)
 

@@ -45,7 +45,7 @@ class Finding:
     what: str
     """Which."""
 
-    told: str
+    found: str
     """What was found."""
 
     advice: str = ""
@@ -127,8 +127,8 @@ def check_ranks(transport: Transport) -> list[Finding]:
         What was found, on rank 0; nothing on others.
     """
     # Ranks leave an exchange within 20 ms of each other; a clock that is seconds off shows.
-    transport.exchange("doctor", None)
-    clocks = transport.exchange("clocks", time.time())
+    transport.all_gather("doctor", None)
+    clocks = transport.all_gather("clocks", time.time())
     rank, num_ranks = transport.rank, transport.num_ranks
     word, state = torch.zeros(1), torch.zeros(STATE_NUMBERS)
     letters: dict[int, queue.SimpleQueue[list[Tensor]]] = {}

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onward.placement import Placement, messages
-from onward.plan.tasks import Kind, Plan, Product, Task
+from onward.plan.tasks import Plan, Product, Task, TaskKind
 from onward.planner import Choice, alone
 from onward.simulation import Simulation
 
@@ -32,12 +32,15 @@ def plan_table(plan: Plan, placement: Placement, memory: Sequence[int]) -> Table
         for message in messages(plan, placement, task):
             sent[message.source].append(message.dest)
     for rank, own in tasks.items():
-        count = {kind: sum(task.kind is kind for task in own) for kind in Kind}
-        blocks = sorted({task.block for task in own if task.kind is Kind.TRAIN})
+        count = {kind: sum(task.kind is kind for task in own) for kind in TaskKind}
+        blocks = sorted({task.block for task in own if task.kind is TaskKind.TRAIN})
         table.add_row(
             str(rank),
             ", ".join("head" if b in plan.heads else str(b) for b in blocks),
-            *(str(count[k]) for k in (Kind.TRAIN, Kind.PASS, Kind.SCORE, Kind.VALIDATE)),
+            *(
+                str(count[k])
+                for k in (TaskKind.TRAIN, TaskKind.PASS, TaskKind.SCORE, TaskKind.VALIDATE)
+            ),
             str(len(sent[rank])),
             ", ".join(map(str, sorted(set(sent[rank])))) or "-",
             f"{memory[rank] / 1e6:,.0f}",
@@ -142,7 +145,7 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
     if best.placement.num_ranks == 1:
         return "One rank is the fastest: messages would take longer than the work they spare."
     ratio = alone(plan, found).simulation.seconds / best.simulation.seconds
-    told = (
+    text = (
         f"The fastest is {best.placement.name}: {duration(best.simulation.seconds)}, {ratio:.2f} "
         f"times as fast as one rank."
     )
@@ -155,9 +158,9 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
     if teams != {1} and len(teams) == 1:
         changes.append(f"--replicas {teams.pop()}")
     if changes:
-        told += f" It needs {' '.join(changes)}"
-        told += ", which ends in other weights." if best.plan != plan else "."
-    return told
+        text += f" It needs {' '.join(changes)}"
+        text += ", which ends in other weights." if best.plan != plan else "."
+    return text
 
 
 def slices(plan: Plan) -> str:
@@ -191,8 +194,8 @@ def legend(plan: Plan) -> str:
 
 
 def _name(plan: Plan, task: Task) -> str:
-    if task.kind is Kind.GATHER:
+    if task.kind is TaskKind.GATHER:
         return "G"
-    if task.kind in (Kind.SCORE, Kind.VALIDATE):
+    if task.kind in (TaskKind.SCORE, TaskKind.VALIDATE):
         return f"{task.kind}{task.time}"
     return f"H{task.kind}{task.time}" if task.block in plan.heads else str(task)

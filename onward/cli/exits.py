@@ -97,9 +97,9 @@ def exits_command(options: argparse.Namespace) -> None:
     picture = options.out or options.run / runs.EXITS_PICTURE
     try:
         draw(seen, calibrated, picture)
-        told = f"Picture: {picture}."
+        text = f"Picture: {picture}."
     except SettingError as error:  # The exits are calibrated all the same.
-        told = f"There is no picture. {error}"
+        text = f"There is no picture. {error}"
     runs.write_exits(options.run, network, calibrated)
     console = Output()
     console.print(
@@ -112,7 +112,7 @@ def exits_command(options: argparse.Namespace) -> None:
         exits_table(outcome.exits, ~outcome.is_wrong, outcome.macs, seen.costs, calibrated.policy)
     )
     console.print(summary(calibrated, is_grouped=dataset.groups is not None), soft_wrap=True)
-    console.print(told, soft_wrap=True)
+    console.print(text, soft_wrap=True)
     console.print(f"`onward evaluate {options.run}` tests it.", soft_wrap=True)
 
 
@@ -124,7 +124,7 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
         is_grouped: Whether rows belong together, of which intervals for single rows know nothing.
     """
     ratio = calibrated.full_macs / calibrated.mean_macs
-    told = (
+    text = (
         f"{told_macs(calibrated.mean_macs)} MACs a row instead of "
         f"{told_macs(calibrated.full_macs)} ({ratio:.1f} times fewer). Of these "
         f"{count(calibrated.rows, 'row')} {calibrated.newly_wrong} became wrong; their error "
@@ -136,23 +136,23 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
             needed = "infinitely many"
             if allowed:
                 needed = f"{math.ceil(math.log(delta) / math.log1p(-allowed)):,}"
-            return told + (
+            return text + (
                 f" No policy passed the test on half of the rows, so every row goes the whole way. "
                 f"The test needs {needed} rows of which none becomes wrong, or more rows: keep "
                 f"more for validation, or allow more."
             )
-        return told + (
+        return text + (
             f" With probability {100 * (1 - delta):g} % it rises by at most "
             f"{allowed * 100:g} points on new rows like these."
         )
     if is_grouped:
-        return told + (
+        return text + (
             " Rows of other groups, such as other patients, may differ more than these do from "
             "each other."
         )
     if allowed is None:
-        return told
-    return told + (
+        return text
+    return text + (
         f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
         f"surprise; --delta guarantees."
     )

@@ -86,13 +86,13 @@ def evaluate_command(options: argparse.Namespace) -> None:
         network.set_precision(EARLY)
         answers = answer(network, test, calibrated.policy)
         columns["leaving early"] = answers.labels
-    told = [rates(labels, y) for labels in columns.values()]
+    text = [rates(labels, y) for labels in columns.values()]
     shown = Table()
     shown.add_column("what")
     for name in columns:
         shown.add_column(name, justify="right")
-    for what in told[0]:
-        shown.add_row(what, *(each[what] for each in told))
+    for what in text[0]:
+        shown.add_row(what, *(each[what] for each in text))
     for number, block in enumerate(scores.blocks):
         accuracy = (block.argmax(dim=1) == y).double().mean()
         shown.add_row(f"accuracy, block {number} alone", f"{accuracy:.2%}")
@@ -207,8 +207,8 @@ def exits_table(
         shown.add_row(name, threshold, share, right, macs_each, f"{megabytes:.2f}")
 
     for number, threshold in enumerate(thresholds):
-        told = {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}")
-        add(f"block {costs[number].block}", told, exits == number, read[number])
+        text = {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}")
+        add(f"block {costs[number].block}", text, exits == number, read[number])
     shown.add_section()
     # Of rows that come one at a time.
     mean_read = float(read[exits.numpy()].mean())
@@ -237,7 +237,7 @@ def predict_command(options: argparse.Namespace) -> None:
     if options.out is not None:
         arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
         arrays |= {"labels": labels.numpy(), "scores": scores.numpy()}
-        runs.write_whole(options.out, lambda file: np.savez(file, **arrays))
+        runs.write_atomically(options.out, lambda file: np.savez(file, **arrays))
         print(f"{len(labels)} labels and scores in {options.out}")
         return
     try:

@@ -43,7 +43,7 @@ from onward.placement import stall
 from onward.planner import choices, read_links, read_speeds
 from onward.recipes import RECIPES
 from onward.simulation import KnownCosts, simulate
-from onward.transport.messages import leave
+from onward.transport.messages import exit_process
 from onward.version import VERSION
 
 
@@ -57,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OnwardError as error:
         where = f"rank {world.current_rank()}: " if world.is_distributed() else ""
         print(f"onward: {where}{error}", file=sys.stderr)
-        leave(2)
+        exit_process(2)
         sys.exit(2)
     except Stopped as stopped:
         status = 128 + stopped.args[0]
         if not world.is_distributed():
             print("onward: stopped.", *getattr(stopped, "__notes__", ()), file=sys.stderr)
-        leave(status)
+        exit_process(status)
         sys.exit(status)
     except BrokenPipeError:
         close_output()
@@ -195,7 +195,7 @@ def train_command(options: argparse.Namespace) -> None:
     if options.resume is not None and options.out is not None:
         raise SettingError("--resume names the run folder already; leave --out away.")
     if options.resume is not None and options.recipe is None:
-        options.recipe = str(runs.begun_config(options.resume))
+        options.recipe = str(runs.unfinished_config(options.resume))
     config = read_config(options)
     if options.resume is None and world.may_restart_apart():
         raise SettingError(
@@ -284,7 +284,7 @@ def plan_command(options: argparse.Namespace) -> None:
         with training.threads_kept(config.training.threads):
             found = costs.measure(begun.network, begun.shard, plan.batch_size, begun.settings)
         if options.costs:
-            runs.write_whole(options.costs, lambda file: file.write(found.to_json().encode()))
+            runs.write_atomically(options.costs, lambda file: file.write(found.to_json().encode()))
     else:
         found = costs.read(options.costs)
     found.check(begun.network, plan.batch_size)
@@ -348,13 +348,13 @@ def doctor_command(options: argparse.Namespace) -> None:
     is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     _print_findings(doctor.check_machine() if is_first_here else [])
     if world.is_distributed():
-        with world.joined(config, Bars(Console(stderr=True))) as transport:
+        with world.join_ranks(config, Bars(Console(stderr=True))) as transport:
             _print_findings(doctor.check_ranks(transport))
 
 
 def _print_findings(findings: Sequence[doctor.Finding]) -> None:
     for finding in findings:
-        print(f"{finding.what:14} {finding.told}")
+        print(f"{finding.what:14} {finding.found}")
         if finding.advice:
             print(f"{'':14} -> {finding.advice}")
     sys.stdout.flush()

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from onward import results
 from onward.placement import Placement, stall
-from onward.plan.tasks import Plan, Thing
+from onward.plan.tasks import Plan, ProductKind
 
 LINE_EVERY_SECONDS = 10.0
 """Longest silence where there is no terminal, as far as there is news."""
@@ -40,7 +40,7 @@ class Bars(results.Listener):
         self.names = {b: "head" if b in plan.heads else f"block {b}" for b in plan.trained}
         self.total = plan.chapters * len(plan.trained)
         self.shards = len(plan.rows)
-        self.before = sum(product.thing is Thing.REPORT for product in plan.held)
+        self.before = sum(product.kind is ProductKind.REPORT for product in plan.held)
         self.started = self.last_line = time.monotonic()
         self.say(
             f"{count(len(plan.trained), 'block')}, {count(plan.epochs, 'epoch')} in "

@@ -119,10 +119,10 @@ def _read_members(
             )
         missing = [name for name in needed if name not in file.files]
         if missing:
-            told = [f"{name} ({NEEDED[name]})" if name in NEEDED else name for name in needed]
+            text = [f"{name} ({NEEDED[name]})" if name in NEEDED else name for name in needed]
             raise DataError(
                 f"{path} lacks {' and '.join(missing)}; it has "
-                f"{', '.join(file.files) or 'no members'}. Needed: {', '.join(told)}."
+                f"{', '.join(file.files) or 'no members'}. Needed: {', '.join(text)}."
             )
         if is_ours:
             _check_spelling(path, file.files, optional)

@@ -310,9 +310,9 @@ def _check_numbering(labels: dict[str, Tensor], name: str) -> None:
     largest = int(known[-1]) if len(known) else 0
     if len(known) > 1 and int(known[0]) >= 0 and len(known) <= largest < MOST_CLASSES:
         missing = sorted(set(range(largest + 1)) - set(known.tolist()))
-        told = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        text = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise DataError(
-            f"{name}: labels number the classes from 0, and no row has {told}; the largest is "
+            f"{name}: labels number the classes from 0, and no row has {text}; the largest is "
             f"{largest}. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or "
             f"say with num_classes how many there are."
         )

@@ -1,7 +1,7 @@
 """Heart beats of the MIT-BIH Arrhythmia Database, split by patient.
 
 Beats are windows of one lead around each R peak, of the five AAMI classes N, S, V, F, Q. DS1 is for
-training and DS2 for the test, as de Chazal et al. 2004 have dealt the patients; beats of paced
+training and DS2 for the test, as de Chazal et al. 2004 have assigned the patients; beats of paced
 records are left out. Splits by beat, which are common, have the same patients on both sides.
 """
 

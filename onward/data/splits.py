@@ -77,7 +77,7 @@ def hold_out(
 def shards(
     y: Int[Tensor, " rows"], number: int, by: str, *, seed: int
 ) -> list[Int[Tensor, " shard"]]:
-    """Deal all rows out to shards whose sizes differ by one row at most.
+    """Split all rows into shards whose sizes differ by one row at most.
 
     Args:
         y: Class of each row.
@@ -98,7 +98,7 @@ def shards(
     """
     if not 1 <= number <= len(y):
         raise DataError(
-            f"{len(y)} rows cannot be dealt out to {number} shards of one row at least. "
+            f"{len(y)} rows cannot be split into {number} shards of one row at least. "
             f"Ask for 1 to {len(y)} shards."
         )
     order = torch.randperm(len(y), generator=generator(seed, "shards"))
@@ -110,5 +110,5 @@ def shards(
             torch.cat(pair) for pair in zip(slices[:number], slices[number:], strict=True)
         )
     else:
-        raise DataError(f'Shards are dealt out by "iid" or by "class"; got "{by}".')
+        raise DataError(f'Rows are split by "iid" or by "class"; got "{by}".')
     return [part.sort().values for part in parts]

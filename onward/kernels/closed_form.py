@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onward.batch import Batch, joined
+from onward.batch import Batch, concatenated
 from onward.blocks import Block
 from onward.layers import Dense, keep_mask, normalize_length
 from onward.objectives import CrossEntropy, Metrics, Objective, Threshold, classified
@@ -219,7 +219,7 @@ class ClosedFormStep(Step):
 
     def multiplied(self, learned: Views, seed: int) -> Tensor:
         """Return what the layer multiplies with, all views joined."""
-        x = joined([view.inputs for view in learned.values()])
+        x = concatenated([view.inputs for view in learned.values()])
         assert isinstance(x, Tensor)
         return self._dropped(self._normalized(x), seed)
 
@@ -244,7 +244,7 @@ class ClosedFormStep(Step):
 
     def derivative(self, gradient: Gradient, activities: Tensor) -> Tensor:
         """Return the derivative of the loss by the pre-activations."""
-        derivative = joined(list(gradient.activities.values()))
+        derivative = concatenated(list(gradient.activities.values()))
         assert isinstance(derivative, Tensor)
         torch.ops.aten.threshold_backward.grad_input(
             derivative, activities, 0, grad_input=derivative

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from onward.config import Cut
 from onward.errors import SettingError
-from onward.plan.tasks import Kind, Plan, Product, Task, Thing, Work
+from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind, Work
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ChapterPlan(Plan):
         Aktemur et al. 2024, arXiv:2404.08573, section 4.
     """
 
-    moments_age: int | None = 1
+    optimizer_state_age: int | None = 1
     """Age in chapters of the moments a chapter starts with; None to start without."""
 
     slices: int = 1
@@ -87,7 +87,7 @@ class ChapterPlan(Plan):
     def work(self, task: Task) -> Work:
         shard = self.shard(task.time)
         epoch = self.rows[shard] / self.batch_size
-        if task.kind is Kind.SCORE:
+        if task.kind is TaskKind.SCORE:
             return Work(0.0, epoch)
         # A chapter passes each of its samples once, however often it learns from them.
         segments = self.segments(task.time)
@@ -103,71 +103,77 @@ class ChapterPlan(Plan):
     @property
     def most_waiting(self) -> int:
         # A rank may need optimizer state some chapters after the weights that came with it.
-        return 2 + (self.moments_age or 0)
+        return 2 + (self.optimizer_state_age or 0)
 
     def all_tasks(self) -> Iterator[Task]:
         for chapter in range(self.chapters):
-            yield from (Task(Kind.TRAIN, chapter, block) for block in self.trained)
+            yield from (Task(TaskKind.TRAIN, chapter, block) for block in self.trained)
             if self._scores_in(chapter):
-                yield Task(Kind.SCORE, chapter, 0)
+                yield Task(TaskKind.SCORE, chapter, 0)
             yield from self.validations(chapter)
         yield self.gather
 
     def maker(self, product: Product) -> Task:
-        kinds = {Thing.HINTS: Kind.SCORE, Thing.COUNTS: Kind.VALIDATE}
-        return Task(kinds.get(product.thing, Kind.TRAIN), product.time, product.block)
+        kinds = {ProductKind.HINTS: TaskKind.SCORE, ProductKind.COUNTS: TaskKind.VALIDATE}
+        return Task(kinds.get(product.kind, TaskKind.TRAIN), product.time, product.block)
 
     def all_needs(self, task: Task) -> list[Product]:
         chapter = task.time
         match task.kind:
-            case Kind.TRAIN:
+            case TaskKind.TRAIN:
                 needs = []
                 if chapter:
-                    needs.append(Product(Thing.WEIGHTS, chapter - 1, task.block))
-                if self.moments_age is not None and chapter >= self.moments_age:
-                    needs.append(Product(Thing.MOMENTS, chapter - self.moments_age, task.block))
+                    needs.append(Product(ProductKind.WEIGHTS, chapter - 1, task.block))
+                if self.optimizer_state_age is not None and chapter >= self.optimizer_state_age:
+                    needs.append(
+                        Product(
+                            ProductKind.OPTIMIZER_STATE,
+                            chapter - self.optimizer_state_age,
+                            task.block,
+                        )
+                    )
                 below = sorted(self.below[task.block])
-                needs += [Product(Thing.WEIGHTS, chapter, b) for b in below]
+                needs += [Product(ProductKind.WEIGHTS, chapter, b) for b in below]
                 is_hinted = self.hint_age and chapter >= self.hint_age
                 if is_hinted and not self.nodes[task.block].is_head:
-                    needs.append(Product(Thing.HINTS, chapter - (self.hint_age or 0), 0))
+                    needs.append(Product(ProductKind.HINTS, chapter - (self.hint_age or 0), 0))
                 return needs
-            case Kind.SCORE:
-                return [Product(Thing.WEIGHTS, chapter, b) for b in self.trained]
-            case Kind.VALIDATE:
-                return [Product(Thing.WEIGHTS, chapter, b) for b in self.trained]
+            case TaskKind.SCORE:
+                return [Product(ProductKind.WEIGHTS, chapter, b) for b in self.trained]
+            case TaskKind.VALIDATE:
+                return [Product(ProductKind.WEIGHTS, chapter, b) for b in self.trained]
         return self._needs_of_gather
 
     def makes(self, task: Task) -> list[Product]:
         match task.kind:
-            case Kind.TRAIN:
-                things = [Thing.WEIGHTS, Thing.MOMENTS, Thing.REPORT]
+            case TaskKind.TRAIN:
+                things = [ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE, ProductKind.REPORT]
                 return [Product(thing, task.time, task.block) for thing in things]
-            case Kind.SCORE:
-                return [Product(Thing.HINTS, task.time, 0)]
-            case Kind.VALIDATE:
-                return [Product(Thing.COUNTS, task.time, task.block)]
+            case TaskKind.SCORE:
+                return [Product(ProductKind.HINTS, task.time, 0)]
+            case TaskKind.VALIDATE:
+                return [Product(ProductKind.COUNTS, task.time, task.block)]
         return []
 
     def all_uses(self, product: Product) -> list[Task]:
         chapter, block = product.time, product.block
-        match product.thing:
-            case Thing.WEIGHTS:
+        match product.kind:
+            case ProductKind.WEIGHTS:
                 uses = [
-                    Task(Kind.TRAIN, chapter, b) for b in self.trained if block in self.below[b]
+                    Task(TaskKind.TRAIN, chapter, b) for b in self.trained if block in self.below[b]
                 ]
                 if self._scores_in(chapter):
-                    uses.append(Task(Kind.SCORE, chapter, 0))
+                    uses.append(Task(TaskKind.SCORE, chapter, 0))
                 uses += self.validations(chapter)
                 if chapter + 1 < self.chapters:
-                    return [*uses, Task(Kind.TRAIN, chapter + 1, block)]
+                    return [*uses, Task(TaskKind.TRAIN, chapter + 1, block)]
                 return [*uses, self.gather]
-            case Thing.MOMENTS:
-                later = chapter + (self.moments_age or self.chapters)
-                return [Task(Kind.TRAIN, later, block)] if later < self.chapters else []
-            case Thing.HINTS:
+            case ProductKind.OPTIMIZER_STATE:
+                later = chapter + (self.optimizer_state_age or self.chapters)
+                return [Task(TaskKind.TRAIN, later, block)] if later < self.chapters else []
+            case ProductKind.HINTS:
                 later = chapter + (self.hint_age or self.chapters)
-                return [Task(Kind.TRAIN, later, b) for b in range(self.num_blocks)]
+                return [Task(TaskKind.TRAIN, later, b) for b in range(self.num_blocks)]
         return [self.gather]
 
     def chapter(self, task: Task) -> int:
@@ -177,10 +183,14 @@ class ChapterPlan(Plan):
         return None
 
     def is_kept(self, product: Product, every: int) -> bool:
-        ages = {Thing.WEIGHTS: 1, Thing.MOMENTS: self.moments_age, Thing.HINTS: self.hint_age}
+        ages = {
+            ProductKind.WEIGHTS: 1,
+            ProductKind.OPTIMIZER_STATE: self.optimizer_state_age,
+            ProductKind.HINTS: self.hint_age,
+        }
         # The next end at or after this chapter, and whether the product is still needed then.
         end = min(-(-(product.time + 1) // every) * every, self.chapters) - 1
-        return end < product.time + (ages.get(product.thing) or 0)
+        return end < product.time + (ages.get(product.kind) or 0)
 
     def _scores_in(self, chapter: int) -> bool:
         return self.hint_age is not None and chapter + self.hint_age < self.chapters
@@ -189,10 +199,14 @@ class ChapterPlan(Plan):
     def _needs_of_gather(self) -> list[Product]:
         last = self.chapters - 1
         return [
-            *(Product(Thing.WEIGHTS, last, b) for b in self.trained),
-            *(Product(Thing.REPORT, c, b) for c in range(self.chapters) for b in self.trained),
+            *(Product(ProductKind.WEIGHTS, last, b) for b in self.trained),
             *(
-                Product(Thing.COUNTS, task.time, task.block)
+                Product(ProductKind.REPORT, c, b)
+                for c in range(self.chapters)
+                for b in self.trained
+            ),
+            *(
+                Product(ProductKind.COUNTS, task.time, task.block)
                 for c in range(self.chapters)
                 for task in self.validations(c)
             ),

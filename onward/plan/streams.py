@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from onward.errors import SettingError
-from onward.plan.tasks import INPUT, Kind, Plan, Product, Task, Thing, Work
+from onward.plan.tasks import INPUT, Plan, Product, ProductKind, Task, TaskKind, Work
 
 QUEUE = 16
 """Mini-batches of activities from one source that wait on a rank before no more are taken."""
@@ -63,11 +63,11 @@ class StreamPlan(Plan):
 
     def work(self, task: Task) -> Work:
         share = self.rows_of(task.time) / self.batch_size
-        return Work(share, 0.0) if task.kind is Kind.TRAIN else Work(0.0, share)
+        return Work(share, 0.0) if task.kind is TaskKind.TRAIN else Work(0.0, share)
 
     def samples_of(self, product: Product) -> int:
         # Neutral samples are ahead of the others.
-        ahead = self.lead if product.thing is Thing.NEUTRAL else 0
+        ahead = self.lead if product.kind is ProductKind.NEUTRAL else 0
         return self.rows_of(product.time + ahead)
 
     def stalled(self, age: int) -> str:
@@ -114,51 +114,56 @@ class StreamPlan(Plan):
 
     def all_tasks(self) -> Iterator[Task]:
         for step in range(self.steps):
-            yield from (Task(Kind.PASS, step, block) for block in sorted(self.passed))
-            yield from (Task(Kind.TRAIN, step, head) for head in self.heads)
-            yield from (Task(Kind.TRAIN, step, block) for block in range(self.num_blocks))
+            yield from (Task(TaskKind.PASS, step, block) for block in sorted(self.passed))
+            yield from (Task(TaskKind.TRAIN, step, head) for head in self.heads)
+            yield from (Task(TaskKind.TRAIN, step, block) for block in range(self.num_blocks))
             if step in self.chapter_ends:
                 yield from self.validations(self.chapter_ends[step])
         yield self.gather
 
     def maker(self, product: Product) -> Task:
-        match product.thing:
-            case Thing.HINTS:
+        match product.kind:
+            case ProductKind.HINTS:
                 assert self.hinting is not None
-                return Task(Kind.TRAIN, product.time - self.lead, self.hinting)
-            case Thing.NEUTRAL:
-                return Task(Kind.PASS, product.time, product.block)
-            case Thing.COUNTS:
-                return Task(Kind.VALIDATE, product.time, product.block)
-        return Task(Kind.TRAIN, product.time, product.block)
+                return Task(TaskKind.TRAIN, product.time - self.lead, self.hinting)
+            case ProductKind.NEUTRAL:
+                return Task(TaskKind.PASS, product.time, product.block)
+            case ProductKind.COUNTS:
+                return Task(TaskKind.VALIDATE, product.time, product.block)
+        return Task(TaskKind.TRAIN, product.time, product.block)
 
     def all_needs(self, task: Task) -> list[Product]:
         step, block = task.time, task.block
         before = []
         if step - 1 in self.chapter_ends:
-            before = [Product(thing, step - 1, block) for thing in (Thing.WEIGHTS, Thing.MOMENTS)]
+            before = [
+                Product(thing, step - 1, block)
+                for thing in (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE)
+            ]
         match task.kind:
-            case Kind.PASS:
-                return [*before[:1], *self._read(Thing.NEUTRAL, task)]
-            case Kind.TRAIN if block in self.heads:
-                return [*before, *self._read(Thing.NEUTRAL, task)]
-            case Kind.TRAIN:
+            case TaskKind.PASS:
+                return [*before[:1], *self._read(ProductKind.NEUTRAL, task)]
+            case TaskKind.TRAIN if block in self.heads:
+                return [*before, *self._read(ProductKind.NEUTRAL, task)]
+            case TaskKind.TRAIN:
                 is_hinted = self.hint_age is not None and step >= self.lead
-                hints = [Product(Thing.HINTS, step, 0)] * (is_hinted and self._reads_input(block))
-                return [*before, *hints, *self._read(Thing.ACTIVITIES, task)]
-            case Kind.VALIDATE:
+                hints = [Product(ProductKind.HINTS, step, 0)] * (
+                    is_hinted and self._reads_input(block)
+                )
+                return [*before, *hints, *self._read(ProductKind.ACTIVITIES, task)]
+            case TaskKind.VALIDATE:
                 return self._weights_after(task.time)
         ends = self.chapter_ends.items()
         return [
             *self._weights_after(self.chapters - 1),
-            *(Product(Thing.REPORT, step, b) for step, _ in ends for b in self.trained),
-            *(Product(Thing.COUNTS, *v[1:]) for _, c in ends for v in self.validations(c)),
+            *(Product(ProductKind.REPORT, step, b) for step, _ in ends for b in self.trained),
+            *(Product(ProductKind.COUNTS, *v[1:]) for _, c in ends for v in self.validations(c)),
         ]
 
-    def _read(self, thing: Thing, task: Task) -> list[Product]:
+    def _read(self, kind: ProductKind, task: Task) -> list[Product]:
         """Return the outputs of other blocks, or of itself before, that a task reads."""
         reads = {
-            Product(thing, task.time - delay, source)
+            Product(kind, task.time - delay, source)
             for source, delay in self.nodes[task.block].reads
             if source != INPUT and (not delay or self.has_before(task.time))
         }
@@ -170,52 +175,56 @@ class StreamPlan(Plan):
     def makes(self, task: Task) -> list[Product]:
         step, block = task.time, task.block
         match task.kind:
-            case Kind.PASS:
-                return [Product(Thing.NEUTRAL, step, block)]
-            case Kind.VALIDATE:
-                return [Product(Thing.COUNTS, step, block)]
-            case Kind.GATHER:
+            case TaskKind.PASS:
+                return [Product(ProductKind.NEUTRAL, step, block)]
+            case TaskKind.VALIDATE:
+                return [Product(ProductKind.COUNTS, step, block)]
+            case TaskKind.GATHER:
                 return []
         makes = []
         if block not in self.heads:
-            makes.append(Product(Thing.ACTIVITIES, step, block))
+            makes.append(Product(ProductKind.ACTIVITIES, step, block))
         elif block == self.hinting and self.hint_age is not None:
-            makes.append(Product(Thing.HINTS, step + self.lead, 0))
+            makes.append(Product(ProductKind.HINTS, step + self.lead, 0))
         if step in self.chapter_ends:
-            things = [Thing.WEIGHTS, Thing.MOMENTS, Thing.REPORT]
+            things = [ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE, ProductKind.REPORT]
             makes += [Product(thing, step, block) for thing in things]
         return makes
 
     def all_uses(self, product: Product) -> list[Task]:
         step, block = product.time, product.block
-        match product.thing:
-            case Thing.HINTS:
+        match product.kind:
+            case ProductKind.HINTS:
                 blocks = [b for b in range(self.num_blocks) if self._reads_input(b)]
-                return [Task(Kind.TRAIN, step, b) for b in blocks] if step < self.steps else []
-            case Thing.ACTIVITIES:
+                return [Task(TaskKind.TRAIN, step, b) for b in blocks] if step < self.steps else []
+            case ProductKind.ACTIVITIES:
                 readers = range(self.num_blocks)
-                now = [Task(Kind.TRAIN, step, b) for b in readers if (block, 0) in self.reads[b]]
+                now = [
+                    Task(TaskKind.TRAIN, step, b) for b in readers if (block, 0) in self.reads[b]
+                ]
                 if step + 1 == self.steps or not self.has_before(step + 1):
                     return now
                 later = [b for b in readers if (block, 1) in self.reads[b]]
-                return [*now, *(Task(Kind.TRAIN, step + 1, b) for b in later)]
-            case Thing.NEUTRAL:
+                return [*now, *(Task(TaskKind.TRAIN, step + 1, b) for b in later)]
+            case ProductKind.NEUTRAL:
                 reading = [b for b in self.trained if (block, 0) in self.reads[b]]
                 return [
-                    Task(Kind.TRAIN if b in self.heads else Kind.PASS, step, b)
+                    Task(TaskKind.TRAIN if b in self.heads else TaskKind.PASS, step, b)
                     for b in reading
                     if b in self.heads or b in self.passed
                 ]
-            case Thing.WEIGHTS:
+            case ProductKind.WEIGHTS:
                 chapter = self.chapter_ends[step]
                 validations = self.validations(chapter)
                 if chapter == self.chapters - 1:
                     return [*validations, self.gather]
-                kinds = (Kind.PASS, Kind.TRAIN) if block in self.passed else (Kind.TRAIN,)
+                kinds = (
+                    (TaskKind.PASS, TaskKind.TRAIN) if block in self.passed else (TaskKind.TRAIN,)
+                )
                 return [*validations, *(Task(kind, step + 1, block) for kind in kinds)]
-            case Thing.MOMENTS:
+            case ProductKind.OPTIMIZER_STATE:
                 is_last = step + 1 == self.steps
-                return [] if is_last else [Task(Kind.TRAIN, step + 1, block)]
+                return [] if is_last else [Task(TaskKind.TRAIN, step + 1, block)]
         return [self.gather]
 
     @cached_property
@@ -224,7 +233,7 @@ class StreamPlan(Plan):
         return tuple(frozenset(node.reads) for node in self.nodes)
 
     def chapter(self, task: Task) -> int:
-        if task.kind in (Kind.VALIDATE, Kind.GATHER):
+        if task.kind in (TaskKind.VALIDATE, TaskKind.GATHER):
             return task.time
         return bisect_left(self._ends, task.time)
 
@@ -232,18 +241,22 @@ class StreamPlan(Plan):
         return self.chapter_ends[product.time]
 
     def follows(self, task: Task) -> Task | None:
-        if task.kind not in (Kind.PASS, Kind.TRAIN) or not task.time:
+        if task.kind not in (TaskKind.PASS, TaskKind.TRAIN) or not task.time:
             return None
-        before = Task(Kind.TRAIN, task.time - 1, task.block)
+        before = Task(TaskKind.TRAIN, task.time - 1, task.block)
         return None if before.time in self.chapter_ends else before
 
     def is_kept(self, product: Product, every: int) -> bool:
-        ages = {Thing.WEIGHTS: 1, Thing.MOMENTS: 1, Thing.HINTS: self.lead}
+        ages = {
+            ProductKind.WEIGHTS: 1,
+            ProductKind.OPTIMIZER_STATE: 1,
+            ProductKind.HINTS: self.lead,
+        }
         if self.ticks == 1 and any((product.block, 1) in reads for reads in self.reads):
-            ages[Thing.ACTIVITIES] = 1
-        age = ages.get(product.thing, 0)
+            ages[ProductKind.ACTIVITIES] = 1
+        age = ages.get(product.kind, 0)
         # Hints are timed by the mini-batch that needs them.
-        first = product.time - (age if product.thing is Thing.HINTS else 0)
+        first = product.time - (age if product.kind is ProductKind.HINTS else 0)
         steps = range(first, first + age)
         ends = [self.chapter_ends[step] + 1 for step in steps if step in self.chapter_ends]
         return any(end % every == 0 or end == self.chapters for end in ends)
@@ -253,4 +266,4 @@ class StreamPlan(Plan):
         return list(self.chapter_ends)
 
     def _weights_after(self, chapter: int) -> list[Product]:
-        return [Product(Thing.WEIGHTS, self._end(chapter), block) for block in self.trained]
+        return [Product(ProductKind.WEIGHTS, self._end(chapter), block) for block in self.trained]

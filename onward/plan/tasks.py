@@ -21,7 +21,7 @@ from onward.config import Cut
 from onward.errors import SettingError
 
 
-class Kind(StrEnum):
+class TaskKind(StrEnum):
     """What a task does."""
 
     PASS = "P"
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 class Task(NamedTuple):
     """One piece of work, done on one rank."""
 
-    kind: Kind
+    kind: TaskKind
     time: int
     """Chapter; in a stream plan, tick, of which a mini-batch mostly has one."""
     block: int
@@ -44,11 +44,11 @@ class Task(NamedTuple):
         return f"{self.block}{self.kind}{self.time}"
 
 
-class Thing(StrEnum):
+class ProductKind(StrEnum):
     """What a task can make for others."""
 
     WEIGHTS = "weights"
-    MOMENTS = "moments"
+    OPTIMIZER_STATE = "optimizer state"
     HINTS = "hints"
     ACTIVITIES = "activities"
     NEUTRAL = "neutral activities"
@@ -59,7 +59,7 @@ class Thing(StrEnum):
 class Product(NamedTuple):
     """Something a task made, by its time and block."""
 
-    thing: Thing
+    kind: ProductKind
     time: int
     block: int
 
@@ -279,15 +279,15 @@ class Plan(ABC):
         if not self.has_validation:
             return []
         if chapter == self.chapters - 1:
-            return [Task(Kind.VALIDATE, chapter, shard) for shard in range(len(self.rows))]
+            return [Task(TaskKind.VALIDATE, chapter, shard) for shard in range(len(self.rows))]
         if self.validate_every and (chapter + 1) % self.validate_every == 0:
-            return [Task(Kind.VALIDATE, chapter, self.shard(chapter))]
+            return [Task(TaskKind.VALIDATE, chapter, self.shard(chapter))]
         return []
 
     @property
     def gather(self) -> Task:
         """The last task."""
-        return Task(Kind.GATHER, self.chapters - 1, 0)
+        return Task(TaskKind.GATHER, self.chapters - 1, 0)
 
     @cached_property
     def rest(self) -> frozenset[Task]:
@@ -305,7 +305,9 @@ class Plan(ABC):
             rest.add(task)
             missing = [p for p in self.all_needs(task) if p not in self.held]
             if task == self.gather:
-                missing = [p for p in missing if p.thing not in (Thing.REPORT, Thing.COUNTS)]
+                missing = [
+                    p for p in missing if p.kind not in (ProductKind.REPORT, ProductKind.COUNTS)
+                ]
             wanted += [self.maker(product) for product in missing]
             before = self.follows(task)
             wanted += [before] if before else []

@@ -10,7 +10,7 @@ from onward.blocks import gathered
 from onward.engine import Position, Training, make_step, train_block
 from onward.networks import Network
 from onward.plan.chapters import ChapterPlan
-from onward.plan.tasks import INPUT, Product, Segment, Task, Thing
+from onward.plan.tasks import INPUT, Product, ProductKind, Segment, Task
 from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker, in_chunks, passed
 from onward.samplers import NEUTRAL, Views
 from onward.steps import StepReport
@@ -68,8 +68,8 @@ class ChapterWorker(Worker):
             total = report if total is None else total.add(report)
         assert isinstance(total, StepReport)
         made = {
-            Product(Thing.WEIGHTS, chapter, block): self.weights(block),
-            Product(Thing.MOMENTS, chapter, block): learner.optimizer_tensors(),
+            Product(ProductKind.WEIGHTS, chapter, block): self.weights(block),
+            Product(ProductKind.OPTIMIZER_STATE, chapter, block): learner.optimizer_tensors(),
             **self.report(task, total, clock.read()),
         }
         # The product alone holds that memory from here.
@@ -103,7 +103,7 @@ class ChapterWorker(Worker):
                 len(training), lambda part: head.scores(head.infer(read.take(part))), self.team
             )
         assert isinstance(hints, Tensor)
-        return {Product(Thing.HINTS, chapter, 0): [hints.float()]}
+        return {Product(ProductKind.HINTS, chapter, 0): [hints.float()]}
 
     def num_hinted(self, time: int) -> int:
         return self.plan.rows[self.plan.shard(time)]
@@ -114,16 +114,16 @@ class ChapterWorker(Worker):
             self.outputs.clear()
             self.hints = None
         for product, tensors in given.items():
-            if product.thing is Thing.HINTS:
+            if product.kind is ProductKind.HINTS:
                 self.hints = tensors[0]
 
     def _give_optimizer_state(self, task: Task, given: Given) -> None:
         """Give a block the optimizer state that its chapter starts with."""
-        learner, age = self.blocks[task.block], self.plan.moments_age
+        learner, age = self.blocks[task.block], self.plan.optimizer_state_age
         if age is None or task.time < age:
             learner.reset_optimizer()
         else:
-            state = given[Product(Thing.MOMENTS, task.time - age, task.block)]
+            state = given[Product(ProductKind.OPTIMIZER_STATE, task.time - age, task.block)]
             learner.set_optimizer_tensors(state)
 
     @property

@@ -5,9 +5,14 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from onward.plan.tasks import Product, Thing
+from onward.plan.tasks import Product, ProductKind
 
-LARGE = (Thing.WEIGHTS, Thing.MOMENTS, Thing.ACTIVITIES, Thing.NEUTRAL)
+LARGE = (
+    ProductKind.WEIGHTS,
+    ProductKind.OPTIMIZER_STATE,
+    ProductKind.ACTIVITIES,
+    ProductKind.NEUTRAL,
+)
 """What a rank takes only so much of before it is needed."""
 
 
@@ -58,7 +63,7 @@ class Products:
             is_bounded: Whether a large one may have to wait.
         """
         with self._changed:
-            if is_bounded and product.thing in LARGE:
+            if is_bounded and product.kind in LARGE:
                 waiting = self._waiting.setdefault(source, set())
 
                 def has_room() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from onward.errors import FileError, SettingError
-from onward.plan.tasks import Plan, Product, Thing
+from onward.plan.tasks import Plan, Product, ProductKind
 from onward.runtime.store import Layouts, Store
 from onward.runtime.workers import Worker
 from onward.transport.messages import Transport
@@ -94,7 +94,7 @@ def _compare(path: Path, settings: str, first_weights: Sequence[str | None]) -> 
             )
 
 
-def take_up(
+def agree_on_rest(
     store: Store, plan: Plan, worker: Worker, transport: Transport
 ) -> tuple[Plan, Holders, list[str]]:
     """Agree with all ranks on what is left to do.
@@ -111,7 +111,7 @@ def take_up(
     """
     own = describe(store, plan, worker)
     if transport.carries:
-        notes = transport.exchange("held", own)
+        notes = transport.all_gather("held", own)
     else:
         # All read the same folder, and one may come back while the others go on.
         notes = [own if rank == transport.rank else NOTHING for rank in range(transport.num_ranks)]
@@ -138,7 +138,7 @@ def agree(store: Store, plan: Plan, notes: Sequence[Mapping[str, Any]]) -> tuple
         if token is not None and token == note["token"]:
             store.seen.add(rank)
         for thing, time, block in note["products"]:
-            holders.setdefault(Product(Thing(thing), time, block), []).append(rank)
+            holders.setdefault(Product(ProductKind(thing), time, block), []).append(rank)
     return replace(plan, held=frozenset(holders)), holders
 
 

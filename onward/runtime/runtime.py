@@ -15,7 +15,7 @@ from torch import Tensor
 from onward.errors import FileError, OnwardError, PeerLostError
 from onward.networks import Network
 from onward.placement import Placement, first_blocks, messages, restored
-from onward.plan.tasks import Kind, Plan, Product, Task, Thing
+from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.products import Products
 from onward.runtime.store import SMALL, Store
@@ -80,7 +80,7 @@ class Runtime:
         self.chapter = 0
         transport.on_failure = self.products.wake
         # What an earlier part of the run had committed may have been placed otherwise.
-        transport.tell("committed", -1)
+        transport.put("committed", -1)
         for source in range(placement.num_ranks):
             if source != transport.rank:
                 self._expect(source)
@@ -96,7 +96,7 @@ class Runtime:
     def restore(self) -> None:
         """Send what others need of what was done before, and report what was reported."""
         for product in sorted(self.holdings):
-            is_news = product.thing in SMALL and self.plan.is_done(product)
+            is_news = product.kind in SMALL and self.plan.is_done(product)
             if is_news and self.transport.rank == 0:
                 self.on_product(product, self._stored(product))
         for message in self.restored:
@@ -114,10 +114,10 @@ class Runtime:
         self._send(task, made)
         self._keep(task, made)
         for product, tensors in made.items():
-            if self.transport.rank == 0 and product.thing in SMALL:
+            if self.transport.rank == 0 and product.kind in SMALL:
                 self.on_product(product, tensors)
             self.products.put(product, tensors)
-        if task.kind is not Kind.GATHER:
+        if task.kind is not TaskKind.GATHER:
             for product in given:
                 self.products.release(product)
 
@@ -151,7 +151,7 @@ class Runtime:
     def _frozen(self, product: Product, tensors: list[Tensor]) -> list[Tensor]:
         """Return the tensors of a product, which must not change until they have arrived."""
         is_last = self.plan.gather in self.plan.uses(product)
-        if product.thing is Thing.WEIGHTS and self.placement.owners and not is_last:
+        if product.kind is ProductKind.WEIGHTS and self.placement.owners and not is_last:
             # The block stays, and may be trained on before the message is out.
             return [tensor.clone() for tensor in tensors]
         return tensors
@@ -166,7 +166,7 @@ class Runtime:
 
     def _is_kept(self, product: Product) -> bool:
         assert self.store is not None
-        return product.thing in SMALL or self.plan.is_kept(product, self.store.every)
+        return product.kind in SMALL or self.plan.is_kept(product, self.store.every)
 
     def _commit(self, chapter: int) -> None:
         """Say that all before a chapter is done here, and forget what no rank goes back to."""
@@ -174,8 +174,8 @@ class Runtime:
             return
         self.chapter = chapter
         self.store.commit(chapter - 1)
-        self.transport.tell("committed", self.store.committed)
-        heard = self.transport.heard("committed")
+        self.transport.put("committed", self.store.committed)
+        heard = self.transport.get("committed")
         if None not in heard:
             self.store.prune(self.plan, min(heard))
 
@@ -209,7 +209,7 @@ class Runtime:
             self.recorder.add("receive", str(self.plan.maker(products[0])), now, now)
             self._keep_received(made, source)
             for product, parts in made.items():
-                if product.thing in SMALL:
+                if product.kind in SMALL:
                     self.on_product(product, parts)
                 laid_out = self.worker.received(product, parts)
                 is_bounded = not self.plan.is_done(product)
@@ -223,7 +223,9 @@ class Runtime:
             return
         kept = {}
         for product, parts in made.items():
-            is_last = product.thing is Thing.WEIGHTS and self.plan.gather in self.plan.uses(product)
+            is_last = product.kind is ProductKind.WEIGHTS and self.plan.gather in self.plan.uses(
+                product
+            )
             if self._is_kept(product) and (is_last or source not in self.store.seen):
                 kept[product] = parts
         self.store.keep(self.plan.maker(next(iter(made))), kept)
@@ -232,7 +234,7 @@ class Runtime:
     def _waiting(self, product: Product, task: Task) -> Iterator[None]:
         """Note how long a task waits, and let the rank that it waits for be watched."""
         start = self.recorder.now()
-        what = f"the {product.thing} of block {product.block}, time {product.time},"
+        what = f"the {product.kind} of block {product.block}, time {product.time},"
         with self.transport.doing.wait(what, self._source(product)):
             if self.transport.carries:
                 self.products.wait_for(product, lambda: self._check_connections(product))
@@ -249,7 +251,7 @@ class Runtime:
         source = self._source(product)
         while True:
             # What was committed when it was asked is on the disk, and so is found after.
-            (committed,) = self.transport.heard("committed", [source])
+            (committed,) = self.transport.get("committed", [source])
             self._hear()
             found = self.store.find(product, maker, layout)
             if found is not None:
@@ -270,7 +272,7 @@ class Runtime:
             raise failure
         if failure is not None:
             raise PeerLostError(
-                f"Rank {self.transport.rank} waited for the {product.thing} of block "
+                f"Rank {self.transport.rank} waited for the {product.kind} of block "
                 f"{product.block}, time {product.time}, and lost the connection to another rank. "
                 f"The log of the rank that ended first says why."
             ) from failure

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from onward.digests import tensors_sha256
 from onward.errors import FileError
-from onward.files import PARTIAL, whole
-from onward.plan.tasks import Plan, Product, Task, Thing
+from onward.files import PARTIAL, atomic_write
+from onward.plan.tasks import Plan, Product, ProductKind, Task
 from onward.transport.buffers import Buffers
 
 FORMAT = 1
 """Version of the layout of the files; others are not used."""
 
-SMALL = (Thing.REPORT, Thing.COUNTS)
+SMALL = (ProductKind.REPORT, ProductKind.COUNTS)
 """What is written as a line of the journal, and kept until the run is finished."""
 
 MOST_UNWRITTEN = 2
@@ -137,7 +137,7 @@ class Store:
         new = []
         for path in sorted(self.folder.glob(f"rank-*/{JOURNAL}")):
             for product, values in read_journal(path, self.digest):
-                if product in self.notes or product.thing not in SMALL:
+                if product in self.notes or product.kind not in SMALL:
                     continue
                 like = layouts(product)
                 if like is not None and len(values) == len(like[0]):
@@ -173,9 +173,9 @@ class Store:
         """
         if product in self.notes:
             return [self.notes[product]]
-        if product.thing in SMALL:
+        if product.kind in SMALL:
             return None
-        for path in sorted(self.folder.glob(f"rank-*/{maker}-{product.thing}.safetensors")):
+        for path in sorted(self.folder.glob(f"rank-*/{maker}-{product.kind}.safetensors")):
             # Of a damaged one: its rank does it again when it comes back.
             with suppress(FileError):
                 _, found = self._examine(path, lambda known: layout if known == product else None)
@@ -210,7 +210,7 @@ class Store:
             return
         copies = {p: [self._copied(tensor) for tensor in held] for p, held in products.items()}
         # What is known is not news in the journal.
-        self.notes |= {p: held[0] for p, held in copies.items() if p.thing in SMALL}
+        self.notes |= {p: held[0] for p, held in copies.items() if p.kind in SMALL}
         self._put(task, copies)
 
     def commit(self, time: int) -> None:
@@ -246,7 +246,7 @@ class Store:
             FileError: The disk is full, for instance.
         """
         try:
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 partial.write_text(text)
         except OSError as error:
             raise FileError(f"{path} cannot be written: {error.strerror}.") from error
@@ -270,17 +270,17 @@ class Store:
                     # A bug, which the rank shows when it keeps the next task.
                     self.failure = error
                     continue
-                told = getattr(error, "strerror", None) or error
+                text = getattr(error, "strerror", None) or error
                 self.failure = FileError(
-                    f"What {what} made cannot be written to {self.own}: {told}. What was written "
+                    f"What {what} made cannot be written to {self.own}: {text}. What was written "
                     f"before is whole: put that right, and go on from it."
                 )
 
     def _write_task(self, task: Task, products: dict[Product, list[Tensor]]) -> None:
-        told = {p: products.pop(p)[0].tolist() for p in list(products) if p.thing in SMALL}
-        if told:
+        text = {p: products.pop(p)[0].tolist() for p in list(products) if p.kind in SMALL}
+        if text:
             with (self.own / JOURNAL).open("a") as journal:
-                journal.writelines(journal_line(*each, self.digest) for each in told.items())
+                journal.writelines(journal_line(*each, self.digest) for each in text.items())
                 journal.flush()
                 os.fsync(journal.fileno())
         paths: dict[Product, Path] = {}
@@ -292,8 +292,8 @@ class Store:
                 "product": list(product),
                 "sha256": tensors_sha256(tensors),
             }
-            paths[product] = path = self.own / f"{task}-{product.thing}.safetensors"
-            with whole(path) as partial:
+            paths[product] = path = self.own / f"{task}-{product.kind}.safetensors"
+            with atomic_write(path) as partial:
                 save_file(tensors, partial, metadata={"onward": json.dumps(header)})
         flush_folder(self.own)
         with self._lock:
@@ -427,8 +427,10 @@ def read_header(path: Path, header: Any, digest: str) -> Product:
 def as_product(entry: Any) -> Product | None:
     """Return the product that something read from a file stands for; None for anything else."""
     match entry:
-        case [str(thing), int(time), int(block)] if thing in list(Thing) and min(time, block) >= 0:
-            return Product(Thing(thing), time, block)
+        case [str(thing), int(time), int(block)] if (
+            thing in list(ProductKind) and min(time, block) >= 0
+        ):
+            return Product(ProductKind(thing), time, block)
     return None
 
 

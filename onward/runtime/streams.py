@@ -11,7 +11,7 @@ from onward.blocks import Edge, gathered
 from onward.engine import Position, learn, make_step
 from onward.networks import Network, passes
 from onward.plan.streams import StreamPlan
-from onward.plan.tasks import Product, Task, Thing
+from onward.plan.tasks import Product, ProductKind, Task
 from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker
 from onward.samplers import NEUTRAL, Views
 from onward.steps import Step, StepReport
@@ -58,7 +58,7 @@ class StreamWorker(Worker):
         if block == self.plan.hinting and self.plan.hint_age is not None:
             # Before the head learns from them.
             scores = learner.scores(learner.infer(read[NEUTRAL]))
-            made[Product(Thing.HINTS, step + self.plan.lead, 0)] = [scores.float()]
+            made[Product(ProductKind.HINTS, step + self.plan.lead, 0)] = [scores.float()]
         # Views that this block does not learn from are for a later one.
         others = set() if is_head else {self.continued(name) for name in read}
         others -= set(trainer.learned(views))
@@ -75,12 +75,12 @@ class StreamWorker(Worker):
         )
         if not is_head:
             handed_on = self.handed_on(read, outputs | learned)
-            made[Product(Thing.ACTIVITIES, step, block)] = self._to_wire(handed_on)
+            made[Product(ProductKind.ACTIVITIES, step, block)] = self._to_wire(handed_on)
         return made | self._end(task, report, clock)
 
     def pass_neutral(self, task: Task, given: Given) -> Made:
         outputs = self._step(task.block).infer(self._neutral(task, given)[NEUTRAL])
-        product = Product(Thing.NEUTRAL, task.time, task.block)
+        product = Product(ProductKind.NEUTRAL, task.time, task.block)
         return {product: self._to_wire({NEUTRAL: outputs})}
 
     def _step(self, block: int) -> Step:
@@ -104,12 +104,12 @@ class StreamWorker(Worker):
 
     def execute(self, task: Task, given: Given) -> Made:
         for product, tensors in given.items():
-            if product.thing is Thing.MOMENTS:
+            if product.kind is ProductKind.OPTIMIZER_STATE:
                 self.blocks[product.block].set_optimizer_tensors(tensors)
         return super().execute(task, given)
 
     def layout(self, product: Product) -> list[Tensor]:
-        if product.thing not in (Thing.ACTIVITIES, Thing.NEUTRAL):
+        if product.kind not in (ProductKind.ACTIVITIES, ProductKind.NEUTRAL):
             return super().layout(product)
         samples = self.plan.samples_of(product)
         return [
@@ -136,7 +136,7 @@ class StreamWorker(Worker):
 
         @cache
         def first() -> Views:
-            hints = given.get(Product(Thing.HINTS, step, 0))
+            hints = given.get(Product(ProductKind.HINTS, step, 0))
             batch = step // self.plan.ticks
             return self.sampled(self._samples(step), hints[0] if hints else None, batch, 0)
 
@@ -145,7 +145,7 @@ class StreamWorker(Worker):
             if edge.source == "input":
                 each.append((edge, first()))
             else:
-                product = Product(Thing.ACTIVITIES, step - edge.delay, edge.source)
+                product = Product(ProductKind.ACTIVITIES, step - edge.delay, edge.source)
                 came = product in given
                 each.append((edge, self._from_wire(product, given[product]) if came else None))
         like = next((views for _, views in each if views is not None), None) or first()
@@ -164,7 +164,7 @@ class StreamWorker(Worker):
             if edge.source == "input":
                 like = self.network.sampler.neutral(self._samples(task.time, self.plan.lead))
             else:
-                product = Product(Thing.NEUTRAL, task.time, edge.source)
+                product = Product(ProductKind.NEUTRAL, task.time, edge.source)
                 like = self._from_wire(product, given[product])[NEUTRAL]
             reads.append((edge, like.inputs))
         assert like is not None
@@ -175,7 +175,7 @@ class StreamWorker(Worker):
     def _examples(self, product: Product) -> Views:
         """Return what a product of outputs is like, by view."""
         examples = self.examples[product.block]
-        names = (NEUTRAL,) if product.thing is Thing.NEUTRAL else self.network.sampler.names
+        names = (NEUTRAL,) if product.kind is ProductKind.NEUTRAL else self.network.sampler.names
         return {name: examples[name] for name in names}
 
     def _on_the_wire(self, name: str, tensor: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class StreamWorker(Worker):
         self.totals.pop(block, None)
         learner = self.blocks[block]
         return {
-            Product(Thing.WEIGHTS, step, block): self.weights(block),
-            Product(Thing.MOMENTS, step, block): learner.optimizer_tensors(),
+            Product(ProductKind.WEIGHTS, step, block): self.weights(block),
+            Product(ProductKind.OPTIMIZER_STATE, step, block): learner.optimizer_tensors(),
             **self.report(task, report, elapsed),
         }

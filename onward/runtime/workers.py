@@ -21,7 +21,7 @@ from onward.engine import ADVICE, Training
 from onward.errors import DivergedError
 from onward.networks import CHUNK_ROWS, Network, evaluate
 from onward.optimizers import with_strides
-from onward.plan.tasks import Kind, Plan, Product, Task, Thing
+from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
 from onward.samplers import Views
 from onward.steps import StepReport
@@ -119,16 +119,16 @@ class Worker(ABC):
             What it makes.
         """
         for product, tensors in given.items():
-            if product.thing is Thing.WEIGHTS:
+            if product.kind is ProductKind.WEIGHTS:
                 self.bind(product.block, tensors)
         match task.kind:
-            case Kind.TRAIN:
+            case TaskKind.TRAIN:
                 return self.train(task, given)
-            case Kind.PASS:
+            case TaskKind.PASS:
                 return self.pass_neutral(task, given)
-            case Kind.SCORE:
+            case TaskKind.SCORE:
                 return self.score(task)
-            case Kind.VALIDATE:
+            case TaskKind.VALIDATE:
                 return self.validate(task)
         return {}
 
@@ -150,23 +150,23 @@ class Worker(ABC):
 
     def layout(self, product: Product) -> list[Tensor]:
         """Return tensors of the shapes and types that a product has, with any content."""
-        match product.thing:
-            case Thing.WEIGHTS:
+        match product.kind:
+            case ProductKind.WEIGHTS:
                 return self.layouts[product.block]
-            case Thing.MOMENTS:
+            case ProductKind.OPTIMIZER_STATE:
                 return self.blocks[product.block].optimizer_tensors()
-            case Thing.HINTS:
+            case ProductKind.HINTS:
                 return [torch.empty(self.num_hinted(product.time), self.network.num_classes)]
-            case Thing.REPORT:
+            case ProductKind.REPORT:
                 names = report_fields(self.blocks[product.block])
                 return [torch.empty(len(names), dtype=torch.float64)]
-            case Thing.COUNTS:
+            case ProductKind.COUNTS:
                 return [torch.empty(2 + len(self.network.line), dtype=torch.float64)]
         raise NotImplementedError
 
     def received(self, product: Product, tensors: list[Tensor]) -> list[Tensor]:
         """Return a product that another rank has made, laid out in memory as here."""
-        if product.thing in (Thing.WEIGHTS, Thing.MOMENTS):
+        if product.kind in (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE):
             likes = self.layout(product)
             return [with_strides(t, like) for t, like in zip(tensors, likes, strict=True)]
         return tensors
@@ -275,7 +275,7 @@ class Worker(ABC):
                 )
         dead = math.nan if is_head(block) else 1 - total.active.double().mean().item()
         figures = [*total.means(), dead, *elapsed.tolist()]
-        report = Product(Thing.REPORT, task.time, task.block)
+        report = Product(ProductKind.REPORT, task.time, task.block)
         return {report: [torch.tensor(figures, dtype=torch.float64)]}
 
     def validate(self, task: Task) -> Made:
@@ -286,7 +286,7 @@ class Worker(ABC):
         each += [-1] * (len(self.network.line) - len(each))
         counts = [found.rows, found.correct, *each[: len(self.network.line)]]
         self.validation_seconds += clock.read()[0].item()
-        product = Product(Thing.COUNTS, task.time, task.block)
+        product = Product(ProductKind.COUNTS, task.time, task.block)
         return {product: [torch.tensor(counts, dtype=torch.float64)]}
 
 
@@ -314,7 +314,7 @@ def passed(block: Block, batch: Batch, team: Team | None = None) -> Batch:
 def in_chunks(samples: int, work: Callable[[slice], Tensors], team: Team) -> Tensors:
     """Do something with samples, chunk by chunk, and join what it yields.
 
-    Chunks of `CHUNK_ROWS` are dealt to the ranks of a team, each of which gets all results.
+    Chunks of `CHUNK_ROWS` are assigned to the ranks of a team, each of which gets all results.
 
     Args:
         samples: Number of samples.

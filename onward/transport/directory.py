@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from onward.errors import FileError, PeerLostError
-from onward.files import whole
+from onward.files import atomic_write
 from onward.team import Alone, Team
 from onward.transport.messages import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
 
@@ -112,16 +112,16 @@ class DirectoryTransport(Transport):
         if self in OPEN:
             self.say_ended()
 
-    def tell(self, topic: str, note: Any) -> None:
+    def put(self, topic: str, note: Any) -> None:
         try:
-            with whole(self._own_note(topic)) as partial:
+            with atomic_write(self._own_note(topic)) as partial:
                 partial.write_text(json.dumps([self.start, note]))
         except OSError as error:
             raise FileError(
                 f"The folder {self.folder} cannot be written to: {error.strerror}."
             ) from error
 
-    def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
+    def get(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
         found = []
         for rank in range(self.num_ranks) if ranks is None else ranks:
             path = self._note(topic, rank)
@@ -144,7 +144,7 @@ class DirectoryTransport(Transport):
         """Do nothing: each rank begins when it comes."""
 
     def finish(self) -> None:
-        self.exchange("finished", None)
+        self.all_gather("finished", None)
 
     def team(self, teams: Sequence[range]) -> Team:
         assert all(len(ranks) == 1 for ranks in teams), "Ranks that share a folder work alone."

@@ -210,7 +210,7 @@ class DistributedTransport(Transport):
         with self._reached(self.meeting) as store:
             return store.get(key).decode() if store.check([key]) else ""
 
-    def tell(self, topic: str, note: Any) -> None:
+    def put(self, topic: str, note: Any) -> None:
         with self._reached(self.store) as store:
             store.set(f"{topic}/{self.rank}", json.dumps(note))
 
@@ -225,7 +225,7 @@ class DistributedTransport(Transport):
                 f"rank that ended first says why."
             ) from error
 
-    def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
+    def get(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
         asked = range(self.num_ranks) if ranks is None else ranks
         keys = [f"{topic}/{rank}" for rank in asked]
         with self._reached(self.store) as store:
@@ -268,7 +268,7 @@ class DistributedTransport(Transport):
         for source, receiver in self._receivers.items():
             with self.doing.wait("the last messages", source):
                 receiver.join()
-        self.exchange("finished", None)
+        self.all_gather("finished", None)
 
     def close(self) -> None:
         # Rank 0 may hold the store that the others still read from.

@@ -69,7 +69,7 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def tell(self, topic: str, note: Any) -> None:
+    def put(self, topic: str, note: Any) -> None:
         """Leave something small where all ranks find it, in place of what this rank left before.
 
         Args:
@@ -78,10 +78,10 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
+    def get(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
         """Return what ranks, or all, have left on a topic; None for those that have not."""
 
-    def exchange(self, topic: str, note: Any) -> list[Any]:
+    def all_gather(self, topic: str, note: Any) -> list[Any]:
         """Tell all ranks something small, and hear what they say.
 
         Args:
@@ -95,14 +95,14 @@ class Transport(ABC):
             PeerLostError: One has ended, or cannot be reached.
         """
         # In a list, since a rank may have nothing to say.
-        self.tell(topic, [note])
+        self.put(topic, [note])
         every: list[Any] = []
         for rank in range(self.num_ranks):
             with self.doing.wait(f"word ({topic})", rank):
-                while (told := self.heard(topic, [rank])[0]) is None:
+                while (note := self.get(topic, [rank])[0]) is None:
                     self.check_peers()
                     time.sleep(LOOK_EVERY_SECONDS)
-            every += told
+            every += note
         return every
 
     @abstractmethod
@@ -178,17 +178,17 @@ class InMemoryTransport(Transport):
     def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
         self.inbox[source] = (iter(layouts), deliver)
 
-    def tell(self, topic: str, note: Any) -> None:
+    def put(self, topic: str, note: Any) -> None:
         self.notes[topic] = note
 
-    def heard(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
+    def get(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
         asked = range(self.num_ranks) if ranks is None else ranks
         return [self.peers[rank].notes.get(topic) for rank in asked]
 
-    def exchange(self, topic: str, note: Any) -> list[Any]:
+    def all_gather(self, topic: str, note: Any) -> list[Any]:
         if self.num_ranks > 1:
             raise NotImplementedError("Ranks of one process take turns, and cannot wait.")
-        return super().exchange(topic, note)
+        return super().all_gather(topic, note)
 
     def team(self, teams: Sequence[range]) -> Team:
         members = next(ranks for ranks in teams if self.rank in ranks)
@@ -234,7 +234,7 @@ class InMemoryTeam(Team):
                     raise PeerLostError("Another rank of the team failed.") from None
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
     """End this rank at once, if it is one of several that are connected.
 
     Threads that wait for messages would keep it, and so the others, from ending.

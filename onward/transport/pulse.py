@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from onward.errors import PeerLostError
 from onward.launcher import LAUNCHER
-from onward.transport.messages import Transport, leave
+from onward.transport.messages import Transport, exit_process
 from onward.transport.waiting import Waiting
 
 BEAT_SECONDS = 2.0
@@ -67,7 +67,7 @@ class Pulse:
                 if self.transport.doing.waiting is not None:
                     # It waits where nothing wakes it, such as for others of its team.
                     self._say(str(error))
-                    leave(2)
+                    exit_process(2)
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
@@ -95,10 +95,10 @@ class Pulse:
     def _beat(self) -> None:
         if self._launcher is not None and os.getppid() != int(self._launcher):
             # Nobody would start the ranks again, or stop them.
-            leave(1)
+            exit_process(1)
         self._beats += 1
         doing = self.transport.doing
-        self.transport.tell("beat", [self._beats, doing.what])
+        self.transport.put("beat", [self._beats, doing.what])
         waiting = doing.waiting
         if waiting is not None:
             self.look(waiting)
@@ -110,7 +110,7 @@ class Pulse:
             PeerLostError: It has said nothing for too long.
         """
         now = time.monotonic()
-        beat, doing = self.transport.heard("beat", [waiting.source])[0] or (0, "has not started")
+        beat, doing = self.transport.get("beat", [waiting.source])[0] or (0, "has not started")
         if beat != waiting.beat:
             waiting.beat, waiting.heard_at = beat, now
         silent, waited = now - waiting.heard_at, now - waiting.since
