@@ -18,7 +18,7 @@ from onward.errors import FileError, SettingError
 from onward.networks import Network, evaluate, passes
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
-from onward.runtime.workers import Settings, Shard, passed, report_fields
+from onward.runtime.workers import Settings, Shard, pass_through, report_fields
 from onward.samplers import NEUTRAL, Views
 from onward.simulation import Costs
 from onward.slices import RowsStep
@@ -84,7 +84,7 @@ class BlockCosts(Costs):
     classes: int
     """Number of classes."""
 
-    def seconds(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> float:
+    def seconds(self, plan: Plan, task: Task, known: Set[int], ranks: int) -> float:
         match task.kind:
             case TaskKind.GATHER:
                 return 0.0
@@ -106,11 +106,11 @@ class BlockCosts(Costs):
         passing = (
             sum(self.neutral[b] for b in below)
             if is_head
-            else sum(self.forward[b] for b in below if b not in passed) / ranks
+            else sum(self.forward[b] for b in below if b not in known) / ranks
         )
         return work.learned * learning + work.passed * passing
 
-    def exchanged(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> tuple[int, int]:
+    def exchanged(self, plan: Plan, task: Task, known: Set[int], ranks: int) -> tuple[int, int]:
         if task.kind is TaskKind.SCORE:
             rows = plan.rows[plan.shard(task.time)]
             return 1, 4 * self.classes * rows // ranks
@@ -120,7 +120,7 @@ class BlockCosts(Costs):
         passes, num_bytes = 0, 0
         is_head = block in plan.heads
         if not is_head:
-            below = [b for b in plan.below[block] if b not in passed]
+            below = [b for b in plan.below[block] if b not in known]
             passes = self.views * len(below)
             per_row = sum(self.outputs[b] for b in below) * self.views // plan.batch_size
             num_bytes = per_row * each // ranks
@@ -303,7 +303,7 @@ def _scores(block: Block, read: Batch) -> None:
 
 def _through(block: Block, views: Views) -> None:
     for view in views.values():
-        passed(block, view)
+        pass_through(block, view)
 
 
 class Timer:

@@ -36,17 +36,17 @@ class Costs(ABC):
     """What tasks take and what their products weigh."""
 
     @abstractmethod
-    def seconds(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> float:
+    def seconds(self, plan: Plan, task: Task, known: Set[int], ranks: int) -> float:
         """Return how long each rank of speed 1 works on a task.
 
         Args:
             plan: What is computed.
             task: One of its tasks.
-            passed: Blocks that the rank has passed this chapter's rows through already.
+            known: Blocks that the rank has passed this chapter's rows through already.
             ranks: Ranks that share the task.
         """
 
-    def exchanged(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> tuple[int, int]:
+    def exchanged(self, plan: Plan, task: Task, known: Set[int], ranks: int) -> tuple[int, int]:
         """Return what ranks that share a task tell each other in it.
 
         Returns:
@@ -72,7 +72,7 @@ class KnownCosts(Costs):
         took = {(span.what, span.label): span.end - span.start for span in timeline}
         return cls({task: took.get((WORDS[task.kind], str(task)), 0.0) for task in plan.tasks()})
 
-    def seconds(self, plan: Plan, task: Task, passed: Set[int], ranks: int) -> float:
+    def seconds(self, plan: Plan, task: Task, known: Set[int], ranks: int) -> float:
         return self.measured.get(task, 0.0)
 
     def num_bytes(self, plan: Plan, product: Product) -> int:
@@ -169,7 +169,7 @@ class _Simulator:
         self.here: list[set[Product]] = [set() for _ in range(ranks)]
         self.missing: list[set[Product]] = [set() for _ in range(ranks)]
         self.free = [0.0] * ranks
-        self.passed: list[tuple[int, frozenset[int]]] = [(-1, frozenset())] * ranks
+        self.known: list[tuple[int, frozenset[int]]] = [(-1, frozenset())] * ranks
         self.sent_until, self.received_until = [0.0] * ranks, [0.0] * ranks
         # When, a number that tells apart what happens at the same time, and what happens then.
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -203,24 +203,24 @@ class _Simulator:
         if self.ready[task] < len(team):
             return
         del self.ready[task]
-        chapter, passed = self.passed[team[0]]
-        passed = passed if chapter == task.time else frozenset()
-        seconds = self.costs.seconds(self.plan, task, passed, len(team))
+        chapter, known = self.known[team[0]]
+        known = known if chapter == task.time else frozenset()
+        seconds = self.costs.seconds(self.plan, task, known, len(team))
         seconds /= min(self.speeds[member] for member in team)
         if len(team) > 1:
-            seconds += self._exchange(task, team, passed)
+            seconds += self._exchange(task, team, known)
         for member in team:
             self.found.waiting[member] += now - self.free[member]
             self._span(member, "wait", str(task), self.free[member], now)
             if task.kind is TaskKind.TRAIN and task.block not in self.plan.heads:
-                self.passed[member] = (task.time, passed | self.plan.below[task.block])
+                self.known[member] = (task.time, known | self.plan.below[task.block])
             self.found.busy[member] += seconds
             self._span(member, WORDS[task.kind], str(task), now, now + seconds)
             self._at(now + seconds, partial(self._done, member))
 
-    def _exchange(self, task: Task, team: range, passed: Set[int]) -> float:
+    def _exchange(self, task: Task, team: range, known: Set[int]) -> float:
         """Return the seconds in which ranks that share a task tell each other what they found."""
-        times, num_bytes = self.costs.exchanged(self.plan, task, passed, len(team))
+        times, num_bytes = self.costs.exchanged(self.plan, task, known, len(team))
         for source in team:
             for dest in team:
                 if source != dest:

@@ -5,11 +5,11 @@ from rich.console import Console
 from test_simulation import Weighing, chapters, stream
 
 from onward.cli.drawing import advice, choices_table, forecast_table
+from onward.cli.planner import alone, choices, read_links
 from onward.errors import SettingError
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.planner import alone, choices, read_links
 from onward.simulation import FREE, KnownCosts, Link
 
 

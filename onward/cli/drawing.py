@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from onward.cli.planner import Choice, alone
 from onward.placement import Placement, messages
 from onward.plan.tasks import Plan, Product, Task, TaskKind
-from onward.planner import Choice, alone
 from onward.simulation import Simulation
 
 STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")

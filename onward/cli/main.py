@@ -34,13 +34,13 @@ from onward.cli.drawing import (
 )
 from onward.cli.flags import FLAGS, add_settings, nearest, read_config
 from onward.cli.output import Output, close_output
+from onward.cli.planner import choices, read_links, read_speeds
 from onward.cli.progress import Bars, count
 from onward.cli.report import draw_timelines
 from onward.config import RunConfig, read_settings
 from onward.errors import FileError, OnwardError, SettingError, Stopped
 from onward.launcher import launch
 from onward.placement import stall
-from onward.planner import choices, read_links, read_speeds
 from onward.recipes import RECIPES
 from onward.simulation import KnownCosts, simulate
 from onward.transport.messages import exit_process

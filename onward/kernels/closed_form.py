@@ -210,7 +210,7 @@ class ClosedFormStep(Step):
         """Return inputs, outputs, the objective's gradient, that by pre-activations, a report."""
         learned = self.learned(views)
         x = self.multiplied(learned, seed)
-        activities = self.passed(x)
+        activities = self.all_activities(x)
         outputs = self.split(activities, learned)
         gradient = self.local.gradient(self.local.partial(outputs, ALL), outputs, ALL)
         active = self.summed(activities) > 0
@@ -229,7 +229,7 @@ class ClosedFormStep(Step):
         views = zip(learned.items(), parts, strict=True)
         return {name: view.replace(inputs=part) for (name, view), part in views}
 
-    def passed(self, x: Tensor) -> Tensor:
+    def all_activities(self, x: Tensor) -> Tensor:
         """Return the activities of all units for the samples of a step, all views joined."""
         return self.activities(x)
 
@@ -308,7 +308,7 @@ class SharedPassStep(ClosedFormStep):
         self.label_inputs = label_inputs
         assert not self.layer.dropout, "It would make the two samples differ."
 
-    def passed(self, x: Tensor) -> Tensor:
+    def all_activities(self, x: Tensor) -> Tensor:
         labels, rest = self._parts(x)
         weight = self.product_weight
         shared = F.linear(rest, weight[:, self.label_inputs :], self.layer.bias.to(self.dtype))

@@ -114,7 +114,7 @@ class StreamPlan(Plan):
 
     def all_tasks(self) -> Iterator[Task]:
         for step in range(self.steps):
-            yield from (Task(TaskKind.PASS, step, block) for block in sorted(self.passed))
+            yield from (Task(TaskKind.PASS, step, block) for block in sorted(self.below_heads))
             yield from (Task(TaskKind.TRAIN, step, head) for head in self.heads)
             yield from (Task(TaskKind.TRAIN, step, block) for block in range(self.num_blocks))
             if step in self.chapter_ends:
@@ -211,7 +211,7 @@ class StreamPlan(Plan):
                 return [
                     Task(TaskKind.TRAIN if b in self.heads else TaskKind.PASS, step, b)
                     for b in reading
-                    if b in self.heads or b in self.passed
+                    if b in self.heads or b in self.below_heads
                 ]
             case ProductKind.WEIGHTS:
                 chapter = self.chapter_ends[step]
@@ -219,7 +219,9 @@ class StreamPlan(Plan):
                 if chapter == self.chapters - 1:
                     return [*validations, self.gather]
                 kinds = (
-                    (TaskKind.PASS, TaskKind.TRAIN) if block in self.passed else (TaskKind.TRAIN,)
+                    (TaskKind.PASS, TaskKind.TRAIN)
+                    if block in self.below_heads
+                    else (TaskKind.TRAIN,)
                 )
                 return [*validations, *(Task(kind, step + 1, block) for kind in kinds)]
             case ProductKind.OPTIMIZER_STATE:

@@ -252,7 +252,7 @@ class Plan(ABC):
         return tuple(found)
 
     @cached_property
-    def passed(self) -> frozenset[int]:
+    def below_heads(self) -> frozenset[int]:
         """The blocks that samples pass on their way to heads."""
         return frozenset().union(*(self.below[head] for head in self.heads))
 

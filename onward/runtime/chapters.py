@@ -11,7 +11,16 @@ from onward.engine import Position, Training, make_step, train_block
 from onward.networks import Network
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import INPUT, Product, ProductKind, Segment, Task
-from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker, in_chunks, passed
+from onward.runtime.workers import (
+    Clock,
+    Given,
+    Made,
+    Settings,
+    Shard,
+    Worker,
+    in_chunks,
+    pass_through,
+)
 from onward.samplers import NEUTRAL, Views
 from onward.steps import StepReport
 from onward.team import Alone
@@ -186,7 +195,7 @@ class ChapterWorker(Worker):
                 views = read(number)
                 passing = {self.continued(name) for name in views}
                 with self.recorder.span("forward", f"{number}P{self.chapter}"):
-                    found = {n: passed(self.blocks[number], views[n], team) for n in passing}
+                    found = {n: pass_through(self.blocks[number], views[n], team) for n in passing}
                 known[number] = self.handed_on(views, found)
                 self._forget(known, block)
             return known[number]

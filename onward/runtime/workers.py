@@ -301,7 +301,7 @@ def report_fields(block: Block) -> tuple[str, ...]:
     )
 
 
-def passed(block: Block, batch: Batch, team: Team | None = None) -> Batch:
+def pass_through(block: Block, batch: Batch, team: Team | None = None) -> Batch:
     """Pass samples through a block in chunks, without training it."""
     if batch.structure:
         return block.infer(batch)

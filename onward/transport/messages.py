@@ -82,7 +82,7 @@ class Transport(ABC):
         """Return what ranks, or all, have left on a topic; None for those that have not."""
 
     def all_gather(self, topic: str, note: Any) -> list[Any]:
-        """Tell all ranks something small, and hear what they say.
+        """Give all ranks something small, and get theirs.
 
         Args:
             topic: Each is used once.

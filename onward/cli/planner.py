@@ -35,7 +35,7 @@ class Choice:
 def choices(
     plan: Plan,
     placement: Placement,
-    shares: Sequence[int],
+    block_costs: Sequence[int],
     costs: Costs,
     links: Link | Sequence[Link] = FREE,
     speeds: Sequence[float] | None = None,
@@ -47,7 +47,7 @@ def choices(
     Args:
         plan: What was asked for; other chapters or slices end in other weights.
         placement: Where that was asked for; sequential uses one of its ranks.
-        shares: Cost of each block of the line, by which `place` balances them.
+        block_costs: Cost of each block of the line, by which `place` balances them.
         costs: What tasks take and products weigh.
         links: The link of every rank, or of each.
         speeds: Speed of each rank; None for 1 everywhere.
@@ -68,7 +68,7 @@ def choices(
                 continue
             for team in (replicas, None) if name == "single-layer" else (replicas,):
                 try:
-                    placed = place(candidate, name, ranks, shares, team)
+                    placed = place(candidate, name, ranks, block_costs, team)
                 except PlacementError:
                     continue
                 if len(placed.teams) == 1 and name != "sequential":
