@@ -1,14 +1,19 @@
-"""Is this version of the library as fast as an earlier one?
+"""Is this version of the library as fast as an earlier one, and as accurate?
 
     git worktree add ../old COMMIT
     python benchmarks/versions.py --old ../old step_speed           7 alternating pairs of --quick
     python benchmarks/versions.py --old ../old --pairs 3 emulated_ranks
+    python benchmarks/versions.py --old ../old --data-dir DIR accuracy
 
 Runs a benchmark of both checkouts in its quick form, one after the other in turn, each with the
 library and the script of its own checkout. The figures are those of the benchmark's last line,
 which are ratios to something that was timed in the same run, so that a machine whose speed drifts
 harms them little. Printed: for each figure the median of each version and its range, and the median
 and range of this version's over the earlier one's, pair by pair.
+
+`accuracy` trains every recipe on digits with three seeds, and on MNIST with one, in both checkouts:
+shorter and narrower than the recipe says, so that it takes minutes. It prints the test accuracies,
+and whether the weights are the same bit for bit.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +43,50 @@ def figures(root: Path, benchmark: str, form: str) -> dict[str, float]:
         check=True,
     )
     return dict(flat(json.loads(done.stdout.splitlines()[-1])))
+
+
+TRAININGS = [
+    *(("digits", seed, ["--widths", "200,200,200,200", "--epochs", "12"]) for seed in range(3)),
+    ("mnist", 0, ["--widths", "500,500,500,500", "--epochs", "2"]),
+]
+"""Data, seed and further flags of each training of a recipe."""
+
+
+def trained(root: Path, recipe: str, data: str, seed: int, flags: list[str]) -> dict[str, Any]:
+    """Train a recipe with the library of a checkout; return what its result says."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = ["-m", "onward", "train", recipe, "--data", data, *flags, "--out", str(out)]
+        subprocess.run(
+            [sys.executable, *command, "--set", f"training.seed={seed}"],
+            env={**os.environ, "PYTHONPATH": str(root.resolve())},
+            capture_output=True,
+            check=True,
+        )
+        found: dict[str, Any] = json.loads((out / "result.json").read_text())
+        return found
+
+
+def accuracies(old: Path, out: Path) -> dict[str, Any]:
+    """Compare the accuracy of all recipes; return the largest difference and the share alike."""
+    rows: list[dict[str, Any]] = []
+    for recipe in ("one-pass", "hinton", "pff", "backprop"):
+        for data, seed, flags in TRAININGS:
+            each = [trained(root, recipe, data, seed, flags) for root in (old, HERE)]
+            before, now = (found["accuracy"]["test"] for found in each)
+            is_same = each[0]["weights_sha256"] == each[1]["weights_sha256"]
+            rows.append(
+                {"recipe": recipe, "data": data, "seed": seed, "old": before, "new": now}
+                | {"same_weights": is_same}
+            )
+            print(
+                f"{recipe:9} {data:7} seed {seed}: {before:.2%}, {now:.2%}, same weights: {is_same}"
+            )
+    common.record(out / "versions-accuracy.json", {"trainings": rows})
+    return {
+        "largest_difference": max(abs(row["new"] - row["old"]) for row in rows),
+        "same_weights": sum(row["same_weights"] for row in rows) / len(rows),
+    }
 
 
 def flat(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -62,12 +112,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", help="such as step_speed")
+    parser.add_argument("benchmark", help="such as step_speed, or accuracy")
     parser.add_argument("--old", type=Path, required=True, help="checkout of the earlier version")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--form", choices=("quick", "smoke"), default="quick")
     parser.add_argument("--out", type=Path, default=common.RESULTS)
+    parser.add_argument("--data-dir", default=os.environ.get("ONWARD_DATA"))
     options = parser.parse_args()
+    if options.data_dir is not None:
+        os.environ["ONWARD_DATA"] = options.data_dir
+    if options.benchmark == "accuracy":
+        return common.last_line(accuracies(options.old, options.out), "full")
     pairs = []
     for number in range(options.pairs):
         roots = [("old", options.old), ("new", HERE)]
@@ -91,7 +146,7 @@ def main() -> None:
         runs = [{"pair": number, "version": name, **found} for number, name, found in pairs]
         path = options.out / f"versions-{options.benchmark}.json"
         common.record(path, {"ratios": ratios, "runs": runs})
-    common.last_line(ratios, options.form)
+    return common.last_line(ratios, options.form)
 
 
 if __name__ == "__main__":
