@@ -112,7 +112,9 @@ class Batch:
     def take(self, samples: Int[Tensor, " chosen"] | slice) -> "Batch":
         """Return some samples; of a batch with a structure, all of it, where only these count."""
         if self.structure:
-            return replace(self, index=torch.arange(len(self))[samples])
+            chosen = torch.arange(len(self))[samples]
+            counts = torch.isin(chosen, self.index) if self.index is not None else slice(None)
+            return replace(self, index=chosen[counts])
         index = None
         if self.index is not None:
             counts = torch.zeros(len(self), dtype=torch.bool)

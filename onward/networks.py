@@ -391,7 +391,7 @@ class Evaluation:
     correct: int
     """Samples whose class the network names."""
 
-    correct_blocks: tuple[int, ...]
+    correct_blocks: Mapping[int, int]
     """Samples whose class each block names on its own, where the readout has its scores."""
 
     @property
@@ -402,7 +402,7 @@ class Evaluation:
     @property
     def block_accuracy(self) -> list[float]:
         """The same for each block on its own."""
-        return [correct / self.rows for correct in self.correct_blocks] if self.rows else []
+        return [correct / self.rows for _, correct in sorted(self.correct_blocks.items())]
 
 
 def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> Evaluation:
@@ -416,11 +416,13 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     """
     is_asked = network.readout is not None and "label" in batch.targets
     if not is_asked or not batch.num_counted:
-        return Evaluation(0, 0, ())
+        return Evaluation(0, 0, {})
     scores = network.scores(batch, readout)
     label = batch.counted.label
     index = slice(None) if batch.index is None else batch.index
     correct, *each = (
         int((s[index].argmax(dim=1) == label).sum()) for s in (scores.network, *scores.blocks)
     )
-    return Evaluation(len(label), correct, tuple(each))
+    # Where there are ticks, the last one counts.
+    blocks = (visit % len(network.all_blocks) for visit in network.fold(readout).exits)
+    return Evaluation(len(label), correct, dict(zip(blocks, each, strict=False)))

@@ -76,9 +76,9 @@ class Objective(nn.Module, ABC):
         return {}
 
     def group(self, loss: str) -> tuple[str, ...]:
-        """Return what one of several losses trains: how the names of these parameters begin.
+        """Return what one of several losses trains: names of modules or parameters in the block.
 
-        Names are those of the block: `module.` and `objective.` and what follows.
+        Such as `module`, `module.encoder` or `objective.decoder`.
         """
         raise NotImplementedError(f"Say which parameters the loss {loss} trains.")
 

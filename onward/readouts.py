@@ -167,7 +167,7 @@ class SoftmaxHead(Readout):
                 f"{type(head.objective).__name__} has no scores."
             )
         if ticks == 1 and _is_sum(head, edges[-1]):
-            exits = tuple(_sources(edges[-1]))
+            exits = tuple(sorted(_sources(edges[-1])))
             return Fold(exits, (True,) * len(exits), is_softmax=True, is_own=False)
         return Fold((len(blocks) * ticks - 1,), (False,), is_own=False)
 

@@ -142,6 +142,6 @@ class Log:
             if chapter == self.plan.chapters - 1 and c[0]
         ]
         if not last:
-            return Evaluation(0, 0, ())
+            return Evaluation(0, 0, {})
         rows, correct, *each = (sum(column) for column in zip(*last, strict=True))
-        return Evaluation(rows, correct, tuple(each) if min(each) >= 0 else ())
+        return Evaluation(rows, correct, {b: c for b, c in enumerate(each) if c >= 0})

@@ -27,6 +27,9 @@ class DataSummary:
     validation_rows: tuple[int, ...]
     """Validation samples of each shard."""
 
+    counted_rows: int
+    """Training samples of all shards that count."""
+
     num_classes: int
     """Number of classes over all shards."""
 
@@ -129,6 +132,11 @@ def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Sh
         return {rank: whole}
     if number == 1:
         return {0: whole}
+    if whole.training.structure or "label" not in whole.training.targets:
+        raise SettingError(
+            f"plan.shards is {number}, but these samples cannot be cut into shards: they have no "
+            f"classes, or belong together as a graph does. Set plan.shards to 1."
+        )
     by, seed = config.plan.shard_by, config.training.seed
     parts = datasets.shards(whole.training.label, number, by, seed=seed)
     cuts = torch.arange(len(whole.validation)).tensor_split(number)
@@ -146,6 +154,7 @@ def describe(shards: Mapping[int, Shard], dataset: Dataset) -> dict[str, Any]:
         classes = labels.bincount(minlength=dataset.num_classes).tolist()
     return {
         "rows": [len(shard.training) for shard in shards.values()],
+        "counted_rows": sum(shard.training.num_counted for shard in shards.values()),
         "validation_rows": [counted(shard.validation) for shard in shards.values()],
         "classes": classes,
         "shapes": {
@@ -185,6 +194,7 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
     return DataSummary(
         tuple(rows for note in notes for rows in note["rows"]),
         tuple(rows for note in notes for rows in note["validation_rows"]),
+        sum(note["counted_rows"] for note in notes),
         num_classes,
         notes[0]["sha256"],
     )

@@ -89,12 +89,19 @@ class RowsStep(Step):
     ) -> tuple[dict[str, Batch], StepReport]:
         (samples,) = {view.num_counted for view in views.values()}
         parts = torch.arange(samples).tensor_split(self.slices)
+        state = [(buffer, buffer._version) for buffer in self.block.buffers()]
         own, names = [], []
         for number in self.team.own(self.slices):
             chosen = {name: _part(view, parts[number]) for name, view in views.items()}
             found = self.step.gradients(chosen, seed=seed + number)
             names = list(found.named)
             own.append(found.content())
+        if any(buffer._version != version for buffer, version in state):
+            raise SettingError(
+                f"The block of {type(self.block.module).__name__} and "
+                f"{type(self.block.objective).__name__} changes running state (a buffer) when it "
+                f"learns, and each slice would change it anew: plan.slices must be 1 with it."
+            )
         every = self.team.share(own)
         self.follow(every, names, [len(part) / samples for part in parts], lr_scale)
         active = torch.stack([active for _, active, *_ in every]).amax(dim=0).bool()

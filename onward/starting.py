@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 
 import torch
@@ -132,9 +132,20 @@ def _settings(network: Network, config: RunConfig) -> str:
         {"data.name": "", "data.dir": None, "training.precision": precision}
     )
     settings = replace(settings, placement=PlacementConfig())
-    # The settings do not know the optimizers of a network that a user has built.
-    optimizers = [f"block {n}: {b.optimizer}" for n, b in enumerate(network.all_blocks)]
-    return "\n".join([settings.to_toml(), *optimizers])
+    # The settings do not know what a user has built.
+    parts = [f"sampler: {_described(network.sampler)}", f"ticks: {network.ticks}"]
+    for number, block in enumerate(network.all_blocks):
+        objective = f"{type(block.objective).__name__} {block.objective.describe()}"
+        module = " ".join(repr(block.module).split())
+        parts.append(
+            f"block {number}: {module}, {objective}, {block.optimizer}, {network.edges[number]}"
+        )
+    return "\n".join([settings.to_toml(), *parts])
+
+
+def _described(part: object) -> str:
+    """Return a part with its fields, if it is a dataclass, else the name of its class."""
+    return repr(part) if is_dataclass(part) else type(part).__name__
 
 
 def _first_weights(network: Network) -> list[str | None]:

@@ -217,13 +217,18 @@ class AutogradStep(Step):
 
     def _derivatives(self, loss: Tensor, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         """Return the derivatives with respect to the parameters whose names begin so."""
-        chosen = {n: p for n, p in self.block.trained() if n.startswith(prefixes)}
+        chosen = {n: p for n, p in self.block.trained() if _is_inside(n, prefixes)}
         if not chosen:
             return {}
         found = torch.autograd.grad(
             loss, list(chosen.values()), allow_unused=True, retain_graph=prefixes != ("",)
         )
         return {n: g for n, g in zip(chosen, found, strict=True) if g is not None}
+
+
+def _is_inside(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Return whether a parameter is one of these, or belongs to a module that is."""
+    return any(prefix in ("", name) or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def active_units(outputs: Views) -> Tensor:

@@ -282,7 +282,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "recipe": config.recipe,
         "data": config.data.name if is_private(config) else dataset.name,
         "rows": {
-            "training": sum(summary.rows),
+            "training": summary.counted_rows,
             "validation": sum(summary.validation_rows),
             "test": counted(dataset.test),
         },

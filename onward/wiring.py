@@ -39,8 +39,9 @@ def check_edges(blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]]) -> N
                     f"counted from 0."
                 )
             if edge.delay == 0 and edge.source >= number:
+                what = "itself" if edge.source == number else "which comes after it"
                 raise ValueError(
-                    f"Block {number} reads block {edge.source}, which comes after it. Only a "
+                    f"Block {number} reads block {edge.source}, {what}. Only a "
                     f"delay lets it: ow.Edge({edge.source}, delay=1, shape=...)."
                 )
             if edge.delay == 1 and edge.shape is None:
@@ -80,10 +81,10 @@ def check_parameters(blocks: Sequence[Block]) -> None:
     """
     owners: dict[int, int] = {}
     for number, block in enumerate(blocks):
-        for name, parameter in block.named_parameters():
-            owner = owners.setdefault(id(parameter), number)
+        for name, tensor in block.state_dict(keep_vars=True).items():
+            owner = owners.setdefault(id(tensor), number)
             if owner != number:
                 raise ValueError(
-                    f"Blocks {owner} and {number} share the parameter {name}. Each block "
+                    f"Blocks {owner} and {number} share {name}, a parameter or buffer. Each block "
                     f"learns on its own, maybe on another machine: give it its own."
                 )

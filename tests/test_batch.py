@@ -265,3 +265,10 @@ def test_batches_are_joined_one_after_the_other():
     assert concatenated([x]) is x
     assert concatenated([x, y]).tolist() == [[1.0], [2.0]]
     assert concatenated([{"a": x}, {"a": y}])["a"].tolist() == [[1.0], [2.0]]
+
+
+def test_taking_nodes_of_a_graph_never_makes_others_count():
+    edges = {"edge_index": torch.tensor([[0, 1], [1, 2]])}
+    batch = Batch(torch.eye(4), structure=edges, index=torch.tensor([1, 3]))
+
+    assert batch.take(torch.tensor([0, 1, 2])).index.tolist() == [1]

@@ -16,6 +16,7 @@ from weight_jobs import (
     private_config,
     told,
     train_convolutions,
+    views_in_a_team,
 )
 
 from onward.checkpoint import weights_sha256
@@ -88,6 +89,15 @@ def test_processes_that_share_tasks_end_in_the_weights_of_one_process(group, cut
 
     assert one["weights"] == two["weights"] == expected["weights"]
     assert one["accuracy"] == two["accuracy"] == expected["accuracy"]
+
+
+def test_views_that_a_team_passes_on_together_are_not_mistaken_for_each_other(group):
+    # In version 0.2 before its release, their order was that of a set of names.
+    first, *_ = group["two_views_in_a_team"]
+
+    result = run(views_in_a_team(group["folder"], 1))
+
+    assert first["weights"] == result.facts["weights_sha256"]
 
 
 def test_teams_of_different_sizes_end_in_the_weights_of_one_rank(group):

@@ -24,7 +24,7 @@ def network(*blocks):
 def test_blocks_that_share_a_parameter_are_refused():
     shared = nn.Linear(4, 4)
 
-    with pytest.raises(ValueError, match=r"Blocks 0 and 2 share the parameter module\.weight\."):
+    with pytest.raises(ValueError, match=r"Blocks 0 and 2 share module\.weight, a parameter or buffer\."):
         network(block(shared), block(), block(shared))
 
 
@@ -39,7 +39,7 @@ def reading(*reads):
         ((ow.Edge(0, to="objective"),), "Block 1 reads nothing"),
         ((0, 0), "Block 1 reads two things called 0. Name one."),
         ((7,), "Block 1 reads block 7, and there are 3, counted from 0."),
-        ((0, 1), "Block 1 reads block 1, which comes after it. Only a delay lets it"),
+        ((0, 1), "Block 1 reads block 1, itself. Only a delay lets it"),
         ((2,), "ow.Edge(2, delay=1, shape=...)"),
         ((ow.Edge(2, delay=1),), "Give the shape of a sample"),
         ((ow.Edge("input", delay=1),), "Block 1 reads the input, which has no delay."),
@@ -95,3 +95,49 @@ def test_a_network_predicts_arrays_and_tensors_of_any_number_type(dtype):
 
     assert stack.predict(x).equal(expected)
     assert stack.predict(torch.from_numpy(x)).equal(expected)
+
+
+def test_blocks_that_share_a_buffer_are_refused():
+    norm = nn.BatchNorm1d(4, affine=False)
+    modules = [nn.Sequential(nn.Linear(4, 4), norm) for _ in range(2)]
+    blocks = [ow.Block(m, ow.CrossEntropy(nn.Linear(4, 3)), ow.Adam()) for m in modules]
+
+    with pytest.raises(ValueError, match=re.escape("share module.1.running_mean")):
+        ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=3)
+
+
+def head_over(reads):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        line = [
+            ow.Block(nn.Linear(4, 4), ow.CrossEntropy(nn.Linear(4, 3)), ow.Adam()) for _ in range(3)
+        ]
+        layer = ow.ReadoutLayer((4, 4), 3)
+        nn.init.normal_(layer.weight)
+    goal = ow.CrossEntropy(nn.Identity(), views=("neutral",))
+    head = ow.Block(layer, goal, ow.Adam(), reads=reads)
+    return ow.Network([*line, head], ow.Plain(), ow.SoftmaxHead(), num_classes=3)
+
+
+def test_a_head_may_read_blocks_in_any_order():
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    network, other = head_over((1, 2)), head_over((2, 1))
+    with torch.no_grad():
+        other.head.module.weight.copy_(network.head.module.weight.roll(4, dims=1))
+
+    torch.testing.assert_close(other.scores(x).network, network.scores(x).network)
+
+
+def test_the_figures_of_a_block_are_under_its_number():
+    class Silent(ow.Objective):
+        def loss(self, inputs, outputs, draw):
+            return outputs["input"].tensor.square().mean()
+
+    blocks = [
+        ow.Block(nn.Linear(4, 4), goal, ow.Adam())
+        for goal in (Silent(), ow.CrossEntropy(nn.Linear(4, 3)), Silent())
+    ]
+    network = ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=3)
+    batch = ow.Batch(torch.randn(6, 4), {"label": torch.arange(6) % 3})
+
+    assert list(ow.evaluate(network, batch).correct_blocks) == [1]

@@ -327,7 +327,7 @@ def test_samples_are_counted_whose_class_the_network_and_each_block_names():
 
     scores = network.scores(x)
     each = [int((s.argmax(dim=1) == y).sum()) for s in scores.blocks]
-    assert found == Evaluation(ROWS, int((network.predict(x) == y).sum()), tuple(each))
+    assert found == Evaluation(ROWS, int((network.predict(x) == y).sum()), dict(enumerate(each)))
 
 
 def test_a_network_gets_all_of_its_own_predictions_right():
@@ -337,7 +337,7 @@ def test_a_network_gets_all_of_its_own_predictions_right():
 
 
 def test_accuracy_is_a_share_of_the_samples():
-    found = Evaluation(rows=8, correct=6, correct_blocks=(2, 8))
+    found = Evaluation(rows=8, correct=6, correct_blocks={0: 2, 1: 8})
 
     assert (found.accuracy, found.block_accuracy) == (0.75, [0.25, 1.0])
 

@@ -260,3 +260,23 @@ def test_slices_learn_from_the_samples_that_count():
 
     close(state_of(sliced), state_of(whole), 1e-12)
     close(found.sums, expected.sums, 1e-12)
+
+
+class Counting(CrossEntropy):
+    """Counts its steps in a buffer."""
+
+    def __init__(self, head):
+        super().__init__(head)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def loss(self, inputs, outputs, draw):
+        self.steps += 1
+        return super().loss(inputs, outputs, draw)
+
+
+def test_running_state_that_each_slice_would_change_is_refused():
+    block = Block(nn.Linear(5, 7), Counting(linear()), Adam())
+    step = step_of(block, slices=2)
+
+    with pytest.raises(SettingError, match=r"changes running state .a buffer. when it learns"):
+        step(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)

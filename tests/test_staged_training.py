@@ -119,3 +119,38 @@ def test_a_placement_of_ones_own_changes_no_weight():
 
     assert result.facts["weights_sha256"] == expected.facts["weights_sha256"]
     assert result.facts["placement"] == "custom"
+
+
+# What a run of a user's network goes on with
+
+
+def pairs_run(folder, slope=1.0, **changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        modules = [torch.nn.Linear(12, 8), torch.nn.Linear(8, 8)]
+        blocks = [
+            ow.Block(m, ow.Threshold(8, threshold=1.0, slope=slope), ow.Adam()) for m in modules
+        ]
+    sampler = ow.LabelEmbedding(3, place="append", **changes)
+    network = ow.Network(blocks, sampler, ow.GoodnessSweep(), num_classes=3)
+    x = torch.rand(40, 9, generator=torch.Generator().manual_seed(0))
+    dataset = ow.dataset(x, torch.arange(40) % 3)
+    training = ow.TrainingConfig(epochs=4, batch_size=8, precision="fp32")
+    listener = CutAfter(3) if folder is not None and not any(folder.iterdir()) else None
+    return ow.train(network, dataset, training=training, listener=listener, folder=folder)
+
+
+@pytest.mark.parametrize("changes", [{"slope": 2.0}, {"negatives": "fixed"}])
+def test_a_run_does_not_go_on_with_another_objective_or_sampler(changes, tmp_path):
+    with pytest.raises(Cut):
+        pairs_run(tmp_path)
+
+    with pytest.raises(ow.SettingError, match="is of a run with other settings"):
+        pairs_run(tmp_path, **changes)
+
+
+def test_graphs_are_not_cut_into_shards():
+    case = CASES["graph"]
+
+    with pytest.raises(ow.SettingError, match="cannot be cut into shards"):
+        train(case, shards=2)

@@ -247,6 +247,19 @@ def by_cost(folder, placement):
     return config_of("bf16", folder, placement).with_settings(changes)
 
 
+def views_in_a_team(folder, ranks):
+    """Return a run of positives and negatives that some ranks pass through blocks together."""
+    changes = {"plan.slices": 4, "placement.replicas": ranks, "network.readout": "goodness"}
+    changes |= {"plan.hint_age": None, "network.negatives": "random", "training.epochs": 2}
+    return config_of("hints", folder, "sequential").with_settings(changes)
+
+
+@job(4)
+def two_views_in_a_team(folder):
+    """Each process has a hash seed of its own, on which no order may depend."""
+    return told(run(views_in_a_team(folder, 4)))
+
+
 for cut in ("rows", "units"):
     JOBS[f"two teams, {cut}"] = (4, run_in_teams("all-layers", cut))
     JOBS[f"one team, {cut}"] = (2, run_in_teams("sequential", cut))

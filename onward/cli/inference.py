@@ -93,7 +93,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
         shown.add_column(name, justify="right")
     for what in text[0]:
         shown.add_row(what, *(each[what] for each in text))
-    for number, block in enumerate(scores.blocks):
+    numbers = [visit % len(network.all_blocks) for visit in network.fold().exits]
+    for number, block in zip(numbers, scores.blocks, strict=False):
         accuracy = (block.argmax(dim=1) == y).double().mean()
         shown.add_row(f"accuracy, block {number} alone", f"{accuracy:.2%}")
     console = Output()

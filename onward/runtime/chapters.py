@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from onward.batch import Tensors
+from onward.batch import Batch
 from onward.blocks import gathered
 from onward.engine import Position, Training, make_step, train_block
 from onward.networks import Network
@@ -92,13 +92,8 @@ class ChapterWorker(Worker):
         chapter, head = task.time, self.network.head
         self._begin(chapter, {})
         training = self.shards[self.plan.shard(chapter)].training
-        hints: Tensors
         if head is None:
-            hints = in_chunks(
-                len(training),
-                lambda part: self.network.scores(training.take(part)).network,
-                self.team,
-            )
+            hints = self._hinted(training, lambda part: self.network.scores(part).network)
         else:
             number = len(self.blocks) - 1
             key = self._key(self.plan.segments(chapter)[0])
@@ -108,11 +103,16 @@ class ChapterWorker(Worker):
             read = self._passed_to(
                 number, (key, True), lambda: {NEUTRAL: self.network.sampler.neutral(training)}
             )[NEUTRAL]
-            hints = in_chunks(
-                len(training), lambda part: head.scores(head.infer(read.take(part))), self.team
-            )
-        assert isinstance(hints, Tensor)
+            hints = self._hinted(read, lambda part: head.scores(head.infer(part)))
         return {Product(ProductKind.HINTS, chapter, 0): [hints.float()]}
+
+    def _hinted(self, batch: Batch, scored: Callable[[Batch], Tensor]) -> Tensor:
+        """Return the class scores of samples, which ranks of a team share; a graph is one whole."""
+        if batch.structure:
+            return scored(batch)
+        hints = in_chunks(len(batch), lambda part: scored(batch.take(part)), self.team)
+        assert isinstance(hints, Tensor)
+        return hints
 
     def num_hinted(self, time: int) -> int:
         return self.plan.rows[self.plan.shard(time)]
@@ -193,11 +193,12 @@ class ChapterWorker(Worker):
                 known[INPUT] = first()
             elif number not in known:
                 views = read(number)
-                passing = {self.continued(name) for name in views}
+                # In their order, which ranks that share the work agree on.
+                passing = dict.fromkeys(map(self.continued, views))
                 with self.recorder.span("forward", f"{number}P{self.chapter}"):
                     found = {n: pass_through(self.blocks[number], views[n], team) for n in passing}
                 known[number] = self.handed_on(views, found)
-                self._forget(known, block)
+                self._forget(known, block, is_neutral=key[1])
             return known[number]
 
         def read(number: int) -> Views:
@@ -211,10 +212,13 @@ class ChapterWorker(Worker):
 
         return read(block)
 
-    def _forget(self, known: dict[int, Views], block: int) -> None:
+    def _forget(self, known: dict[int, Views], block: int, *, is_neutral: bool) -> None:
         """Let go of outputs that neither a block of the chapter reads nor one on the way to it."""
         nodes, below = self.plan.nodes, self.plan.below[block]
+        line = range(self.plan.num_blocks)
+        # Heads read neutral samples, and others what the sampler makes.
+        reading = {*self.plan.heads, *self.plan.below_heads} if is_neutral else set(line)
         for source in list(known):
-            readers = [b for b in self.plan.trained if (source, 0) in nodes[b].reads]
+            readers = [b for b in reading if (source, 0) in nodes[b].reads]
             if not any(b >= block or (b in below and b not in known) for b in readers):
                 del known[source]

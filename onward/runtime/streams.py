@@ -47,6 +47,9 @@ class StreamWorker(Worker):
             self.handed_on(self.read[k], {n: each[k].outputs for n, each in passed.items()})
             for k in plan.trained
         ]
+        # Their shapes are all that is asked for.
+        for views in (*self.read, *self.examples):
+            views.update({name: view.to("meta") for name, view in views.items()})
 
     def train(self, task: Task, given: Given) -> Made:
         clock, step, block = Clock(), task.time, task.block
@@ -114,7 +117,8 @@ class StreamWorker(Worker):
         samples = self.plan.samples_of(product)
         return [
             self._on_the_wire(name, like)
-            if name.startswith(("structure.", "index"))
+            # A graph is one whole, whatever its size.
+            if view.structure
             else self._on_the_wire(name, like[:1]).expand(samples, *like.shape[1:])
             for view in self._examples(product).values()
             for name, like in view.tensors().items()

@@ -282,9 +282,9 @@ class Worker(ABC):
         """Count validation samples of a shard: all, right, and right for each block (or -1)."""
         clock = Clock()
         found = evaluate(self.network, self.shards[task.block].validation)
-        each = list(found.correct_blocks)
-        each += [-1] * (len(self.network.line) - len(each))
-        counts = [found.rows, found.correct, *each[: len(self.network.line)]]
+        line = range(self.plan.num_blocks)
+        each = [found.correct_blocks.get(block, -1) for block in line]
+        counts = [found.rows, found.correct, *each]
         self.validation_seconds += clock.read()[0].item()
         product = Product(ProductKind.COUNTS, task.time, task.block)
         return {product: [torch.tensor(counts, dtype=torch.float64)]}
