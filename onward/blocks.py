@@ -27,7 +27,8 @@ class Edge:
 
     delay: Literal[0, 1] = 0
     """0: what came out just now. 1: what came out at the visit of the same samples before: the tick
-    before, or, where one mini-batch is the whole set, the epoch before; zeros at the first."""
+    before, or, where one mini-batch is the whole set, the epoch before; zeros at the first.
+    Inference makes as many visits as the network has ticks, and knows no epoch before."""
 
     to: Literal["module", "objective"] = "module"
     """Who reads it: the module, or the objective alone (as `batch.context`)."""

@@ -135,7 +135,7 @@ class Network(nn.Module):
 
         Args:
             x: Samples of the shape and scale the network was trained on: an array of any number
-                type, or a batch.
+                type, taken for float32, or a batch, whose inputs stay as they are (token ids).
         """
         return self.scores(x).network.argmax(dim=1)
 

@@ -109,7 +109,7 @@ class Log:
         """Take a report, or a count of validation rows."""
         figures = tensors[0].tolist()
         if product.kind is ProductKind.REPORT:
-            chapter = self.plan.report_chapter(product)
+            chapter = self.plan.chapter(self.plan.maker(product))
             named = dict(zip(self.fields[product.block], figures, strict=True))
             known = {n: None if value != value else value for n, value in named.items()}
             entry = Progress(chapter, product.block, known)

@@ -239,9 +239,6 @@ class StreamPlan(Plan):
             return task.time
         return bisect_left(self._ends, task.time)
 
-    def report_chapter(self, product: Product) -> int:
-        return self.chapter_ends[product.time]
-
     def follows(self, task: Task) -> Task | None:
         if task.kind not in (TaskKind.PASS, TaskKind.TRAIN) or not task.time:
             return None

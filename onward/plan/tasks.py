@@ -366,10 +366,6 @@ class Plan(ABC):
     def chapter(self, task: Task) -> int:
         """Return the chapter that a task belongs to."""
 
-    def report_chapter(self, product: Product) -> int:
-        """Return the chapter that a report is of."""
-        return product.time
-
     @abstractmethod
     def follows(self, task: Task) -> Task | None:
         """Return the task that left a block as this one finds it, where it made no product."""

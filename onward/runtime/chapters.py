@@ -114,9 +114,6 @@ class ChapterWorker(Worker):
         assert isinstance(hints, Tensor)
         return hints
 
-    def num_hinted(self, time: int) -> int:
-        return self.plan.rows[self.plan.shard(time)]
-
     def _begin(self, chapter: int, given: Given) -> None:
         if chapter != self.chapter:
             self.chapter = chapter

@@ -94,9 +94,6 @@ class StreamWorker(Worker):
             self.steps[block] = make_step(self.blocks[block], self.training(block), example)
         return self.steps[block]
 
-    def num_hinted(self, time: int) -> int:
-        return self.plan.rows_of(time)
-
     def bind(self, block: int, tensors: list[Tensor]) -> bool:
         is_other = super().bind(block, tensors)
         if is_other:

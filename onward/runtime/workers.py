@@ -144,10 +144,6 @@ class Worker(ABC):
         """Score the training samples."""
         raise NotImplementedError
 
-    @abstractmethod
-    def num_hinted(self, time: int) -> int:
-        """Return the number of samples that have hints of a time."""
-
     def layout(self, product: Product) -> list[Tensor]:
         """Return tensors of the shapes and types that a product has, with any content."""
         match product.kind:
@@ -156,7 +152,7 @@ class Worker(ABC):
             case ProductKind.OPTIMIZER_STATE:
                 return self.blocks[product.block].optimizer_tensors()
             case ProductKind.HINTS:
-                return [torch.empty(self.num_hinted(product.time), self.network.num_classes)]
+                return [torch.empty(self.plan.samples_of(product), self.network.num_classes)]
             case ProductKind.REPORT:
                 names = report_fields(self.blocks[product.block])
                 return [torch.empty(len(names), dtype=torch.float64)]
