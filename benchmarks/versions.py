@@ -60,6 +60,8 @@ def trained(root: Path, recipe: str, data: str, seed: int, flags: list[str]) -> 
         subprocess.run(
             [sys.executable, *command, "--set", f"training.seed={seed}"],
             env={**os.environ, "PYTHONPATH": str(root.resolve())},
+            # Python looks for modules here first.
+            cwd=root,
             capture_output=True,
             check=True,
         )
@@ -120,7 +122,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default=os.environ.get("ONWARD_DATA"))
     options = parser.parse_args()
     if options.data_dir is not None:
-        os.environ["ONWARD_DATA"] = options.data_dir
+        os.environ["ONWARD_DATA"] = str(Path(options.data_dir).resolve())
     if options.benchmark == "accuracy":
         return common.last_line(accuracies(options.old, options.out), "full")
     pairs = []

@@ -18,7 +18,7 @@ class ChapterPlan(Plan):
     """
 
     optimizer_state_age: int | None = 1
-    """Age in chapters of the moments a chapter starts with; None to start without."""
+    """Age in chapters of the optimizer state a chapter starts with; None to start without."""
 
     slices: int = 1
     """Parts of every mini-batch in which a block is trained (R)."""
