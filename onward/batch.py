@@ -69,6 +69,24 @@ class Batch:
     context: Mapping[str, Tensor] = field(default_factory=dict)
     """Outputs of other blocks that the objective alone sees, by name, samples first."""
 
+    def __post_init__(self) -> None:
+        """Refuse what does not belong to the same samples.
+
+        Raises:
+            ValueError: A target, ids or weights are of another number of samples.
+        """
+        if not isinstance(self.inputs, Tensor | dict):
+            raise TypeError(
+                f"The inputs of a batch are a tensor, or a dict of tensors by name; got "
+                f"{type(self.inputs).__name__}."
+            )
+        beside = {**self.targets, "ids": self.ids, "weights": self.weights}
+        for name, tensor in beside.items():
+            if tensor is not None and tensor.shape[0] != len(self):
+                raise ValueError(
+                    f"The batch has {len(self)} samples, and {name} is of {tensor.shape[0]}."
+                )
+
     def __len__(self) -> int:
         """Return the number of samples."""
         first = parts(self.inputs)[0]

@@ -39,6 +39,13 @@ class Edge:
     shape: tuple[int, ...] | None = None
     """With a delay: shape of a sample, of which there are zeros before the first visit."""
 
+    def __post_init__(self) -> None:
+        if self.delay not in (0, 1) or self.to not in ("module", "objective"):
+            raise ValueError(
+                f"An edge has a delay of 0 or 1 and leads to module or objective; got "
+                f"delay={self.delay!r}, to={self.to!r}."
+            )
+
     @property
     def key(self) -> str:
         """What it is called among several."""

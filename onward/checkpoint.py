@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def save(network: Network, path: Path | str) -> None:
         "blueprint": asdict(blueprint) if blueprint else None,
         "trained_on": network.trained_on.to_json() if network.trained_on else None,
         "blocks": [_describe(block) for block in network.all_blocks],
+        "reading": _reading(network),
         "weights_sha256": weights_sha256(network),
     }
     header["header_sha256"] = _header_digest(header)
@@ -117,6 +118,11 @@ def load(path: Path | str, network: Network | None = None) -> Network:
     _check_header(path, header)
     if network is None:
         network = _rebuild(path, header)
+    elif header.get("reading", _reading(network)) != _reading(network):
+        raise FileError(
+            f"The model file {path} does not fit the network: it was read by {header['reading']}, "
+            f"and this one is read by {_reading(network)}."
+        )
     wanted = shipped(network)
     _check_tensors(path, tensors, wanted)
     if tensors_sha256(tensors) != header["weights_sha256"]:
@@ -198,6 +204,13 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Ten
                 f"{tuple(tensor.shape)} and type {tensor.dtype}, expected "
                 f"{tuple(wanted[name].shape)} and {wanted[name].dtype}."
             )
+
+
+def _reading(network: Network) -> str:
+    """Return how classes are read off a network: what decides them beside weights."""
+    readout = network.readout
+    name = repr(readout) if is_dataclass(readout) else type(readout).__name__
+    return f"{name}, {network.ticks} ticks"
 
 
 def _describe(block: Block) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Network(nn.Module):
         blueprint: Any = None,
     ) -> None:
         super().__init__()
+        if ticks < 1:
+            raise ValueError(f"A mini-batch visits the blocks once or more; got ticks={ticks}.")
         self.blocks = nn.ModuleList(blocks)
         self.sampler = sampler
         self.readout = readout

@@ -137,9 +137,11 @@ def _settings(network: Network, config: RunConfig) -> str:
     for number, block in enumerate(network.all_blocks):
         objective = f"{type(block.objective).__name__} {block.objective.describe()}"
         module = " ".join(repr(block.module).split())
-        parts.append(
-            f"block {number}: {module}, {objective}, {block.optimizer}, {network.edges[number]}"
-        )
+        parts += [
+            f"block {number}: {block.optimizer}",
+            f"block {number} learns {objective} with {module}",
+            f"block {number} reads {network.edges[number]}",
+        ]
     return "\n".join([settings.to_toml(), *parts])
 
 

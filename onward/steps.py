@@ -151,7 +151,7 @@ class AutogradStep(Step):
     def gradients(self, views: Views, *, seed: int) -> Gradients:
         block, objective = self.block, self.block.objective
         # Modules such as Dropout know the global generator only.
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         draw = torch.Generator().manual_seed(seed)
         block.train()
         inputs = self.learned(views)

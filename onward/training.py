@@ -156,6 +156,11 @@ def train(
         stages = list(network)
     else:
         raise SettingError("Stages are one or more, and each has its own training and plan.")
+    if not isinstance(placement, Placement | PlacementConfig | None):
+        raise SettingError(
+            f"placement is an ow.PlacementConfig, such as ow.PlacementConfig(name='all-layers'), "
+            f"or an ow.Placement of your own; got {placement!r}."
+        )
     given = placement if isinstance(placement, Placement) else None
     where = placement if isinstance(placement, PlacementConfig) else PlacementConfig()
     data = replace(RunConfig().data, name=dataset.name, validation=validation, shift=shift)

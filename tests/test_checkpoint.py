@@ -336,3 +336,15 @@ def test_a_new_model_takes_the_place_of_the_old_and_leaves_nothing_beside_it(pat
 
     assert weights_sha256(load(path)) == weights_sha256(network)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_network_that_is_read_in_another_way_does_not_take_the_weights(path):
+    def network(heads):
+        with torch.random.fork_rng():
+            block = ow.Block(nn.Linear(4, 4), ow.CrossEntropy(nn.Linear(4, 3)), ow.Adam())
+        return ow.Network([block], ow.Plain(), ow.SumOfHeads(heads), num_classes=3)
+
+    save(network("all"), path)
+
+    with pytest.raises(FileError, match=r"read by SumOfHeads\(heads='all'\), 1 ticks, and this"):
+        load(path, network("last"))

@@ -521,7 +521,7 @@ def test_shards_are_decided_by_the_seed_alone(by):
 
 
 def test_shards_by_another_word_are_refused():
-    with pytest.raises(DataError, match='assigned out by "iid" or by "class"; got "label"'):
+    with pytest.raises(DataError, match='Rows are split by "iid" or by "class"; got "label"'):
         shards(torch.arange(4), 2, "label", seed=0)
 
 

@@ -146,6 +146,7 @@ def test_ranks_with_files_of_their_own_end_in_the_weights_of_one_process_that_ha
     summary = DataSummary(
         tuple(len(shard.training) for shard in shards.values()),
         tuple(len(shard.validation) for shard in shards.values()),
+        sum(len(shard.training) for shard in shards.values()),
         num_classes=10,
         data_sha256=files[0].sha256(),
     )

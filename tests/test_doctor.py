@@ -25,7 +25,7 @@ def test_a_name_that_others_cannot_reach_asks_for_an_interface(monkeypatch):
 
     found = findings()["own name"]
 
-    assert "which no other machine can reach" in found.told
+    assert "which no other machine can reach" in found.found
     assert "--iface eth7" in found.advice
 
 
@@ -66,7 +66,7 @@ def test_packages_of_extras_that_are_not_installed_are_named(monkeypatch, lackin
     )
 
     assert findings()["versions"].advice == advice
-    assert f"torch {torch.__version__}" in findings()["versions"].told
+    assert f"torch {torch.__version__}" in findings()["versions"].found
 
 
 def test_a_machine_without_a_network_is_told_so(monkeypatch):
@@ -96,7 +96,7 @@ def test_the_way_to_every_rank_is_measured():
     first, *others = results()["examined"]
 
     assert [what for what, _ in first] == ["rank 0 to 1", "rank 0 to 2"]
-    for _, told in first:
-        assert "ms there and back" in told
-        assert "mbit," in told
+    for _, found in first:
+        assert "ms there and back" in found
+        assert "mbit," in found
     assert others == [[], []]

@@ -24,7 +24,9 @@ def network(*blocks):
 def test_blocks_that_share_a_parameter_are_refused():
     shared = nn.Linear(4, 4)
 
-    with pytest.raises(ValueError, match=r"Blocks 0 and 2 share module\.weight, a parameter or buffer\."):
+    with pytest.raises(
+        ValueError, match=r"Blocks 0 and 2 share module\.weight, a parameter or buffer\."
+    ):
         network(block(shared), block(), block(shared))
 
 

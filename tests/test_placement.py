@@ -156,7 +156,7 @@ def test_each_rank_of_a_team_sends_to_the_one_with_its_place_in_the_next():
     ways = {
         (source, message.dest)
         for source, message in sent(plan, placement)
-        if message.task.time == 0 and message.products[0].thing is ProductKind.WEIGHTS
+        if message.task.time == 0 and message.products[0].kind is ProductKind.WEIGHTS
     }
     assert ways == {(rank, rank + 4) for rank in range(4)}
 

@@ -101,7 +101,7 @@ def test_a_rank_that_hears_nothing_at_all_ends(pair, monkeypatch, capsys):
     monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
     ended, goes_on = threading.Event(), threading.Event()
     monkeypatch.setattr(pulse.os, "_exit", lambda status: ended.set())
-    monkeypatch.setattr(pair[0], "tell", lambda topic, note: goes_on.wait(10))
+    monkeypatch.setattr(pair[0], "put", lambda topic, note: goes_on.wait(10))
 
     with Pulse(pair[0], 0.05, print):
         assert ended.wait(10)
@@ -132,7 +132,7 @@ def test_a_rank_that_nothing_wakes_is_ended(pair, monkeypatch, capsys):
     monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(pulse, "GRACE_SECONDS", 0.05)
     left = threading.Event()
-    monkeypatch.setattr(pulse, "leave", lambda status: left.set())
+    monkeypatch.setattr(pulse, "exit_process", lambda status: left.set())
 
     with Pulse(pair[0], 0.05, print), pair[0].doing.wait("its part of a step", 1):
         assert left.wait(10)
@@ -144,7 +144,7 @@ def test_a_rank_that_has_gone_on_is_not_ended(pair, monkeypatch):
     monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(pulse, "GRACE_SECONDS", 0.05)
     left, woken = threading.Event(), threading.Event()
-    monkeypatch.setattr(pulse, "leave", lambda status: left.set())
+    monkeypatch.setattr(pulse, "exit_process", lambda status: left.set())
     pair[0].on_failure = woken.set
 
     with Pulse(pair[0], 0.05, print):

@@ -353,9 +353,9 @@ def test_a_chapter_counts_each_pass_of_its_rows_once():
     task = Task(TaskKind.TRAIN, 1, 2)
 
     # Two epochs of four mini-batches, and one pass of the rows through what is below.
-    assert found.seconds(plan, task, passed=set(), ranks=1) == 2 * 4 * 1.0 + 4 * (10.0 + 20.0)
-    assert found.seconds(plan, task, passed={0}, ranks=1) == 2 * 4 * 1.0 + 4 * 20.0
-    assert found.seconds(plan, task, passed={0, 1}, ranks=1) == 2 * 4 * 1.0
+    assert found.seconds(plan, task, known=set(), ranks=1) == 2 * 4 * 1.0 + 4 * (10.0 + 20.0)
+    assert found.seconds(plan, task, known={0}, ranks=1) == 2 * 4 * 1.0 + 4 * 20.0
+    assert found.seconds(plan, task, known={0, 1}, ranks=1) == 2 * 4 * 1.0
 
 
 def test_a_block_that_is_gone_around_is_passed_once_another_reads_it():
@@ -375,9 +375,9 @@ def test_ranks_that_share_rows_each_follow_all_gradients():
     rows, units = (chapters(2, **settings, cut=cut) for cut in ("rows", "units"))
 
     # Four mini-batches of a second; half a second of it is spent on gradients of both slices.
-    assert found.seconds(rows, task, passed=set(), ranks=1) == 4 * (1.0 + 0.5)
-    assert found.seconds(rows, task, passed=set(), ranks=2) == 4 * (0.5 + 0.5)
-    assert found.seconds(units, task, passed=set(), ranks=2) == 4 * 0.5
+    assert found.seconds(rows, task, known=set(), ranks=1) == 4 * (1.0 + 0.5)
+    assert found.seconds(rows, task, known=set(), ranks=2) == 4 * (0.5 + 0.5)
+    assert found.seconds(units, task, known=set(), ranks=2) == 4 * 0.5
 
 
 def measured():

@@ -1,5 +1,6 @@
 """Stages: several trainings of the same modules, and placements of one's own."""
 
+import jaxtyping
 import pytest
 import torch
 from contract_cases import CASES, staged_networks, train, vectors
@@ -154,3 +155,48 @@ def test_graphs_are_not_cut_into_shards():
 
     with pytest.raises(ow.SettingError, match="cannot be cut into shards"):
         train(case, shards=2)
+
+
+# What is refused at once
+
+
+def test_a_view_has_as_many_samples_as_its_batch():
+    class Doubled(ow.Plain):
+        def views(self, batch, draw, hints):
+            return {"input": batch.take(torch.arange(len(batch)).repeat(2))}
+
+    layer = torch.nn.Linear(12, 8)
+    block = ow.Block(layer, ow.CrossEntropy(torch.nn.Linear(8, 3)), ow.Adam())
+    network = ow.Network([block], Doubled(), ow.SumOfHeads(), num_classes=3)
+
+    with pytest.raises(ValueError, match="Doubled makes a view input of "):
+        ow.train(network, vectors(), **SETTINGS, validation=0)
+
+
+def test_a_sampler_may_draw_from_the_global_generator_and_leaves_it_as_it_was():
+    class Noisy(ow.Plain):
+        def views(self, batch, draw, hints):
+            return {"input": batch.replace(inputs=batch.inputs + torch.randn(batch.inputs.shape))}
+
+    def digest():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layer = torch.nn.Linear(vectors().input_shape[0], 8)
+            block = ow.Block(layer, ow.CrossEntropy(torch.nn.Linear(8, 3)), ow.Adam())
+        network = ow.Network([block], Noisy(), ow.SumOfHeads(), num_classes=3)
+        return ow.train(network, vectors(), **SETTINGS, validation=0).facts["weights_sha256"]
+
+    before = torch.get_rng_state()
+    first = digest()
+    assert torch.get_rng_state().equal(before)
+    torch.rand(5)
+
+    assert digest() == first
+
+
+def test_a_placement_is_no_word(monkeypatch):
+    # The types of the tests' own calls are checked before the library sees them.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+    with pytest.raises(ow.SettingError, match=r"ow.PlacementConfig.name='all-layers'.*'stream'"):
+        ow.train(CASES["pairs"].build()[0], vectors(), **SETTINGS, placement="stream")

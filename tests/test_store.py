@@ -131,7 +131,7 @@ def test_what_nobody_goes_back_to_is_removed_and_nothing_else(tmp_path):
         f"{block}T{time}-{thing}"
         for block in (0, 1)
         for time in (2, 3)
-        for thing in ("weights", "moments")
+        for thing in ("weights", "optimizer-state")
     )
 
 
@@ -144,7 +144,7 @@ def test_files_of_others_are_never_removed(kept):
     assert len(list(kept.glob("rank-0/*.safetensors"))) == 2
 
 
-@pytest.mark.parametrize(("floor", "left"), [(2, {"weights", "moments"}), (3, {"weights"})])
+@pytest.mark.parametrize(("floor", "left"), [(2, {"weights", "optimizer-state"}), (3, {"weights"})])
 def test_files_of_ranks_that_a_run_goes_on_without_are_removed_as_ones_own(kept, floor, left):
     shutil.copytree(kept / "rank-0", kept / "rank-2")
     store, _ = found(kept)

@@ -32,7 +32,7 @@ def opened():
 def examined(folder):
     with opened() as transport:
         findings = check_ranks(transport)
-    return [[finding.what, finding.told] for finding in findings]
+    return [[finding.what, finding.found] for finding in findings]
 
 
 @job(2)

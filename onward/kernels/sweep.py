@@ -64,8 +64,9 @@ def first_pass(block: Block, sampler: Sampler, input_shape: tuple[int, ...]) -> 
     assert isinstance(sampler, LabelEmbedding)
 
     def passed(batch: Batch) -> Tensor:
-        block.eval()
-        with torch.no_grad(), block.autocast():
-            return found(layer, sampler, batch.tensor)
+        # In the precision of the weights: all labels of a sample would share its rounding.
+        with torch.no_grad():
+            activities = found(layer, sampler, batch.tensor)
+        return activities.to(torch.bfloat16) if block.precision is torch.bfloat16 else activities
 
     return passed

@@ -177,7 +177,7 @@ class Store:
             return [self.notes[product]]
         if product.kind in SMALL:
             return None
-        for path in sorted(self.folder.glob(f"rank-*/{maker}-{product.kind}.safetensors")):
+        for path in sorted(self.folder.glob(f"rank-*/{file_name(maker, product)}")):
             # Of a damaged one: its rank does it again when it comes back.
             with suppress(FileError):
                 _, found = self._examine(path, lambda known: layout if known == product else None)
@@ -294,7 +294,7 @@ class Store:
                 "product": list(product),
                 "sha256": tensors_sha256(tensors),
             }
-            paths[product] = path = self.own / f"{task}-{product.kind}.safetensors"
+            paths[product] = path = self.own / file_name(str(task), product)
             with atomic_write(path) as partial:
                 save_file(tensors, partial, metadata={"onward": json.dumps(header)})
         flush_folder(self.own)
@@ -379,6 +379,11 @@ def check_idle(folder: Path) -> None:
     for lock in sorted(folder.glob(f"rank-*/{LOCK}")):
         with suppress(FileNotFoundError):
             os.close(locked(lock.parent))
+
+
+def file_name(maker: str, product: Product) -> str:
+    """Return the name of the file of a product that a task has made."""
+    return f"{maker}-{product.kind.replace(' ', '-')}.safetensors"
 
 
 def numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:

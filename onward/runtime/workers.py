@@ -237,12 +237,22 @@ class Worker(ABC):
         sampler = self.network.sampler
         drawn_at = 0 if sampler.draws_once else time
         draw = seeds.generator(self.settings.seed, "negatives", drawn_at, shard)
-        views = sampler.views(batch, draw, hints)
+        with seeds.global_generator_kept():
+            # A sampler that draws from it after all draws the same on every rank.
+            torch.default_generator.manual_seed(draw.initial_seed())
+            views = sampler.views(batch, draw, hints)
         if set(views) != set(sampler.names):
             raise ValueError(
                 f"The sampler {type(sampler).__name__} makes the views {', '.join(views)}, and "
                 f"its names are {', '.join(sampler.names)}."
             )
+        for name, view in views.items():
+            if len(view) != len(batch) and not view.structure:
+                raise ValueError(
+                    f"The sampler {type(sampler).__name__} makes a view {name} of {len(view)} "
+                    f"samples from {len(batch)}. A view has as many samples as the batch; put "
+                    f"several versions of them into several views."
+                )
         return {name: views[name] for name in sampler.names}
 
     def continued(self, name: str) -> str:
