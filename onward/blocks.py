@@ -113,6 +113,7 @@ class Block(nn.Module):
 
         Raises:
             ValueError: The module changed its input, which others still read.
+            TypeError: It puts out something else than tensors.
         """
         # Tensors of torch.inference_mode do not count their changes.
         counted = [part for part in parts(batch.inputs) if not part.is_inference()]
@@ -123,6 +124,12 @@ class Block(nn.Module):
                 f"The module {type(self.module).__name__} changes its input in place, which other "
                 f"blocks and later epochs read too. Let its first operation make a new tensor "
                 f"(inplace=False)."
+            )
+        each = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
+        if not each or not all(isinstance(tensor, Tensor) for tensor in each):
+            raise TypeError(
+                f"The module {type(self.module).__name__} puts out a {type(outputs).__name__}; a "
+                f"block hands on a tensor, or a dict of tensors by name."
             )
         return outputs
 

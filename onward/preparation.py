@@ -183,14 +183,23 @@ def block_costs(network: Network, training: Batch) -> list[int]:
     blocks = passes(network, network.sampler.neutral(training.take(slice(0, 1))))
     costs: list[int] = []
     for block in network.line:
+        number, scores = len(costs), None
         with FlopCounterMode(display=False) as counter:
             try:
                 outputs = next(blocks).outputs
-                scores = block.scores(outputs) if block.objective.has_scores else None
             except (RuntimeError, IndexError) as error:
                 raise SettingError(
-                    f"Block {len(costs)} cannot take what it reads: {error}. The samples of the "
+                    f"Block {number} cannot take what it reads: {error}. The samples of the "
                     f"data have shape {tuple(parts(training.inputs)[0].shape[1:])}."
+                ) from error
+            try:
+                if block.objective.has_scores:
+                    scores = block.scores(outputs)
+            except (RuntimeError, IndexError) as error:
+                raise SettingError(
+                    f"The objective of block {number} cannot score what the block puts out, of "
+                    f"shape {tuple(parts(outputs.inputs)[0].shape[1:])}: {error}. A linear head "
+                    f"behind a convolution needs nn.Flatten before it."
                 ) from error
         if scores is not None and scores.ndim == 2 and scores.shape[1] != network.num_classes:
             raise SettingError(

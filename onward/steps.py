@@ -158,6 +158,13 @@ class AutogradStep(Step):
         with block.autocast():
             outputs, pre_activations = self._forward(inputs)
             losses = objective.loss(inputs, outputs, draw)
+        for loss in losses.values() if isinstance(losses, dict) else [losses]:
+            if not isinstance(loss, Tensor) or loss.ndim:
+                text = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
+                raise TypeError(
+                    f"The loss of {type(objective).__name__} is {text}; it must be a tensor "
+                    f"without axes, such as a mean, or a dict of such by name."
+                )
         detached = {
             name: view.replace(inputs=mapped(torch.Tensor.detach, view.inputs))
             for name, view in outputs.items()

@@ -587,3 +587,13 @@ def test_an_extra_gradient_reaches_silent_units_of_a_graph_as_of_other_samples()
 
     assert on_graph.module.bias[2] != -100.0
     close(state_of(on_graph), state_of(plain), 1e-6)
+
+
+def test_a_loss_is_one_number(monkeypatch):
+    block = block_of("cross-entropy", RULES["sgd"])
+    monkeypatch.setattr(
+        type(block.objective), "loss", lambda self, inputs, outputs, draw: torch.zeros(6)
+    )
+
+    with pytest.raises(TypeError, match=r"loss of CrossEntropy is a tensor of \(6,\); it must be"):
+        step_of(block, closed_form=False)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
