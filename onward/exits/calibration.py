@@ -179,13 +179,12 @@ def held_out(
             f"still passed along for the others, so there is nothing to save. Answer with an "
             f"ow.ExitPolicy of your own."
         )
-    if y is not None:
-        batch = batch.with_targets(label=torch.as_tensor(y))
-    if "label" not in batch.targets:
+    classes = batch.targets.get("label") if y is None else torch.as_tensor(y)
+    if classes is None:
         raise DataError(
             "These samples have no classes. Give them as y, or as the target label of the batch."
         )
-    labels = _checked(batch.targets["label"], len(batch), network.num_classes)
+    labels = _checked(classes, len(batch), network.num_classes)
     batch = batch.with_targets(label=labels).counted
     if not all(bool(tensor.isfinite().all()) for tensor in parts(batch.inputs)):
         raise DataError(
