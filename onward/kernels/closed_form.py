@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from onward.batch import Batch, concatenated
 from onward.blocks import Block
 from onward.layers import Dense, keep_mask, normalize_length
-from onward.objectives import CrossEntropy, Metrics, Objective, Threshold, classified
+from onward.objectives import CrossEntropy, Metrics, Threshold, classified
 from onward.samplers import Views
 from onward.steps import Gradients, Step, StepReport
 
@@ -121,20 +122,14 @@ class OfThreshold(LocalGradient):
         return Gradient(loss, derivatives, {}, objective.separated(goodness))
 
 
-def _of_cross_entropy(objective: Objective) -> LocalGradient | None:
-    assert isinstance(objective, CrossEntropy)
+def _of_cross_entropy(objective: CrossEntropy) -> LocalGradient | None:
     is_known = type(objective.head) is nn.Linear and objective.head.bias is None
     return OfLinearHead(objective) if is_known else None
 
 
-def _of_threshold(objective: Objective) -> LocalGradient | None:
-    assert isinstance(objective, Threshold)
-    return OfThreshold(objective)
-
-
-TABLE: dict[tuple[type, type], Callable[[Objective], LocalGradient | None]] = {
+TABLE: dict[tuple[type, type], Callable[[Any], LocalGradient | None]] = {
     (Dense, CrossEntropy): _of_cross_entropy,
-    (Dense, Threshold): _of_threshold,
+    (Dense, Threshold): OfThreshold,
 }
 """The derivative for a kind of layer and a kind of objective. A subclass may have another forward
 pass or another loss, and is not in it."""

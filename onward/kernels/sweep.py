@@ -1,6 +1,7 @@
 """The first block of a sweep over labels, in one product for all labels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def shared_pass(layer: Dense, sampler: LabelEmbedding, x: Tensor) -> Tensor:
     return every.flatten(0, 1).to(shared.dtype)
 
 
-TABLE: dict[tuple[type, type], Callable[[Dense, LabelEmbedding, Tensor], Tensor]] = {
+TABLE: dict[tuple[type, type], Callable[[Any, Any, Tensor], Tensor]] = {
     (Dense, LabelEmbedding): shared_pass,
 }
 """The shared pass for a kind of layer and a kind of sampler."""
@@ -60,8 +61,6 @@ def first_pass(block: Block, sampler: Sampler, input_shape: tuple[int, ...]) -> 
     is_leading = sampler.label_inputs(input_shape) > 0
     if found is None or not is_leading or block.prepare is not None:
         return None
-    assert isinstance(layer, Dense)
-    assert isinstance(sampler, LabelEmbedding)
 
     def passed(batch: Batch) -> Tensor:
         # In the precision of the weights: all labels of a sample would share its rounding.
