@@ -33,26 +33,16 @@ from safetensors import safe_open
 import onward as ow
 from onward.launcher import launch
 
-NOT_YET: set[str] = set()
-"""Cases that do not work yet: those whose tests must fail."""
-
-
-def waits_for(name):
-    """Mark a test as one that must fail as long as its case is in `NOT_YET`."""
-    return pytest.mark.xfail(name in NOT_YET, reason="contract not there yet", strict=True)
-
 
 def cases(*names):
     """Let a test run for some cases."""
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=waits_for(n)) for n in names])
+    return pytest.mark.parametrize("name", names)
 
 
 every_case = cases(*CASES)
 every_case_with_classes = cases(*(n for n, case in CASES.items() if case.exits))
 every_case_with_exits = cases(*(n for n, case in CASES.items() if case.exits > 1))
-every_run = pytest.mark.parametrize(
-    ("name", "kind"), [pytest.param(n, kind, marks=waits_for(n)) for n, kind in RUNS]
-)
+every_run = pytest.mark.parametrize(("name", "kind"), RUNS)
 
 
 @cache
@@ -272,7 +262,6 @@ def test_samples_that_stay_are_answered_as_if_none_had_left(name):
 # Samplers
 
 
-@waits_for("denoising")
 def test_a_view_goes_on_from_the_output_of_another_where_the_sampler_says_so():
     seen = {}
 
@@ -296,7 +285,6 @@ def test_a_view_goes_on_from_the_output_of_another_where_the_sampler_says_so():
 # Losses
 
 
-@waits_for("adversarial")
 @pytest.mark.parametrize(
     ("silent", "stays", "learns"),
     [("discriminator", "discriminator", "decoder"), ("generator", "decoder", "discriminator")],
@@ -317,13 +305,11 @@ def test_each_of_several_losses_trains_its_own_parameters_alone(silent, stays, l
     assert not are_same(getattr(objective, learns), getattr(first, learns))
 
 
-@waits_for("towers")
 def test_a_loss_that_compares_samples_is_not_computed_in_slices():
     with pytest.raises(ow.SettingError, match="not a mean over samples"):
         train(CASES["towers"], slices=2)
 
 
-@waits_for("fixed heads")
 @pytest.mark.parametrize("block", [0, 1])
 def test_a_head_that_does_not_learn_stays_as_it_was_drawn(block):
     network, _ = network_of("fixed heads")
@@ -336,7 +322,6 @@ def test_a_head_that_does_not_learn_stays_as_it_was_drawn(block):
 # Graphs
 
 
-@waits_for("graph, prepared")
 def test_what_does_not_depend_on_weights_is_done_once_a_view_and_not_every_epoch():
     def calls(epochs):
         AGGREGATED.clear()
@@ -346,7 +331,6 @@ def test_what_does_not_depend_on_weights_is_done_once_a_view_and_not_every_epoch
     assert calls(epochs=1) == calls(epochs=4)
 
 
-@waits_for("graph, prepared")
 def test_a_graph_that_is_prepared_is_learned_as_one_that_is_not():
     prepared, samples = network_of("graph, prepared")
     usual, _ = network_of("graph")
@@ -383,7 +367,6 @@ def test_only_nodes_that_count_are_in_the_accuracy(name):
     assert result.accuracy == pytest.approx(right.float().mean().item())
 
 
-@waits_for("graph")
 def test_a_graph_is_not_cut_into_mini_batches():
     case = CASES["graph"]
 
@@ -394,13 +377,11 @@ def test_a_graph_is_not_cut_into_mini_batches():
 # Edges with a delay
 
 
-@waits_for("recurrent")
 def test_a_chapter_plan_has_no_delayed_edges():
     with pytest.raises(ow.SettingError, match="delay"):
         train(CASES["recurrent"], kind="chapters")
 
 
-@waits_for("recurrent")
 def test_a_delay_needs_ticks_where_an_epoch_has_several_mini_batches():
     once = Case(lambda: [recurrent_network(ticks=1)], vectors, 3, kinds=("stream",))
 
@@ -411,14 +392,12 @@ def test_a_delay_needs_ticks_where_an_epoch_has_several_mini_batches():
 # Stages
 
 
-@waits_for("stages")
 def test_the_result_of_several_stages_is_that_of_the_last():
     (_, last), result = trained("stages")
 
     assert result.network is last
 
 
-@waits_for("stages")
 def test_a_later_stage_goes_on_from_what_an_earlier_one_has_learned():
     build = seeded(lambda: staged_networks(ow.SGD(lr=0.0)))
     networks, before = build(), build()
