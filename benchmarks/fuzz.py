@@ -41,7 +41,7 @@ with (
     from onward.data import arrays, cifar, idx
     from onward.errors import OnwardError
     from onward.plan.tasks import Product, ProductKind, Task, TaskKind
-    from onward.runtime.store import Store, journal_line, read_journal
+    from onward.runtime.store import Store
 
 import common  # noqa: E402
 import numpy as np  # noqa: E402
@@ -87,7 +87,7 @@ def readers() -> dict[str, Reader]:
     packed = BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00")
-    state = "rank-0/0T1-weights.safetensors"
+    state = "rank-0/weights-1-0.safetensors"
     return {
         "idx": (lambda path: idx.read_idx(path, dimensions=3), "idx", [pictures]),
         "npz": (arrays.read_npz, "own.npz", [rows.getvalue(), packed.getvalue()]),
@@ -98,11 +98,6 @@ def readers() -> dict[str, Reader]:
             [written(lambda folder: checkpoint.save(network, folder / "m"), "m")],
         ),
         "state": (look, state, [written(keep, state)]),
-        "journal": (
-            lambda path: list(read_journal(path, "run")),
-            "journal.jsonl",
-            [journal_line(product, [1.0], "run").encode()],
-        ),
         "toml": (settings, "run.toml", [RunConfig().to_toml().encode()]),
         "result": (
             lambda path: runs.read_result(path.parent),

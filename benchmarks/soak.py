@@ -155,7 +155,7 @@ class Run:
 
     def newest(self) -> float:
         """Return when a task was last finished."""
-        times = [path.stat().st_mtime for path in self.state.glob("rank-*/journal.jsonl")]
+        times = [path.stat().st_mtime for path in self.state.glob("rank-*/report-*.safetensors")]
         return max(times, default=0.0)
 
     def disturb(self, fault: str) -> bool:

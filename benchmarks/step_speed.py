@@ -39,7 +39,7 @@ from onward.preparation import make_plan
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import Settings
 from onward.sharding import load_shards, split
-from onward.transport.messages import InMemoryTransport
+from onward.transport.messages import SingleProcessTransport
 
 CLASSES = 10
 ROWS = 5120
@@ -69,7 +69,7 @@ def library(recipe: str, widths: tuple[int, ...], batch: int) -> Callable[[], No
         **{name: getattr(config.network, name) for name in config.network.__dataclass_fields__},
     )
     network.set_precision(torch.bfloat16)
-    transport = InMemoryTransport.group(1)[0]
+    transport = SingleProcessTransport()
     shards, summary = load_shards(config, split(config, dataset), transport)
     plan = make_plan(config, network, summary)
     settings = Settings(seed=0, schedule=config.training.schedule)

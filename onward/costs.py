@@ -96,8 +96,8 @@ class BlockCosts(Costs):
         if task.kind is TaskKind.PASS:
             return work.passed * self.neutral[block]
         is_head, learning = block in plan.heads, self.train[block]
-        if plan.num_slices > 1:
-            if plan.slice_kind == "rows":
+        if plan.slices > 1:
+            if plan.cut == "rows":
                 learning = learning / ranks + self.update[block]
             elif not is_head:
                 learning /= ranks
@@ -124,15 +124,15 @@ class BlockCosts(Costs):
             passes = self.views * len(below)
             per_row = sum(self.outputs[b] for b in below) * self.views // plan.batch_size
             num_bytes = per_row * each // ranks
-        own = plan.num_slices // ranks
-        if plan.slice_kind == "rows":
+        own = plan.slices // ranks
+        if plan.cut == "rows":
             return passes + steps, num_bytes + steps * own * self.gradients[block]
         if is_head:
             return passes, num_bytes
         # Logits of each class, or the goodness of each view.
         figures = self.classes if self.views == 1 else self.views
         sums = 4 * figures * plan.batch_size * own
-        whole = (self.weights[block] + self.optimizer_state[block]) * own // plan.num_slices
+        whole = (self.weights[block] + self.optimizer_state[block]) * own // plan.slices
         return passes + steps + 1, num_bytes + steps * sums + whole
 
     def num_bytes(self, plan: Plan, product: Product) -> int:

@@ -1,9 +1,12 @@
 """Files that are written whole or not at all."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from onward.errors import FileError
 
 PARTIAL = ".partial"
 """Ending of what is not whole yet."""
@@ -29,7 +32,31 @@ def atomic_write(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all.
+
+    Raises:
+        FileError: The disk is full, for instance.
+    """
+    try:
+        with atomic_write(path) as partial:
+            partial.write_text(text)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
+
+
 def flush(path: Path) -> None:
     """Have the disk take a file in; where it is full, this is when it says so."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the disk take in the names of a folder; Windows opens no folders."""
+    if sys.platform == "win32":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

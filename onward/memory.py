@@ -2,9 +2,11 @@
 
 import socket
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +14,10 @@ import psutil
 import torch
 
 from onward.batch import Batch, Tensors, parts
-from onward.blocks import Block
 from onward.errors import SettingError
 from onward.kernels.closed_form import SLICE_BYTES, has_closed_form
 from onward.networks import Network, passes
-from onward.placement import Placement, messages
+from onward.placement import Placement
 from onward.plan.tasks import INPUT, Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.store import MOST_UNWRITTEN
 from onward.runtime.workers import Settings
@@ -54,45 +55,21 @@ def check(rooms: Sequence[Room]) -> None:
     Raises:
         SettingError: Some would hold more than they may, each or together.
     """
-    sharing: dict[str, list[int]] = defaultdict(list)
-    for rank, own in enumerate(rooms):
-        for name in own.limits:
-            sharing[name].append(rank)
-    for name, ranks in sharing.items():
-        limit = rooms[ranks[0]].limits[name]
-        needed = sum(rooms[rank].needed - rooms[rank].shared for rank in ranks)
-        needed += max(rooms[rank].shared for rank in ranks)
+    for name in dict.fromkeys(name for room in rooms for name in room.limits):
+        sharing = [room for room in rooms if name in room.limits]
+        alone = sum(room.needed - room.shared for room in sharing)
+        needed = alone + max(room.shared for room in sharing)
+        limit = sharing[0].limits[name]
         if needed > limit:
-            who = f"Rank {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} ranks together"
-            if len(rooms) == 1:
-                who = "The run"
-            what = name.partition(" ")[2]
+            one = "The run" if len(rooms) == 1 else f"Rank {rooms.index(sharing[0])}"
+            who = one if len(sharing) == 1 else f"{len(sharing)} ranks together"
             raise SettingError(
                 f"{who} would hold about {needed / 1e6:,.0f} MB, and may hold {limit / 1e6:,.0f} "
-                f"MB ({what}). Use smaller --widths or --batch-size, or fewer ranks on this "
-                f"machine. --plan stream on several machines lets each hold its own blocks alone, "
-                f"and changes the weights. `onward plan` says what each rank would hold."
+                f"MB ({name.partition(' ')[2]}). Use smaller --widths or --batch-size, or fewer "
+                f"ranks on this machine. --plan stream on several machines lets each hold its own "
+                f"blocks alone, and changes the weights. `onward plan` says what each rank would "
+                f"hold."
             )
-
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes that belong to a block."""
-
-    weights: int
-    """Weights and buffers."""
-
-    optimizer_state: int
-    """State of its optimiser."""
-
-    products: int
-    """Copy of the weights for products in another type, as long as a step is there."""
-
-    gradients: int
-    """Gradients of a step."""
-
-    row: int
-    """What it hands on for a view of a row."""
 
 
 def estimate(
@@ -108,7 +85,7 @@ def estimate(
 
     They come on top of what a process holds that has loaded the data and has no blocks yet. What
     is inside of a block that learns by automatic differentiation is taken to be as large as what
-    comes out.
+    comes out. What is small beside blocks is left out: hints, targets, reports.
 
     Args:
         plan: What is computed.
@@ -118,37 +95,139 @@ def estimate(
         settings: How it is computed.
         keeps: Whether states are kept to go on from.
     """
-    sizes = _sizes(network, training, settings.closed_form)
-    views = len(network.sampler.names)
-    # Shifted copies of the data.
-    copies = sum(plan.rows) * _bytes_each(training.inputs) if settings.shift else 0
-    ranks = range(placement.num_ranks)
-    kept = [_of_store(plan, placement, rank, sizes) if keeps else 0 for rank in ranks]
-    found = ESTIMATES[plan.kind](plan, placement, sizes, views, copies)
-    return [num_bytes + more for num_bytes, more in zip(found, kept, strict=True)]
-
-
-def _of_store(plan: Plan, placement: Placement, rank: int, sizes: Mapping[int, Size]) -> int:
-    """Return what copies of states take until they are written."""
-    own = [
-        block
-        for block in plan.trained
-        if not placement.owners or rank in placement.ranks(Task(TaskKind.TRAIN, 0, block))
+    sizes = _sizes(plan, placement, network, training, settings, MOST_UNWRITTEN + 1 if keeps else 0)
+    trains: dict[int, list[Task]] = defaultdict(list)
+    sent: dict[int, set[Product]] = defaultdict(set)
+    coming: dict[int, dict[int, set[Product]]] = defaultdict(lambda: defaultdict(set))
+    for task in _first_and_last(plan, placement):
+        ranks = placement.ranks(task)
+        for rank in ranks if task.kind is TaskKind.TRAIN else ():
+            trains[rank].append(task)
+        for product in plan.needs(task):
+            makers = placement.ranks(plan.maker(product))
+            for rank in set(ranks).difference(makers):
+                coming[rank][makers[0]].add(product)
+                # The last weights are sent from where they are, others from copies.
+                for maker in makers if plan.gather not in plan.uses(product) else ():
+                    sent[maker].add(product)
+    # Where blocks stay, a rank of a cheap block is ahead of those that read it.
+    ahead, behind = (plan.most_waiting + 1, IN_FLIGHT) if placement.owners else (0, 1)
+    return [
+        _trained(plan, placement, rank, trains[rank], sizes)
+        + sum(sizes.largest(plan, each, POSTED + 1 + ahead) for each in coming[rank].values())
+        + sizes.largest(plan, sent[rank], behind)
+        for rank in range(placement.num_ranks)
     ]
-    return (MOST_UNWRITTEN + 1) * max(
-        (sizes[b].weights + sizes[b].optimizer_state for b in own), default=0
+
+
+def _first_and_last(plan: Plan, placement: Placement) -> list[Task]:
+    """Return the first tasks, the first validation and what ends a run; others are like these."""
+    every = min(plan.validate_every or plan.chapters, plan.chapters)
+    times = 2 * len(placement.teams) + POSTED + 2 + plan.most_waiting
+    first = islice(plan.tasks(), times * (2 * len(plan.nodes) + 1))
+    ends = [*plan.validations(every - 1), *plan.validations(plan.chapters - 1), plan.gather]
+    return list(dict.fromkeys([*first, *ends]))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what blocks are and make."""
+
+    products: dict[ProductKind, dict[int, int]]
+    """Products that are large, by kind and block."""
+
+    copies: dict[int, int]
+    """Copies of weights for products in another type, by block."""
+
+    making: dict[int, int]
+    """What is there while a task trains a block, beside its weights and optimizer state."""
+
+    def largest(self, plan: Plan, products: Iterable[Product], most: int) -> int:
+        """Return the bytes of some of the messages that bring products, the largest ones."""
+        messages: Counter[Task] = Counter()
+        for product in (p for p in products if p.kind in self.products):
+            messages[plan.maker(product)] += self.products[product.kind][product.block]
+        return sum(nlargest(most, messages.values()))
+
+
+def _trained(
+    plan: Plan, placement: Placement, rank: int, tasks: Sequence[Task], sizes: Sizes
+) -> int:
+    """Return what a rank holds at its peak of the blocks that it trains, messages left out.
+
+    Args:
+        plan: What is computed.
+        placement: Where.
+        rank: The rank.
+        tasks: Its first tasks that train.
+        sizes: Bytes of the blocks.
+    """
+    weights, states = (
+        {block: sizes.products[kind][block] for _, _, block in tasks}
+        for kind in (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE)
     )
+    # What waits for a later task of this rank.
+    left: dict[Task, int] = {}
+    most = 0
+    for task in tasks:
+        block = task.block
+        left.pop(task, None)
+        most = max(most, sum(left.values()) + states[block] + sizes.making[block])
+        left |= {
+            use: states[block] + (sizes.copies[block] if plan.follows(use) else 0)
+            for use in plan.uses(Product(ProductKind.OPTIMIZER_STATE, task.time, block))
+            if rank in placement.ranks(use)
+        }
+    return sum(weights.values()) + most
 
 
 @torch.no_grad()
-def _sizes(network: Network, training: Batch, closed_form: bool) -> dict[int, Size]:
+def _sizes(
+    plan: Plan,
+    placement: Placement,
+    network: Network,
+    training: Batch,
+    settings: Settings,
+    unwritten: int,
+) -> Sizes:
+    """Return the bytes of blocks, of which copies of some states may wait to be written."""
+    blocks, views = dict(enumerate(network.all_blocks)), len(network.sampler.names)
     batch = network.sampler.neutral(training.take(slice(0, 1)))
-    sizes = {INPUT: Size(0, 0, 0, 0, _bytes_each(batch.inputs))}
-    for number, _, outputs in passes(network, batch):
-        block = network.all_blocks[number]
-        row = _bytes_each(outputs.inputs)
-        sizes[number] = _size(block, row, closed_form and has_closed_form(block))
-    return sizes
+    rows = {INPUT: _bytes_each(batch.inputs)}
+    rows |= {number: _bytes_each(out.inputs) for number, _, out in passes(network, batch)}
+    weights = {number: block.num_bytes for number, block in blocks.items()}
+    states = {n: sum(t.nbytes for t in block.optimizer_tensors()) for n, block in blocks.items()}
+    copies, making = {}, {}
+    for number, block in blocks.items():
+        weight, node = weights[number], plan.nodes[number]
+        is_closed = settings.closed_form and has_closed_form(block)
+        copy = weight // 2 if is_closed and block.precision is torch.bfloat16 else 0
+        # Of automatic differentiation also what the update makes of them.
+        gradients = min(weight, 2 * SLICE_BYTES) if is_closed else 2 * weight
+        if plan.slices > 1 and plan.cut == "rows":
+            # Those of each slice, in the type of the products, and their sum.
+            gradients = plan.slices * (copy or weight) + weight
+        elif max(placement.teams) > 1:
+            # What ranks of a team give each other.
+            gradients += weight + states[number]
+        read = sum(rows[source] for source, _ in node.reads)
+        # Inputs, activities and their derivatives, of all views. A head learns from one.
+        row = read if node.is_head else views * 3 * (read + rows[number])
+        passed = plan.batch_size * plan.work(Task(TaskKind.TRAIN, 0, number)).passed
+        copies[number], making[number] = copy, copy + gradients + plan.batch_size * row
+        making[number] += unwritten * (weight + states[number])
+        if settings.shift and (passed or (INPUT, 0) in node.reads):
+            # Of two epochs, and what one is made from. Those of a chapter are all passed on.
+            making[number] += 3 * sum(plan.rows) * _bytes_each(training.inputs)
+            passed *= len(plan.segments(0))
+        making[number] += round(passed) * _passed(plan, rows, number, views)
+    products = {
+        ProductKind.WEIGHTS: weights,
+        ProductKind.OPTIMIZER_STATE: states,
+        ProductKind.ACTIVITIES: {n: plan.batch_size * views * rows[n] for n in blocks},
+        ProductKind.NEUTRAL: {n: plan.batch_size * rows[n] for n in blocks},
+    }
+    return Sizes(products, copies, making)
 
 
 def _bytes_each(tensors: Tensors) -> int:
@@ -156,161 +235,22 @@ def _bytes_each(tensors: Tensors) -> int:
     return sum(tensor[:1].nbytes for tensor in parts(tensors))
 
 
-def _size(block: Block, row: int, closed_form: bool) -> Size:
-    weights = block.num_bytes
-    copy = weights // 2 if block.precision is torch.bfloat16 else 0
-    return Size(
-        weights=weights,
-        optimizer_state=sum(tensor.nbytes for tensor in block.optimizer_tensors()),
-        products=copy if closed_form else 0,
-        gradients=min(weights, 2 * SLICE_BYTES) if closed_form else weights + copy,
-        row=row,
-    )
-
-
-def _of_stream(
-    plan: Plan, placement: Placement, sizes: Mapping[int, Size], views: int, copies: int
-) -> list[int]:
-    # Neutral samples may be an epoch ahead.
-    ranks = range(placement.num_ranks)
-    return [2 * copies + _of_stream_rank(plan, placement, rank, sizes, views) for rank in ranks]
-
-
-def _of_stream_rank(
-    plan: Plan, placement: Placement, rank: int, sizes: Mapping[int, Size], views: int
-) -> int:
-    owners = {b: placement.rank(Task(TaskKind.TRAIN, 0, b)) for b in plan.trained}
-    own = [block for block, owner in owners.items() if owner == rank]
-    total = sum(sizes[b].weights + sizes[b].optimizer_state + sizes[b].products for b in own)
-    total += max((sizes[b].gradients + _step(plan, sizes, b, views) for b in own), default=0)
-    waiting = plan.most_waiting + POSTED + 2
-    # A mini-batch of all views, and of the neutral one where a head reads it.
-    rows = plan.batch_size * (views + bool(plan.heads))
-    reads = {b: {read for read in plan.nodes[b].reads if read[0] != INPUT} for b in plan.trained}
-    for block in own:
-        elsewhere = {source for source, _ in reads[block] if owners[source] != rank}
-        size = plan.batch_size if plan.nodes[block].is_head else rows
-        total += waiting * size * sum(sizes[source].row for source in elsewhere)
-        readers = [b for b in range(plan.num_blocks) if reads[b] & {(block, 0), (block, 1)}]
-        if any(owners[reader] != rank for reader in readers):
-            total += IN_FLIGHT * rows * sizes[block].row
-        if any(owners[reader] == rank and (block, 1) in reads[reader] for reader in readers):
-            # Until the next visit.
-            total += rows * sizes[block].row
-    ends = [plan.gather, *plan.validations(plan.chapters - 1)]
-    if rank in {placement.rank(task) for task in ends}:
-        total += sum(sizes[b].weights for b in plan.trained if b not in own)
-    elif plan.has_validation and plan.validate_every:
-        # Weights on their way to where they are validated, while training goes on.
-        total += sum(sizes[b].weights for b in own)
-    return total
-
-
-def _of_chapters(
-    plan: Plan, placement: Placement, sizes: Mapping[int, Size], views: int, copies: int
-) -> list[int]:
-    segments = len(plan.segments(0)) if copies else 1
-    ranks = range(placement.num_ranks)
-    held: list[set[int]] = [set() for _ in ranks]
-    trained: list[set[int]] = [set() for _ in ranks]
-    incoming: list[dict[int, list[int]]] = [defaultdict(list) for _ in ranks]
-    outgoing = [0] * placement.num_ranks
-    # Moments that a rank keeps for a later task of its own, now and at most.
-    kept, most = [0] * placement.num_ranks, [0] * placement.num_ranks
-    for task in plan.tasks():
-        own = placement.ranks(task)
-        for rank in own:
-            held[rank].update(p.block for p in plan.needs(task) if p.kind is ProductKind.WEIGHTS)
-            if task.kind is TaskKind.TRAIN:
-                trained[rank].add(task.block)
-                held[rank].add(task.block)
-        for product in plan.needs(task):
-            if product.kind is ProductKind.OPTIMIZER_STATE:
-                for rank in set(own) & set(placement.ranks(plan.maker(product))):
-                    kept[rank] -= sizes[product.block].optimizer_state
-        for product in plan.makes(task):
-            if product.kind is ProductKind.OPTIMIZER_STATE:
-                users = {rank for use in plan.uses(product) for rank in placement.ranks(use)}
-                for rank in set(own) & users:
-                    kept[rank] += sizes[product.block].optimizer_state
-                    most[rank] = max(most[rank], kept[rank])
-        for message in messages(plan, placement, task):
-            size = sum(_of_product(product, sizes) for product in message.products)
-            incoming[message.dest][message.source].append(size)
-            outgoing[message.source] = max(outgoing[message.source], size)
-    # Where blocks stay, a rank of a cheap block is ahead of those that read it.
-    ahead = plan.most_waiting if placement.owners else 1
-    found = []
-    for rank in ranks:
-        blocks = [sizes[b] for b in trained[rank]]
-        total = sum(sizes[b].weights for b in held[rank])
-        total += max(most[rank], *(b.optimizer_state for b in blocks), 0)
-        total += max((b.products + _slices(plan, placement, b) for b in blocks), default=0)
-        total += sum(sum(sent[: POSTED + 1 + ahead]) for sent in incoming[rank].values())
-        total += outgoing[rank]
-        total += max((_step(plan, sizes, b, views) for b in trained[rank]), default=0)
-        highest = max(trained[rank], default=-1)
-        found.append(copies + total + _passed(plan, sizes, highest, views, segments))
-    return found
-
-
-def _slices(plan: Plan, placement: Placement, size: Size) -> int:
-    """Return what the gradients of a block take, and what ranks of a team give each other."""
-    if plan.num_slices == 1:
-        return size.gradients
-    if plan.slice_kind == "rows":
-        # Those of each slice, in the type of the products, and their sum.
-        return plan.num_slices * (size.products or size.weights) + size.weights
-    whole = size.weights + size.optimizer_state
-    return size.gradients + (whole if max(placement.teams) > 1 else 0)
-
-
-def _of_product(product: Product, sizes: Mapping[int, Size]) -> int:
-    """Return the bytes of a block, or none of what is small."""
-    match product.kind:
-        case ProductKind.WEIGHTS:
-            return sizes[product.block].weights
-        case ProductKind.OPTIMIZER_STATE:
-            return sizes[product.block].optimizer_state
-    return 0
-
-
-def _step(plan: Plan, sizes: Mapping[int, Size], block: int, views: int) -> int:
-    """Return what a step makes on the way: inputs, activities and their derivatives."""
-    read = sum(sizes[source].row for source, _ in plan.nodes[block].reads)
+def _passed(plan: Plan, rows: Mapping[int, int], block: int, views: int) -> int:
+    """Return what is held of a sample at most while it is passed on to a block."""
+    path = sorted(plan.below[block])
     if plan.nodes[block].is_head:
-        return plan.batch_size * read
-    return plan.batch_size * views * 3 * (read + sizes[block].row)
-
-
-def _passed(plan: Plan, sizes: Mapping[int, Size], highest: int, views: int, segments: int) -> int:
-    """Return what a chapter's rows take that are passed on to a block."""
-    first = plan.segments(0)[0]
-    rows = max(plan.rows) * (first.last - first.first) // plan.batches(0)
+        # Beside views of a block outputs of each chunk, and all of them joined.
+        last = rows[max(path, default=INPUT)]
+        return views * last + 2 * sum(rows[source] for source, _ in plan.nodes[block].reads)
     # The first block reads the data themselves, unless there are views of them.
-    line = {block: sizes[block].row for block in range(plan.num_blocks)}
-    line[INPUT] = sizes[INPUT].row if views > 1 else 0
-    top = min(highest, plan.num_blocks - 1)
+    order = [INPUT, *path] if views > 1 else path
 
-    def is_read(source: int, first: int) -> bool:
-        return any((source, 0) in plan.nodes[b].reads for b in range(first, top + 1))
+    def held(made: int) -> int:
+        """Return what is there as soon as a block's outputs are made: they, and what is read."""
+        later = {s for b in (*path, block) if b >= made for s, _ in plan.nodes[b].reads}
+        return sum(rows[s] for s in order if s == made or (s < made and s in later))
 
-    # The outputs of a block are made from those of others, and some wait for later blocks.
-    most = line[INPUT]
-    for made in range(top):
-        if is_read(made, made + 1):
-            there = [source for source in (INPUT, *range(made)) if is_read(source, made)]
-            most = max(most, line[made] + sum(line[source] for source in there))
-    most *= views
-    if highest in plan.heads:
-        # Those of each chunk, and all of them joined.
-        read = 2 * sum(sizes[source].row for source in plan.sources(highest))
-        most = max(most, views * line[top - 1] + read)
-    return segments * rows * most
-
-
-ESTIMATES = {"chapters": _of_chapters, "stream": _of_stream}
-"""What ranks hold, by kind of plan."""
+    return views * max(map(held, order), default=0)
 
 
 def resident() -> int:
@@ -356,19 +296,15 @@ def _group_limits(
         lines = groups.read_text().splitlines()
     except OSError:
         return {}
+    versions = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}
     found = {}
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "memory":
-            root, name = mounted / "memory", "memory.limit_in_bytes"
-        elif not controllers:
-            root, name = mounted, "memory.max"
-        else:
-            continue
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(root) and (folder / name).is_file():
-                limit = (folder / name).read_text().strip()
-                if limit.isdecimal() and int(limit) < NO_LIMIT:
-                    found[folder] = int(limit)
+        if controllers in versions:
+            part, name = versions[controllers]
+            for folder in (mounted / part / path.lstrip("/") / name).parents:
+                if folder.is_relative_to(mounted / part) and (folder / name).is_file():
+                    limit = (folder / name).read_text().strip()
+                    if limit.isdecimal() and int(limit) < NO_LIMIT:
+                        found[folder] = int(limit)
     return found

@@ -166,7 +166,7 @@ def place(
         single-layer, all-layers, federated: Aktemur et al. 2024, arXiv:2404.08573, sections 4.1
         to 4.3. stream: one run of blocks a rank, activities travel.
     """
-    slices = plan.num_slices
+    slices = plan.slices
     if replicas is not None and (num_ranks % replicas or slices % replicas):
         raise PlacementError(
             f"placement.replicas is {replicas}, with {num_ranks} ranks and plan.slices = {slices}: "
@@ -218,7 +218,7 @@ def check_placement(plan: Plan, placement: Placement, num_ranks: int) -> None:
             f"The placement has {placement.num_ranks} ranks, in teams of {placement.teams}, and "
             f"there are {num_ranks}."
         )
-    slices = plan.num_slices
+    slices = plan.slices
     if any(team < 1 or slices % team for team in placement.teams):
         raise PlacementError(
             f"The placement has teams of {placement.teams} ranks, which must divide plan.slices; "

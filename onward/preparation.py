@@ -117,10 +117,10 @@ def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placemen
         return False
     if config.placement.directory is not None and has_teams:
         return False
-    if config.training.gradients == "shared-pass" and plan.num_slices > 1:
+    if config.training.gradients == "shared-pass" and plan.slices > 1:
         return False
     try:
-        _check_cuts(config, network, plan.num_slices, plan.slice_kind)
+        _check_cuts(config, network, plan.slices, plan.cut)
     except SettingError:
         return False
     return True

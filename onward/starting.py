@@ -201,7 +201,7 @@ def closed_on_error(store: Store | None) -> Iterator[None]:
         if store is not None:
             with suppress(FileError):
                 store.close()
-            if store.is_new and not store.files:
+            if store.is_new and not any(store.own.glob("weights-*")):
                 store.remove()
         raise
 

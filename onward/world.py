@@ -10,7 +10,7 @@ from onward.errors import SettingError
 from onward.results import Listener
 from onward.transport.directory import DirectoryTransport
 from onward.transport.distributed import DistributedTransport
-from onward.transport.messages import InMemoryTransport, Transport
+from onward.transport.messages import SingleProcessTransport, Transport
 from onward.transport.pulse import Pulse
 
 
@@ -82,5 +82,4 @@ def open_transport(config: RunConfig) -> Transport:
             f"starts others. Use `onward train ... --nodes {placement.nodes}`, or start this "
             f"script with torchrun --nproc-per-node {placement.nodes}."
         )
-
-    return InMemoryTransport.group(1)[0]
+    return SingleProcessTransport()

@@ -4,6 +4,8 @@ import copy
 from dataclasses import dataclass
 from functools import cache
 
+from in_memory import run_in_memory
+
 import onward as ow
 from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.networks import Network
@@ -11,11 +13,10 @@ from onward.placement import place
 from onward.plan.tasks import Plan
 from onward.preparation import block_costs, build_network, make_plan, make_settings
 from onward.recipes import RECIPES
-from onward.runtime.runtime import Runtime, make_worker, run_in_memory
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
 from onward.sharding import load_shards, split
-from onward.transport.messages import InMemoryTransport
+from onward.transport.messages import SingleProcessTransport
 
 SMALL = {
     "network.widths": (24, 20, 16, 12),
@@ -181,26 +182,11 @@ class Prepared:
         return block_costs(self.network, self.shards[0].training)
 
     def run(self, name, num_ranks, replicas=1):
-        """Run a placement in this process; return its runtimes, rank 0 first.
-
-        In a federated run each rank holds its own shards and no others.
-        """
+        """Run a placement in this process; return its runtimes, rank 0 first."""
         placement = place(self.plan, name, num_ranks, self.costs(), replicas)
         networks = [copy.deepcopy(self.network) for _ in range(num_ranks)]
         with global_generator_kept():
-            if name != "federated":
-                return run_in_memory(self.plan, placement, networks, self.shards, self.settings)
-            runtimes = []
-            for network, transport in zip(
-                networks, InMemoryTransport.group(num_ranks), strict=True
-            ):
-                rank = transport.rank
-                own = {shard: r for shard, r in self.shards.items() if shard % num_ranks == rank}
-                worker = make_worker(self.plan, network, own, self.settings)
-                runtimes.append(Runtime(self.plan, placement, worker, transport))
-            for task in self.plan.tasks():
-                runtimes[placement.rank(task)].do(task)
-            return runtimes
+            return run_in_memory(self.plan, placement, networks, self.shards, self.settings)
 
 
 @cache
@@ -212,7 +198,7 @@ def digits():
 
 def prepare(recipe, changes):
     config = RECIPES[recipe].config.with_settings(changes)
-    shards, shape = load_shards(config, split(config, digits()), InMemoryTransport.group(1)[0])
+    shards, shape = load_shards(config, split(config, digits()), SingleProcessTransport())
     network = build_network(config, digits(), shape)
     return prepare_network(network, config, shards, shape)
 

@@ -7,7 +7,6 @@ writes what they return as JSON.
 
 import atexit
 import faulthandler
-import itertools
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from jobs import JOBS, NUM_RANKS
 from weight_jobs import deserted, write_digits
 
 from onward.launcher import launch
-from onward.transport import messages as transports
+from onward.transport.messages import exit_process
 
 LIMIT_SECONDS = 150
 """After this a rank prints where it hangs, and ends."""
@@ -68,8 +67,6 @@ def main(folder):
         # A world of its own: its size, and a try of its own, which the transport keeps apart.
         os.environ["WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"] = str(num_ranks)
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
-        # Ranks that are left out of a job do not count it.
-        transports.RUNS = itertools.count()
         start = time.monotonic()
         try:
             told[name] = function(folder)
@@ -85,4 +82,4 @@ if __name__ == "__main__":
     faulthandler.dump_traceback_later(LIMIT_SECONDS, exit=True)
     main(Path(sys.argv[1]))
     # At once, as the command ends a rank: threads that wait for one that died would abort.
-    transports.exit_process(0)
+    exit_process(0)

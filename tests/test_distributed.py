@@ -24,7 +24,7 @@ from onward.plan.streams import QUEUE
 from onward.preparation import build_network
 from onward.sharding import DataSummary, load_data, load_shards, local_shards, split
 from onward.training import run
-from onward.transport.messages import InMemoryTransport
+from onward.transport.messages import SingleProcessTransport
 
 pytestmark = pytest.mark.distributed
 
@@ -205,7 +205,7 @@ def test_rank_0_hears_of_all_that_other_ranks_have_finished(group, case):
 def test_a_run_says_how_many_bytes_each_rank_has_sent(group, case, name, number):
     config = config_of(case, group["folder"])
     dataset = split(config, load_data(config, 0))
-    shards, summary = load_shards(config, dataset, InMemoryTransport.group(1)[0])
+    shards, summary = load_shards(config, dataset, SingleProcessTransport())
     network = build_network(config, dataset, summary)
     in_memory = prepare_network(network, config, shards, summary).run(name, number)
 

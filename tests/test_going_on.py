@@ -127,7 +127,7 @@ def test_a_run_of_one_process_goes_on_in_two(cut, undisturbed):
 
 
 def test_a_damaged_state_is_named_and_trained_again(cut, undisturbed, capsys):
-    path = max(Path("run").glob("state/rank-0/*-weights.safetensors"))
+    path = max(Path("run").glob("state/rank-0/weights-*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1])
 
     assert onward("train", "--resume", "run") == 0
@@ -234,7 +234,7 @@ def test_the_last_finite_state_stays_where_training_leaves_the_finite_numbers(mo
     monkeypatch.setattr(ChapterWorker, "train", train)
 
     assert onward("train", *RUN, "--out", "run") == 2
-    assert len(list(Path("run").glob("state/rank-0/*1T1-weights.safetensors"))) == 1
+    assert len(list(Path("run").glob("state/rank-0/weights-1-1.safetensors"))) == 1
 
 
 def test_a_folder_that_vanishes_in_the_middle_is_named(monkeypatch, capsys):

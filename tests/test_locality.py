@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from in_memory import run_in_memory
 from torch import nn
 
 import onward as ow
@@ -16,7 +17,6 @@ from onward.plan.streams import StreamPlan
 from onward.preparation import nodes_of, preview
 from onward.recipes import RECIPES
 from onward.runtime import streams
-from onward.runtime.runtime import run_in_memory
 from onward.runtime.workers import Settings, Shard
 
 INPUTS, UNITS, CLASSES, BLOCKS = 6, 8, 3, 4

@@ -26,7 +26,7 @@ from onward.samplers import (
     likely_wrong_labels,
     wrong_labels,
 )
-from onward.transport.messages import InMemoryTransport
+from onward.transport.messages import SingleProcessTransport
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -360,7 +360,7 @@ def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
     worker = make_worker(plan, network, shards, Settings(seed=0))
     # A worker looks at two samples before it trains.
     network.sampler.seen.clear()
-    Runtime(plan, place(plan, None, 1, [1, 1]), worker, InMemoryTransport.group(1)[0]).run()
+    Runtime(plan, place(plan, None, 1, [1, 1]), worker, SingleProcessTransport()).run()
     drawn = {number: [] for number in range(12)}
     for batch, negative in network.sampler.seen:
         wrong = negative.inputs[:, :3].argmax(dim=1)

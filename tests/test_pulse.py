@@ -3,10 +3,10 @@
 import threading
 
 import pytest
+from in_memory import InMemoryTransport
 
 from onward.errors import PeerLostError
 from onward.transport import pulse, waiting
-from onward.transport.messages import InMemoryTransport
 from onward.transport.pulse import Pulse
 from onward.transport.waiting import Waiting
 
@@ -158,7 +158,7 @@ def test_a_rank_says_what_it_does(pair, monkeypatch):
     pair[0].doing.what = "train, 0T3"
 
     with Pulse(pair[0], 100.0, print):
-        while pair[1].get("beat")[0] is None or pair[1].get("beat")[0][0] < 3:
+        while pair[1].get("beat", 0) is None or pair[1].get("beat", 0)[0] < 3:
             pass
 
-    assert pair[1].get("beat")[0][1] == "train, 0T3"
+    assert pair[1].get("beat", 0)[1] == "train, 0T3"

@@ -19,7 +19,7 @@ from onward.config import RunConfig, read_settings
 from onward.data import arrays, cifar, idx
 from onward.errors import DataError, FileError, OnwardError
 from onward.plan.tasks import Product, ProductKind, Task, TaskKind
-from onward.runtime.store import Store, journal_line, read_journal
+from onward.runtime.store import Store
 
 WEIGHTS = Product(ProductKind.WEIGHTS, 1, 0)
 LAYOUT = [torch.zeros(2, 3)]
@@ -67,12 +67,7 @@ READERS = {
     ),
     "cifar": (cifar.read_batch, "batch.bin", lambda folder: bytes(cifar.ROW_BYTES)),
     "model": (checkpoint.load, "model.safetensors", model),
-    "state": (look, "0T1-weights.safetensors", state),
-    "journal": (
-        lambda path: list(read_journal(path, "run")),
-        "journal.jsonl",
-        lambda folder: journal_line(WEIGHTS, [1.0], "run").encode(),
-    ),
+    "state": (look, "weights-1-0.safetensors", state),
     "toml": (
         lambda path: RunConfig().with_settings(read_settings(path)).check(),
         "run.toml",
@@ -130,12 +125,6 @@ def test_an_idx_file_of_no_rows_of_huge_size_is_refused(tmp_path):
 
     with pytest.raises(DataError, match="and the file is too small for them"):
         idx.read_idx(tmp_path / "idx", dimensions=3)
-
-
-def test_a_line_of_the_journal_that_holds_nothing_but_its_checksum_is_left_out(tmp_path):
-    (tmp_path / "journal.jsonl").write_bytes(b"e3b0c44298fc1c14")
-
-    assert list(read_journal(tmp_path / "journal.jsonl", "")) == []
 
 
 # What would take more memory than there is

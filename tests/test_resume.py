@@ -1,13 +1,17 @@
 """A run that was cut, on whatever ranks it goes on, ends in the weights of one that was not."""
 
 import copy
+import json
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import jaxtyping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_memory import InMemoryTransport
 from prepared import (
     CHAPTERS,
     FEDERATED,
@@ -20,12 +24,12 @@ from prepared import (
 )
 from test_plan import chapter_plans, for_all, plans
 
+from onward.errors import FileError, SettingError
 from onward.placement import place
 from onward.plan.tasks import Product, ProductKind
-from onward.runtime.resume import agree, describe, open_store
+from onward.runtime.resume import agree_on_rest, open_store
 from onward.runtime.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
-from onward.transport.messages import InMemoryTransport
 
 
 @pytest.fixture(autouse=True)
@@ -46,12 +50,7 @@ def go_on(prepared, name, num_ranks, folder, *, most=None, shared=True, every=1)
         open_store(folder if shared else folder / f"disk-{rank}", rank, "", "", [], every)
         for rank in range(num_ranks)
     ]
-    notes = [
-        describe(store, prepared.plan, worker)
-        for store, worker in zip(stores, workers, strict=True)
-    ]
-    agreed = [agree(store, prepared.plan, notes) for store in stores]
-    plan, holders = agreed[0]
+    plan, holders, _ = agree_on_what_is_left(prepared.plan, stores, workers, transports)
     placement = place(plan, name, num_ranks, prepared.costs())
     runtimes = [
         Runtime(plan, placement, worker, transport, store=store, holders=holders)
@@ -67,6 +66,27 @@ def go_on(prepared, name, num_ranks, folder, *, most=None, shared=True, every=1)
     for store in stores:
         store.close()
     return runtimes, done
+
+
+def agree_on_what_is_left(plan, stores, workers, transports):
+    """Let each rank, in a thread of its own, agree with the others; return what rank 0 knows."""
+    notes, all_are_there = {}, threading.Barrier(len(transports), timeout=60)
+
+    def all_gather(transport):
+        def gather(topic, note):
+            notes[transport.rank] = json.loads(json.dumps(note))
+            all_are_there.wait()
+            return [notes[rank] for rank in range(len(transports))]
+
+        return gather
+
+    for transport in transports:
+        transport.all_gather = all_gather(transport)
+    with ThreadPoolExecutor(len(transports)) as pool:
+        plans = [plan] * len(transports)
+        agreed = list(pool.map(agree_on_rest, stores, plans, workers, transports))
+    assert all(each == agreed[0] for each in agreed)
+    return agreed[0]
 
 
 def num_tasks(prepared):
@@ -203,7 +223,7 @@ def test_a_stream_of_which_the_state_of_one_block_is_older_ends_in_the_same_weig
     most = max(n for n, task in enumerate(tasks) if task.time == ends[2] and task.block == 3) + 3
 
     go_on(prepared, "stream", 2, tmp_path, most=most)
-    (path,) = tmp_path.glob(f"rank-*/{lost}T{ends[2]}-weights.safetensors")
+    (path,) = tmp_path.glob(f"rank-*/weights-{ends[2]}-{lost}.safetensors")
     path.unlink()
     (first, *_), _ = go_on(prepared, "stream", 2, tmp_path)
 
@@ -277,6 +297,44 @@ def damage(path, draw):
     path.write_bytes(content)
 
 
+# Which run it is
+
+
+def begin(folder, settings="lr = 1", weights=("a", None), rank=0):
+    open_store(folder, rank, "", settings, weights, every=1).close()
+
+
+def test_a_run_goes_on_from_the_weights_that_it_began_with(tmp_path):
+    begin(tmp_path)
+
+    # A rank knows the first weights of the blocks that it has.
+    begin(tmp_path, weights=("a", "b"), rank=1)
+    begin(tmp_path, weights=(None, "b"), rank=2)
+    with pytest.raises(SettingError, match=r"began from other weights\. Seed torch"):
+        begin(tmp_path, weights=("c", None), rank=3)
+    begin(tmp_path, weights=("a", "b"))
+
+
+def test_a_run_goes_on_with_the_settings_that_it_began_with(tmp_path):
+    begin(tmp_path, "seed = 0\nlr = 1")
+
+    with pytest.raises(SettingError, match=r"Then: lr = 1; now: lr = 2\. A run goes on with"):
+        begin(tmp_path, "seed = 0\nlr = 2", rank=1)
+    begin(tmp_path, "seed = 0\nlr = 1", rank=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "5", "[" * 100_000, '{"settings": 5}', '{"settings": "", "first_weights": 0}'],
+)
+def test_what_a_run_began_with_is_damaged(text, tmp_path):
+    begin(tmp_path)
+    (tmp_path / "rank-0" / "begun.json").write_text(text)
+
+    with pytest.raises(FileError, match=r"begun\.json is damaged .* Remove .*rank-0 to go on"):
+        begin(tmp_path, rank=1)
+
+
 # What is kept
 
 
@@ -300,5 +358,5 @@ def test_old_states_are_removed(name, tmp_path):
 
     go_on(prepared, name, 2, tmp_path, most=num_tasks(prepared) - 2)
 
-    kept = [path.stem.partition("-")[0] for path in tmp_path.glob("rank-*/*.safetensors")]
-    assert min(int(task.partition("T")[2]) for task in kept) >= prepared.plan.chapters - 8
+    kept = [path.stem.split("-") for path in tmp_path.glob("rank-*/weights-*.safetensors")]
+    assert min(int(time) for _, time, _ in kept) >= prepared.plan.chapters - 8

@@ -3,6 +3,7 @@
 import threading
 
 import torch
+from in_memory import run_in_memory
 from prepared import CHAPTERS, prepare
 
 import onward as ow
@@ -13,12 +14,12 @@ from onward.plan.tasks import Product, ProductKind
 from onward.preparation import build_network, make_plan
 from onward.recipes import RECIPES
 from onward.runtime.products import Products
-from onward.runtime.runtime import Runtime, make_worker, run_in_memory
+from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.store import Store
 from onward.runtime.workers import Settings
 from onward.sharding import load_shards, split
 from onward.transport.directory import DirectoryTransport
-from onward.transport.messages import OPEN, InMemoryTransport
+from onward.transport.messages import OPEN, SingleProcessTransport
 
 
 class Arriving(threading.Thread):
@@ -103,7 +104,7 @@ def test_a_rank_with_many_blocks_sends_more_than_the_queue_holds_and_nobody_wait
         {"network.widths": (4,) * (2 * QUEUE + 8), "training.epochs": 1, "data.validation": 0}
     )
     config = config.with_settings({"training.batch_size": 20})
-    shards, summary = load_shards(config, split(config, dataset), InMemoryTransport.group(1)[0])
+    shards, summary = load_shards(config, split(config, dataset), SingleProcessTransport())
     networks = [build_network(config, dataset, summary) for _ in range(2)]
     plan = make_plan(config, networks[0], summary)
     placement = place(plan, "stream", 2, [1] * plan.num_blocks)
@@ -121,15 +122,15 @@ def test_a_rank_with_many_blocks_sends_more_than_the_queue_holds_and_nobody_wait
 class Hasty(DirectoryTransport):
     """Finds, when it looks how far another rank is, that this rank has just kept its last task."""
 
-    def get(self, topic, ranks=None):
-        if topic == "committed" and ranks == [1] and self.other is not None:
+    def get(self, topic, rank):
+        if topic == "committed" and rank == 1 and self.other is not None:
             store, transport, task, made, chapter = self.other
             self.other = None
             store.keep(task, made)
             store.commit(chapter)
             store.close()
             transport.put("committed", chapter)
-        return super().get(topic, ranks)
+        return super().get(topic, rank)
 
 
 def test_what_another_rank_has_kept_at_the_last_moment_is_found(tmp_path):

@@ -26,7 +26,7 @@ from onward.runtime.workers import Worker
 from onward.samplers import wrong_labels
 from onward.seeds import generator
 from onward.sharding import load_shards, split
-from onward.transport.messages import InMemoryTransport
+from onward.transport.messages import SingleProcessTransport
 
 
 def matrix(cases, everywhere, thorough=()):
@@ -102,7 +102,7 @@ def trained_convolutions(kind, name, num_ranks, layout=torch.contiguous_format):
 
 def trained_network(network, kind, name, num_ranks):
     config = RunConfig().with_settings(SMALL | {"training.epochs": 3, "plan.kind": kind})
-    shards, summary = load_shards(config, split(config, digits()), InMemoryTransport.group(1)[0])
+    shards, summary = load_shards(config, split(config, digits()), SingleProcessTransport())
     first, *_ = prepare_network(network, config, shards, summary).run(name, num_ranks)
     return first.worker.network
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from in_memory import InMemoryTransport
 from prepared import (
     CHAPTERS,
     FEDERATED,
@@ -18,7 +19,6 @@ from onward.placement import place
 from onward.plan.tasks import ProductKind, Task, TaskKind
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import Settings
-from onward.transport.messages import InMemoryTransport
 
 # Messages
 

@@ -10,6 +10,7 @@ import torch
 from contract_cases import CASES, PLACEMENTS, RUNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_memory import run_in_memory
 
 import onward as ow
 from onward.checkpoint import PRECISIONS
@@ -21,10 +22,9 @@ from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Node, Product, ProductKind, Task, TaskKind, line
 from onward.preparation import build_network, make_plan, make_settings
 from onward.recipes import RECIPES
-from onward.runtime.runtime import run_in_memory
 from onward.sharding import load_shards, split
 from onward.simulation import Costs, KnownCosts, Link, simulate
-from onward.transport.messages import InMemoryTransport
+from onward.transport.messages import SingleProcessTransport
 
 MEGABYTE = 10**6
 MEGABYTES = 1e6
@@ -246,7 +246,7 @@ def test_bytes_are_those_of_a_run(recipe, changes, name):
     config = RECIPES[recipe].config.with_settings(settings | changes)
     whole = ow.load_data("digits")
     dataset = ow.dataset(whole.x[:330], whole.y[:330], x_test=whole.x_test, y_test=whole.y_test)
-    shards, summary = load_shards(config, split(config, dataset), InMemoryTransport.group(1)[0])
+    shards, summary = load_shards(config, split(config, dataset), SingleProcessTransport())
     networks = [build_network(config, dataset, summary) for _ in range(3)]
     plan, settings = make_plan(config, networks[0], summary), make_settings(config)
     placement = placed(plan, name, 3)
@@ -282,7 +282,7 @@ def test_bytes_of_teams_are_those_of_a_run(recipe, changes, cut):
     draw = torch.Generator().manual_seed(0)
     x, y = torch.rand(1000, 1, 8, 8, generator=draw), torch.arange(1000) % 10
     dataset = ow.dataset(x, y, x_test=x[:10], y_test=y[:10])
-    shards, summary = load_shards(config, split(config, dataset), InMemoryTransport.group(1)[0])
+    shards, summary = load_shards(config, split(config, dataset), SingleProcessTransport())
     networks = [build_network(config, dataset, summary) for _ in range(4)]
     for network in networks:
         network.set_precision(PRECISIONS[config.training.precision])
@@ -309,7 +309,7 @@ def test_bytes_of_blocks_of_any_kind_are_those_of_a_run(case, kind):
         "data.validation": 0,
     }
     config = ow.RunConfig().with_settings(settings)
-    shards, summary = load_shards(config, split(config, data), InMemoryTransport.group(1)[0])
+    shards, summary = load_shards(config, split(config, data), SingleProcessTransport())
     plan, settings = make_plan(config, network, summary), make_settings(config)
     placement = placed(plan, PLACEMENTS[kind], 2)
     costs = measure(network, shards[0], plan.batch_size, settings, repeats=1)
@@ -336,7 +336,7 @@ def test_ranks_that_share_a_task_begin_and_end_it_together():
 def test_costs_are_measured_on_a_copy():
     network, whole = ow.mlp((1, 8, 8), num_classes=10, widths=(24, 20)), ow.load_data("digits")
     config = RECIPES["one-pass"].config
-    shards, _ = load_shards(config, split(config, whole), InMemoryTransport.group(1)[0])
+    shards, _ = load_shards(config, split(config, whole), SingleProcessTransport())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
     found = measure(network, shards[0], 50, make_settings(config), repeats=1)

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from in_memory import InMemoryTransport
 from small_blocks import close, dense, draw, linear, state_of, step_of, views_of
 from torch import nn
 
@@ -17,7 +18,6 @@ from onward.optimizers import SGD, Adam
 from onward.runtime.workers import in_chunks
 from onward.slices import RowsStep
 from onward.team import Alone
-from onward.transport.messages import InMemoryTransport
 
 UNITS, SAMPLES = 12, 6
 

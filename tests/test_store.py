@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -19,7 +21,7 @@ from test_plan import chapters_of_two_blocks
 from onward.errors import FileError
 from onward.plan.tasks import Product, ProductKind, Task, TaskKind
 from onward.runtime import store as store_module
-from onward.runtime.store import Store, as_product, journal_line, read_journal
+from onward.runtime.store import Store, check_idle, file_name, product_of
 
 TASK = Task(TaskKind.TRAIN, 3, 1)
 WEIGHTS, MOMENTS = (
@@ -57,7 +59,7 @@ def kept(tmp_path):
 
 def found(folder, **changes):
     store = opened(folder, **changes)
-    products = store.look(LAYOUTS.get)
+    products = set(store.look(LAYOUTS.get))
     store.close()
     return store, products
 
@@ -82,6 +84,49 @@ def test_ranks_on_one_disk_read_what_others_have_kept(kept):
     assert store.read(WEIGHTS, LAYOUTS[WEIGHTS])[1].equal(content()[WEIGHTS][1])
 
 
+def test_what_others_keep_is_found_when_a_rank_looks_again(kept):
+    store, later = opened(kept), Product(ProductKind.REPORT, 4, 1)
+    other = opened(kept, rank=1)
+    layouts = {**LAYOUTS, later: LAYOUTS[REPORT]}
+    assert set(store.look(layouts.get)) == set(LAYOUTS)
+
+    other.keep(TASK, {later: content()[REPORT]})
+    other.close()
+
+    assert store.look(layouts.get) == [later]
+    assert store.look(layouts.get) == []
+    store.close()
+
+
+def test_what_a_rank_has_kept_itself_is_no_news_to_it(tmp_path):
+    store = opened(tmp_path)
+
+    store.keep(TASK, content())
+    store.close()
+
+    assert len(list(store.own.glob("*.safetensors"))) == 3
+    assert store.look(LAYOUTS.get) == []
+
+
+def test_what_the_plan_does_not_know_is_passed_over(kept):
+    store = opened(kept)
+
+    assert store.look({REPORT: LAYOUTS[REPORT]}.get) == [REPORT]
+    assert store.damaged == set()
+    store.close()
+
+
+def test_what_a_killed_process_had_not_written_whole_is_removed(kept):
+    left = [kept / "rank-0" / name for name in ("weights-4-1.safetensors.partial", ".tmpQ2hJx9")]
+    for path in left:
+        path.touch()
+
+    _, products = found(kept)
+
+    assert products == set(LAYOUTS)
+    assert not any(path.exists() for path in left)
+
+
 def test_tensors_may_change_as_soon_as_they_are_kept(tmp_path):
     store, tensors = opened(tmp_path), content()
 
@@ -93,10 +138,13 @@ def test_tensors_may_change_as_soon_as_they_are_kept(tmp_path):
     assert store.read(WEIGHTS, LAYOUTS[WEIGHTS])[0].equal(content()[WEIGHTS][0])
 
 
-def test_what_is_read_stays_when_the_file_goes(kept):
+def test_what_is_read_stays_when_the_file_changes_or_goes(kept):
     store, _ = found(kept)
     weights, _ = store.read(WEIGHTS, LAYOUTS[WEIGHTS])
 
+    path = kept / "rank-0" / file_name(WEIGHTS)
+    with path.open("rb+") as file:
+        file.write(bytes(path.stat().st_size))
     shutil.rmtree(kept)
 
     assert weights.equal(content()[WEIGHTS][0])
@@ -113,12 +161,30 @@ def test_a_task_is_committed_once_it_is_written(tmp_path):
     assert store.committed == 3
 
 
+def test_after_a_failure_nothing_more_is_written_or_committed(tmp_path, monkeypatch):
+    store, fails = opened(tmp_path), threading.Event()
+
+    def save_file(tensors, path, metadata):
+        fails.wait()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(store_module, "save_file", save_file)
+    store.keep(TASK, content())
+    store.commit(3)
+    fails.set()
+
+    with pytest.raises(FileError, match=r"What 1T3 made cannot be written to .*: Input/output"):
+        store.close()
+    assert store.committed == -1
+
+
 # What goes
 
 
-def test_what_nobody_goes_back_to_is_removed_and_nothing_else(tmp_path):
+@pytest.mark.parametrize(("every", "times"), [(1, (2, 3)), (2, (1, 2, 3)), (4, (0, 1, 2, 3))])
+def test_what_nobody_goes_back_to_is_removed_and_nothing_else(every, times, tmp_path):
     plan = chapters_of_two_blocks()
-    store = opened(tmp_path)
+    store = Store(tmp_path, 0, "of these settings", every)
     for task in [t for t in plan.tasks() if t.kind is TaskKind.TRAIN]:
         kept = [p for p in plan.makes(task) if p.kind is not ProductKind.REPORT]
         store.keep(task, {product: [torch.zeros(2)] for product in kept})
@@ -126,13 +192,14 @@ def test_what_nobody_goes_back_to_is_removed_and_nothing_else(tmp_path):
 
     store.prune(plan, floor=2)
 
-    names = sorted(path.stem for path in store.own.glob("*.safetensors"))
-    assert names == sorted(
-        f"{block}T{time}-{thing}"
+    left = {
+        Product(kind, time, block)
+        for kind in (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE)
+        for time in times
         for block in (0, 1)
-        for time in (2, 3)
-        for thing in ("weights", "optimizer-state")
-    )
+    }
+    assert {path.name for path in store.own.glob("*.safetensors")} == set(map(file_name, left))
+    assert store.known == left
 
 
 def test_files_of_others_are_never_removed(kept):
@@ -141,10 +208,12 @@ def test_files_of_others_are_never_removed(kept):
 
     store.prune(chapters_of_two_blocks(), floor=3)
 
-    assert len(list(kept.glob("rank-0/*.safetensors"))) == 2
+    assert len(list(kept.glob("rank-0/*.safetensors"))) == 3
 
 
-@pytest.mark.parametrize(("floor", "left"), [(2, {"weights", "optimizer-state"}), (3, {"weights"})])
+@pytest.mark.parametrize(
+    ("floor", "left"), [(2, {WEIGHTS, MOMENTS, REPORT}), (3, {WEIGHTS, REPORT})]
+)
 def test_files_of_ranks_that_a_run_goes_on_without_are_removed_as_ones_own(kept, floor, left):
     shutil.copytree(kept / "rank-0", kept / "rank-2")
     store, _ = found(kept)
@@ -153,8 +222,8 @@ def test_files_of_ranks_that_a_run_goes_on_without_are_removed_as_ones_own(kept,
     store.prune(chapters_of_two_blocks(), floor)
 
     for rank in (0, 2):
-        names = [path.stem for path in kept.glob(f"rank-{rank}/*.safetensors")]
-        assert {name.partition("-")[2] for name in names} == left
+        names = {path.name for path in kept.glob(f"rank-{rank}/*.safetensors")}
+        assert names == {file_name(product) for product in left}
 
 
 # Who writes
@@ -185,20 +254,33 @@ def test_a_folder_into_which_another_process_writes_is_refused(tmp_path, other, 
 
     with pytest.raises(FileError, match=r"Another process writes into .*rank-0: the run goes on"):
         opened(tmp_path)
+    with pytest.raises(FileError, match=r"Another process writes into .*rank-0: the run goes on"):
+        check_idle(tmp_path)
     opened(tmp_path, rank=1)
 
 
 def test_a_process_that_ends_is_waited_for(tmp_path, other):
     other.kill()
 
+    check_idle(tmp_path)
     opened(tmp_path)
 
 
-def test_a_disk_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch):
-    def without(file, *, blocking):
-        raise OSError(errno.ENOLCK, "No locks available")
+def test_a_folder_of_states_that_nobody_writes_is_idle(kept, tmp_path):
+    check_idle(kept)
+    check_idle(tmp_path / "nowhere")
 
-    monkeypatch.setattr(store_module, "lock_descriptor", without)
+    opened(kept).close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_disk_without_locks_is_written_to_all_the_same(number, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def without(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", without)
 
     store = opened(tmp_path)
     store.keep(TASK, content())
@@ -238,79 +320,101 @@ def test_a_file_of_which_any_bit_has_changed_or_that_is_cut_is_not_used(tmp_path
         assert weights.equal(expected)
         assert bias.equal(other)
     else:
-        assert len(store.damaged) == 1
-        assert str(path) in store.damaged[0]
+        (reason,) = store.damaged
+        assert str(path) in reason
 
 
-def hostile(path, tensors=None, **header):
+def hostile(folder, tensors=None, **header):
     """Write a file as a store does, but for some words of its header."""
-    usual = {"format": 1, "run": "of these settings", "product": list(WEIGHTS), "sha256": "0"}
-    metadata = {"onward": json.dumps({**usual, **header})}
-    save_file(tensors or {"0": torch.zeros(4, 3), "1": torch.zeros(4)}, path, metadata=metadata)
+    opened(folder).close()
+    usual = {"format": "2", "run": "of these settings", "product": file_name(WEIGHTS), "sha256": ""}
+    tensors = tensors or {"0": torch.zeros(4, 3), "1": torch.zeros(4)}
+    path = folder / "rank-0" / file_name(WEIGHTS)
+    save_file(tensors, path, metadata={**usual, **header})
+    return path
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    ("header", "wrong"),
     [
-        ({}, "is damaged: its content does not have its checksum."),
-        ({"format": 2}, "was not written by this version of onward."),
-        ({"format": None}, "was not written by this version of onward."),
-        ({"run": "another"}, "is of a run with other settings."),
-        ({"product": ["weights", 3, 9]}, "which the plan does not know."),
-        ({"product": ["weights", -1, 0]}, "its header names no product."),
-        ({"product": ["../../x", 3, 1]}, "its header names no product."),
-        ({"product": {"weights": 1}}, "its header names no product."),
-        ({"product": None}, "its header names no product."),
-        ({"sha256": None}, "does not have its checksum."),
+        ({}, "sha256"),
+        ({"format": "1"}, "format, sha256"),
+        ({"run": "another"}, "run, sha256"),
+        ({"product": file_name(MOMENTS)}, "product, sha256"),
+        ({"format": "", "run": "", "product": ""}, "format, run, product, sha256"),
     ],
 )
-def test_a_hostile_header_is_named_and_not_used(header, message, tmp_path):
-    opened(tmp_path).close()
-    hostile(tmp_path / "rank-0" / "x.safetensors", **header)
+def test_a_hostile_header_is_named_and_not_used(header, wrong, tmp_path):
+    path = hostile(tmp_path, **header)
 
     store, products = found(tmp_path)
 
     assert products == set()
-    assert message in store.damaged[0]
+    assert store.damaged == {
+        f"{path} is damaged, or of another run: its {wrong} is not as expected."
+    }
+    with pytest.raises(FileError, match=re.escape(str(path))):
+        store.read(WEIGHTS, LAYOUTS[WEIGHTS])
+
+
+@pytest.mark.parametrize("product", [MOMENTS, Product(ProductKind.WEIGHTS, 4, 1)])
+def test_a_whole_file_under_the_name_of_another_is_not_used(product, kept):
+    (kept / "rank-0" / file_name(WEIGHTS)).rename(kept / "rank-0" / file_name(product))
+
+    store = opened(kept)
+    products = store.look({product: LAYOUTS[WEIGHTS]}.get)
+    store.close()
+
+    assert products == []
+    assert "its product" in store.damaged.pop()
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"0": torch.zeros(4, 3)}, "holds 1 tensors, and the plan says 2."),
-        ({"0": torch.zeros(4, 3), "2": torch.zeros(4)}, "holds 2 tensors"),
-        ({"0": torch.zeros(3, 4), "1": torch.zeros(4)}, "a tensor of shape (3, 4)"),
-        ({"0": torch.zeros(4, 3).half(), "1": torch.zeros(4)}, "type F16"),
+        ({"0": torch.zeros(4, 3)}, "File does not contain tensor 1"),
+        ({"0": torch.zeros(4, 3), "2": torch.zeros(4)}, "File does not contain tensor 1"),
+        ({"0": torch.zeros(3, 4), "1": torch.zeros(4)}, "holds [((3, 4), torch.float32), ((4,),"),
+        ({"0": torch.zeros(4, 3).half(), "1": torch.zeros(4)}, "holds [((4, 3), torch.float16)"),
     ],
 )
 def test_other_tensors_than_the_plan_knows_are_named_and_not_used(tensors, message, tmp_path):
-    opened(tmp_path).close()
-    hostile(tmp_path / "rank-0" / "x.safetensors", tensors)
+    hostile(tmp_path, tensors)
 
     store, products = found(tmp_path)
 
     assert products == set()
-    assert message in store.damaged[0]
+    assert message in store.damaged.pop()
 
 
-def test_a_file_that_says_it_is_huge_is_not_believed(tmp_path):
-    opened(tmp_path).close()
-    shape = {"dtype": "F32", "shape": [10**9, 10**3], "data_offsets": [0, 4 * 10**12]}
-    header = json.dumps({"0": shape}).encode()
-    path = tmp_path / "rank-0" / "x.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="a file of holes may take room")
 
+
+@pytest.mark.parametrize(
+    "holds",
+    [0, pytest.param(10**10, marks=on_linux), pytest.param(10**13, marks=on_linux)],
+)
+def test_a_file_that_says_it_is_huge_is_not_believed(holds, tmp_path):
+    path, size = hostile(tmp_path), holds or 10**12
+    shape = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = json.dumps({"0": shape, "1": {**shape, "shape": [0], "data_offsets": [size] * 2}})
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    os.truncate(path, 8 + len(header) + holds)
+
+    started = time.monotonic()
     store, products = found(tmp_path)
+    path.unlink()
 
     assert products == set()
-    assert "is damaged" in store.damaged[0]
+    assert "is damaged" in store.damaged.pop()
+    assert time.monotonic() - started < 5
 
 
 def test_files_without_our_header_and_of_no_kind_at_all_are_not_used(tmp_path):
-    opened(tmp_path).close()
-    save_file({"0": torch.zeros(2)}, tmp_path / "rank-0" / "a.safetensors")
-    (tmp_path / "rank-0" / "b.safetensors").write_bytes(b"")
-    (tmp_path / "rank-0" / "c.safetensors").mkdir()
+    path = hostile(tmp_path)
+    save_file({"0": torch.zeros(4, 3), "1": torch.zeros(4)}, path)
+    path.with_name(file_name(MOMENTS)).write_bytes(b"")
+    path.with_name(file_name(REPORT)).mkdir()
 
     store, products = found(tmp_path)
 
@@ -318,35 +422,27 @@ def test_files_without_our_header_and_of_no_kind_at_all_are_not_used(tmp_path):
     assert len(store.damaged) == 3
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=6))
-def test_anything_may_stand_where_a_product_is_named(entry):
-    product = as_product(entry)
+@given(
+    st.sampled_from(ProductKind),
+    st.integers(0, 10**12) | st.text("0123456789-_ ", max_size=4),
+    st.integers(0, 10**12) | st.text("0123456789-_ ", max_size=4),
+)
+def test_a_file_has_one_name_and_any_other_names_no_product(kind, time, block):
+    name = file_name(Product(kind, time, block))
 
-    assert product is None or list(product) == entry
+    product = product_of(name)
 
-
-# The journal
-
-
-def test_a_journal_is_read_up_to_the_line_in_which_a_process_died(tmp_path):
-    path, lines = (
-        tmp_path / "journal.jsonl",
-        [journal_line(REPORT, [n, 0.5], "run") for n in (0.0, 1.0, 2.0)],
-    )
-
-    path.write_text(lines[0] + lines[1][:20] + lines[2])
-
-    assert list(read_journal(path, "run")) == [(REPORT, [0, 0.5]), (REPORT, [2, 0.5])]
+    if isinstance(time, int) and isinstance(block, int):
+        assert product == (kind, time, block)
+    else:
+        assert product is None or (str(product.time), str(product.block)) == (str(time), str(block))
 
 
-@given(st.binary(max_size=200))
-def test_a_journal_may_hold_anything(tmp_path_factory, noise):
-    path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
-    path.write_bytes(noise + journal_line(REPORT, [1.0, 2.0], "run").encode())
+@given(st.text(max_size=30))
+def test_anything_may_lie_in_a_folder(name):
+    product = product_of(name)
 
-    *_, last = read_journal(path, "run")
-
-    assert last == (REPORT, [1.0, 2.0])
+    assert product is None or file_name(product) == name
 
 
 # Bad disks
@@ -410,18 +506,38 @@ def test_after_a_failure_the_next_task_hears_of_it(tmp_path):
         store.close()
 
 
-def test_a_damaged_state_is_passed_over_while_it_is_waited_for(kept):
+def test_a_damaged_state_is_read_once_it_is_whole(kept):
     store, layout = opened(kept, rank=1), LAYOUTS[WEIGHTS]
-    (path,) = kept.glob("rank-0/*-weights.safetensors")
+    path = kept / "rank-0" / file_name(WEIGHTS)
     whole = path.read_bytes()
 
     path.write_bytes(whole[:-1])
-    assert store.find(WEIGHTS, str(TASK), layout) is None
+    with pytest.raises(FileError, match="is damaged"):
+        store.read(WEIGHTS, layout)
     path.write_bytes(whole)
-    found = store.find(WEIGHTS, str(TASK), layout)
 
-    assert found[0].equal(content()[WEIGHTS][0])
+    assert store.read(WEIGHTS, layout)[0].equal(content()[WEIGHTS][0])
     store.close()
+
+
+def test_a_whole_copy_is_read_where_another_is_damaged(kept):
+    shutil.copytree(kept / "rank-0", kept / "rank-1")
+    path = kept / "rank-0" / file_name(WEIGHTS)
+    path.write_bytes(path.read_bytes()[:-1])
+
+    store, products = found(kept, rank=2)
+
+    assert products == set(LAYOUTS)
+    assert len(store.damaged) == 1
+    assert store.read(WEIGHTS, LAYOUTS[WEIGHTS])[0].equal(content()[WEIGHTS][0])
+
+
+def test_what_nobody_has_kept_is_named(kept):
+    store, _ = found(kept)
+    (kept / "rank-0" / file_name(WEIGHTS)).unlink()
+
+    with pytest.raises(FileError, match=r"does not hold weights-3-1\.safetensors"):
+        store.read(WEIGHTS, LAYOUTS[WEIGHTS])
 
 
 def test_reports_of_a_run_with_other_settings_are_not_taken(kept):

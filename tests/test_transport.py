@@ -13,7 +13,7 @@ from transport_jobs import MEGABYTE, sizes
 from onward.errors import PeerLostError, SettingError
 from onward.transport.buffers import LINE, SMALL, Buffers
 from onward.transport.distributed import IN_FLIGHT, DistributedTransport
-from onward.transport.messages import InMemoryTransport, Transport
+from onward.transport.messages import SingleProcessTransport, Transport
 
 distributed = pytest.mark.distributed
 
@@ -22,14 +22,6 @@ distributed = pytest.mark.distributed
 def group():
     """What four processes told of each job."""
     return results()
-
-
-def pair():
-    """Return a sender, a receiver, and the list of what the receiver gets."""
-    sender, receiver = InMemoryTransport.group(2)
-    received = []
-    receiver.expect(0, [[torch.empty(2)], [torch.empty(3), torch.empty(())]], received.append)
-    return sender, receiver, received
 
 
 # Memory for what arrives
@@ -85,56 +77,8 @@ def test_reserved_memory_is_what_is_handed_out():
 # In one process
 
 
-def test_in_memory_messages_arrive_at_once_and_in_order():
-    sender, _, received = pair()
-
-    sender.send(1, [torch.ones(2)])
-    sender.send(1, [torch.zeros(3), torch.tensor(5.0)])
-
-    assert [[tensor.tolist() for tensor in message] for message in received] == [
-        [[1, 1]],
-        [[0, 0, 0], 5],
-    ]
-
-
-def test_in_memory_what_arrives_is_the_receivers_own():
-    sender, _, received = pair()
-    sent = torch.ones(2, requires_grad=True)
-
-    sender.send(1, [sent])
-    received[0][0].add_(1)
-
-    assert sent.tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(2, dtype=torch.bfloat16)])
-def test_in_memory_a_message_of_another_layout_than_expected_is_an_error(wrong):
-    sender, _, _ = pair()
-
-    with pytest.raises(AssertionError):
-        sender.send(1, [wrong])
-
-
-def test_in_memory_the_bytes_sent_are_counted():
-    sender, receiver, _ = pair()
-
-    sender.send(1, [torch.ones(2)])
-    sender.send(1, [torch.zeros(3), torch.tensor(5.0)])
-
-    assert (sender.bytes_sent, receiver.bytes_sent) == (24, 0)
-
-
 def test_one_rank_hears_its_own_note():
-    (alone,) = InMemoryTransport.group(1)
-
-    assert alone.all_gather("topic", {"a": 1}) == [{"a": 1}]
-
-
-def test_ranks_of_one_process_cannot_wait_for_notes():
-    first, _ = InMemoryTransport.group(2)
-
-    with pytest.raises(NotImplementedError, match="take turns, and cannot wait"):
-        first.all_gather("topic", None)
+    assert SingleProcessTransport().all_gather("topic", {"a": 1}) == [{"a": 1}]
 
 
 # Over gloo

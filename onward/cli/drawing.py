@@ -153,7 +153,7 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
     if best.plan.chapters != plan.chapters:
         changes.append(f"--chapters {best.plan.chapters}")
     if slices(best.plan) != slices(plan):
-        changes.append(f"--slices {best.plan.num_slices} --cut {best.plan.slice_kind}")
+        changes.append(f"--slices {best.plan.slices} --cut {best.plan.cut}")
     teams = set(best.placement.teams)
     if teams != {1} and len(teams) == 1:
         changes.append(f"--replicas {teams.pop()}")
@@ -165,7 +165,7 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
 
 def slices(plan: Plan) -> str:
     """Return how a plan cuts its mini-batches, in short."""
-    return "1" if plan.num_slices == 1 else f"{plan.num_slices} {plan.slice_kind}"
+    return "1" if plan.slices == 1 else f"{plan.slices} {plan.cut}"
 
 
 def duration(seconds: float) -> str:

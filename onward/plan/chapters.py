@@ -1,10 +1,9 @@
 """Plans in which blocks take turns, chapter by chapter."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-from onward.config import Cut
 from onward.errors import SettingError
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind, Work
 
@@ -20,13 +19,8 @@ class ChapterPlan(Plan):
     optimizer_state_age: int | None = 1
     """Age in chapters of the optimizer state a chapter starts with; None to start without."""
 
-    slices: int = 1
-    """Parts of every mini-batch in which a block is trained (R)."""
-
-    cut: Cut = "rows"
-    """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
-
     kind = "chapters"
+    is_sliceable = True
     placements = ("sequential", "single-layer", "all-layers", "federated")
 
     def __post_init__(self) -> None:
@@ -60,21 +54,6 @@ class ChapterPlan(Plan):
                 f"plan.hint_age is {self.hint_age}, but hints of a shard come from its owner's "
                 f"last visit, {shards} chapters before. Use {shards} or a multiple, or never."
             )
-
-    @property
-    def is_sliceable(self) -> bool:
-        return True
-
-    @property
-    def num_slices(self) -> int:
-        return self.slices
-
-    @property
-    def slice_kind(self) -> Cut:
-        return self.cut
-
-    def without_slices(self) -> "ChapterPlan":
-        return replace(self, slices=1, cut="rows")
 
     @property
     def time_word(self) -> str:

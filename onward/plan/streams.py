@@ -30,6 +30,7 @@ class StreamPlan(Plan):
     """How often a mini-batch visits every block."""
 
     kind = "stream"
+    is_sliceable = False
     placements = ("sequential", "stream")
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ bits wherever their tasks were placed. Letters of a task, as in "2T7": block 2, 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import ClassVar, NamedTuple
@@ -137,11 +137,20 @@ class Plan(ABC):
     has_validation: bool
     """Whether there are validation rows."""
 
+    slices: int = field(default=1, kw_only=True)
+    """Parts of every mini-batch in which a block is trained (R), which as many ranks can share."""
+
+    cut: Cut = field(default="rows", kw_only=True)
+    """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
+
     held: frozenset[Product] = field(default=frozenset(), kw_only=True, repr=False)
     """What an earlier part of the run has made, and need not be made again."""
 
     kind: ClassVar[str]
     """What kind of plan it is, as `plan.kind` names it."""
+
+    is_sliceable: ClassVar[bool]
+    """Whether it may have slices."""
 
     placements: ClassVar[tuple[str, ...]]
     """Names of the placements that can run it."""
@@ -167,24 +176,9 @@ class Plan(ABC):
                     f"a mini-batch: there are {self.batches(shard)} mini-batches an epoch."
                 )
 
-    @property
-    def is_sliceable(self) -> bool:
-        """Whether such a plan may have slices."""
-        return False
-
-    @property
-    def num_slices(self) -> int:
-        """Parts of every mini-batch, which as many ranks can share."""
-        return 1
-
-    @property
-    def slice_kind(self) -> Cut:
-        """What a slice is a part of."""
-        return "rows"
-
     def without_slices(self) -> "Plan":
         """Return the plan whose mini-batches are whole."""
-        return self
+        return replace(self, slices=1, cut="rows")
 
     @property
     @abstractmethod

@@ -1,13 +1,12 @@
 """The worker of a chapter plan: blocks take turns, each on samples passed through those below."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
 from onward.batch import Batch
 from onward.blocks import gathered
-from onward.engine import Position, Training, make_step, train_block
+from onward.engine import Position, make_step, train_block
 from onward.networks import Network
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import INPUT, Product, ProductKind, Segment, Task
@@ -84,9 +83,6 @@ class ChapterWorker(Worker):
         # The product alone holds that memory from here.
         learner.reset_optimizer()
         return made
-
-    def training(self, block: int) -> Training:
-        return replace(super().training(block), slices=self.plan.slices, cut=self.plan.cut)
 
     def score(self, task: Task) -> Made:
         chapter, head = task.time, self.network.head

@@ -4,15 +4,13 @@ The only place where a task is executed. All messages follow from plan and place
 rank knows beforehand how many bytes it gets from whom, and in which order.
 """
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 from torch import Tensor
 
-from onward.errors import FileError, OnwardError, PeerLostError
+from onward.errors import FileError
 from onward.networks import Network
 from onward.placement import Placement, first_blocks, messages, restored
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
@@ -22,10 +20,7 @@ from onward.runtime.store import SMALL, Store
 from onward.runtime.streams import StreamWorker
 from onward.runtime.workers import Made, Settings, Shard, Worker
 from onward.timeline import SHORTEST_SECONDS, WORDS, Recorder
-from onward.transport.messages import InMemoryTransport, Transport
-
-LOOK_EVERY_SECONDS = 0.02
-"""How often a rank looks for what another keeps."""
+from onward.transport.messages import Transport
 
 WORKERS: dict[str, Callable[..., Worker]] = {"chapters": ChapterWorker, "stream": StreamWorker}
 """The worker of each kind of plan."""
@@ -130,7 +125,7 @@ class Runtime:
                 with self._waiting(product, task):
                     if not self.transport.carries:
                         self._put(product, self._found(product))
-        return self.products.wait_for(product, lambda: self._check_connections(product))
+        return self.products.wait_for(product, self.transport.check_peers)
 
     def _put(self, product: Product, tensors: list[Tensor]) -> None:
         """Have what was made elsewhere in the table, laid out in memory as here."""
@@ -175,7 +170,7 @@ class Runtime:
         self.chapter = chapter
         self.store.commit(chapter - 1)
         self.transport.put("committed", self.store.committed)
-        heard = self.transport.get("committed")
+        heard = [self.transport.get("committed", r) for r in range(self.placement.num_ranks)]
         if None not in heard:
             self.store.prune(self.plan, min(heard))
 
@@ -233,11 +228,15 @@ class Runtime:
     @contextmanager
     def _waiting(self, product: Product, task: Task) -> Iterator[None]:
         """Note how long a task waits, and let the rank that it waits for be watched."""
-        start = self.recorder.now()
+        start, check = self.recorder.now(), self.transport.check_connections
         what = f"the {product.kind} of block {product.block}, time {product.time},"
+        lost = (
+            f"waited for {what} and lost the connection to another rank. The log of the rank that "
+            f"ended first says why."
+        )
         with self.transport.doing.wait(what, self._source(product)):
             if self.transport.carries:
-                self.products.wait_for(product, lambda: self._check_connections(product))
+                self.products.wait_for(product, lambda: check(lost))
             yield
         end = self.recorder.now()
         self.idle_seconds += end - start
@@ -247,43 +246,29 @@ class Runtime:
     def _found(self, product: Product) -> list[Tensor]:
         """Wait for a product that another rank keeps where this one reads it."""
         assert self.store is not None
-        maker, layout = str(self.plan.maker(product)), self.worker.layout(product)
+        maker, layout = self.plan.maker(product), self.worker.layout(product)
         source = self._source(product)
         while True:
             # What was committed when it was asked is on the disk, and so is found after.
-            (committed,) = self.transport.get("committed", [source])
+            committed = self.transport.get("committed", source)
             self._hear()
-            found = self.store.find(product, maker, layout)
-            if found is not None:
-                return found
-            if committed is not None and committed >= self.plan.chapter(self.plan.maker(product)):
+            with suppress(FileError):
+                return self.store.read(product, layout)
+            if committed is not None and committed >= self.plan.chapter(maker):
                 raise FileError(
                     f"Rank {self.transport.rank} needs what {maker} has made, which rank {source} "
                     f"keeps no more, or is damaged. Stop all ranks, and start them again: what is "
                     f"missing is then made once more."
                 )
-            self.transport.check_peers()
-            time.sleep(LOOK_EVERY_SECONDS)
-
-    def _check_connections(self, product: Product) -> None:
-        """Notice that what this rank waits for will not come; asks nobody, for it is often done."""
-        failure = self.transport.failure
-        if isinstance(failure, OnwardError):
-            raise failure
-        if failure is not None:
-            raise PeerLostError(
-                f"Rank {self.transport.rank} waited for the {product.kind} of block "
-                f"{product.block}, time {product.time}, and lost the connection to another rank. "
-                f"The log of the rank that ended first says why."
-            ) from failure
+            self.transport.pause()
 
     def _hear(self) -> None:
         """Pass on what others have reported, where no message brings it."""
         if self.transport.carries or self.transport.rank or self.store is None:
             return
         known = self.reported
-        for product in self.store.hear(lambda p: self.worker.layout(p) if p in known else None):
-            self.on_product(product, [self.store.notes[product]])
+        for product in self.store.look(lambda p: self.worker.layout(p) if p in known else None):
+            self.on_product(product, self._stored(product))
 
     def _source(self, product: Product) -> int:
         """Return the rank that sends a product to this one."""
@@ -301,48 +286,3 @@ def make_worker(
 ) -> Worker:
     """Return the worker of a plan."""
     return WORKERS[plan.kind](plan, network, shards, settings)
-
-
-def run_in_memory(
-    plan: Plan,
-    placement: Placement,
-    networks: Sequence[Network],
-    shards: Mapping[int, Shard],
-    settings: Settings,
-) -> list[Runtime]:
-    """Run all ranks in this process, task by task, each with a network of its own.
-
-    Rank 0's network is the trained one. For tests, and to follow a run in a debugger.
-    """
-    runtimes = [
-        Runtime(plan, placement, make_worker(plan, network, shards, settings), transport)
-        for network, transport in zip(
-            networks, InMemoryTransport.group(placement.num_ranks), strict=True
-        )
-    ]
-    if max(placement.teams) > 1:
-        # Ranks of a team wait for each other in the middle of a task.
-        errors: list[Exception] = []
-
-        def run(runtime: Runtime) -> None:
-            try:
-                runtime.run()
-            except Exception as error:
-                errors.append(error)
-                for other in runtimes:
-                    other.transport.failure = error
-                    other.transport.on_failure()
-
-        threads = [threading.Thread(target=run, args=(runtime,)) for runtime in runtimes]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-        return runtimes
-    for runtime in runtimes:
-        runtime.restore()
-    for task in plan.tasks():
-        runtimes[placement.rank(task)].do(task)
-    return runtimes

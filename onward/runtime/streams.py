@@ -1,12 +1,12 @@
 """The worker of a stream plan: every mini-batch updates every block, and blocks stay put."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from onward.batch import Batch, Tensors
+from onward.batch import Batch
 from onward.blocks import Edge, gathered
 from onward.engine import Position, learn, make_step
 from onward.networks import Network, passes
@@ -132,21 +132,34 @@ class StreamWorker(Worker):
         return whole if whole.structure else whole.take(chosen)
 
     def _views(self, task: Task, given: Given) -> Views:
-        """Return a mini-batch as a block reads it, by view."""
-        step = task.time
+        """Return a mini-batch as a block learns from it, by view."""
+        hints = given.get(Product(ProductKind.HINTS, task.time, 0))
 
-        @cache
         def first() -> Views:
-            hints = given.get(Product(ProductKind.HINTS, step, 0))
-            batch = step // self.plan.ticks
-            return self.sampled(self._samples(step), hints[0] if hints else None, batch, 0)
+            samples, batch = self._samples(task.time), task.time // self.plan.ticks
+            return self.sampled(samples, hints[0] if hints else None, batch, 0)
 
+        return self._gathered(ProductKind.ACTIVITIES, task, given, first)
+
+    def _neutral(self, task: Task, given: Given) -> Views:
+        """Return the mini-batch that goes ahead, as inference sees it and a block reads it."""
+
+        def first() -> Views:
+            return {NEUTRAL: self.network.sampler.neutral(self._samples(task.time, self.plan.lead))}
+
+        return self._gathered(ProductKind.NEUTRAL, task, given, first)
+
+    def _gathered(
+        self, kind: ProductKind, task: Task, given: Given, first: Callable[[], Views]
+    ) -> Views:
+        """Return what a block reads, by view: outputs of some kind, and what samples begin with."""
+        first = cache(first)
         each: list[tuple[Edge, Views | None]] = []
         for edge in self.network.edges[task.block]:
             if edge.source == "input":
                 each.append((edge, first()))
             else:
-                product = Product(ProductKind.ACTIVITIES, step - edge.delay, edge.source)
+                product = Product(kind, task.time - edge.delay, edge.source)
                 came = product in given
                 each.append((edge, self._from_wire(product, given[product]) if came else None))
         like = next((views for _, views in each if views is not None), None) or first()
@@ -156,20 +169,6 @@ class StreamWorker(Worker):
             )
             for name, view in like.items()
         }
-
-    def _neutral(self, task: Task, given: Given) -> Views:
-        """Return the mini-batch that goes ahead, as inference sees it and a block reads it."""
-        reads: list[tuple[Edge, Tensors]] = []
-        like: Batch | None = None
-        for edge in self.network.edges[task.block]:
-            if edge.source == "input":
-                like = self.network.sampler.neutral(self._samples(task.time, self.plan.lead))
-            else:
-                product = Product(ProductKind.NEUTRAL, task.time, edge.source)
-                like = self._from_wire(product, given[product])[NEUTRAL]
-            reads.append((edge, like.inputs))
-        assert like is not None
-        return {NEUTRAL: gathered(reads, like)}
 
     # The wire
 

@@ -206,6 +206,8 @@ class Worker(ABC):
             schedule=settings.schedule,
             closed_form=settings.closed_form,
             label_inputs=self.network.num_classes if settings.shared_pass and block == 0 else 0,
+            slices=self.plan.slices,
+            cut=self.plan.cut,
         )
 
     def order(self, epoch: int, shard: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Messages between ranks: in memory, over torch.distributed, through a shared folder."""
+"""Messages between ranks: over torch.distributed, or through a shared folder."""

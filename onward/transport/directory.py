@@ -20,7 +20,6 @@ from torch import Tensor
 
 from onward.errors import FileError, PeerLostError
 from onward.files import atomic_write
-from onward.team import Alone, Team
 from onward.transport.messages import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
 
 NAMES = re.compile(r"(rank|notes|ended|gone)-\d+")
@@ -60,9 +59,9 @@ class DirectoryTransport(Transport):
                     f"The folder {folder} holds something else ({strange[0]}). Name an empty one."
                 )
             self._notes(rank).mkdir(exist_ok=True)
-            for path in (*map(self._own_note, LAST), self._mark("gone", rank)):
+            last = [self._note(topic, rank) for topic in LAST]
+            for path in (*last, self._mark("gone", rank), self._mark("ended", rank)):
                 path.unlink(missing_ok=True)
-            self._mark("ended", rank).unlink(missing_ok=True)
             # Ranks that have ended before this one came may come back as well.
             self._old = {self._ended(other) for other in range(num_ranks)} | {None}
         except FileError:
@@ -73,7 +72,7 @@ class DirectoryTransport(Transport):
             ) from error
         OPEN.append(self)
         # However this process ends, if it ends by itself, the others should hear of it.
-        atexit.register(self._say_if_open)
+        atexit.register(self.say_ended)
 
     def _mark(self, word: str, rank: int) -> Path:
         return self.folder / f"{word}-{rank}"
@@ -108,47 +107,33 @@ class DirectoryTransport(Transport):
         with suppress(OSError):
             self._mark("ended", self.rank).touch()
 
-    def _say_if_open(self) -> None:
-        if self in OPEN:
-            self.say_ended()
-
     def put(self, topic: str, note: Any) -> None:
         try:
-            with atomic_write(self._own_note(topic)) as partial:
+            with atomic_write(self._note(topic, self.rank)) as partial:
                 partial.write_text(json.dumps([self.start, note]))
         except OSError as error:
             raise FileError(
                 f"The folder {self.folder} cannot be written to: {error.strerror}."
             ) from error
 
-    def get(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
-        found = []
-        for rank in range(self.num_ranks) if ranks is None else ranks:
-            path = self._note(topic, rank)
-            try:
-                start, note = json.loads(path.read_text())
-                found.append(note if start == self.start else None)
-            except FileNotFoundError:
-                found.append(None)
-            except (OSError, ValueError, TypeError, RecursionError) as error:
-                raise FileError(f"The note {path} is damaged: {error}.") from error
-        return found
+    def get(self, topic: str, rank: int) -> Any:
+        path = self._note(topic, rank)
+        try:
+            start, note = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise FileError(f"The note {path} is damaged: {error}.") from error
+        return note if start == self.start else None
 
     def _note(self, topic: str, rank: int) -> Path:
         return self._notes(rank) / f"{topic.replace(' ', '-')}.json"
-
-    def _own_note(self, topic: str) -> Path:
-        return self._note(topic, self.rank)
 
     def connect(self) -> None:
         """Do nothing: each rank begins when it comes."""
 
     def finish(self) -> None:
         self.all_gather("finished", None)
-
-    def team(self, teams: Sequence[range]) -> Team:
-        assert all(len(ranks) == 1 for ranks in teams), "Ranks that share a folder work alone."
-        return Alone()
 
     def close(self) -> None:
         # The folder may serve the next run, which begins once nobody reads in it any more.
@@ -162,7 +147,7 @@ class DirectoryTransport(Transport):
                 self._mark("gone", rank).unlink(missing_ok=True)
         self._part(lambda: not own.exists())
         OPEN.remove(self)
-        atexit.unregister(self._say_if_open)
+        atexit.unregister(self.say_ended)
 
     def _part(self, is_so: Callable[[], bool]) -> None:
         """Wait, but not without end: one that was killed now has no part in the run any more."""

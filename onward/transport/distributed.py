@@ -11,7 +11,6 @@ import os
 import queue
 import socket
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +21,13 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import rendezvous  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from onward.errors import PeerLostError, SettingError
 from onward.launcher import LISTEN_FD
 from onward.team import Alone, Team
 from onward.transport.buffers import Buffers
-from onward.transport.messages import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
+from onward.transport.messages import OPEN, Deliver, Transport
 
 NEVER = timedelta(days=365)
 """How long a rank waits: gloo's own limit of 30 minutes is shorter than a long chapter."""
@@ -49,7 +48,7 @@ IN_FLIGHT = 4
 class Sent(NamedTuple):
     """A message on its way, whose tensors must live until they have arrived."""
 
-    works: list[dist.Work]
+    works: list[dist.Work | None]
     tensors: list[Tensor]
     label: str
     start: float
@@ -82,24 +81,21 @@ class DistributedTransport(Transport):
         except RuntimeError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise PeerLostError(f"The ranks cannot meet at {where}: {error}.") from error
-        self.store = self._part_of_store("starting")
+        self.store = PrefixStore("starting", self.meeting)
         self._outgoing: dict[int, Outgoing] = {}
         self._receivers: dict[int, threading.Thread] = {}
         self.buffers = Buffers()
         OPEN.append(self)
 
-    def _part_of_store(self, name: str, store: Any = None) -> Any:
-        return dist.PrefixStore(name, store or self.meeting)  # type: ignore[attr-defined]
-
     def connect(self) -> None:
         word = self._meet()
-        self.store = self._part_of_store(word)
+        self.store = PrefixStore(word, self.meeting)
         with self.doing.wait("a connection", (self.rank + 1) % self.num_ranks, is_short=True):
             try:
                 dist.init_process_group(
                     "gloo",
                     # A way of its own: whoever waits for a key keeps all others from theirs.
-                    store=self._part_of_store(word, self.meeting.clone()),
+                    store=PrefixStore(word, self.meeting.clone()),
                     rank=self.rank,
                     world_size=self.num_ranks,
                     timeout=NEVER,
@@ -121,29 +117,28 @@ class DistributedTransport(Transport):
             return self._answered(own)
         for rank in range(1, self.num_ranks):
             with self.doing.wait("word", rank):
-                while self._read(f"here/{rank}") != own:
-                    hello = self._read(f"hello/{rank}")
-                    self._write(f"welcome/{rank}", f"{hello} {own}")
-                    self.check_peers()
-                    time.sleep(LOOK_EVERY_SECONDS)
-        self._write("all are here", own)
+                while self._read(self.meeting, f"here/{rank}") != own:
+                    hello = self._read(self.meeting, f"hello/{rank}")
+                    self._write(self.meeting, f"welcome/{rank}", f"{hello} {own}")
+                    self.pause()
+        self._write(self.meeting, "all are here", own)
         return own
 
     def _answered(self, own: str) -> str:
         """Say hello to rank 0 until it has answered this rank, and all others."""
-        self._write(f"hello/{self.rank}", own)
+        self._write(self.meeting, f"hello/{self.rank}", own)
         with self.doing.wait("word", 0):
             while True:
-                hello, _, first = self._read(f"welcome/{self.rank}").partition(" ")
+                welcome = self._read(self.meeting, f"welcome/{self.rank}")
+                hello, _, first = welcome.partition(" ")
                 if hello == own:
-                    self._write(f"here/{self.rank}", first)
-                    if self._read("all are here") == first:
+                    self._write(self.meeting, f"here/{self.rank}", first)
+                    if self._read(self.meeting, "all are here") == first:
                         return first
-                self.check_peers()
-                time.sleep(LOOK_EVERY_SECONDS)
+                self.pause()
 
     def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None:
-        start = self.recorder.now() if self.recorder else 0.0
+        start = self.recorder.now()
         if not tensors:
             return
         if dest not in self._outgoing:
@@ -154,9 +149,7 @@ class DistributedTransport(Transport):
         sent = Sent([], [tensor.detach().contiguous() for tensor in tensors], label, start)
         try:
             for tensor in sent.tensors:
-                work = dist.isend(tensor, dest)
-                assert work is not None
-                sent.works.append(work)
+                sent.works.append(dist.isend(tensor, dest))
         except RuntimeError as error:
             self.fail(error)
             raise PeerLostError(
@@ -177,23 +170,17 @@ class DistributedTransport(Transport):
         self._receivers[source] = receiver
 
     def _receive(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
-        posted: deque[list[tuple[dist.Work, Tensor]]] = deque()
+        posted: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
 
         def take() -> None:
-            arriving = posted.popleft()
-            for work, _ in arriving:
-                work.wait()
-            deliver([tensor for _, tensor in arriving])
+            works, tensors = posted.popleft()
+            _wait_for(works)
+            deliver(tensors)
 
         try:
             for layout in layouts:
-                arriving = []
-                for like in layout:
-                    tensor = self.buffers.empty_like(like)
-                    work = dist.irecv(tensor, source)
-                    assert work is not None
-                    arriving.append((work, tensor))
-                posted.append(arriving)
+                tensors = [self.buffers.empty_like(like) for like in layout]
+                posted.append(([dist.irecv(tensor, source) for tensor in tensors], tensors))
                 if len(posted) == POSTED:
                     take()
             while posted:
@@ -201,47 +188,39 @@ class DistributedTransport(Transport):
         except Exception as error:
             self.fail(error)
 
-    def _write(self, key: str, text: str) -> None:
-        with self._reached(self.meeting) as store:
+    @contextmanager
+    def reached(self, whom: str) -> Iterator[None]:
+        """Name what this rank has lost the connection to, where it does."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise PeerLostError(
+                f"Rank {self.rank} lost the connection to {whom}. The log of the rank that ended "
+                f"first says why."
+            ) from error
+
+    def _write(self, store: Any, key: str, text: str) -> None:
+        with self.reached("where the ranks meet"):
             store.set(key, text)
 
-    def _read(self, key: str) -> str:
-        """Return what is written under a key, without a wait for it."""
-        with self._reached(self.meeting) as store:
+    def _read(self, store: Any, key: str) -> str:
+        """Return what is written under a key; one that is not there would be waited for."""
+        with self.reached("where the ranks meet"):
             return store.get(key).decode() if store.check([key]) else ""
 
     def put(self, topic: str, note: Any) -> None:
-        with self._reached(self.store) as store:
-            store.set(f"{topic}/{self.rank}", json.dumps(note))
+        self._write(self.store, f"{topic}/{self.rank}", json.dumps(note))
 
-    @contextmanager
-    def _reached(self, store: Any) -> Iterator[Any]:
-        """Yield where the ranks meet."""
-        try:
-            yield store
-        except RuntimeError as error:
-            raise PeerLostError(
-                f"Rank {self.rank} lost the connection to where the ranks meet. The log of the "
-                f"rank that ended first says why."
-            ) from error
-
-    def get(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
-        asked = range(self.num_ranks) if ranks is None else ranks
-        keys = [f"{topic}/{rank}" for rank in asked]
-        with self._reached(self.store) as store:
-            # A key that is not there would be waited for.
-            known = [store.get(key) if store.check([key]) else b"null" for key in keys]
-        return [json.loads(text) for text in known]
+    def get(self, topic: str, rank: int) -> Any:
+        return json.loads(self._read(self.store, f"{topic}/{rank}") or "null")
 
     def check_peers(self) -> None:
         super().check_peers()
-        with self._reached(self.store) as store:
-            if not store.check(["ended"]):
-                return
-            ended = store.get("ended").decode()
-        raise PeerLostError(
-            f"Rank {self.rank} waited for others, and rank {ended} has ended. Its log says why."
-        )
+        ended = self._read(self.store, "ended")
+        if ended:
+            raise PeerLostError(
+                f"Rank {self.rank} waited for others, and rank {ended} has ended. Its log says why."
+            )
 
     def team(self, teams: Sequence[range]) -> Team:
         team: Team = Alone()
@@ -258,8 +237,8 @@ class DistributedTransport(Transport):
 
     def say_ended(self) -> None:
         # The store may be gone with the rank that held it.
-        with suppress(PeerLostError), self._reached(self.store) as store:
-            store.set("ended", str(self.rank))
+        with suppress(PeerLostError):
+            self._write(self.store, "ended", str(self.rank))
 
     def finish(self) -> None:
         for dest, outgoing in self._outgoing.items():
@@ -307,13 +286,11 @@ class Outgoing:
     def _wait(self) -> None:
         while (sent := self.sent.get()) is not None:
             try:
-                for work in sent.works:
-                    work.wait()
+                _wait_for(sent.works)
             except RuntimeError as error:
                 self.transport.fail(error)
             recorder = self.transport.recorder
-            if recorder:
-                recorder.add("send", sent.label, sent.start, recorder.now())
+            recorder.add("send", sent.label, sent.start, recorder.now())
             self._room.release()
 
 
@@ -332,7 +309,7 @@ class DistributedTeam(Team):
         mine = [tensor.detach().contiguous() for tensor in own]
         works: dict[int, list[dist.Work | None]] = {}
         every: list[Sequence[Tensor]] = []
-        try:
+        with self.transport.reached("another of its team"):
             for rank, layout in zip(self.members, layouts, strict=True):
                 if rank == self.transport.rank:
                     every.append(mine)
@@ -344,15 +321,15 @@ class DistributedTeam(Team):
                 self.transport.bytes_sent += sum(tensor.nbytes for tensor in mine)
             for rank, exchanged in works.items():
                 with self.transport.doing.wait("its part of a step", rank):
-                    for work in exchanged:
-                        assert work is not None
-                        work.wait()
-        except RuntimeError as error:
-            raise PeerLostError(
-                f"Rank {self.transport.rank} lost the connection to another of its team. The log "
-                f"of the rank that ended first says why."
-            ) from error
+                    _wait_for(exchanged)
         return every
+
+
+def _wait_for(works: Iterable[dist.Work | None]) -> None:
+    """Wait until messages have arrived."""
+    for work in works:
+        assert work is not None
+        work.wait()
 
 
 def _serve() -> None:
@@ -360,7 +337,7 @@ def _serve() -> None:
     listening = os.environ.pop(LISTEN_FD, None)
     if listening is not None:
         SERVED.append(
-            dist.TCPStore(  # type: ignore[attr-defined]
+            TCPStore(
                 os.environ["MASTER_ADDR"],
                 int(os.environ["MASTER_PORT"]),
                 is_master=True,

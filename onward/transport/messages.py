@@ -1,17 +1,15 @@
 """Messages between ranks: tensors of known shapes, in a known order for each pair of ranks.
 
-Here is what all ways to other ranks have in common, and the one that stays in this process.
+Here is what all ways to other ranks have in common, and what a rank has that is alone.
 """
 
 import os
-import queue
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from onward.errors import OnwardError, PeerLostError
@@ -23,7 +21,7 @@ Deliver = Callable[[list[Tensor]], None]
 """What is done with a message that has arrived."""
 
 LOOK_EVERY_SECONDS = 0.02
-"""How often a rank looks for a note: a wait with a limit would print a warning each time."""
+"""How often a rank looks for what another leaves: gloo warns at each wait that has a limit."""
 
 OPEN: "list[Transport]" = []
 """Transports of this process that have not parted."""
@@ -39,7 +37,7 @@ class Transport(ABC):
 
     def __init__(self) -> None:
         self.bytes_sent = 0
-        self.recorder: Recorder | None = None
+        self.recorder = Recorder(0, most=0)
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.doing = Doing()
@@ -78,8 +76,8 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def get(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
-        """Return what ranks, or all, have left on a topic; None for those that have not."""
+    def get(self, topic: str, rank: int) -> Any:
+        """Return what a rank has left on a topic; None where it has not."""
 
     def all_gather(self, topic: str, note: Any) -> list[Any]:
         """Give all ranks something small, and get theirs.
@@ -99,15 +97,24 @@ class Transport(ABC):
         every: list[Any] = []
         for rank in range(self.num_ranks):
             with self.doing.wait(f"word ({topic})", rank):
-                while (note := self.get(topic, [rank])[0]) is None:
-                    self.check_peers()
-                    time.sleep(LOOK_EVERY_SECONDS)
+                while (note := self.get(topic, rank)) is None:
+                    self.pause()
             every += note
         return every
 
-    @abstractmethod
     def team(self, teams: Sequence[range]) -> Team:
         """Return the team of this rank, given the ranks of all teams; all ranks call it."""
+        assert all(len(ranks) == 1 for ranks in teams), "Ranks without connections work alone."
+        return Alone()
+
+    def pause(self) -> None:
+        """Wait a little, before this rank looks once more for what it waits for.
+
+        Raises:
+            PeerLostError: It would wait in vain.
+        """
+        self.check_peers()
+        time.sleep(LOOK_EVERY_SECONDS)
 
     def check_peers(self) -> None:
         """Notice that another rank has ended.
@@ -115,10 +122,21 @@ class Transport(ABC):
         Raises:
             PeerLostError: It has, or the connection to it is lost.
         """
+        self.check_connections(f"cannot go on: {self.failure}")
+
+    def check_connections(self, consequence: str) -> None:
+        """Notice that a connection is lost; asks nobody, for it is often done.
+
+        Args:
+            consequence: What that means for this rank, as a message goes on after its name.
+
+        Raises:
+            PeerLostError: One is.
+        """
         if isinstance(self.failure, OnwardError):
             raise self.failure
         if self.failure is not None:
-            raise PeerLostError(f"Rank {self.rank} cannot go on: {self.failure}") from self.failure
+            raise PeerLostError(f"Rank {self.rank} {consequence}") from self.failure
 
     def fail(self, error: Exception) -> None:
         """Let what waits for messages end with an error, the first that there was."""
@@ -142,96 +160,38 @@ class Transport(ABC):
         """Tell the others that this rank ends before its time."""
 
 
-class InMemoryTransport(Transport):
-    """Joins ranks of one process: what is sent is delivered at once. For tests and for reading."""
+class SingleProcessTransport(Transport):
+    """One rank, which has nobody to send to and nobody to wait for."""
 
-    def __init__(self, rank: int, peers: "list[InMemoryTransport]") -> None:
+    rank, num_ranks = 0, 1
+
+    def __init__(self) -> None:
         super().__init__()
-        self.rank = rank
-        self.peers = peers
-        self.inbox: dict[int, tuple[Iterator[Sequence[Tensor]], Deliver]] = {}
-        self.mail: dict[int, queue.SimpleQueue[list[Tensor]]] = {}
         self.notes: dict[str, Any] = {}
 
-    @staticmethod
-    def group(num_ranks: int) -> "list[InMemoryTransport]":
-        """Return the transports of some ranks that know each other."""
-        peers: list[InMemoryTransport] = []
-        peers.extend(InMemoryTransport(rank, peers) for rank in range(num_ranks))
-        for peer in peers:
-            peer.mail = {rank: queue.SimpleQueue() for rank in range(num_ranks)}
-        return peers
-
-    @property
-    def num_ranks(self) -> int:  # type: ignore[override]
-        """Number of ranks."""
-        return len(self.peers)
-
     def _send(self, dest: int, tensors: Sequence[Tensor], label: str) -> None:
-        layouts, deliver = self.peers[dest].inbox[self.rank]
-        layout = next(layouts)
-        assert [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in layout]
-        # Rows one after the other, as on the wire.
-        kept = torch.contiguous_format
-        deliver([tensor.detach().clone(memory_format=kept) for tensor in tensors])
+        """Do nothing: no task of another rank needs it."""
 
     def expect(self, source: int, layouts: Iterable[Sequence[Tensor]], deliver: Deliver) -> None:
-        self.inbox[source] = (iter(layouts), deliver)
+        """Do nothing, as `send` does."""
 
     def put(self, topic: str, note: Any) -> None:
         self.notes[topic] = note
 
-    def get(self, topic: str, ranks: Sequence[int] | None = None) -> list[Any]:
-        asked = range(self.num_ranks) if ranks is None else ranks
-        return [self.peers[rank].notes.get(topic) for rank in asked]
-
-    def all_gather(self, topic: str, note: Any) -> list[Any]:
-        if self.num_ranks > 1:
-            raise NotImplementedError("Ranks of one process take turns, and cannot wait.")
-        return super().all_gather(topic, note)
-
-    def team(self, teams: Sequence[range]) -> Team:
-        members = next(ranks for ranks in teams if self.rank in ranks)
-        return InMemoryTeam(self, members) if len(members) > 1 else Alone()
+    def get(self, topic: str, rank: int) -> Any:
+        return self.notes.get(topic)
 
     def connect(self) -> None:
-        pass
+        """Do nothing: all ranks are there."""
 
     def finish(self) -> None:
-        pass
+        """Do nothing: nothing was sent."""
 
     def close(self) -> None:
-        pass
+        """Do nothing: there is nobody to part from."""
 
     def say_ended(self) -> None:
-        pass
-
-
-class InMemoryTeam(Team):
-    """Ranks of one process that work together, each in a thread of its own."""
-
-    def __init__(self, transport: InMemoryTransport, members: range) -> None:
-        super().__init__(members.index(transport.rank), len(members))
-        self.transport, self.members = transport, members
-
-    def _all_gather(
-        self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
-    ) -> list[Sequence[Tensor]]:
-        here = self.transport
-        for rank in self.members:
-            # Rows one after the other, as on the wire.
-            copies = [t.detach().clone(memory_format=torch.contiguous_format) for t in own]
-            here.peers[rank].mail[here.rank].put(copies)
-        here.bytes_sent += sum(t.nbytes for t in own) * (self.size - 1)
-        return [self._get(rank) for rank in self.members]
-
-    def _get(self, rank: int) -> Sequence[Tensor]:
-        while True:
-            try:
-                return self.transport.mail[rank].get(timeout=0.1)
-            except queue.Empty:
-                if self.transport.failure is not None:
-                    raise PeerLostError("Another rank of the team failed.") from None
+        """Do nothing: there is nobody who waits."""
 
 
 def exit_process(status: int) -> None:

@@ -110,7 +110,7 @@ class Pulse:
             PeerLostError: It has said nothing for too long.
         """
         now = time.monotonic()
-        beat, doing = self.transport.get("beat", [waiting.source])[0] or (0, "has not started")
+        beat, doing = self.transport.get("beat", waiting.source) or (0, "has not started")
         if beat != waiting.beat:
             waiting.beat, waiting.heard_at = beat, now
         silent, waited = now - waiting.heard_at, now - waiting.since
