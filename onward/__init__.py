@@ -28,7 +28,7 @@ from onward.exits import Answers, Calibrated, ExitPolicy, answer, calibrate
 from onward.layers import Dense, ReadoutLayer, normalize_length
 from onward.networks import Evaluation, Network, evaluate
 from onward.objectives import CrossEntropy, Objective, Threshold
-from onward.optimizers import SGD, Adam, Optimizer
+from onward.optimizers import SGD, Adam, Optimizer, optimizer
 from onward.placement import Placement
 from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
 from onward.recipes import RECIPES, Recipe, mlp
@@ -72,6 +72,7 @@ __all__ = [
     "normalize_length",
     "Objective",
     "OnwardError",
+    "optimizer",
     "Optimizer",
     "OptimizerConfig",
     "Placement",

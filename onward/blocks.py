@@ -1,7 +1,7 @@
 """The block: layers, a local objective and an optimizer; the unit of placement."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from onward.batch import Batch, Tensors, named, parts
+from onward.errors import SettingError
 from onward.objectives import Objective
-from onward.optimizers import Optimizer, OptimizerState
+from onward.optimizers import Optimizer, OptimizerState, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,9 @@ class Edge:
         return torch.zeros(samples, *self.shape)
 
 
+Choice = Callable[[str, nn.Parameter], bool]
+"""Says of a parameter, by its name, whether an optimizer is for it."""
+
 Reads = tuple[int | Literal["input"] | Edge, ...]
 """What a block reads; a number stands for the output of that block."""
 
@@ -71,9 +75,14 @@ class Block(nn.Module):
     Args:
         module: Any module from a tensor, or several by name, to a tensor or several, samples first.
         objective: What the block learns; its parameters are trained along with the module's.
-        optimizer: How parameters follow their gradients.
+        optimizer: How parameters follow their gradients. Or several, by what they update: the
+            beginning of a name (`"module.0"`, `"objective"`, `""` for all), or a function of name
+            and parameter; the first that fits counts.
         reads: What the block reads. None for the usual way: the block before, or the input. One
             that reads several gets them by name.
+        schedule: Learning rate over time, instead of that of the training: a name, see
+            `TrainingConfig.schedule`, or a function from the share of the epochs that is done, up
+            to 1, to a factor on the learning rate.
         structure: Members of the batch's structure that the module takes as keywords.
         prepare: Done once a view, with what does not depend on weights: from inputs, and the
             structure as keywords, to what the module gets in their place.
@@ -91,9 +100,10 @@ class Block(nn.Module):
         self,
         module: nn.Module,
         objective: Objective,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Mapping[str | Choice, Optimizer],
         *,
         reads: Reads | None = None,
+        schedule: Schedule | None = None,
         structure: tuple[str, ...] = (),
         prepare: Callable[..., Tensors] | None = None,
     ) -> None:
@@ -102,9 +112,13 @@ class Block(nn.Module):
         self.objective = objective
         self.optimizer = optimizer
         self.reads = reads
+        self.schedule = schedule
         self.structure = structure
         self.prepare = prepare
         self.precision = torch.float32
+        rules: Mapping[str | Choice, Optimizer]
+        rules = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
+        self.rules = {name: _rule(rules, name, p) for name, p in self.named_parameters()}
         self.optimizer_state: dict[str, OptimizerState] = {}
         self.reset_optimizer()
 
@@ -157,7 +171,7 @@ class Block(nn.Module):
         self.optimizer_state = {
             name: {
                 part: tensor.to("meta")
-                for part, tensor in self.optimizer.init(p.detach().to("meta")).items()
+                for part, tensor in self.rules[name].init(p.detach().to("meta")).items()
             }
             for name, p in self.trained()
         }
@@ -166,7 +180,9 @@ class Block(nn.Module):
         """Have the optimizer's state, that before the first step where there is none."""
         state = self.optimizer_state
         if any(tensor.is_meta for parts in state.values() for tensor in parts.values()):
-            self.optimizer_state = {n: self.optimizer.init(p.detach()) for n, p in self.trained()}
+            self.optimizer_state = {
+                name: self.rules[name].init(p.detach()) for name, p in self.trained()
+            }
 
     def optimizer_tensors(self) -> list[Tensor]:
         """Return the optimizer's state, by the names of parameters and of its parts in order."""
@@ -237,6 +253,28 @@ class Block(nn.Module):
         if self.objective.ships:
             return state
         return {name: t for name, t in state.items() if not name.startswith("objective.")}
+
+
+def _rule(rules: Mapping[str | Choice, Optimizer], name: str, parameter: nn.Parameter) -> Optimizer:
+    """Return the rule of a parameter."""
+    for chosen, rule in rules.items():
+        if not isinstance(rule, Optimizer):
+            kind = rule if isinstance(rule, type) else type(rule)
+            raise SettingError(
+                f"A block takes an optimizer of Onward, such as ow.Adam(lr=1e-3), or "
+                f"ow.optimizer(torch.optim.{kind.__name__}, lr=...) of torch's; got {rule!r}."
+            )
+        if is_inside(name, (chosen,)) if isinstance(chosen, str) else chosen(name, parameter):
+            return rule
+    raise SettingError(
+        f"No optimizer is given for the parameter {name}: those given are for "
+        f"{', '.join(map(str, rules))}. Give one for the rest by the name ''."
+    )
+
+
+def is_inside(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Return whether a parameter is one of these, or belongs to a module that is."""
+    return any(prefix in ("", name) or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def gathered(reads: list[tuple[Edge, Tensors]], like: Batch) -> Batch:

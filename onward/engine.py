@@ -12,7 +12,7 @@ from onward.config import Cut
 from onward.errors import DivergedError
 from onward.kernels.closed_form import ClosedFormStep, SharedPassStep, has_closed_form
 from onward.kernels.units import UnitsStep
-from onward.optimizers import lr_scale
+from onward.optimizers import Schedule, lr_scale
 from onward.readouts import is_head
 from onward.samplers import Views
 from onward.slices import RowsStep, check_cut
@@ -33,7 +33,7 @@ class Training:
     epochs: int = 1
     """Epochs of the run, for the schedule."""
 
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     """Learning rate over time, see `TrainingConfig.schedule`."""
 
     closed_form: bool = True
@@ -131,7 +131,12 @@ def learn(
     outputs, report = step(
         views,
         seed=seeds.derive(training.seed, "step", number, *at, *([tick] if tick else [])),
-        lr_scale=lr_scale(training.schedule, at.epoch, (at.batch + 1) / batches, training.epochs),
+        lr_scale=lr_scale(
+            step.block.schedule or training.schedule,
+            at.epoch,
+            (at.batch + 1) / batches,
+            training.epochs,
+        ),
     )
     if not math.isfinite(report.loss):
         raise DivergedError(

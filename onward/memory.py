@@ -217,10 +217,13 @@ def _sizes(
         copies[number], making[number] = copy, copy + gradients + plan.batch_size * row
         making[number] += unwritten * (weight + states[number])
         if settings.shift and (passed or (INPUT, 0) in node.reads):
-            # Of two epochs, and what one is made from. Those of a chapter are all passed on.
-            making[number] += 3 * sum(plan.rows) * _bytes_each(training.inputs)
+            # A stream has those of two epochs while it makes others, by way of padded ones.
+            shifted = (1 if passed else 4) * sum(plan.rows)
+            making[number] += shifted * _bytes_each(training.inputs)
             passed *= len(plan.segments(0))
-        making[number] += round(passed) * _passed(plan, rows, number, views)
+        # The first block reads the data themselves, unless they are shifted or seen as views.
+        kept = rows if settings.shift or views > 1 else {**rows, INPUT: 0}
+        making[number] += round(passed) * _passed(plan, kept, number, views)
     products = {
         ProductKind.WEIGHTS: weights,
         ProductKind.OPTIMIZER_STATE: states,
@@ -242,15 +245,13 @@ def _passed(plan: Plan, rows: Mapping[int, int], block: int, views: int) -> int:
         # Beside views of a block outputs of each chunk, and all of them joined.
         last = rows[max(path, default=INPUT)]
         return views * last + 2 * sum(rows[source] for source, _ in plan.nodes[block].reads)
-    # The first block reads the data themselves, unless there are views of them.
-    order = [INPUT, *path] if views > 1 else path
 
     def held(made: int) -> int:
         """Return what is there as soon as a block's outputs are made: they, and what is read."""
         later = {s for b in (*path, block) if b >= made for s, _ in plan.nodes[b].reads}
-        return sum(rows[s] for s in order if s == made or (s < made and s in later))
+        return sum(rows[s] for s in (INPUT, *path) if s == made or (s < made and s in later))
 
-    return views * max(map(held, order), default=0)
+    return views * max(map(held, (INPUT, *path)))
 
 
 def resident() -> int:

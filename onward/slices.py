@@ -58,8 +58,8 @@ def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut, is_head
         return
     if not (closed_form and has_closed_form(block)):
         raise SettingError(
-            'plan.cut = "units" needs dense blocks and training.gradients = "closed-form". Use '
-            'plan.cut = "rows".'
+            'plan.cut = "units" needs dense blocks, an optimizer that is elementwise (ow.Adam, '
+            'ow.SGD) and training.gradients = "closed-form". Use plan.cut = "rows".'
         )
     assert isinstance(block.module, Dense)
     units = len(block.module.weight)

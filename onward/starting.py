@@ -138,7 +138,8 @@ def _settings(network: Network, config: RunConfig) -> str:
         objective = f"{type(block.objective).__name__} {block.objective.describe()}"
         module = " ".join(repr(block.module).split())
         parts += [
-            f"block {number}: {block.optimizer}",
+            f"block {number}: {', '.join(f'{n} {rule}' for n, rule in block.rules.items())}",
+            f"block {number} schedule: {getattr(block.schedule, '__qualname__', block.schedule)}",
             f"block {number} learns {objective} with {module}",
             f"block {number} reads {network.edges[number]}",
         ]

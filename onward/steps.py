@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from onward.batch import Batch, Tensors, concatenated, mapped, parts
-from onward.blocks import Block
+from onward.blocks import Block, is_inside
 from onward.layers import Dense
 from onward.objectives import Metrics
 from onward.optimizers import with_strides
@@ -126,13 +126,13 @@ class Step(ABC):
     def update(self, name: str, parameter: Tensor, gradient: Tensor, lr_scale: float) -> None:
         """Let a parameter follow its gradient."""
         self.count(name)
-        state, optimizer = self.block.optimizer_state[name], self.block.optimizer
+        state, rule = self.block.optimizer_state[name], self.block.rules[name]
         gradient = with_strides(gradient, like=parameter)
-        optimizer.step(parameter.detach(), gradient, state, lr_scale=lr_scale)
+        rule.step(parameter.detach(), gradient, state, lr_scale=lr_scale)
 
     def count(self, name: str) -> None:
         """Count a step of a parameter."""
-        self.block.optimizer.count(self.block.optimizer_state[name])
+        self.block.rules[name].count(self.block.optimizer_state[name])
 
 
 class AutogradStep(Step):
@@ -224,18 +224,13 @@ class AutogradStep(Step):
 
     def _derivatives(self, loss: Tensor, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         """Return the derivatives with respect to the parameters whose names begin so."""
-        chosen = {n: p for n, p in self.block.trained() if _is_inside(n, prefixes)}
+        chosen = {n: p for n, p in self.block.trained() if is_inside(n, prefixes)}
         if not chosen:
             return {}
         found = torch.autograd.grad(
             loss, list(chosen.values()), allow_unused=True, retain_graph=prefixes != ("",)
         )
         return {n: g for n, g in zip(chosen, found, strict=True) if g is not None}
-
-
-def _is_inside(name: str, prefixes: tuple[str, ...]) -> bool:
-    """Return whether a parameter is one of these, or belongs to a module that is."""
-    return any(prefix in ("", name) or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def active_units(outputs: Views) -> Tensor:

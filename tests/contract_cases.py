@@ -493,12 +493,27 @@ class Residual(nn.Module):
         return (self.layers(images) + self.around(images)).relu()
 
 
+def is_filter(name, parameter):
+    return parameter.ndim == 4
+
+
+def to_unit_length(filters):
+    filters.div_(filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1e-7)
+
+
+def falling(done):
+    return 1 - done
+
+
 @seeded
 def residual():
     def block(channels, units):
         head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(units, CLASSES))
-        return ow.Block(Residual(channels, units), ow.CrossEntropy(head), ow.Adam(lr=0.01))
+        return ow.Block(Residual(channels, units), ow.CrossEntropy(head), rules, schedule=falling)
 
+    muon = ow.optimizer(torch.optim.Muon, lr=0.01, flatten=True, project=to_unit_length)
+    adam = ow.optimizer(torch.optim.AdamW, lr=0.01)
+    rules = {is_filter: muon, "": adam}
     blocks = [block(3, 8), block(8, 8)]
     return [ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=CLASSES)]
 

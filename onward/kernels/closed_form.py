@@ -142,7 +142,9 @@ def local_gradient(block: Block) -> LocalGradient | None:
     if found is None or not isinstance(layer, Dense):
         return None
     is_frozen = not (layer.weight.requires_grad and layer.bias.requires_grad)
-    return None if is_frozen or block.prepare is not None else found(block.objective)
+    # Weights are updated slice by slice.
+    is_cut = all(rule.is_elementwise for rule in block.rules.values())
+    return found(block.objective) if is_cut and not is_frozen and block.prepare is None else None
 
 
 def has_closed_form(block: Block) -> bool:
@@ -266,6 +268,7 @@ class ClosedFormStep(Step):
 
     def update_weight(self, units: slice, derivative: Tensor, x: Tensor, lr_scale: float) -> None:
         """Update the weights of some units from the derivative by their pre-activations."""
+        rule = self.block.rules["module.weight"]
         state = self.block.optimizer_state["module.weight"]
         for first in range(units.start, units.stop, self.slice):
             chosen = slice(first, min(first + self.slice, units.stop))
@@ -276,7 +279,7 @@ class ClosedFormStep(Step):
             if product.dtype != gradient.dtype:
                 gradient.copy_(product)
             part = {name: t[chosen] if t.ndim else t for name, t in state.items()}
-            self.block.optimizer.step(weight, gradient, part, lr_scale=lr_scale)
+            rule.step(weight, gradient, part, lr_scale=lr_scale)
             if product.dtype != gradient.dtype:
                 self.product_weight[chosen] = weight
 

@@ -92,7 +92,7 @@ class UnitsStep(Step):
         state = self.block.optimizer_state[name]
         place = (slice(None), units) if parameter.ndim > 1 else units
         part = {n: t[place].contiguous() if t.ndim else t for n, t in state.items()}
-        self.block.optimizer.step(parameter, gradient.contiguous(), part, lr_scale=lr_scale)
+        self.block.rules[name].step(parameter, gradient.contiguous(), part, lr_scale=lr_scale)
         for n, t in state.items():
             if t.ndim:
                 t[place] = part[n]
