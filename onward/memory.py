@@ -218,8 +218,7 @@ def _sizes(
         making[number] += unwritten * (weight + states[number])
         if settings.shift and (passed or (INPUT, 0) in node.reads):
             # A stream has those of two epochs while it makes others, by way of padded ones.
-            shifted = (1 if passed else 4) * sum(plan.rows)
-            making[number] += shifted * _bytes_each(training.inputs)
+            making[number] += (1 if passed else 4) * sum(plan.rows) * _bytes_each(training.inputs)
             passed *= len(plan.segments(0))
         # The first block reads the data themselves, unless they are shifted or seen as views.
         kept = rows if settings.shift or views > 1 else {**rows, INPUT: 0}

@@ -14,6 +14,7 @@ from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import QUEUE, StreamPlan
 from onward.plan.tasks import Node, line
 from onward.preparation import nodes_of
+from onward.runtime.store import MOST_UNWRITTEN
 from onward.runtime.workers import Settings
 from onward.transport.distributed import IN_FLIGHT, POSTED
 
@@ -27,14 +28,31 @@ MOMENTS = 2 * WEIGHTS
 ROW = 4 * WIDTH
 
 
-def needed(plan_type, name, num_ranks, *, precision="fp32", shift=0, recipe=None, **settings):
-    """Return what is said of a run of four blocks, one row and eight chapters of an epoch.
+WAITING = QUEUE + POSTED + 2
+"""Mini-batches that a rank of a stream has from another, at most."""
 
-    Blocks of a plan with other nodes do not stand in a line.
+
+def needed(
+    plan_type,
+    name,
+    num_ranks,
+    *,
+    precision="fp32",
+    shift=0,
+    recipe=None,
+    closed_form=True,
+    keeps=False,
+    **settings,
+):
+    """Return what is said of a run of four blocks and eight chapters of an epoch.
+
+    A chapter plan has one row, and a stream 40 mini-batches of one. Blocks of a plan with other
+    nodes do not stand in a line.
     """
     network = ow.mlp((WIDTH,), num_classes=10, widths=(WIDTH,) * 4, **(recipe or {}))
     network.set_precision(PRECISIONS[precision])
-    usual = {"epochs": 8, "chapters": 8, "rows": (1,), "batch_size": 1}
+    rows = (40 if plan_type is StreamPlan else 1,)
+    usual = {"epochs": 8, "chapters": 8, "rows": rows, "batch_size": 1}
     usual |= {
         "nodes": nodes_of(network),
         "hint_age": None,
@@ -44,7 +62,8 @@ def needed(plan_type, name, num_ranks, *, precision="fp32", shift=0, recipe=None
     plan = plan_type(**{**usual, **settings})
     placement = place(plan, name, num_ranks, [1] * 4)
     batch = ow.Batch(torch.zeros(1, WIDTH))
-    return estimate(plan, placement, network, batch, Settings(seed=0, shift=shift))
+    usual = Settings(seed=0, shift=shift, closed_form=closed_form)
+    return estimate(plan, placement, network, batch, usual, keeps=keeps)
 
 
 def about(expected):
@@ -72,9 +91,8 @@ def test_a_rank_of_a_stream_holds_its_own_block_and_rank_0_all_weights_in_the_en
     first, *others = needed(StreamPlan, "stream", 4)
 
     own = WEIGHTS + MOMENTS + WEIGHTS
-    waiting = (QUEUE + POSTED + 2 + IN_FLIGHT) * ROW
     assert first == about(own + 3 * WEIGHTS + IN_FLIGHT * ROW)
-    assert others == about([own + waiting] * 3)
+    assert others == about([own + (WAITING + IN_FLIGHT) * ROW] * 3)
 
 
 def test_the_rank_that_validates_a_stream_holds_all_weights_too():
@@ -82,16 +100,19 @@ def test_the_rank_that_validates_a_stream_holds_all_weights_too():
     once = needed(StreamPlan, "stream", 4, has_validation=True)
     often = needed(StreamPlan, "stream", 4, has_validation=True, validate_every=1)
 
-    assert [b - a for a, b in zip(without, once, strict=True)] == [0, 0, 0, 3 * WEIGHTS]
-    # Copies on their way, while the block goes on.
-    assert [b - a for a, b in zip(once, often, strict=True)] == [0, WEIGHTS, WEIGHTS, 0]
+    # Those of block 2 come instead of outputs.
+    more = [0, 0, 0, 3 * WEIGHTS - ROW]
+    assert [b - a for a, b in zip(without, once, strict=True)] == more
+    # Copies on their way, while the block goes on; and those that come while others are in use.
+    more = [WEIGHTS - ROW, WEIGHTS - ROW, WEIGHTS - ROW, 3 * WEIGHTS - ROW]
+    assert [b - a for a, b in zip(once, often, strict=True)] == more
 
 
 def test_where_chapters_go_round_a_rank_holds_all_weights_and_states_that_travel():
     found = needed(ChapterPlan, "all-layers", 4)
 
-    # Four states that are asked for ahead, and one that is sent.
-    travelling = (POSTED + 2 + 1) * (WEIGHTS + MOMENTS)
+    # States that are asked for ahead, one that has come, and one that is sent.
+    travelling = (POSTED + 1 + 1) * (WEIGHTS + MOMENTS)
     assert found[1] == about(4 * WEIGHTS + MOMENTS + WEIGHTS + travelling)
 
 
@@ -99,8 +120,10 @@ def test_where_blocks_stay_a_rank_holds_those_up_to_its_own():
     first, *_, last = needed(ChapterPlan, "single-layer", 4)
 
     assert first < last
-    # Of each of three ranks below: two asked for, three that wait, one in use.
-    assert last == about(4 * WEIGHTS + MOMENTS + WEIGHTS + 3 * (POSTED + 4) * WEIGHTS + WEIGHTS)
+    # Of each of three ranks below: two asked for, one that has come, three that wait, one in use.
+    assert last == about(WEIGHTS + MOMENTS + WEIGHTS + 3 * (POSTED + 5) * WEIGHTS)
+    # And of each above the last weights; copies of its own are on their way.
+    assert first == about(WEIGHTS + MOMENTS + WEIGHTS + 3 * WEIGHTS + IN_FLIGHT * WEIGHTS)
 
 
 def test_moments_are_kept_for_as_long_as_they_are_needed():
@@ -115,8 +138,24 @@ def test_moments_are_kept_for_as_long_as_they_are_needed():
 def test_moments_that_come_back_to_their_rank_are_kept_there():
     found = needed(ChapterPlan, "all-layers", 4, optimizer_state_age=4)
 
-    travelling = (POSTED + 2 + 1) * WEIGHTS
+    travelling = (POSTED + 1 + 1) * WEIGHTS
     assert found[1] == about(4 * WEIGHTS + 4 * MOMENTS + WEIGHTS + travelling)
+
+
+def test_states_that_wait_to_be_written_are_copies():
+    (without,), (kept,) = (
+        needed(ChapterPlan, "sequential", 1, keeps=keeps) for keeps in (False, True)
+    )
+
+    assert kept - without == about((MOST_UNWRITTEN + 1) * (WEIGHTS + MOMENTS))
+
+
+def test_automatic_differentiation_has_a_gradient_and_what_its_update_makes():
+    (closed,), (automatic,) = (
+        needed(ChapterPlan, "sequential", 1, closed_form=closed) for closed in (True, False)
+    )
+
+    assert automatic - closed == WEIGHTS
 
 
 def test_slices_of_rows_have_a_gradient_each():
@@ -143,6 +182,16 @@ def test_shifted_rows_are_held_for_every_epoch_of_a_chapter():
 
     # Four epochs of a chapter, and a shifted copy of the rows themselves.
     assert shifted - usual == 1_000 * (3 * 2 * ROW + ROW)
+
+
+def test_only_ranks_of_a_stream_that_read_the_inputs_hold_shifted_rows():
+    usual, shifted = (
+        needed(StreamPlan, "stream", 4, rows=(1_000,), shift=shift) for shift in (0, 1)
+    )
+
+    # Those of two epochs, and as much again while the next are made.
+    more = [4 * 1_000 * ROW, 0, 0, 0]
+    assert [b - a for a, b in zip(usual, shifted, strict=True)] == more
 
 
 def test_what_a_head_reads_is_held_twice_while_it_is_joined():
@@ -191,19 +240,9 @@ def test_what_a_block_of_a_stream_reads_of_the_tick_before_waits_too():
         for nodes in ({}, {"nodes": line_but(1, (3, 1))})
     )
 
-    waiting = (QUEUE + POSTED + 2) * ROW
     # Nobody else reads the last block, which now sends too.
-    expected = [0, waiting + STEP, 0, IN_FLIGHT * ROW]
+    expected = [0, WAITING * ROW + STEP, 0, IN_FLIGHT * ROW]
     assert [b - a for a, b in zip(in_line, recurrent, strict=True)] == expected
-
-
-def test_what_a_block_of_a_stream_has_put_out_is_held_until_it_reads_it_at_the_next_tick():
-    in_line, recurrent = (
-        needed(StreamPlan, "stream", 4, ticks=2, **nodes)
-        for nodes in ({}, {"nodes": line_but(1, (1, 1))})
-    )
-
-    assert [b - a for a, b in zip(in_line, recurrent, strict=True)] == [0, ROW + STEP, 0, 0]
 
 
 def test_every_federated_rank_gets_the_weights_to_validate_its_shard_in_the_end():
