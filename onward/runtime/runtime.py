@@ -266,9 +266,13 @@ class Runtime:
         """Pass on what others have reported, where no message brings it."""
         if self.transport.carries or self.transport.rank or self.store is None:
             return
-        known = self.reported
-        for product in self.store.look(lambda p: self.worker.layout(p) if p in known else None):
+        for product in self.store.look(self._reported):
             self.on_product(product, self._stored(product))
+
+    def _reported(self, product: Product) -> list[Tensor] | None:
+        """Return what a report that is awaited looks like; None for all else."""
+        is_awaited = product.kind in SMALL and product in self.reported
+        return self.worker.layout(product) if is_awaited else None
 
     def _source(self, product: Product) -> int:
         """Return the rank that sends a product to this one."""
