@@ -92,7 +92,7 @@ class Work:
             self.x, self.y, x_test=self.x_validation, y_test=self.y_validation
         )
         self.epochs = options["epochs"]
-        self.config = ow.RECIPES["one-pass"].config.with_settings(
+        self.config = ow.RunConfig(recipe="one-pass").with_settings(
             {"network.widths": (options["width"],) * RANKS, "training.epochs": self.epochs}
         )
 

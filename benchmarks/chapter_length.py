@@ -34,7 +34,7 @@ PER_EPOCH = {"half": 0.5, "1": 1, "2": 2, "4": 4, "10": 10, "every mini-batch": 
 def settings(name: str, seed: int, options: Any, form: str) -> ow.RunConfig:
     """Return the run with so many chapters an epoch."""
     epochs = 2 if form == "smoke" else EPOCHS
-    config = ow.RECIPES["one-pass"].config.with_settings(
+    config = ow.RunConfig(recipe="one-pass").with_settings(
         {
             "data.name": "digits" if form == "smoke" else "mnist",
             "data.dir": options.data_dir,

@@ -93,7 +93,7 @@ def config_of(case: str, seed: int, form: str, data_dir: str | None) -> ow.RunCo
         changes |= {"data.validation": 0.27, "data.split_seed": seed}
     if form == "smoke":
         changes |= {"data.name": "digits", "data.validation": 300, "network.widths": (32,) * 3}
-    return ow.RECIPES[recipe].config.with_settings(changes)
+    return ow.RunConfig(recipe=recipe).with_settings(changes)
 
 
 def data_of(case: str, config: ow.RunConfig, data_dir: str | None) -> ow.Dataset:

@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def accuracy(name: str, assigned: str, seed: int, data_dir: str | None, epochs: int) -> float:
-    config = ow.RECIPES["one-pass"].config.with_settings(
+    config = ow.RunConfig(recipe="one-pass").with_settings(
         {
             **SETTINGS[name],
             "data.name": name,

@@ -37,7 +37,7 @@ with (
 ):
     import onward as ow
     from onward import checkpoint, costs, runs
-    from onward.config import RunConfig, read_settings
+    from onward.config import RunConfig, read_run, read_settings
     from onward.data import arrays, cifar, idx
     from onward.errors import OnwardError
     from onward.plan.tasks import Product, ProductKind, Task, TaskKind
@@ -76,7 +76,7 @@ def readers() -> dict[str, Reader]:
         store.close()
 
     def settings(path: Path) -> None:
-        RunConfig().with_settings(read_settings(path)).check()
+        read_run(read_settings(path)).check()
 
     def evaluation(folder: Path) -> None:
         (folder / "result.json").write_text('{"accuracy": {"test": 0.5}}')

@@ -34,7 +34,7 @@ CASES: dict[str, tuple[str, tuple[int | str, ...], dict[str, Any]]] = {
 
 def accuracy(unit: str, age: int | str, seed: int, options: Any, form: str) -> float:
     recipe, _, settings = CASES[unit]
-    config = ow.RECIPES[recipe].config.with_settings(
+    config = ow.RunConfig(recipe=recipe).with_settings(
         {**settings, "network.widths": (500,) * 4, "plan.hint_age": age, "training.seed": seed}
     )
     if form == "smoke":

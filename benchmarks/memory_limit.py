@@ -37,7 +37,7 @@ ROWS = 1000
 
 def settings(work: dict[str, Any], ranks: int) -> ow.RunConfig:
     """Return a run on some ranks."""
-    return ow.RECIPES["one-pass"].config.with_settings(
+    return ow.RunConfig(recipe="one-pass").with_settings(
         {
             "data.name": work["data"],
             "data.validation": 0,

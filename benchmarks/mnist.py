@@ -65,7 +65,7 @@ class Printer(ow.Listener):
 
 def run_case(case: str, seed: int, options: Any) -> dict[str, Any]:
     recipe, settings = CASES[case]
-    config = ow.RECIPES[recipe].config.with_settings(
+    config = ow.RunConfig(recipe=recipe).with_settings(
         {**WIDTHS, **settings, "data.name": "mnist", "data.dir": options.data_dir}
     )
     config = config.with_settings({"training.seed": seed})
@@ -83,7 +83,7 @@ def run_case(case: str, seed: int, options: Any) -> dict[str, Any]:
 def quick(case: str, options: Any) -> float:
     """Train on a tenth of the rows, or, as a smoke test, on digits with small blocks."""
     recipe, settings = CASES[case]
-    config = ow.RECIPES[recipe].config.with_settings({**WIDTHS, **settings})
+    config = ow.RunConfig(recipe=recipe).with_settings({**WIDTHS, **settings})
     if options.smoke:
         dataset = ow.load_data("digits")
         config = config.with_settings({"network.widths": (32, 32)})

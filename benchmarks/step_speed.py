@@ -51,7 +51,7 @@ def library(recipe: str, widths: tuple[int, ...], batch: int) -> Callable[[], No
     x = torch.rand(ROWS, 1, 28, 28, generator=generator)
     y = torch.randint(CLASSES, (ROWS,), generator=generator)
     dataset = ow.dataset(x, y, x_test=x[:10], y_test=y[:10])
-    config: RunConfig = ow.RECIPES[recipe].config.with_settings(
+    config: RunConfig = ow.RunConfig(recipe=recipe).with_settings(
         {
             "network.widths": widths,
             "training.batch_size": batch,

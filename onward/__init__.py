@@ -4,16 +4,8 @@ from onward import data, exits
 from onward.batch import Batch
 from onward.blocks import Block, Edge
 from onward.checkpoint import load, save
-from onward.config import (
-    DataConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    PlacementConfig,
-    PlanConfig,
-    RunConfig,
-    TrainingConfig,
-)
-from onward.data import Dataset
+from onward.config import RunConfig
+from onward.data import DataInfo, Dataset
 from onward.data import from_arrays as dataset
 from onward.data import load as load_data
 from onward.errors import (
@@ -31,9 +23,17 @@ from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer, optimizer
 from onward.placement import Placement
 from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
-from onward.recipes import RECIPES, Recipe, mlp
+from onward.recipes import RECIPES, Recipe, mlp, recipe
 from onward.results import Listener, Progress, Result
 from onward.samplers import LabelEmbedding, Plain, Sampler, Views
+from onward.settings import (
+    DataConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    PlanConfig,
+    TrainingConfig,
+)
 from onward.training import Stage, run, train
 from onward.version import VERSION as __version__
 
@@ -50,6 +50,7 @@ __all__ = [
     "data",
     "DataConfig",
     "DataError",
+    "DataInfo",
     "dataset",
     "Dataset",
     "Dense",
@@ -83,6 +84,7 @@ __all__ = [
     "Progress",
     "Readout",
     "ReadoutLayer",
+    "recipe",
     "Recipe",
     "RECIPES",
     "Result",

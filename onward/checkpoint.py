@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onward.blocks import Block
-from onward.config import OptimizerConfig, RunConfig
+from onward.config import check_same, no_recipe
+from onward.data import DataInfo
 from onward.digests import tensors_sha256
 from onward.errors import FileError
 from onward.files import atomic_write
 from onward.layers import Dense
 from onward.networks import Network
-from onward.recipes import build
+from onward.recipes import BUILT_IN, Blueprint, Recipe, build
+from onward.recipes.dense import dense
+from onward.settings import NetworkConfig, changed
 from onward.trained_on import TrainedOn
 from onward.version import VERSION
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of model files; newer ones are refused."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -63,7 +65,7 @@ def save(network: Network, path: Path | str) -> None:
         "format": FORMAT,
         "version": VERSION,
         "precision": precision,
-        "blueprint": asdict(blueprint) if blueprint else None,
+        "blueprint": blueprint.to_json() if blueprint else None,
         "trained_on": network.trained_on.to_json() if network.trained_on else None,
         "blocks": [_describe(block) for block in network.all_blocks],
         "reading": _reading(network),
@@ -83,14 +85,22 @@ def save(network: Network, path: Path | str) -> None:
         raise FileError(f"The model cannot be written to {path}: {error}.") from error
 
 
-def load(path: Path | str, network: Network | None = None) -> Network:
+def load(
+    path: Path | str,
+    network: Network | None = None,
+    *,
+    recipe: Recipe | None = None,
+    may_differ: bool = False,
+) -> Network:
     """Read a network from a file that `save` has written. Nothing in it is executed.
 
     The network predicts as before; to train it further, give it an optimizer of your own.
 
     Args:
         path: The file, or the folder of a run.
-        network: Takes the weights. Needed for networks that were not built from settings.
+        network: Takes the weights. Needed for networks that no recipe has built.
+        recipe: The recipe that has built it, where that does not come with Onward.
+        may_differ: Whether its file may have been edited since.
 
     Raises:
         FileError: The file is missing, damaged, newer than this version, or does not fit; the
@@ -117,7 +127,7 @@ def load(path: Path | str, network: Network | None = None) -> Network:
         raise FileError(f"The model file {path} is damaged: {error}.") from error
     _check_header(path, header)
     if network is None:
-        network = _rebuild(path, header)
+        network = _rebuild(path, header, recipe, may_differ=may_differ)
     elif header.get("reading", _reading(network)) != _reading(network):
         raise FileError(
             f"The model file {path} does not fit the network: it was read by {header['reading']}, "
@@ -159,34 +169,46 @@ def _check_header(path: Path, header: Any) -> None:
         raise FileError(f"The model file {path} is damaged: its header is not complete.")
 
 
-def _rebuild(path: Path, header: dict[str, Any]) -> Network:
+def _rebuild(
+    path: Path, header: dict[str, Any], recipe: Recipe | None, *, may_differ: bool
+) -> Network:
     blueprint = header.get("blueprint")
     if blueprint is None:
         raise FileError(
-            f"The model file {path} holds a network that was not built from settings. Build it "
-            f"as before and pass it: onward.load(path, network)."
+            f"The model file {path} holds a network that no recipe has built. Build it as before "
+            f"and pass it: onward.load(path, network)."
         )
+    if header["format"] == 1:
+        known = {name: value for name, value in blueprint.items() if name != "config"}
+        blueprint = {"recipe": dense.name, "settings": blueprint.get("config"), "data": known}
+    name = str(blueprint.get("recipe"))
+    if recipe is not None:
+        check_same(recipe, name, blueprint.get("recipe_sha256"), may_differ=may_differ)
+    elif name in BUILT_IN:
+        recipe = BUILT_IN[name]
+    else:
+        raise FileError(f"The model file {path} cannot be read as it is. {no_recipe(name)}")
     try:
-        _check_size(path, blueprint)
-        settings = {f"network.{name}": value for name, value in blueprint["config"].items()}
-        return build(
-            RunConfig().with_settings(settings).network,
-            OptimizerConfig(),
-            input_shape=tuple(int(n) for n in blueprint["input_shape"]),
-            num_classes=int(blueprint["num_classes"]),
-            is_image=bool(blueprint["is_image"]),
-            seed=0,
+        settings = recipe.settings()
+        for setting, value in blueprint["settings"].items():
+            settings = changed(settings, setting, value, "network")
+        data = DataInfo(
+            input_shape=tuple(int(n) for n in blueprint["data"]["input_shape"]),
+            num_classes=int(blueprint["data"]["num_classes"]),
+            is_image=bool(blueprint["data"]["is_image"]),
         )
+        if isinstance(settings, NetworkConfig):
+            _check_size(path, settings, data)
+        return build(Blueprint(recipe, settings, data))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileError(f"The model file {path} describes no known network: {error}.") from error
 
 
-def _check_size(path: Path, blueprint: Mapping[str, Any]) -> None:
+def _check_size(path: Path, settings: NetworkConfig, data: DataInfo) -> None:
     """Hold what a blueprint announces against the file before memory is taken for it."""
     room = path.stat().st_size
-    widths = [math.prod(blueprint["input_shape"]), *blueprint["config"]["widths"]]
-    weights = sum(inputs * units for inputs, units in pairwise(widths))
-    if 4 * weights > room or blueprint["num_classes"] > room:
+    weights = sum(inputs * units for inputs, units in pairwise((data.num_inputs, *settings.widths)))
+    if 4 * weights > room or data.num_classes > room:
         raise ValueError(f"it has {weights} weights, and the file {room} bytes")
 
 

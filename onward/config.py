@@ -1,318 +1,164 @@
-"""A run as frozen dataclasses, and as TOML.
-
-Each setting has one home: a field here, with its meaning and unit. What a recipe, a run file, a
-flag or `--set section.name=value` changes is a field of a `RunConfig`.
-"""
+"""A run, complete, and as TOML."""
 
 import difflib
-import math
 import tomllib
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, cast
 
 import tomli_w
 
 from onward.errors import FileError, SettingError
+from onward.recipes import RECIPES, Recipe
+from onward.recipes.recipe import listed
+from onward.settings import (
+    NONE,
+    DataConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    PlanConfig,
+    TrainingConfig,
+    changed,
+    read_value,
+)
 
-NONE = "none"
-"""How a run file or a flag says None."""
+CUSTOM = "custom"
+"""What takes the place of a recipe in a run of a network that a script has built."""
 
 RENAMED = {"placement.keep_every": "placement.checkpoint_every"}
 """Settings of version 0.1 by their names of now."""
 
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers that a setting may have: `low` or more (or more than `low`), and below `high`."""
-
-    low: int
-    """Smallest number."""
-
-    high: int | float = math.inf
-    """The number that is too large."""
-
-    above: bool = False
-    """Whether `low` itself is too small."""
-
-    def holds(self, number: int | float) -> bool:
-        """Return whether a number is in the range; NaN is not."""
-        return (self.low < number if self.above else self.low <= number) and number < self.high
-
-    def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
-        return low if self.high == math.inf else f"{low} and below {self.high:g}"
-
-
-Count = Annotated[int, Range(1)]
-Positive = Annotated[float, Range(0, above=True)]
-NotNegative = Annotated[float, Range(0)]
-Share = Annotated[float, Range(0, 1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is learned from."""
-
-    name: str = "digits"
-    """A known data set, or a path to an .npz file."""
-
-    dir: str | None = None
-    """Folder that holds data sets. None: the environment variable ONWARD_DATA, then a cache."""
-
-    validation: NotNegative | Annotated[int, Range(0)] = 0.1
-    """Training rows kept apart for validation: a share below 1, or a number of rows; 0 for none."""
-
-    test: Annotated[float, Range(0, 1, above=True)] = 0.2
-    """Share of the rows kept apart for the test where the data bring no test rows."""
-
-    split_seed: int = 0
-    """Decides which rows are validation and test rows."""
-
-    shift: Annotated[int, Range(0)] = 0
-    """Largest random shift of training images, in pixels, drawn anew for each row and epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """What is trained: blocks of one dense layer, and how classes are read off them."""
-
-    widths: tuple[Count, ...] = (500, 500, 500, 500)
-    """Units of each block; the input width comes from the data."""
-
-    objective: Literal["cross-entropy", "threshold"] = "cross-entropy"
-    """Local objective of each block."""
-
-    one_block: bool = False
-    """All layers in one block, which is backpropagation."""
-
-    readout: Literal["heads", "goodness", "softmax"] = "heads"
-    """How classes are read off: the blocks' own heads, a goodness sweep over all labels, or one
-    softmax head on the neutral label."""
-
-    heads: Literal["all", "last"] = "all"
-    """Which heads vote, for the readout `heads`."""
-
-    skip_first: bool = True
-    """Whether goodness and softmax readouts leave the first block out (if there are others)."""
-
-    negatives: Literal["fixed", "random", "adaptive", "hard"] | None = None
-    """How the wrong label of a negative is chosen; None for objectives without negatives."""
-
-    label_strength: Positive = 1.0
-    """Input value of an embedded label."""
-
-    threshold: NotNegative = 1.0
-    """Mean square of the activities at which a row is a coin toss between positive and negative."""
-
-    slope: Positive | None = None
-    """Steepness of the threshold, per mean square. None: the number of units, as Hinton."""
-
-    peer: NotNegative = 0.0
-    """Strength of peer normalisation; 0 turns it off."""
-
-    dropout: Share = 0.0
-    """Share of each block's inputs that is dropped in training."""
-
-    gain: Positive = 1.0
-    """Standard deviation of the first weights, times the square root of the number of inputs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """How the weights follow their gradients."""
-
-    name: Literal["adam", "sgd"] = "adam"
-    """Update rule; both have decoupled weight decay, and sgd averages the gradient."""
-
-    lr: Positive = 1e-3
-    """Learning rate of the blocks."""
-
-    weight_decay: NotNegative = 0.0
-    """Decay of the blocks' weights a step, times the learning rate."""
-
-    head_lr: Positive = 1e-3
-    """Learning rate of a softmax head that reads several blocks."""
-
-    head_weight_decay: NotNegative = 0.0
-    """Decay of that head's weights a step, times its learning rate."""
-
-    momentum: Share = 0.9
-    """Decay of the mean gradient, for sgd."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long, in what steps, and with which arithmetic."""
-
-    epochs: Count = 10
-    """Passes of each block over the training rows, or over those of the shard it visits."""
-
-    batch_size: Count = 100
-    """Rows of a mini-batch."""
-
-    seed: int = 0
-    """Decides the first weights, the order of rows, negatives, shifts and dropout."""
-
-    schedule: Literal["constant", "warmup", "cosine", "one-cycle", "cooldown"] = "constant"
-    """Learning rate over time. warmup: up for 5 %, flat to 30 %, then down to 0 in a line.
-    cosine: down to 0 along half a cosine. one-cycle: up from 1/25 over 30 %, then down to 0, along
-    cosines. cooldown: flat for half of the epochs, then down in a line, as Hinton."""
-
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the processor has
-    instructions for it; the choice is written into the run folder."""
-
-    gradients: Literal["closed-form", "shared-pass", "autograd"] = "closed-form"
-    """How derivatives are found where several ways are known; equal up to rounding. shared-pass:
-    in closed form, and in the first block what positives and negatives have in common, which is
-    all but the label, is multiplied once; without dropout and slices."""
-
-    threads: Annotated[int, Range(1, 1025)] = 1
-    """Threads of each rank. Rounding depends on it."""
-
-
-Cut = Literal["rows", "units"]
-"""What a slice is a part of: the rows of a mini-batch, or the units of a block."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """What is computed, and from what: this decides the weights."""
-
-    kind: Literal["chapters", "stream"] = "chapters"
-    """Blocks take turns of a chapter, or all learn from every mini-batch."""
-
-    chapters: Count | None = None
-    """Turns of each block (S); with stream, how often is reported. None: one an epoch."""
-
-    hint_age: Annotated[int, Range(0)] | Literal["never"] | None = None
-    """Age of the class scores that draw adaptive and hard negatives: in chapters, or in
-    mini-batches with stream. None: the number of blocks in a chapter plan, 0 with stream, the
-    number of shards where there are several."""
-
-    optimizer_state: str = "travel"
-    """Moments at the start of a chapter: travel (those of the chapter before), restart (none),
-    or aged:N (those of N chapters ago)."""
-
-    shards: Count = 1
-    """Parts of the training rows; chapter c learns from part c modulo this number."""
-
-    shard_by: Literal["iid", "class"] = "iid"
-    """How rows are assigned to shards: at random, or so that each has few classes."""
-
-    slices: Count = 1
-    """Parts of every mini-batch in which a block is trained, which as many ranks can share."""
-
-    cut: Cut = "rows"
-    """What a slice is a part of: the rows of the mini-batch (gradients are summed), or the units
-    of the block (only class scores or goodness are)."""
-
-    validate_every: Count | None = None
-    """Chapters between validations. None: after the last only."""
-
-    wire: Literal["bf16"] | None = None
-    """Type to which the activities are rounded that blocks hand on in a stream plan, wherever
-    they run. None: as they come out of the block, which is bf16 where the products are."""
-
-    @property
-    def usual_placement(self) -> str:
-        """The placement of several ranks that name none."""
-        if self.kind == "stream":
-            return "stream"
-        return "federated" if self.shards > 1 else "all-layers"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlacementConfig:
-    """Where tasks run: this decides time and traffic, never the weights."""
-
-    name: Literal["sequential", "single-layer", "all-layers", "federated", "stream"] | None = None
-    """None: sequential on one rank, else all-layers, federated (several shards) or stream."""
-
-    nodes: Count = 1
-    """Processes to start on this machine; under torchrun their number is that of torchrun."""
-
-    replicas: Count | None = None
-    """Ranks that share each task, of a plan with as many slices or a multiple. None: one; under
-    single-layer with slices and more ranks than blocks, more ranks for more expensive blocks."""
-
-    iface: str | None = None
-    """Network interface between machines. None: loopback on one machine, else gloo's choice."""
-
-    restarts: int = 3
-    """How often the ranks of `nodes` are started again after one was killed."""
-
-    peer_timeout: float = 600.0
-    """Seconds without a word after which a rank that others wait for counts as gone."""
-
-    checkpoint_every: Count | None = None
-    """Checkpoint interval, in chapters. None: an epoch."""
-
-    directory: str | None = None
-    """Folder that all ranks share and exchange block states through, as files, instead of over a
-    network; for chapter plans."""
+SECTIONS = {
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "training": TrainingConfig,
+    "plan": PlanConfig,
+    "placement": PlacementConfig,
+}
+"""Sections of a run, and their types; that of `network` is its recipe's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, complete."""
+    """One run, complete.
+
+    What a recipe, a run file, a flag or `--set section.name=value` changes is a field of this. A
+    section that is left out is as the recipe sets it; one that is given counts as it is.
+
+    Raises:
+        SettingError: There is no such recipe.
+
+    Example:
+        >>> import onward as ow
+        >>> run = ow.RunConfig(recipe="hinton", data=ow.DataConfig(name="digits"))
+        >>> run.network.objective, run.training.epochs
+        ('threshold', 60)
+    """
 
     recipe: str = "one-pass"
-    """The recipe the settings started from; for the record."""
+    """Name of the method."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    recipe_sha256: str | None = None
+    """Digest of the file that the recipe was read from; None for those that come with Onward."""
+
+    data: DataConfig = field(default=cast(DataConfig, None))
     """What is learned from."""
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    """What is trained."""
+    network: Any = None
+    """What is trained: settings of the recipe."""
 
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default=cast(OptimizerConfig, None))
     """How weights follow their gradients."""
 
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default=cast(TrainingConfig, None))
     """How long, and with which arithmetic."""
 
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: PlanConfig = field(default=cast(PlanConfig, None))
     """What is computed."""
 
-    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    placement: PlacementConfig = field(default=cast(PlacementConfig, None))
     """Where it is computed."""
+
+    method: Recipe | None = field(default=None, repr=False, compare=False)
+    """The recipe itself; None: the one that comes with Onward under that name."""
+
+    def __post_init__(self) -> None:
+        method = self.method or RECIPES.get(self.recipe)
+        if method is None and self.recipe != CUSTOM:
+            raise SettingError(no_recipe(self.recipe))
+        owners: dict[str, type] = dict(SECTIONS)
+        if method is not None:
+            owners["network"] = method.settings
+        start = {section: owner() for section, owner in owners.items()}
+        for full, value in method.defaults.items() if method is not None else ():
+            section, _, name = full.partition(".")
+            start[section] = changed(start[section], name, value, section)
+        for section, settings in start.items():
+            if getattr(self, section) is None:
+                object.__setattr__(self, section, settings)
+        object.__setattr__(self, "method", method)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the file of the recipe has been edited since the settings were written."""
+        return self.method is not None and self.method.sha256 != self.recipe_sha256
 
     def with_settings(self, settings: Mapping[str, Any]) -> "RunConfig":
         """Return a copy with some settings changed.
 
         Args:
             settings: Values by full name, such as `{"training.epochs": 5}`. Strings are read as
-                the type of the setting, so that they may come from a command line.
+                the type of the setting, so that flags and run files need not know types.
 
         Raises:
             SettingError: A name is unknown, or a value has the wrong type.
         """
-        config = self
+        config, known = self, self.setting_names()
         for given, value in settings.items():
-            name, known = RENAMED.get(given, given), setting_names()
+            name = RENAMED.get(given, given)
             if name not in known:
                 same_end = [full for full in known if full.rpartition(".")[2] == name]
-                nearest = same_end or difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {nearest[0]}?" if nearest else ""
-                raise SettingError(f"Unknown setting {name}.{hint}")
+                guess = f" Did you mean {same_end[0]}?" if same_end else nearest(name, known)
+                raise SettingError(f"Unknown setting {name}.{guess}{self._instead_of(name)}")
             section, _, key = name.rpartition(".")
-            owner = getattr(config, section) if section else config
-            changed: Any = replace(owner, **{key: _read(name, value, _types(type(owner))[key])})
-            changes: dict[str, Any] = {section: changed}
-            config = replace(config, **changes) if section else changed
+            if section:
+                value = changed(getattr(config, section), key, value, section)
+            elif name == "recipe" and value != self.recipe:
+                raise SettingError(
+                    f"This run is of the recipe {self.recipe}, and cannot become one of {value}. "
+                    f"Start from ow.RunConfig(recipe={value!r})."
+                )
+            elif name == "recipe_sha256":
+                value = read_value(name, value, str | None)
+            changes: dict[str, Any] = {section or name: value}
+            config = replace(config, **changes)
         return config
+
+    def _instead_of(self, name: str) -> str:
+        """Say which settings of the network there are, where one is asked for that is not."""
+        own = [full for full in self.setting_names() if full.startswith("network.")]
+        if not name.startswith("network."):
+            return ""
+        return f" The recipe {self.recipe} has {', '.join(own) or 'no settings of its own'}."
+
+    def setting_names(self) -> list[str]:
+        """Return the full names of all settings."""
+        names = []
+        for section in fields(self):
+            settings = getattr(self, section.name)
+            if is_dataclass(settings) and section.name != "method":
+                names += [f"{section.name}.{setting.name}" for setting in fields(settings)]
+            elif section.name in ("recipe", "recipe_sha256"):
+                names.append(section.name)
+        return names
 
     def check(self) -> None:
         """Raise a `SettingError` where a value is none that its setting can have.
 
         So also where two do not go together, whatever the data.
         """
-        for name in setting_names():
+        for name in self.setting_names():
             section, _, key = name.rpartition(".")
             self.with_settings({name: getattr(getattr(self, section) if section else self, key)})
         if self.placement.directory is not None and self.plan.kind == "stream":
@@ -338,7 +184,80 @@ class RunConfig:
 
     def to_toml(self) -> str:
         """Return the run as TOML; None, which TOML does not know, is written as a word."""
-        return tomli_w.dumps(_none_as_word(asdict(self)))
+        tables: dict[str, Any] = {"recipe": self.recipe}
+        if self.recipe_sha256 is not None:
+            tables["recipe_sha256"] = self.recipe_sha256
+        for section in fields(self):
+            settings = getattr(self, section.name)
+            if is_dataclass(settings) and section.name != "method":
+                tables[section.name] = asdict(settings)  # type: ignore[arg-type]
+        return tomli_w.dumps(_none_as_word(tables))
+
+
+def no_recipe(name: str) -> str:
+    """Say that a recipe does not come with Onward."""
+    if ":" in name or name.endswith(".py"):
+        return (
+            f"The recipe {name} does not come with Onward, and files do not name code that is run. "
+            f"Name it on the command line: --recipe FILE.py:FUNCTION."
+        )
+    return (
+        f"There is no recipe {name}.{nearest(name, RECIPES)} There are {', '.join(RECIPES)}; one "
+        f"of your own is FILE.py:FUNCTION, and a run again is the path of a .toml file, such as "
+        f"RUN/config.toml."
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ask whether something known was meant that is spelled much like a name."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def read_run(
+    settings: Mapping[str, Any], method: Recipe | None = None, *, may_differ: bool = False
+) -> RunConfig:
+    """Return the run that settings by full name describe, the recipe among them.
+
+    Args:
+        settings: What a run file or a command line says.
+        method: The recipe, where it does not come with Onward. Settings alone cause no import.
+        may_differ: Whether its file may have been edited since the settings were written.
+
+    Raises:
+        SettingError: There is no such recipe, it is another one, or a setting cannot be used.
+    """
+    settings = dict(settings)
+    name = str(settings.pop("recipe", method.name if method else "one-pass"))
+    if method is None:
+        return RunConfig(recipe=name).with_settings(settings)
+    digest = settings.pop("recipe_sha256", method.sha256)
+    check_same(method, name, digest, may_differ=may_differ)
+    own = RunConfig(recipe=method.name, recipe_sha256=digest, method=method)
+    given = sorted(full for full in settings if full.startswith("optimizer."))
+    if given and not method.takes("optimizer") and own.with_settings(settings) != own:
+        changes = [n for n in given if own.with_settings({n: settings[n]}) != own]
+        if changes:
+            raise SettingError(
+                f"{changes[0]} has no effect: the recipe {method.name} chooses its optimizers "
+                f"itself. Its settings are {', '.join(listed(method.settings))}."
+            )
+    return own.with_settings(settings)
+
+
+def check_same(method: Recipe, name: str, sha256: str | None, *, may_differ: bool) -> None:
+    """Refuse a recipe that is not the one that a file was made by.
+
+    Raises:
+        SettingError: It has another name, or its file has been edited since.
+    """
+    if method.name != name:
+        raise SettingError(f"This was made by the recipe {name}, and not by {method.name}.")
+    if method.sha256 != sha256 and not may_differ:
+        raise SettingError(
+            f"The file of the recipe {name} has been edited since: its sha256 was {sha256}, and is "
+            f"now {method.sha256}. With --changed-recipe it is used as it is now."
+        )
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -363,88 +282,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def setting_names() -> list[str]:
-    """Return the full names of all settings."""
-    names = []
-    for section in fields(RunConfig):
-        inner = _types(RunConfig)[section.name]
-        if is_dataclass(inner):
-            names += [f"{section.name}.{setting.name}" for setting in fields(inner)]
-        else:
-            names.append(section.name)
-    return names
-
-
-def _types(owner: type) -> dict[str, Any]:
-    return typing.get_type_hints(owner, include_extras=True)
-
-
 def _none_as_word(tree: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _none_as_word(value) if isinstance(value, dict) else NONE if value is None else value
         for name, value in tree.items()
     }
-
-
-def _read(name: str, value: Any, kind: Any) -> Any:
-    """Return a value as the type of its setting, or say why it is none."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        number = _read(name, value, inner[0])
-        if not inner[1].holds(number):
-            raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
-        return number
-    if origin in (types.UnionType, typing.Union):
-        return _read_any(name, value, kind)
-    if origin is Literal:
-        if value in inner:
-            return value
-    elif origin is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
-        if isinstance(parts, list | tuple):
-            return tuple(_read(name, part, inner[0]) for part in parts)
-    elif isinstance(value, str) and kind is not str:
-        parsed = _parse(value, kind)
-        if parsed is not None:
-            return parsed
-    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
-
-
-def _read_any(name: str, value: Any, kind: Any) -> Any:
-    """Return a value as the first type of a union that it fits, whole numbers first."""
-    options = [option for option in get_args(kind) if option is not type(None)]
-    if value in (None, NONE) and type(None) in get_args(kind):
-        return None
-    for option in sorted(options, key=lambda option: int not in (option, *get_args(option))):
-        try:
-            return _read(name, value, option)
-        except SettingError:
-            continue
-    raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
-
-
-def _parse(text: str, kind: type) -> Any:
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower())
-    try:
-        return kind(text)
-    except ValueError:
-        return None
-
-
-def _say(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if kind in names:
-        return names[kind]
-    inner = get_args(kind)
-    if get_origin(kind) is Annotated:
-        return f"{_say(inner[0])} {inner[1]}"
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, inner)) if len(inner) > 1 else str(inner[0])
-    if get_origin(kind) is tuple:
-        return "whole numbers with commas between them"
-    return ", or ".join(_say(option) for option in inner if option is not type(None))

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from onward import seeds
 from onward.batch import Batch
 from onward.blocks import Block
-from onward.config import Cut
 from onward.errors import DivergedError
 from onward.kernels.closed_form import ClosedFormStep, SharedPassStep, has_closed_form
 from onward.kernels.units import UnitsStep
 from onward.optimizers import Schedule, lr_scale
 from onward.readouts import is_head
 from onward.samplers import Views
+from onward.settings import Cut
 from onward.slices import RowsStep, check_cut
 from onward.steps import AutogradStep, Step, StepReport
 from onward.team import Alone, Team

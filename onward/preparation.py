@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from onward import memory
 from onward.batch import Batch, parts
 from onward.checkpoint import PRECISIONS
-from onward.config import Cut, RunConfig
-from onward.data import Dataset
+from onward.config import RunConfig
+from onward.data import DataInfo, Dataset
 from onward.errors import PlacementError, SettingError
 from onward.kernels.closed_form import has_closed_form
 from onward.networks import Network, passes
@@ -20,8 +20,9 @@ from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import INPUT, Node, Plan
 from onward.readouts import is_head
-from onward.recipes import build
+from onward.recipes import Blueprint, build
 from onward.runtime.workers import Settings, Shard
+from onward.settings import Cut
 from onward.sharding import (
     DataSummary,
     agree,
@@ -156,15 +157,14 @@ def build_network(
     config: RunConfig, dataset: Dataset, summary: DataSummary, held: Collection[int] | None = None
 ) -> Network:
     """Build the network of a run, with its first weights, or those of some blocks."""
-    return build(
-        config.network,
-        config.optimizer,
+    assert config.method is not None, "A network of one's own is given, not built."
+    data = DataInfo(
         input_shape=dataset.input_shape,
         num_classes=summary.num_classes,
         is_image=dataset.is_image,
-        seed=config.training.seed,
-        held=held,
     )
+    blueprint = Blueprint(config.method, config.network, data)
+    return build(blueprint, optimizer=config.optimizer, seed=config.training.seed, held=held)
 
 
 @torch.no_grad()
@@ -300,7 +300,7 @@ def _check_shared_pass(network: Network, slices: int) -> None:
     """Refuse a first block whose positives and negatives differ in more than the label."""
     first, sampler = network.line[0], network.sampler
     dropout = getattr(first.module, "dropout", 0.0)
-    shape = () if network.blueprint is None else network.blueprint.input_shape
+    shape = () if network.blueprint is None else network.blueprint.data.input_shape
     is_label = bool(shape) and sampler.label_inputs(shape) > 0
     if not is_label or not has_closed_form(first) or dropout or slices > 1:
         raise SettingError(

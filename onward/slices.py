@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from onward.batch import Batch
 from onward.blocks import Block
-from onward.config import Cut
 from onward.errors import SettingError
 from onward.kernels.closed_form import has_closed_form
 from onward.layers import Dense
 from onward.samplers import Views
+from onward.settings import Cut
 from onward.steps import Step, StepReport
 from onward.team import Team, in_order
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from onward import memory
-from onward.config import PlacementConfig, RunConfig
+from onward.blocks import Block
+from onward.config import RunConfig
 from onward.data import Dataset
 from onward.digests import tensors_sha256
 from onward.errors import FileError, SettingError
@@ -21,6 +22,7 @@ from onward.runtime.resume import Holders, agree_on_rest, open_store
 from onward.runtime.runtime import make_worker
 from onward.runtime.store import Store
 from onward.runtime.workers import Shard
+from onward.settings import PlacementConfig
 from onward.sharding import DataSummary
 from onward.transport.messages import Transport
 from onward.version import VERSION
@@ -138,12 +140,22 @@ def _settings(network: Network, config: RunConfig) -> str:
         objective = f"{type(block.objective).__name__} {block.objective.describe()}"
         module = " ".join(repr(block.module).split())
         parts += [
-            f"block {number}: {', '.join(f'{n} {rule}' for n, rule in block.rules.items())}",
+            f"block {number}: {_rules(block)}",
             f"block {number} schedule: {getattr(block.schedule, '__qualname__', block.schedule)}",
             f"block {number} learns {objective} with {module}",
             f"block {number} reads {network.edges[number]}",
         ]
     return "\n".join([settings.to_toml(), *parts])
+
+
+def _rules(block: Block) -> str:
+    """Return the optimizers of a block, and what each is for where there are several."""
+    names: dict[str, list[str]] = {}
+    for name, rule in block.rules.items():
+        names.setdefault(str(rule), []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{rule} for {', '.join(own)}" for rule, own in names.items())
 
 
 def _described(part: object) -> str:

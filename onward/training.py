@@ -14,7 +14,7 @@ import torch
 
 from onward import memory
 from onward.checkpoint import PRECISIONS, weights_sha256
-from onward.config import PlacementConfig, PlanConfig, RunConfig, TrainingConfig
+from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
 from onward.errors import SettingError
 from onward.networks import Network, evaluate
@@ -24,6 +24,7 @@ from onward.results import Listener, Log, Result
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import report_fields
 from onward.seeds import global_generator_kept
+from onward.settings import PlacementConfig, PlanConfig, TrainingConfig
 from onward.sharding import counted, is_private, load_data, load_shards, split, with_private_shards
 from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_done
 from onward.timeline import Recorder, Span, is_whole, merged
@@ -168,7 +169,7 @@ def train(
     results: list[Result] = []
     for number, stage in enumerate(stages):
         config = RunConfig(
-            recipe="custom",
+            recipe=CUSTOM,
             data=data,
             training=stage.training,
             plan=stage.plan,
@@ -285,6 +286,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     per_rank = {name: [each[name] for each in everywhere] for name in figures}
     facts = {
         "recipe": config.recipe,
+        "recipe_sha256": config.recipe_sha256,
+        "recipe_has_changed": config.has_changed,
         "data": config.data.name if is_private(config) else dataset.name,
         "rows": {
             "training": summary.counted_rows,

@@ -7,9 +7,10 @@ from safetensors import safe_open
 from torch import nn
 
 import onward as ow
+from onward.config import RunConfig
 from onward.objectives import CrossEntropy
 from onward.optimizers import Adam
-from onward.recipes import RECIPES, build
+from onward.recipes import Blueprint, build
 
 INPUTS, CLASSES = 5, 3
 
@@ -20,17 +21,12 @@ def draw(*shape, seed=0):
 
 def network_of(recipe="one-pass", *, widths=(8, 7, 6), seed=3, input_shape=(INPUTS,), **settings):
     """Make the network of a recipe, with no weight at zero."""
-    config = RECIPES[recipe].config.with_settings(
+    config = RunConfig(recipe=recipe).with_settings(
         {"network.widths": widths} | {f"network.{n}": v for n, v in settings.items()}
     )
-    network = build(
-        config.network,
-        config.optimizer,
-        input_shape=input_shape,
-        num_classes=CLASSES,
-        is_image=len(input_shape) > 1,
-        seed=seed,
-    )
+    data = ow.DataInfo(input_shape=input_shape, num_classes=CLASSES, is_image=len(input_shape) > 1)
+    blueprint = Blueprint(config.method, config.network, data)
+    network = build(blueprint, optimizer=config.optimizer, seed=seed)
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
             parameter.add_(0.1 * draw(*parameter.shape, seed=number))

@@ -8,11 +8,11 @@ from in_memory import run_in_memory
 
 import onward as ow
 from onward.checkpoint import PRECISIONS, weights_sha256
+from onward.config import RunConfig
 from onward.networks import Network
 from onward.placement import place
 from onward.plan.tasks import Plan
 from onward.preparation import block_costs, build_network, make_plan, make_settings
-from onward.recipes import RECIPES
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
 from onward.sharding import load_shards, split
@@ -197,7 +197,7 @@ def digits():
 
 
 def prepare(recipe, changes):
-    config = RECIPES[recipe].config.with_settings(changes)
+    config = RunConfig(recipe=recipe).with_settings(changes)
     shards, shape = load_shards(config, split(config, digits()), SingleProcessTransport())
     network = build_network(config, digits(), shape)
     return prepare_network(network, config, shards, shape)

@@ -118,7 +118,7 @@ def test_a_header_that_is_no_json_is_damaged(path):
 def test_a_newer_format_is_refused_with_the_version_to_install(path, saved):
     rewrite(path, format=FORMAT + 1, version="7.1.0")
 
-    assert_refused(path, "has format 2, and this version .* up to 1. Install onward 7.1.0 or newer")
+    assert_refused(path, "has format 3, and this version .* up to 2. Install onward 7.1.0 or newer")
 
 
 @pytest.mark.parametrize(
@@ -139,17 +139,17 @@ def test_another_checksum_is_damage(path, saved):
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        (("config", "widths"), []),
-        (("config", "widths"), "many"),
-        (("config", "objective"), "magic"),
-        (("config", "no_such_setting"), 1),
-        (("config",), None),
-        (("input_shape",), 4),
-        pytest.param(("input_shape",), ["four"]),
-        pytest.param(("input_shape",), [-4]),
-        pytest.param(("num_classes",), "three"),
-        pytest.param(("num_classes",), -3),
-        pytest.param(("config", "dropout"), 2.0),
+        (("settings", "widths"), []),
+        (("settings", "widths"), "many"),
+        (("settings", "objective"), "magic"),
+        (("settings", "no_such_setting"), 1),
+        (("settings",), None),
+        (("data", "input_shape"), 4),
+        pytest.param(("data", "input_shape"), ["four"]),
+        pytest.param(("data", "input_shape"), [-4]),
+        pytest.param(("data", "num_classes"), "three"),
+        pytest.param(("data", "num_classes"), -3),
+        pytest.param(("settings", "dropout"), 2.0),
     ],
 )
 def test_settings_that_describe_no_network_are_refused(path, saved, where, value):
@@ -164,7 +164,7 @@ def test_settings_that_describe_no_network_are_refused(path, saved, where, value
 )
 def test_settings_that_were_changed_in_the_file_are_found(path, saved, setting, value):
     blueprint = header_of(path)["blueprint"]
-    changed = with_changed(blueprint, "config", setting, value=value)
+    changed = with_changed(blueprint, "settings", setting, value=value)
     rewrite(path, sign=False, blueprint=changed)
 
     assert_refused(path, "is damaged: its header does not have its checksum")
@@ -206,7 +206,7 @@ def test_a_network_of_another_recipe_does_not_fit(path, saved):
 def test_a_custom_network_is_loaded_into_a_network_only(path):
     save(custom_network(), path)
 
-    assert_refused(path, "was not built from settings. Build it as before and pass it")
+    assert_refused(path, "no recipe has built. Build it as before and pass it")
 
 
 def test_a_custom_network_does_not_fit_one_of_other_widths(path):

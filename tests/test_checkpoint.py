@@ -13,6 +13,7 @@ from torch import nn
 import onward as ow
 from onward import checkpoint
 from onward.checkpoint import FORMAT, PRECISIONS, load, save, shipped, weights_sha256
+from onward.config import RunConfig
 from onward.errors import FileError
 from onward.objectives import CrossEntropy
 from onward.optimizers import Adam
@@ -78,7 +79,7 @@ def test_a_trained_network_comes_back(path, recipe):
     network = network_of(recipe)
     x = draw(30, INPUTS)
     dataset = ow.dataset(x.numpy(), (torch.arange(30) % CLASSES).numpy())
-    kind = RECIPES[recipe].config.plan.kind
+    kind = RunConfig(recipe=recipe).plan.kind
     ow.train(
         network,
         dataset,
@@ -194,7 +195,7 @@ def test_every_block_of_dense_layers_says_how_its_input_is_normalized(path, reci
 def test_the_header_says_the_format_the_version_the_precision_and_the_digest(path, saved):
     header = header_of(path)
 
-    assert header["format"] == FORMAT == 1
+    assert header["format"] == FORMAT == 2
     assert header["version"]
     assert header["precision"] == "fp32"
     assert header["weights_sha256"] == weights_sha256(saved)
@@ -203,9 +204,11 @@ def test_the_header_says_the_format_the_version_the_precision_and_the_digest(pat
 def test_the_header_holds_the_settings_of_the_network(path, saved):
     blueprint = header_of(path)["blueprint"]
 
-    assert blueprint["config"]["widths"] == [8, 7, 6]
-    assert blueprint["config"]["negatives"] == "hard"
-    assert (blueprint["input_shape"], blueprint["num_classes"]) == ([INPUTS], CLASSES)
+    assert blueprint["settings"]["widths"] == [8, 7, 6]
+    assert blueprint["settings"]["negatives"] == "hard"
+    data = blueprint["data"]
+    assert (data["input_shape"], data["num_classes"]) == ([INPUTS], CLASSES)
+    assert (blueprint["recipe"], blueprint["recipe_sha256"]) == ("hinton", None)
 
 
 # The digest

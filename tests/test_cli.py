@@ -170,7 +170,7 @@ VALUES = {
 def test_a_flag_sets_its_setting_and_no_other(flag):
     setting, text, value = VALUES[flag]
 
-    assert config_of(flag, text) == RECIPES["one-pass"].config.with_settings({setting: value})
+    assert config_of(flag, text) == RunConfig(recipe="one-pass").with_settings({setting: value})
 
 
 def test_set_reaches_any_setting():
@@ -188,24 +188,24 @@ def test_set_goes_before_a_flag_and_a_flag_before_the_recipe():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_what_its_name_stands_for(recipe):
-    assert config_of(recipe) == RECIPES[recipe].config
+    assert config_of(recipe) == RunConfig(recipe=recipe)
 
 
 def test_without_a_recipe_the_first_one_is_trained():
-    assert config_of() == RECIPES["one-pass"].config
+    assert config_of() == RunConfig(recipe="one-pass")
 
 
 def test_a_run_file_changes_the_recipe_that_it_names(tmp_path):
     (tmp_path / "run.toml").write_text('recipe = "hinton"\n[training]\nepochs = 3\n')
 
-    expected = RECIPES["hinton"].config.with_settings({"training.epochs": 3, "training.seed": 5})
+    expected = RunConfig(recipe="hinton").with_settings({"training.epochs": 3, "training.seed": 5})
     assert config_of("run.toml", "--seed", "5") == expected
 
 
 def test_a_run_file_that_names_no_recipe_changes_the_first_one(tmp_path):
     (tmp_path / "run.toml").write_text("[training]\nepochs = 3\n")
 
-    expected = RECIPES["one-pass"].config.with_settings({"training.epochs": 3})
+    expected = RunConfig(recipe="one-pass").with_settings({"training.epochs": 3})
     assert config_of("run.toml") == expected
 
 
@@ -453,7 +453,7 @@ def test_recipes_lists_each_with_its_source(capsys):
     for recipe in RECIPES.values():
         assert recipe.name in shown
         assert recipe.source.split(",")[0] in shown
-        assert all(name in shown for name in recipe.settings)
+        assert all(name in shown for name in recipe.defaults)
 
 
 def test_data_lists_each_set_uncut_and_where_it_was_found(tmp_path, monkeypatch, capsys):

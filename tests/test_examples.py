@@ -1,3 +1,4 @@
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_every_example_says_what_it_shows_and_how_to_run_it(script):
     text = script.read_text()
 
     assert text.startswith('"""')
-    assert f"\n    python examples/{script.name}" in text
+    assert re.search(rf"\n    (python|onward train) examples/{script.name}", text)
 
 
 def test_arrays_of_ones_own_are_learned_from_saved_and_loaded(run):
@@ -49,6 +50,15 @@ def test_arrays_of_ones_own_are_learned_from_saved_and_loaded(run):
     assert accuracy_in(printed) > 80
     *_, predicted, truth = printed.splitlines()
     assert predicted.removeprefix("predicted ") == truth.removeprefix("in truth  ")
+
+
+@pytest.mark.parametrize(("recipe", "accuracy"), [("conv", 0.97), ("pairs", 0.94)])
+def test_recipes_of_ones_own_are_trained_by_the_command_as_files(recipe, accuracy, tmp_path):
+    onward(
+        "train", f"{EXAMPLES}/own_recipe.py:{recipe}", "--data", "digits", "--out", tmp_path / "r"
+    )
+
+    assert read_result(tmp_path / "r")["accuracy"]["test"] > accuracy
 
 
 def test_seizures_are_found_in_recordings_that_were_kept_apart(run):

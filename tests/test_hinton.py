@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+import onward as ow
 from onward.batch import Batch
-from onward.config import NetworkConfig, OptimizerConfig
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Product, ProductKind, line
-from onward.recipes import build
+from onward.recipes import Blueprint, build
+from onward.recipes.dense import dense
 from onward.runtime.streams import StreamWorker
 from onward.runtime.workers import Settings, Shard
+from onward.settings import NetworkConfig, OptimizerConfig
 
 CLASSES = 3
 
@@ -129,7 +131,8 @@ def test_a_stream_with_hints_of_this_mini_batch_is_hintons_algorithm(closed_form
     rule = OptimizerConfig(
         name="sgd", lr=0.01, weight_decay=0.001, head_lr=0.1, head_weight_decay=0.003
     )
-    network = build(config, rule, input_shape=(1, 3, 4), num_classes=CLASSES, is_image=True, seed=2)
+    data = ow.DataInfo(input_shape=(1, 3, 4), num_classes=CLASSES, is_image=True)
+    network = build(Blueprint(dense, config, data), optimizer=rule, seed=2)
     reference = Hinton(
         [b.module.weight.detach().T.numpy().copy() for b in network.line],
         [b.module.bias.detach().numpy().copy() for b in network.line],

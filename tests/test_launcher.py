@@ -115,7 +115,7 @@ def test_all_ranks_start_again_after_one_was_killed(capfd):
     source = r"""
 import os, time
 attempt, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
-print("try", attempt, "rank", rank, flush=True)
+os.write(1, f"try {attempt} rank {rank}\n".encode())  # At once, not word by word.
 if (attempt, rank) == ("0", "1"):
     os.kill(os.getpid(), 9)
 if attempt == "0":

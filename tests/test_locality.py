@@ -9,13 +9,13 @@ import onward as ow
 from onward import engine
 from onward.batch import Batch
 from onward.blocks import Block
+from onward.config import RunConfig
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD, Adam
 from onward.placement import Placement
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.preparation import nodes_of, preview
-from onward.recipes import RECIPES
 from onward.runtime import streams
 from onward.runtime.workers import Settings, Shard
 
@@ -187,7 +187,7 @@ def test_a_block_may_learn_from_other_views_than_the_block_above_it(kind):
 @pytest.mark.parametrize("recipe", ["one-pass", "hinton", "pff", "backprop"])
 def test_all_weights_of_every_block_move_in_training(recipe):
     # FF_unsupervised detaches what its loss is made of: no hidden layer of it ever learns.
-    config = RECIPES[recipe].config.with_settings(
+    config = RunConfig(recipe=recipe).with_settings(
         {"network.widths": (12, 11, 10), "training.epochs": 1, "training.batch_size": 100}
     )
     first = preview(config, 1, with_weights=True).network

@@ -15,7 +15,7 @@ from test_bad_models import rewrite, with_changed
 
 import onward as ow
 from onward import checkpoint, costs, runs
-from onward.config import RunConfig, read_settings
+from onward.config import RunConfig, read_run, read_settings
 from onward.data import arrays, cifar, idx
 from onward.errors import DataError, FileError, OnwardError
 from onward.plan.tasks import Product, ProductKind, Task, TaskKind
@@ -69,7 +69,7 @@ READERS = {
     "model": (checkpoint.load, "model.safetensors", model),
     "state": (look, "weights-1-0.safetensors", state),
     "toml": (
-        lambda path: RunConfig().with_settings(read_settings(path)).check(),
+        lambda path: read_run(read_settings(path)).check(),
         "run.toml",
         lambda folder: RunConfig().to_toml().encode(),
     ),
@@ -164,7 +164,7 @@ def test_a_model_that_says_it_is_huge_is_not_believed(widths, tmp_path, monkeypa
     path = Path(tmp_path / "model.safetensors")
     checkpoint.save(ow.mlp((4,), num_classes=3, widths=(5,)), path)
     blueprint = header_of(path)["blueprint"]
-    rewrite(path, blueprint=with_changed(blueprint, "config", "widths", value=widths))
+    rewrite(path, blueprint=with_changed(blueprint, "settings", "widths", value=widths))
 
     with pytest.raises(FileError, match="describes no known network"):
         checkpoint.load(path)

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,6 +31,8 @@ from onward.plan.tasks import Product, ProductKind
 from onward.runtime.resume import agree_on_rest, open_store
 from onward.runtime.runtime import Runtime, make_worker
 from onward.seeds import global_generator_kept
+from onward.transport.directory import DirectoryTransport
+from onward.transport.messages import OPEN
 
 
 @pytest.fixture(autouse=True)
@@ -314,6 +317,9 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(tmp_path):
         begin(tmp_path, weights=("c", None), rank=3)
     begin(tmp_path, weights=("a", "b"))
 
+    begun = json.loads((tmp_path / "rank-0" / "begun.json").read_text())
+    assert begun["first_weights"] == ["a", None]
+
 
 def test_a_run_goes_on_with_the_settings_that_it_began_with(tmp_path):
     begin(tmp_path, "seed = 0\nlr = 1")
@@ -335,7 +341,58 @@ def test_what_a_run_began_with_is_damaged(text, tmp_path):
         begin(tmp_path, rank=1)
 
 
+def test_a_folder_in_which_a_run_cannot_begin_is_named(tmp_path):
+    (tmp_path / "rank-0" / "token").mkdir(parents=True)
+
+    with pytest.raises(FileError, match=r"rank-0/token cannot be written: Is a directory"):
+        begin(tmp_path)
+
+
 # What is kept
+
+
+def test_ranks_that_share_a_folder_instead_of_messages_leave_each_other_s_files_alone(tmp_path):
+    prepared = prepare(*CHAPTERS["one-pass"])
+    worker = make_worker(prepared.plan, prepared.network, prepared.shards, prepared.settings)
+    transport = DirectoryTransport(tmp_path, 1, 3, "all-layers")
+    store = open_store(tmp_path, 1, "", "", [], every=1)
+
+    _, holders, _ = agree_on_rest(store, prepared.plan, worker, transport)
+    store.close()
+    OPEN.clear()
+
+    # It waits for no word of theirs.
+    assert holders == {}
+    assert store.seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_ranks_see_whose_disk_they_share(shared, tmp_path):
+    prepared = prepare(*CHAPTERS["one-pass"])
+    # What a rank finds may be a copy of another's disk.
+    go_on(prepared, "all-layers", 2, tmp_path / "before", most=5)
+    for disk in ("disk-0", "disk-1"):
+        shutil.copytree(tmp_path / "before", tmp_path / disk)
+
+    ranks, _ = go_on(prepared, "all-layers", 2, tmp_path, most=0, shared=shared)
+
+    assert [rank.store.seen for rank in ranks] == ([{0, 1}] * 2 if shared else [{0}, {1}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [(CHAPTERS, "one-pass"), (CHAPTERS, "adaptive, softmax"), (STREAMS, "one-pass")],
+)
+def test_files_of_products_that_a_plan_does_not_have_are_passed_over(kind, case, tmp_path):
+    prepared = prepare(*kind[case])
+    go_on(prepared, None, 1, tmp_path, most=5)
+    names = ("weights-1-99", "weights-999-0", "hints-998-0", "activities-999-0", "report-0-99")
+    for name in names:
+        (tmp_path / "rank-0" / f"{name}.safetensors").touch()
+
+    (first, *_), _ = go_on(prepared, None, 1, tmp_path, most=0)
+
+    assert first.store.damaged == set()
 
 
 def test_what_is_reported_is_whole_after_a_cut(tmp_path):

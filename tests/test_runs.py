@@ -14,7 +14,7 @@ import onward as ow
 from onward import runs
 from onward.checkpoint import weights_sha256
 from onward.cli.main import main
-from onward.config import RunConfig, read_settings, setting_names
+from onward.config import RunConfig, read_run, read_settings
 from onward.errors import FileError
 from onward.runs import FILES, read_result
 from onward.runtime.workers import report_fields
@@ -113,6 +113,8 @@ RESULT = {
     "placement": is_text,
     "world_size": is_count,
     "data_sha256": is_digest,
+    "recipe_sha256": lambda value: value is None,
+    "recipe_has_changed": lambda value: value is False,
     "seconds": is_number,
     "cpu_seconds": listed(is_number),
     "idle_seconds": listed(is_number),
@@ -177,7 +179,7 @@ def test_the_result_counts_what_the_network_gets_wrong(run):
 def test_the_result_says_what_was_asked_for(run):
     found = read_result(run)
 
-    config = RunConfig().with_settings(read_settings(run / "config.toml"))
+    config = read_run(read_settings(run / "config.toml"))
     assert (found["recipe"], found["seed"]) == (config.recipe, config.training.seed)
     assert found["epochs"] == config.training.epochs
     assert found["chapters"] == (config.plan.chapters or found["epochs"])
@@ -268,9 +270,9 @@ def test_the_last_validation_is_that_of_the_result(run):
 
 
 def test_the_settings_are_complete(run):
-    unset = set(setting_names()) - set(read_settings(run / "config.toml"))
+    unset = set(RunConfig().setting_names()) - set(read_settings(run / "config.toml"))
 
-    optional = {name for name in setting_names() if value_of(RunConfig(), name) is None}
+    optional = {name for name in RunConfig().setting_names() if value_of(RunConfig(), name) is None}
     assert unset <= optional
 
 

@@ -12,7 +12,6 @@ from onward.placement import place
 from onward.plan.streams import QUEUE
 from onward.plan.tasks import Product, ProductKind
 from onward.preparation import build_network, make_plan
-from onward.recipes import RECIPES
 from onward.runtime.products import Products
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.store import Store
@@ -100,7 +99,7 @@ def test_a_rank_with_many_blocks_sends_more_than_the_queue_holds_and_nobody_wait
     # A mini-batch of the first rank brings neutral activities of more blocks than QUEUE.
     whole = ow.load_data("digits")
     dataset = ow.dataset(whole.x[:40], whole.y[:40], x_test=whole.x_test, y_test=whole.y_test)
-    config: RunConfig = RECIPES["hinton"].config.with_settings(
+    config: RunConfig = RunConfig(recipe="hinton").with_settings(
         {"network.widths": (4,) * (2 * QUEUE + 8), "training.epochs": 1, "data.validation": 0}
     )
     config = config.with_settings({"training.batch_size": 20})
@@ -143,7 +142,10 @@ def test_what_another_rank_has_kept_at_the_last_moment_is_found(tmp_path):
         DirectoryTransport(tmp_path / "shared", 1, 2, "x"),
     )
     worker = make_worker(plan, prepared.network, prepared.shards, prepared.settings)
-    runtime = Runtime(plan, placement, worker, here, store=stores[0])
+    heard = []
+    runtime = Runtime(
+        plan, placement, worker, here, lambda product, _: heard.append(product), store=stores[0]
+    )
     report = next(
         p for p in plan.needs(plan.gather) if p.kind is ProductKind.REPORT and p.block == 3
     )
@@ -156,3 +158,4 @@ def test_what_another_rank_has_kept_at_the_last_moment_is_found(tmp_path):
     OPEN.clear()
 
     assert found.equal(figures)
+    assert heard == [report]

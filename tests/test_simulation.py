@@ -14,6 +14,7 @@ from in_memory import run_in_memory
 
 import onward as ow
 from onward.checkpoint import PRECISIONS
+from onward.config import RunConfig
 from onward.costs import BlockCosts, measure
 from onward.errors import PlacementError
 from onward.placement import place
@@ -21,7 +22,6 @@ from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Node, Product, ProductKind, Task, TaskKind, line
 from onward.preparation import build_network, make_plan, make_settings
-from onward.recipes import RECIPES
 from onward.sharding import load_shards, split
 from onward.simulation import Costs, KnownCosts, Link, simulate
 from onward.transport.messages import SingleProcessTransport
@@ -243,7 +243,7 @@ def test_without_links_every_task_starts_when_its_rank_and_its_needs_are_ready(
 )
 def test_bytes_are_those_of_a_run(recipe, changes, name):
     settings = {"network.widths": (24, 20, 16), "training.epochs": 4, "training.batch_size": 50}
-    config = RECIPES[recipe].config.with_settings(settings | changes)
+    config = RunConfig(recipe=recipe).with_settings(settings | changes)
     whole = ow.load_data("digits")
     dataset = ow.dataset(whole.x[:330], whole.y[:330], x_test=whole.x_test, y_test=whole.y_test)
     shards, summary = load_shards(config, split(config, dataset), SingleProcessTransport())
@@ -278,7 +278,7 @@ def test_bytes_of_teams_are_those_of_a_run(recipe, changes, cut):
         "plan.cut": cut,
         "data.validation": 0,
     }
-    config = RECIPES[recipe].config.with_settings(settings | changes)
+    config = RunConfig(recipe=recipe).with_settings(settings | changes)
     draw = torch.Generator().manual_seed(0)
     x, y = torch.rand(1000, 1, 8, 8, generator=draw), torch.arange(1000) % 10
     dataset = ow.dataset(x, y, x_test=x[:10], y_test=y[:10])
@@ -335,7 +335,7 @@ def test_ranks_that_share_a_task_begin_and_end_it_together():
 
 def test_costs_are_measured_on_a_copy():
     network, whole = ow.mlp((1, 8, 8), num_classes=10, widths=(24, 20)), ow.load_data("digits")
-    config = RECIPES["one-pass"].config
+    config = RunConfig(recipe="one-pass")
     shards, _ = load_shards(config, split(config, whole), SingleProcessTransport())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 

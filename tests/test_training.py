@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import onward as ow
-from onward.config import PlacementConfig, RunConfig
+from onward.config import RunConfig
 from onward.errors import SettingError
+from onward.settings import PlacementConfig
 from onward.starting import check_alike
 from onward.transport.messages import SingleProcessTransport
 

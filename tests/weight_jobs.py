@@ -10,8 +10,8 @@ from jobs import JOBS, NUM_RANKS, job
 from torch import nn
 
 import onward as ow
+from onward.config import RunConfig
 from onward.plan.tasks import ProductKind
-from onward.recipes import RECIPES
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.runtime import Runtime
 from onward.runtime.streams import StreamWorker
@@ -94,14 +94,14 @@ def config_of(name, folder, placement=None):
     """Return the settings of a run."""
     recipe, changes, _ = RUNS[name]
     given = {"data.name": str(folder / "digits.npz"), "placement.name": placement}
-    return RECIPES[recipe].config.with_settings(changes | given)
+    return RunConfig(recipe=recipe).with_settings(changes | given)
 
 
 def private_config(folder):
     """Return the settings of a run in which each rank has a file of its own."""
     recipe, changes, _ = RUNS["federated"]
     given = {"data.name": str(folder / "private{rank}.npz"), "data.validation": 10}
-    return RECIPES[recipe].config.with_settings(changes | given)
+    return RunConfig(recipe=recipe).with_settings(changes | given)
 
 
 def convolutions(seed=0):

@@ -8,7 +8,7 @@ import torch
 from rich.table import Table
 
 from onward import runs, seeds, sharding
-from onward.cli.flags import FLAGS
+from onward.cli.flags import FLAGS, add_recipe
 from onward.cli.inference import EARLY, exits_table, load_run, told_macs
 from onward.cli.output import Output
 from onward.cli.progress import count
@@ -24,6 +24,7 @@ from onward.export import WHOLE, export, export_whole, run_exported
 def add_exits(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `exits`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_recipe(parser)
     parser.add_argument(
         "--max-error-increase",
         type=float,
@@ -57,6 +58,7 @@ def add_exits(parser: argparse.ArgumentParser) -> None:
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `export`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_recipe(parser)
     parser.add_argument(
         "--onnx", type=Path, metavar="DIR", required=True, help="folder for the files"
     )

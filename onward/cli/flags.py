@@ -1,14 +1,13 @@
 """Flags, and the settings that they stand for."""
 
 import argparse
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from onward.config import RunConfig, read_settings
+from onward.config import RunConfig, read_run, read_settings
 from onward.errors import SettingError
 from onward.recipes import RECIPES
+from onward.recipes.user import is_named, load_recipe
 
 FLAGS = {
     "--data": ("data.name", "a name that `onward data` lists, or a path to an .npz file"),
@@ -52,8 +51,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "recipe",
         nargs="?",
         metavar="RECIPE",
-        help=f"{', '.join(RECIPES)}, or a TOML run file (default: one-pass)",
+        help=f"{', '.join(RECIPES)}, one of your own as FILE.py:FUNCTION or "
+        f"PACKAGE.MODULE:FUNCTION, or a TOML run file (default: one-pass)",
     )
+    add_recipe(parser)
     for flag, (name, text) in FLAGS.items():
         parser.add_argument(flag, dest=name, help=text, metavar=name.rpartition(".")[2].upper())
     parser.add_argument(
@@ -65,11 +66,34 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Let a command take the recipe of a run, where that does not come with Onward."""
+    parser.add_argument(
+        "--recipe",
+        dest="code",
+        metavar="FILE.py:FUNCTION",
+        help="the recipe of a run, where it is your own: files name no code",
+    )
+    parser.add_argument(
+        "--changed-recipe",
+        action="store_true",
+        help="use it though its file has been edited since the run",
+    )
+
+
 def read_config(options: argparse.Namespace) -> RunConfig:
     """Return the run that a command line describes: recipe or file, then flags, then --set."""
-    settings: dict[str, Any] = {"recipe": options.recipe or "one-pass"}
-    if options.recipe and options.recipe.endswith(".toml"):
-        settings = read_settings(Path(options.recipe))
+    settings: dict[str, Any] = {}
+    recipe, code = options.recipe, options.code
+    if recipe and recipe.endswith(".toml"):
+        settings = read_settings(Path(recipe))
+    elif recipe and code is None and recipe not in RECIPES and is_named(recipe):
+        code = recipe
+    elif recipe:
+        settings["recipe"] = recipe
+    # Ranks that are started are told of it.
+    options.code = code
+    method = None if code is None else load_recipe(code)
     given = {name: getattr(options, name) for name, _ in FLAGS.values()}
     settings |= {name: value for name, value in given.items() if value is not None}
     for assignment in options.set:
@@ -77,16 +101,4 @@ def read_config(options: argparse.Namespace) -> RunConfig:
         if not equals:
             raise SettingError(f"--set takes SECTION.NAME=VALUE; got {assignment}.")
         settings[name.strip()] = value.strip()
-    recipe = str(settings.get("recipe", RunConfig().recipe))
-    if recipe not in RECIPES:
-        raise SettingError(
-            f"There is no recipe {recipe}.{nearest(recipe, RECIPES)} There are "
-            f"{', '.join(RECIPES)}; or give the path of a .toml file, such as RUN/config.toml."
-        )
-    return RECIPES[recipe].config.with_settings(settings)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Ask whether something known was meant that is spelled much like a name."""
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {nearest[0]}?" if nearest else ""
+    return read_run(settings, method, may_differ=options.changed_recipe)

@@ -16,16 +16,18 @@ from torch import Tensor
 
 from onward import checkpoint, data, runs, sharding
 from onward.batch import Batch
-from onward.cli.flags import FLAGS
+from onward.cli.flags import FLAGS, add_recipe
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
-from onward.config import RunConfig, read_settings
+from onward.config import RunConfig, read_run, read_settings
 from onward.errors import DataError, FileError
 from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
 from onward.networks import Network
+from onward.recipes import Recipe
+from onward.recipes.user import load_recipe
 
 MOST_CLASSES = 20
 """Classes whose sensitivity is listed."""
@@ -38,6 +40,7 @@ files for other machines, and to pass one row, weights are read and not converte
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `evaluate`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_recipe(parser)
     parser.add_argument(
         "--data", metavar="NAME", help="another data set than that of the run: its test rows"
     )
@@ -51,6 +54,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `predict`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
+    add_recipe(parser)
     parser.add_argument(
         "input", type=Path, metavar="INPUT.npz", help="file with the rows as its member `x`"
     )
@@ -162,8 +166,9 @@ def load_run(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunCon
     """Return the network of a run, and the data it is asked about."""
     if options.run.is_file():
         raise FileError(f"{options.run} is a file. Give a run folder, as `onward train` makes it.")
-    network = checkpoint.load(options.run)
-    config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
+    network, recipe = _load(options)
+    settings = read_settings(options.run / "config.toml")
+    config = read_run(settings, recipe, may_differ=options.changed_recipe)
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     torch.set_num_threads(config.training.threads)
@@ -175,6 +180,13 @@ def load_run(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunCon
             f"tell {network.num_classes} apart."
         )
     return network, dataset, config
+
+
+def _load(options: argparse.Namespace) -> tuple[Network, Recipe | None]:
+    """Return a trained network, and its recipe where that does not come with Onward."""
+    recipe = None if options.code is None else load_recipe(options.code)
+    may_differ = options.changed_recipe
+    return checkpoint.load(options.run, recipe=recipe, may_differ=may_differ), recipe
 
 
 def data_changed(folder: Path, dataset: data.Dataset) -> bool:
@@ -221,7 +233,7 @@ def predict_command(options: argparse.Namespace) -> None:
     """Write the class of each row, and the scores of all classes."""
     if options.out is not None and options.out.suffix != ".npz":
         raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
-    network = checkpoint.load(options.run)
+    network, _ = _load(options)
     x = data.read_rows(options.input)
     _check_rows(network, tuple(x.shape[1:]), str(options.input))
     torch.set_num_threads(1)
@@ -260,8 +272,8 @@ def predict_command(options: argparse.Namespace) -> None:
 
 def _check_rows(network: Network, shape: tuple[int, ...], where: str) -> None:
     blueprint = network.blueprint
-    if blueprint is not None and tuple(blueprint.input_shape) != shape:
+    if blueprint is not None and tuple(blueprint.data.input_shape) != shape:
         raise DataError(
             f"The rows of {where} have shape {shape}, and the network was trained on rows of "
-            f"shape {tuple(blueprint.input_shape)}."
+            f"shape {tuple(blueprint.data.input_shape)}."
         )

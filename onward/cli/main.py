@@ -32,16 +32,17 @@ from onward.cli.drawing import (
     plan_table,
     staircase,
 )
-from onward.cli.flags import FLAGS, add_settings, nearest, read_config
+from onward.cli.flags import FLAGS, add_recipe, add_settings, read_config
 from onward.cli.output import Output, close_output
 from onward.cli.planner import choices, read_links, read_speeds
 from onward.cli.progress import Bars, count
 from onward.cli.report import draw_timelines
-from onward.config import RunConfig, read_settings
+from onward.config import RunConfig, nearest, read_run, read_settings
 from onward.errors import FileError, OnwardError, SettingError, Stopped
 from onward.launcher import launch
 from onward.placement import stall
 from onward.recipes import RECIPES
+from onward.recipes.user import load_recipe
 from onward.simulation import KnownCosts, simulate
 from onward.transport.messages import exit_process
 from onward.version import VERSION
@@ -164,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     trace = command("trace", trace_command, "Draw what each rank of a run did, and when.")
     trace.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_recipe(trace)
     trace.add_argument(
         "--out", type=Path, metavar="FILE.png", help="picture (default: RUN/trace.png)"
     )
@@ -213,7 +215,7 @@ def train_command(options: argparse.Namespace) -> None:
     try:
         with prepared if is_first else nullcontext():
             if config.placement.nodes > 1 and not world.is_distributed():
-                _launch(config, folder, resume=resume)
+                _launch(config, options, folder, resume=resume)
                 return
             # Ranks of several machines know no common name where none is given.
             has_name = not world.is_distributed() or options.out or options.resume
@@ -224,7 +226,8 @@ def train_command(options: argparse.Namespace) -> None:
                 _print_result(result.to_json(), folder)
     except Stopped as stopped:
         if (folder / runs.STATE).exists():
-            stopped.add_note(f"Go on with: onward train --resume {folder}")
+            code = "" if options.code is None else f" --recipe {options.code}"
+            stopped.add_note(f"Go on with: onward train --resume {folder}{code}")
         raise
 
 
@@ -238,20 +241,22 @@ def _new_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _launch(config: RunConfig, folder: Path, *, resume: bool) -> None:
+def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, resume: bool) -> None:
     """Start the ranks of a run on this machine, and hand them the data."""
     # Mistakes show here, once, rather than on every rank.
     dataset = preparation.preview(config, config.placement.nodes).dataset
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.toml"
         file.write_text(config.to_toml())
+        code = [] if options.code is None else ["--recipe", options.code]
+        code += ["--changed-recipe"] * options.changed_recipe
         variables = {}
         if not sharding.is_private(config):
             variables[sharding.SHARED] = f"{scratch}/data.safetensors"
             data.write_shared(dataset, Path(variables[sharding.SHARED]))
         del dataset
         where = ["--resume", str(folder)] if resume else ["--out", str(folder), "--overwrite"]
-        command = ["-m", "onward", "train", str(file), *where]
+        command = ["-m", "onward", "train", str(file), *code, *where]
         status = launch(config.placement.nodes, command, config.placement.restarts, variables)
     if status:
         sys.exit(status)
@@ -319,7 +324,9 @@ def trace_command(options: argparse.Namespace) -> None:
             f"after a cut), and a simulation needs them. Draw it without --simulate."
         )
     if options.simulate:
-        config = RunConfig().with_settings(read_settings(options.run / "config.toml"))
+        recipe = None if options.code is None else load_recipe(options.code)
+        settings = read_settings(options.run / "config.toml")
+        config = read_run(settings, recipe, may_differ=options.changed_recipe)
         begun = preparation.preview(config, config.placement.nodes)
         known = KnownCosts.of(begun.plan, timelines["measured"])
         simulation = simulate(begun.plan, begun.placement, known, timeline=True)
@@ -366,7 +373,7 @@ def recipes_command(options: argparse.Namespace) -> None:
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it does, its source, and its settings")
     for recipe in RECIPES.values():
-        settings = "\n".join(f"{name} = {json.dumps(v)}" for name, v in recipe.settings.items())
+        settings = "\n".join(f"{name} = {json.dumps(v)}" for name, v in recipe.defaults.items())
         table.add_row(recipe.name, f"{recipe.summary}\n\n{recipe.source}\n\n{settings}")
     Output().print(table)
 
@@ -398,8 +405,9 @@ def _print_result(found: dict[str, Any], folder: Path) -> None:
         table.add_row(label, f"{accuracy['validation']:.2%}")
     for name, value in accuracy["readouts"].items():
         table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
-    per_block = "  ".join(f"{value:.2%}" for value in accuracy["per_block"])
-    table.add_row("test accuracy, each block alone", per_block)
+    if accuracy["per_block"]:
+        per_block = "  ".join(f"{value:.2%}" for value in accuracy["per_block"])
+        table.add_row("test accuracy, each block alone", per_block)
     table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
     table.add_row("training time", f"{found['seconds']:.1f} s")
     for name, text, unit in (

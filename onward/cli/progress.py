@@ -23,6 +23,10 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+UNSHOWN = ("dead_fraction", "seconds", "cpu_seconds")
+"""Figures of a report that a line of progress leaves out."""
+
+
 class Bars(results.Listener):
     """A bar a block with its last loss and accuracy; lines where there is no terminal."""
 
@@ -80,7 +84,11 @@ class Bars(results.Listener):
             self.say(f"chapter {progress.chapter + 1}{shard}: validation accuracy {accuracy:.2%}")
             return
         self.done += 1
-        text = f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.2%}"
+        text = "  ".join(
+            f"{name} {value:.2%}" if name == "accuracy" else f"{name} {value:.4f}"
+            for name, value in figures.items()
+            if name not in UNSHOWN and value is not None
+        )
         if self.bars is not None:
             self.bars.update(self.tasks[progress.block], advance=1, figures=text)
         elif time.monotonic() - self.last_line > LINE_EVERY_SECONDS or self.done == self.total:

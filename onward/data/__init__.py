@@ -2,13 +2,14 @@
 
 from onward.data.arrays import read_rows
 from onward.data.catalog import Listing, available, load
-from onward.data.dataset import Dataset, check_classes, from_arrays, split_validation
+from onward.data.dataset import DataInfo, Dataset, check_classes, from_arrays, split_validation
 from onward.data.shared import read_shared, write_shared
 from onward.data.splits import shards
 
 __all__ = [
     "available",
     "check_classes",
+    "DataInfo",
     "Dataset",
     "from_arrays",
     "Listing",

@@ -1,5 +1,6 @@
 """A data set as tensors."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,25 @@ LARGEST = 1e12
 
 Numbers = Tensor | NDArray[Any]
 """What a user may hand over: an array or a tensor of any real type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """What a network is built for."""
+
+    input_shape: tuple[int, ...]
+    """Shape of a sample."""
+
+    num_classes: int
+    """Number of classes."""
+
+    is_image: bool = False
+    """Whether samples are images, channels first."""
+
+    @property
+    def num_inputs(self) -> int:
+        """Numbers of a sample."""
+        return math.prod(self.input_shape)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

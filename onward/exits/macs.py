@@ -95,7 +95,7 @@ def example(network: Network, like: Like = None) -> Batch:
             "This network was not built from settings, and so does not know its samples. Give "
             "some, or their shape, as `like`."
         )
-    return Batch(torch.zeros(1, *(network.blueprint.input_shape if like is None else like)))
+    return Batch(torch.zeros(1, *(network.blueprint.data.input_shape if like is None else like)))
 
 
 def _bytes(weights: Iterable[Tensor]) -> int:

@@ -17,8 +17,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
-from onward.config import Cut
 from onward.errors import SettingError
+from onward.settings import Cut
 
 
 class TaskKind(StrEnum):

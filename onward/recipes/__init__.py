@@ -1,6 +1,7 @@
-"""Methods as settings, each with its paper and section, and the networks they build."""
+"""Methods, each a function from settings to a network, with its paper and section."""
 
-from onward.recipes.catalog import RECIPES, Recipe
-from onward.recipes.dense import Blueprint, build, check_network, mlp
+from onward.recipes.catalog import BUILT_IN, RECIPES
+from onward.recipes.dense import mlp
+from onward.recipes.recipe import Blueprint, Recipe, build, recipe
 
-__all__ = ["Blueprint", "build", "check_network", "mlp", "Recipe", "RECIPES"]
+__all__ = ["Blueprint", "build", "BUILT_IN", "mlp", "recipe", "Recipe", "RECIPES"]

@@ -1,7 +1,6 @@
 """Networks of dense blocks, as the recipes of Hinton and of Aktemur et al. build them."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -9,59 +8,41 @@ from torch import nn
 
 from onward import seeds
 from onward.blocks import Block
-from onward.config import NetworkConfig, OptimizerConfig
+from onward.data import DataInfo
 from onward.errors import SettingError
 from onward.layers import Dense, ReadoutLayer
 from onward.networks import Network
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
+from onward.recipes.recipe import Blueprint, build, recipe
 from onward.samplers import NEUTRAL, LabelEmbedding, Plain, Sampler
+from onward.settings import NetworkConfig, OptimizerConfig
 
 
-@dataclass(frozen=True)
-class Blueprint:
-    """What a network of dense blocks is built from, its optimizer aside."""
-
-    config: NetworkConfig
-    """What is trained."""
-
-    input_shape: tuple[int, ...]
-    """Shape of one row."""
-
-    num_classes: int
-    """Number of classes."""
-
-    is_image: bool
-    """Whether an embedded label overwrites inputs, or comes before them."""
-
-
-def build(
+@recipe(source="the blocks of Hinton 2022, and of Aktemur et al. 2024")
+def dense(
     config: NetworkConfig,
-    optimizer: OptimizerConfig,
+    data: DataInfo,
     *,
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    is_image: bool,
-    seed: int,
+    optimizer: OptimizerConfig,
     held: Collection[int] | None = None,
 ) -> Network:
     """Build a network of dense blocks from its settings.
 
+    torch's seed decides the first weights, block by block.
+
     Args:
         config: What is trained.
+        data: What for. An embedded label overwrites inputs of images, and comes before others.
         optimizer: How weights follow their gradients.
-        input_shape: Shape of one row.
-        num_classes: Number of classes.
-        is_image: Whether an embedded label overwrites inputs, or comes before them.
-        seed: Decides the first weights, block by block.
         held: Blocks that get weights, which others do not need; None for all.
 
     Raises:
         SettingError: Settings do not fit the data or each other.
     """
-    check_network(config, input_shape=input_shape, num_classes=num_classes, is_image=is_image)
-    blueprint = Blueprint(config, input_shape, num_classes, is_image)
+    check_network(config)
+    seed, is_image, num_classes = torch.initial_seed(), data.is_image, data.num_classes
     sampler: Sampler = Plain()
     if config.negatives is not None:
         sampler = LabelEmbedding(
@@ -71,7 +52,7 @@ def build(
             strength=config.label_strength,
             flattens=not is_image,
         )
-    inputs = torch.Size(sampler.view_shape(input_shape)).numel()
+    inputs = torch.Size(sampler.view_shape(data.input_shape)).numel()
     widths = (inputs, *config.widths)
 
     def is_held(block: int) -> bool:
@@ -138,14 +119,11 @@ def build(
         readouts.get(config.readout, SumOfHeads(config.heads)),
         num_classes=num_classes,
         readouts=readouts,
-        blueprint=blueprint,
     )
 
 
-def check_network(
-    config: NetworkConfig, *, input_shape: tuple[int, ...], num_classes: int, is_image: bool
-) -> None:
-    """Raise a `SettingError` where network settings do not fit the data or each other."""
+def check_network(config: NetworkConfig) -> None:
+    """Raise a `SettingError` where network settings do not fit each other."""
     if not config.widths or min(config.widths) < 1:
         raise SettingError(
             f"network.widths lists the units of each block and needs one at least; got "
@@ -183,6 +161,9 @@ def mlp(
 ) -> Network:
     """Build a network of dense blocks.
 
+    With the defaults of `NetworkConfig`: the recipe `one-pass` has dropout 0.2 and gain sqrt(2)
+    besides.
+
     Args:
         input_shape: Shape of one row.
         num_classes: Number of classes.
@@ -202,14 +183,8 @@ def mlp(
         3
     """
     config = NetworkConfig(widths=widths, objective=objective, **settings)  # type: ignore[arg-type]
-    return build(
-        config,
-        optimizer or OptimizerConfig(),
-        input_shape=input_shape,
-        num_classes=num_classes,
-        is_image=is_image,
-        seed=seed,
-    )
+    data = DataInfo(input_shape=input_shape, num_classes=num_classes, is_image=is_image)
+    return build(Blueprint(dense, config, data), optimizer=optimizer, seed=seed)
 
 
 def _rules(config: OptimizerConfig) -> tuple[Optimizer, Optimizer]:

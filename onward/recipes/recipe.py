@@ -1,0 +1,185 @@
+"""A recipe: a method as a function from settings and a description of the data to a network."""
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+
+from onward.data import DataInfo
+from onward.errors import SettingError
+from onward.networks import Network
+from onward.settings import OptimizerConfig
+
+Function = Callable[..., Network]
+"""Takes settings and a `DataInfo`; by name, where it has them, `optimizer` (an `OptimizerConfig`)
+and `held` (numbers of the blocks that get weights, where others may be released)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method: a function that builds its network, with default settings and a source.
+
+    Made by `recipe`. Called like the function.
+    """
+
+    name: str
+    """What to type."""
+
+    function: Function
+    """Builds the network."""
+
+    settings: type
+    """Frozen dataclass of its own settings, the section `network` of a run."""
+
+    source: str
+    """Paper and section."""
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the defaults of a run, by full name."""
+
+    sha256: str | None = None
+    """Digest of the file that it was read from; None for those that come with Onward."""
+
+    @property
+    def summary(self) -> str:
+        """What it does: the first paragraph of the function's docstring."""
+        text = inspect.getdoc(self.function) or ""
+        return " ".join(text.partition("\n\n")[0].split())
+
+    def takes(self, name: str) -> bool:
+        """Return whether the function has a parameter of a name."""
+        return name in inspect.signature(self.function).parameters
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Network:
+        return self.function(*arguments, **keywords)
+
+
+def recipe(
+    *, source: str, name: str | None = None, defaults: Mapping[str, Any] | None = None
+) -> Callable[[Function], Recipe]:
+    """Make a recipe of a function from settings and a `DataInfo` to a network.
+
+    Its settings are the frozen dataclass that its first parameter is annotated with. Before it is
+    called, torch is seeded with the seed of the run.
+
+    Args:
+        source: Paper and section, or what else the method is from.
+        name: What it is called; None: as the function.
+        defaults: What differs from the defaults of a run, by full name.
+
+    Raises:
+        SettingError: The function is none of these.
+
+    Example:
+        >>> import onward as ow
+        >>> from torch import nn
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Settings:
+        ...     units: int = 32
+        >>> @ow.recipe(source="an example", defaults={"training.epochs": 3})
+        ... def perceptron(settings: Settings, data: ow.DataInfo) -> ow.Network:
+        ...     "A layer and its head."
+        ...     layer = nn.Sequential(nn.Flatten(), nn.Linear(data.num_inputs, settings.units))
+        ...     head = ow.CrossEntropy(nn.Linear(settings.units, data.num_classes))
+        ...     blocks = [ow.Block(layer, head, ow.Adam(lr=0.01))]
+        ...     return ow.Network(
+        ...         blocks, ow.Plain(), ow.SumOfHeads(), num_classes=data.num_classes
+        ...     )
+        >>> perceptron.summary, perceptron.settings.__name__
+        ('A layer and its head.', 'Settings')
+    """
+
+    def made(function: Function) -> Recipe:
+        called = name or function.__name__
+        return Recipe(called, function, _settings(function), source, defaults or {})
+
+    return made
+
+
+def _settings(function: Function) -> type:
+    """Return the settings that a function takes."""
+    names = [*inspect.signature(function).parameters]
+    hints = typing.get_type_hints(function)
+    owner = hints.get(names[0]) if len(names) > 1 else None
+    if not (isinstance(owner, type) and is_dataclass(owner)):
+        raise SettingError(
+            f"The recipe {function.__name__} takes settings and a description of the data, and "
+            f"its first parameter is annotated with a frozen dataclass: "
+            f"def {function.__name__}(settings: Settings, data: ow.DataInfo) -> ow.Network."
+        )
+    try:
+        hash(owner())
+    except TypeError as error:
+        raise SettingError(
+            f"The settings {owner.__name__} of the recipe {function.__name__} are no frozen "
+            f"dataclass whose fields all have defaults: {error}."
+        ) from error
+    return owner
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a network was built from; it makes saved models self-contained."""
+
+    recipe: Recipe
+    """The method."""
+
+    settings: Any
+    """Its settings."""
+
+    data: DataInfo
+    """What it was built for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data, the recipe by name and digest."""
+        return {
+            "recipe": self.recipe.name,
+            "recipe_sha256": self.recipe.sha256,
+            "settings": asdict(self.settings),
+            "data": asdict(self.data),
+        }
+
+
+def build(
+    blueprint: Blueprint,
+    *,
+    optimizer: OptimizerConfig | None = None,
+    seed: int = 0,
+    held: Collection[int] | None = None,
+) -> Network:
+    """Build a network by its recipe.
+
+    Args:
+        blueprint: What from.
+        optimizer: How weights follow their gradients, for recipes that take it.
+        seed: Decides the first weights.
+        held: Blocks that get weights, which others do not need; None for all.
+
+    Raises:
+        SettingError: Settings do not fit the data or each other, or the recipe builds something
+            else.
+    """
+    recipe = blueprint.recipe
+    given = {"optimizer": optimizer or OptimizerConfig(), "held": held}
+    keywords = {name: value for name, value in given.items() if recipe.takes(name)}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = recipe.function(blueprint.settings, blueprint.data, **keywords)
+    if not isinstance(network, Network):
+        raise SettingError(
+            f"The recipe {recipe.name} returns a {type(network).__name__}; it returns an "
+            f"ow.Network."
+        )
+    for number, block in enumerate(network.all_blocks):
+        if held is not None and number not in held and not block.is_released:
+            block.release()
+    network.blueprint = blueprint
+    return network
+
+
+def listed(settings: type) -> list[str]:
+    """Return the names of settings."""
+    return [setting.name for setting in fields(settings)]

@@ -1,0 +1,331 @@
+"""Settings: dataclasses in which each has one home, a field with its meaning and unit."""
+
+import math
+import types
+import typing
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from onward.errors import SettingError
+
+NONE = "none"
+"""How a run file or a flag says None."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a setting may have: `low` or more (or more than `low`), and below `high`."""
+
+    low: int
+    """Smallest number."""
+
+    high: int | float = math.inf
+    """The number that is too large."""
+
+    above: bool = False
+    """Whether `low` itself is too small."""
+
+    def holds(self, number: int | float) -> bool:
+        """Return whether a number is in the range; NaN is not."""
+        return (self.low < number if self.above else self.low <= number) and number < self.high
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
+        return low if self.high == math.inf else f"{low} and below {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned from."""
+
+    name: str = "digits"
+    """A known data set, or a path to an .npz file."""
+
+    dir: str | None = None
+    """Folder that holds data sets. None: the environment variable ONWARD_DATA, then a cache."""
+
+    validation: NotNegative | Annotated[int, Range(0)] = 0.1
+    """Training rows kept apart for validation: a share below 1, or a number of rows; 0 for none."""
+
+    test: Annotated[float, Range(0, 1, above=True)] = 0.2
+    """Share of the rows kept apart for the test where the data bring no test rows."""
+
+    split_seed: int = 0
+    """Decides which rows are validation and test rows."""
+
+    shift: Annotated[int, Range(0)] = 0
+    """Largest random shift of training images, in pixels, drawn anew for each row and epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What is trained: blocks of one dense layer, and how classes are read off them."""
+
+    widths: tuple[Count, ...] = (500, 500, 500, 500)
+    """Units of each block; the input width comes from the data."""
+
+    objective: Literal["cross-entropy", "threshold"] = "cross-entropy"
+    """Local objective of each block."""
+
+    one_block: bool = False
+    """All layers in one block, which is backpropagation."""
+
+    readout: Literal["heads", "goodness", "softmax"] = "heads"
+    """How classes are read off: the blocks' own heads, a goodness sweep over all labels, or one
+    softmax head on the neutral label."""
+
+    heads: Literal["all", "last"] = "all"
+    """Which heads vote, for the readout `heads`."""
+
+    skip_first: bool = True
+    """Whether goodness and softmax readouts leave the first block out (if there are others)."""
+
+    negatives: Literal["fixed", "random", "adaptive", "hard"] | None = None
+    """How the wrong label of a negative is chosen; None for objectives without negatives."""
+
+    label_strength: Positive = 1.0
+    """Input value of an embedded label."""
+
+    threshold: NotNegative = 1.0
+    """Mean square of the activities at which a row is a coin toss between positive and negative."""
+
+    slope: Positive | None = None
+    """Steepness of the threshold, per mean square. None: the number of units, as Hinton."""
+
+    peer: NotNegative = 0.0
+    """Strength of peer normalisation; 0 turns it off."""
+
+    dropout: Share = 0.0
+    """Share of each block's inputs that is dropped in training."""
+
+    gain: Positive = 1.0
+    """Standard deviation of the first weights, times the square root of the number of inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How the weights follow their gradients."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    """Update rule; both have decoupled weight decay, and sgd averages the gradient."""
+
+    lr: Positive = 1e-3
+    """Learning rate of the blocks."""
+
+    weight_decay: NotNegative = 0.0
+    """Decay of the blocks' weights a step, times the learning rate."""
+
+    head_lr: Positive = 1e-3
+    """Learning rate of a softmax head that reads several blocks."""
+
+    head_weight_decay: NotNegative = 0.0
+    """Decay of that head's weights a step, times its learning rate."""
+
+    momentum: Share = 0.9
+    """Decay of the mean gradient, for sgd."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, in what steps, and with which arithmetic."""
+
+    epochs: Count = 10
+    """Passes of each block over the training rows, or over those of the shard it visits."""
+
+    batch_size: Count = 100
+    """Rows of a mini-batch."""
+
+    seed: int = 0
+    """Decides the first weights, the order of rows, negatives, shifts and dropout."""
+
+    schedule: Literal["constant", "warmup", "cosine", "one-cycle", "cooldown"] = "constant"
+    """Learning rate over time. warmup: up for 5 %, flat to 30 %, then down to 0 in a line.
+    cosine: down to 0 along half a cosine. one-cycle: up from 1/25 over 30 %, then down to 0, along
+    cosines. cooldown: flat for half of the epochs, then down in a line, as Hinton."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the processor has
+    instructions for it; the choice is written into the run folder."""
+
+    gradients: Literal["closed-form", "shared-pass", "autograd"] = "closed-form"
+    """How derivatives are found where several ways are known; equal up to rounding. shared-pass:
+    in closed form, and in the first block what positives and negatives have in common, which is
+    all but the label, is multiplied once; without dropout and slices."""
+
+    threads: Annotated[int, Range(1, 1025)] = 1
+    """Threads of each rank. Rounding depends on it."""
+
+
+Cut = Literal["rows", "units"]
+"""What a slice is a part of: the rows of a mini-batch, or the units of a block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What is computed, and from what: this decides the weights."""
+
+    kind: Literal["chapters", "stream"] = "chapters"
+    """Blocks take turns of a chapter, or all learn from every mini-batch."""
+
+    chapters: Count | None = None
+    """Turns of each block (S); with stream, how often is reported. None: one an epoch."""
+
+    hint_age: Annotated[int, Range(0)] | Literal["never"] | None = None
+    """Age of the class scores that draw adaptive and hard negatives: in chapters, or in
+    mini-batches with stream. None: the number of blocks in a chapter plan, 0 with stream, the
+    number of shards where there are several."""
+
+    optimizer_state: str = "travel"
+    """Moments at the start of a chapter: travel (those of the chapter before), restart (none),
+    or aged:N (those of N chapters ago)."""
+
+    shards: Count = 1
+    """Parts of the training rows; chapter c learns from part c modulo this number."""
+
+    shard_by: Literal["iid", "class"] = "iid"
+    """How rows are assigned to shards: at random, or so that each has few classes."""
+
+    slices: Count = 1
+    """Parts of every mini-batch in which a block is trained, which as many ranks can share."""
+
+    cut: Cut = "rows"
+    """What a slice is a part of: the rows of the mini-batch (gradients are summed), or the units
+    of the block (only class scores or goodness are)."""
+
+    validate_every: Count | None = None
+    """Chapters between validations. None: after the last only."""
+
+    wire: Literal["bf16"] | None = None
+    """Type to which the activities are rounded that blocks hand on in a stream plan, wherever
+    they run. None: as they come out of the block, which is bf16 where the products are."""
+
+    @property
+    def usual_placement(self) -> str:
+        """The placement of several ranks that name none."""
+        if self.kind == "stream":
+            return "stream"
+        return "federated" if self.shards > 1 else "all-layers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementConfig:
+    """Where tasks run: this decides time and traffic, never the weights."""
+
+    name: Literal["sequential", "single-layer", "all-layers", "federated", "stream"] | None = None
+    """None: sequential on one rank, else all-layers, federated (several shards) or stream."""
+
+    nodes: Count = 1
+    """Processes to start on this machine; under torchrun their number is that of torchrun."""
+
+    replicas: Count | None = None
+    """Ranks that share each task, of a plan with as many slices or a multiple. None: one; under
+    single-layer with slices and more ranks than blocks, more ranks for more expensive blocks."""
+
+    iface: str | None = None
+    """Network interface between machines. None: loopback on one machine, else gloo's choice."""
+
+    restarts: int = 3
+    """How often the ranks of `nodes` are started again after one was killed."""
+
+    peer_timeout: float = 600.0
+    """Seconds without a word after which a rank that others wait for counts as gone."""
+
+    checkpoint_every: Count | None = None
+    """Checkpoint interval, in chapters. None: an epoch."""
+
+    directory: str | None = None
+    """Folder that all ranks share and exchange block states through, as files, instead of over a
+    network; for chapter plans."""
+
+
+def changed(settings: Any, name: str, value: Any, section: str) -> Any:
+    """Return settings of which one is changed.
+
+    Args:
+        settings: A frozen dataclass.
+        name: Its field.
+        value: Read as the type of the field, where it is a string.
+        section: What the settings are called in run files.
+
+    Raises:
+        SettingError: The value is none that the field can have.
+    """
+    kind = kinds(type(settings)).get(name)
+    if kind is None:
+        raise SettingError(f"There is no setting {section}.{name}.")
+    return replace(settings, **{name: read_value(f"{section}.{name}", value, kind)})
+
+
+def kinds(owner: type) -> dict[str, Any]:
+    """Return the type of each setting of a dataclass."""
+    return typing.get_type_hints(owner, include_extras=True)
+
+
+def read_value(name: str, value: Any, kind: Any) -> Any:
+    """Return a value as the type of its setting, or say why it is none."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        number = read_value(name, value, inner[0])
+        if not inner[1].holds(number):
+            raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+        return number
+    if origin in (types.UnionType, typing.Union):
+        return _read_any(name, value, kind)
+    if origin is Literal:
+        if value in inner:
+            return value
+    elif origin is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, list | tuple):
+            return tuple(read_value(name, part, inner[0]) for part in parts)
+    elif isinstance(value, str) and kind is not str:
+        parsed = _parse(value, kind)
+        if parsed is not None:
+            return parsed
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+
+
+def _read_any(name: str, value: Any, kind: Any) -> Any:
+    """Return a value as the first type of a union that it fits, whole numbers first."""
+    options = [option for option in get_args(kind) if option is not type(None)]
+    if value in (None, NONE) and type(None) in get_args(kind):
+        return None
+    for option in sorted(options, key=lambda option: int not in (option, *get_args(option))):
+        try:
+            return read_value(name, value, option)
+        except SettingError:
+            continue
+    raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    try:
+        return kind(text)
+    except ValueError:
+        return None
+
+
+def _say(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if kind in names:
+        return names[kind]
+    inner = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return f"{_say(inner[0])} {inner[1]}"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, inner)) if len(inner) > 1 else str(inner[0])
+    if get_origin(kind) is tuple:
+        return "whole numbers with commas between them"
+    return ", or ".join(_say(option) for option in inner if option is not type(None))

@@ -1,0 +1,291 @@
+"""Recipes of a user, named on the command line: all that the command does with them."""
+
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import onward as ow
+from onward.cli.main import main
+from onward.config import RunConfig
+from onward.errors import SettingError
+from onward.recipes.user import load_recipe
+from onward.runtime.chapters import ChapterWorker
+
+SOURCE = '''
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+import onward as ow
+
+Path("imported").touch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    units: tuple[int, ...] = (8, 8)
+    lr: float = 0.01
+
+
+@ow.recipe(source="a test", defaults={"training.epochs": 3})
+def small(settings: Settings, data: ow.DataInfo) -> ow.Network:
+    """A few layers, each with a head."""
+    sizes = [data.num_inputs, *settings.units]
+    blocks = []
+    for inputs, outputs in zip(sizes, sizes[1:]):
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU())
+        head = ow.CrossEntropy(nn.Linear(outputs, data.num_classes))
+        blocks.append(ow.Block(layers, head, ow.Adam(lr=settings.lr)))
+    return ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=data.num_classes)
+
+
+def plain(settings, data):
+    return None
+
+
+@ow.recipe(source="a test")
+def nothing(settings: Settings, data: ow.DataInfo) -> ow.Network:
+    return [settings]
+'''
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(SOURCE)
+    yield
+    # The next test has another file of that name.
+    sys.modules.pop("onward_recipe_mine", None)
+
+
+def onward(*arguments):
+    """Run the command here and return its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+def result(folder="run"):
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+@pytest.fixture
+def trained():
+    """A run of the recipe, in `run`."""
+    assert onward("train", "mine.py:small", "--out", "run") == 0
+
+
+def edited():
+    """Change the file of the recipe."""
+    Path("mine.py").write_text(SOURCE + "\n# Another line.\n")
+
+
+# Training
+
+
+def test_a_recipe_in_a_file_is_trained_with_its_defaults_and_its_digest_is_kept(trained):
+    found = result()
+
+    assert found["recipe"] == "mine.py:small"
+    assert found["recipe_sha256"] == load_recipe("mine.py:small").sha256
+    assert not found["recipe_has_changed"]
+    assert found["epochs"] == 3
+
+
+@pytest.mark.usefixtures("trained")
+def test_two_processes_end_in_the_weights_of_one():
+    assert onward("train", "mine.py:small", "--nodes", 2, "--out", "two") == 0
+
+    assert result("two")["weights_sha256"] == result()["weights_sha256"]
+    assert result("two")["world_size"] == 2
+
+
+def test_settings_of_the_recipe_are_set_by_the_types_of_its_dataclass(capsys):
+    more = ["--set", "network.units=5,4,3", "--set", "network.lr=0.1", "--epochs", 1]
+    assert onward("train", "mine.py:small", *more, "--out", "run") == 0
+
+    text = Path("run/config.toml").read_text()
+    assert "units = [\n    5,\n    4,\n    3,\n]" in text
+    assert onward("train", "run/config.toml", "--recipe", "mine.py:small", "--out", "again") == 0
+    assert result("again")["weights_sha256"] == result()["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mine.py:smal"], "mine.py has no recipe smal. It has the recipes small, nothing."),
+        (["mine.py:plain"], "A recipe is a function under @ow.recipe"),
+        (["none.py:small"], "There is no file .*none.py"),
+        (["json:small"], "json has no recipe small. It has no recipe."),
+        (["no_such_module:small"], "no_such_module cannot be imported: ModuleNotFoundError"),
+        (["mine.py:nothing"], "returns a list; it returns an ow.Network"),
+        (["mine.py:small", "--lr", "0.1"], "optimizer.lr has no effect: .* settings are units, lr"),
+        (["mine.py:small", "--set", "network.unit=3"], "Did you mean network.units?"),
+        (["mine.py:small", "--widths", "3"], "Unknown setting network.widths.* has network.units"),
+        (["mine.py:small", "--set", "network.lr=fast"], "network.lr must be a number; got 'fast'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(arguments, says, capsys):
+    assert onward("train", *arguments, "--out", "run") == 2
+
+    assert re.search(says, capsys.readouterr().err)
+    assert not Path("run").exists()
+
+
+def test_a_file_that_cannot_be_imported_is_named_with_what_went_wrong(capsys):
+    Path("mine.py").write_text("import no_such_thing\n")
+
+    assert onward("train", "mine.py:small") == 2
+
+    assert "mine.py cannot be imported: ModuleNotFoundError: No module" in capsys.readouterr().err
+
+
+def test_a_module_keeps_its_place_though_a_recipe_lies_in_a_file_of_its_name():
+    Path("json.py").write_text(SOURCE)
+
+    assert load_recipe("json.py:small").name == "json.py:small"
+    assert sys.modules["json"] is json
+    del sys.modules["onward_recipe_json"]
+
+
+# Files name no code
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "run"),
+        ("exits", "run"),
+        ("predict", "run", "x.npz"),
+        ("export", "run", "--onnx", "onnx"),
+        ("train", "run/config.toml", "--out", "again"),
+        ("trace", "run", "--simulate"),
+    ],
+)
+def test_no_command_imports_what_a_run_folder_names(command, capsys):
+    Path("imported").unlink()
+
+    assert onward(*command) == 2
+
+    assert "The recipe mine.py:small does not come with Onward" in capsys.readouterr().err
+    assert not Path("imported").exists()
+
+
+@pytest.mark.parametrize("recipe", ["mine.py:small", "/tmp/mine.py:small", "mine:small", "C:mine"])
+def test_a_run_file_that_names_code_imports_nothing(recipe, capsys):
+    Path("run.toml").write_text(f"recipe = {json.dumps(recipe)}\n")
+
+    assert onward("train", "run.toml") == 2
+
+    assert "files do not name code that is run" in capsys.readouterr().err
+    assert not Path("imported").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_trace_needs_no_recipe():
+    Path("imported").unlink()
+
+    assert onward("trace", "run") == 0
+
+    assert not Path("imported").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_with_its_recipe_a_run_is_tested_and_gets_exits(capsys):
+    assert onward("evaluate", "run", "--recipe", "mine.py:small") == 0
+    accuracy = result()["accuracy"]["test"]
+    assert f"{accuracy:.2%}" in capsys.readouterr().out
+
+    assert onward("exits", "run", "--recipe", "mine.py:small") == 0
+    assert Path("run/exits.json").exists()
+
+
+# Files that were edited
+
+
+@pytest.mark.usefixtures("trained")
+def test_an_edited_recipe_is_used_only_where_that_is_said(capsys):
+    edited()
+
+    assert onward("evaluate", "run", "--recipe", "mine.py:small") == 2
+    assert "The file of the recipe mine.py:small has been edited since" in capsys.readouterr().err
+
+    assert onward("evaluate", "run", "--recipe", "mine.py:small", "--changed-recipe") == 0
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_run_repeated_with_an_edited_recipe_says_so_in_its_result():
+    edited()
+    repeat = ["train", "run/config.toml", "--recipe", "mine.py:small", "--out", "again"]
+
+    assert onward(*repeat) == 2
+    assert onward(*repeat, "--changed-recipe") == 0
+
+    assert result("again")["recipe_has_changed"]
+    assert result("again")["weights_sha256"] == result()["weights_sha256"]
+
+
+@pytest.mark.usefixtures("trained")
+def test_another_recipe_of_the_same_file_is_refused(capsys):
+    assert onward("evaluate", "run", "--recipe", "mine.py:nothing") == 2
+
+    text = "This was made by the recipe mine.py:small, and not by mine.py:nothing."
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_run_that_was_cut_goes_on_with_its_recipe(monkeypatch, capsys):
+    def train(worker, task, given):
+        if (task.time, task.block) == (1, 1):
+            signal.raise_signal(signal.SIGTERM)
+        return original(worker, task, given)
+
+    original = ChapterWorker.train
+    with monkeypatch.context() as patch:
+        patch.setattr(ChapterWorker, "train", train)
+        assert onward("train", "mine.py:small", "--out", "cut") == 143
+    advice = "Go on with: onward train --resume cut --recipe mine.py:small"
+    assert advice in capsys.readouterr().err
+
+    assert onward("train", "--resume", "cut") == 2
+    assert onward(*advice.partition("onward ")[2].split()) == 0
+
+    assert result("cut")["weights_sha256"] == result()["weights_sha256"]
+    assert result("cut")["tasks_done_before"] > 0
+
+
+# From Python
+
+
+def test_a_recipe_is_called_like_its_function():
+    recipe = load_recipe("mine.py:small")
+
+    data = ow.DataInfo(input_shape=(4,), num_classes=3)
+    assert len(recipe(recipe.settings(units=(5,)), data).blocks) == 1
+
+
+def test_a_run_of_it_is_done_from_python_too(trained):
+    recipe = load_recipe("mine.py:small")
+    config = RunConfig(recipe=recipe.name, recipe_sha256=recipe.sha256, method=recipe)
+
+    found = ow.run(config)
+
+    assert found.facts["weights_sha256"] == result()["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda settings: None, "annotated with a frozen dataclass"),
+        (lambda settings, data: None, "annotated with a frozen dataclass"),
+    ],
+)
+def test_a_function_that_is_no_recipe_is_refused_when_it_is_made(function, says):
+    with pytest.raises(SettingError, match=says):
+        ow.recipe(source="a test")(function)
