@@ -391,10 +391,10 @@ def test_a_model_that_is_not_there_is_refused(refused):
 
 
 def test_a_model_of_a_newer_version_is_refused(refused, finished):
-    with_header(finished / "model.safetensors", "new.safetensors", format=2, version="9.1")
+    with_header(finished / "model.safetensors", "new.safetensors", format=3, version="9.1")
 
     message = (
-        "The model file new.safetensors has format 2, and this version of onward reads up to 1. "
+        "The model file new.safetensors has format 3, and this version of onward reads up to 2. "
         "Install onward 9.1 or newer."
     )
     assert message in refused("predict", "new.safetensors", "new.npz")

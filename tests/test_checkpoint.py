@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import CLASSES, INPUTS, custom_network, draw, header_of, network_of
 from safetensors.torch import load_file
+from test_bad_models import rewrite
 from torch import nn
 
 import onward as ow
@@ -209,6 +210,18 @@ def test_the_header_holds_the_settings_of_the_network(path, saved):
     data = blueprint["data"]
     assert (data["input_shape"], data["num_classes"]) == ([INPUTS], CLASSES)
     assert (blueprint["recipe"], blueprint["recipe_sha256"]) == ("hinton", None)
+
+
+def test_a_file_of_version_0_1_is_read(tmp_path):
+    path, saved = tmp_path / "model.safetensors", network_of("hinton")
+    save(saved, path)
+    found = header_of(path)["blueprint"]
+    rewrite(path, format=1, blueprint={"config": found["settings"], **found["data"]})
+
+    network = load(path)
+
+    assert weights_sha256(network) == weights_sha256(saved)
+    assert network.blueprint.recipe.name == "dense"
 
 
 # The digest
