@@ -24,6 +24,7 @@ from onward.optimizers import SGD, Adam, Optimizer, optimizer
 from onward.placement import Placement
 from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
 from onward.recipes import RECIPES, Recipe, mlp, recipe
+from onward.recipes.user import load_recipe
 from onward.results import Listener, Progress, Result
 from onward.samplers import LabelEmbedding, Plain, Sampler, Views
 from onward.settings import (
@@ -67,6 +68,7 @@ __all__ = [
     "Listener",
     "load",
     "load_data",
+    "load_recipe",
     "mlp",
     "Network",
     "NetworkConfig",

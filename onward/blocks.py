@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onward.batch import Batch, Tensors, named, parts
 from onward.errors import SettingError
 from onward.objectives import Objective
-from onward.optimizers import Optimizer, OptimizerState, Schedule
+from onward.optimizers import Optimizer, OptimizerState, Schedule, lr_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +110,27 @@ class Block(nn.Module):
         super().__init__()
         self.module = module
         self.objective = objective
-        self.optimizer = optimizer
         self.reads = reads
         self.schedule = schedule
+        if schedule is not None:
+            lr_scale(schedule, 0, 1.0, 1)  # It says so where there is none of that name.
         self.structure = structure
         self.prepare = prepare
         self.precision = torch.float32
+        self.optimizer_state: dict[str, OptimizerState] = {}
+        self.optimizer = optimizer
+
+    @property
+    def optimizer(self) -> Optimizer | Mapping[str | Choice, Optimizer]:
+        """How parameters follow their gradients; another one starts from its first state."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer | Mapping[str | Choice, Optimizer]) -> None:
         rules: Mapping[str | Choice, Optimizer]
         rules = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
-        self.rules = {name: _rule(rules, name, p) for name, p in self.named_parameters()}
-        self.optimizer_state: dict[str, OptimizerState] = {}
+        self._optimizer = optimizer
+        self.rules = _rules(rules, dict(self.named_parameters()))
         self.reset_optimizer()
 
     def forward(self, batch: Batch) -> Tensors:
@@ -255,8 +266,14 @@ class Block(nn.Module):
         return {name: t for name, t in state.items() if not name.startswith("objective.")}
 
 
-def _rule(rules: Mapping[str | Choice, Optimizer], name: str, parameter: nn.Parameter) -> Optimizer:
-    """Return the rule of a parameter."""
+def _rules(
+    rules: Mapping[str | Choice, Optimizer], parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Optimizer]:
+    """Return the rule of each parameter.
+
+    Raises:
+        SettingError: One is no rule, one is for no parameter, or a parameter has none.
+    """
     for chosen, rule in rules.items():
         if not isinstance(rule, Optimizer):
             kind = rule if isinstance(rule, type) else type(rule)
@@ -264,12 +281,28 @@ def _rule(rules: Mapping[str | Choice, Optimizer], name: str, parameter: nn.Para
                 f"A block takes an optimizer of Onward, such as ow.Adam(lr=1e-3), or "
                 f"ow.optimizer(torch.optim.{kind.__name__}, lr=...) of torch's; got {rule!r}."
             )
-        if is_inside(name, (chosen,)) if isinstance(chosen, str) else chosen(name, parameter):
-            return rule
-    raise SettingError(
-        f"No optimizer is given for the parameter {name}: those given are for "
-        f"{', '.join(map(str, rules))}. Give one for the rest by the name ''."
-    )
+        fits = [name for name, p in parameters.items() if _is_chosen(chosen, name, p)]
+        if not fits and chosen != "":
+            raise SettingError(
+                f"The optimizer for {chosen!r} is for no parameter of the block, which has "
+                f"{', '.join(parameters)}."
+            )
+    found: dict[str, Optimizer] = {}
+    for name, parameter in parameters.items():
+        own = [rule for chosen, rule in rules.items() if _is_chosen(chosen, name, parameter)]
+        if not own:
+            raise SettingError(
+                f"No optimizer is given for the parameter {name}: those given are for "
+                f"{', '.join(map(str, rules))}. Give one for the rest by the name ''."
+            )
+        found[name] = own[0]
+    return found
+
+
+def _is_chosen(chosen: str | Choice, name: str, parameter: nn.Parameter) -> bool:
+    if isinstance(chosen, str):
+        return is_inside(name, (chosen,))
+    return chosen(name, parameter)
 
 
 def is_inside(name: str, prefixes: tuple[str, ...]) -> bool:

@@ -99,7 +99,8 @@ def load(
     Args:
         path: The file, or the folder of a run.
         network: Takes the weights. Needed for networks that no recipe has built.
-        recipe: The recipe that has built it, where that does not come with Onward.
+        recipe: The recipe that has built it, where that does not come with Onward: what
+            `onward.load_recipe("FILE.py:FUNCTION")` returns.
         may_differ: Whether its file may have been edited since.
 
     Raises:

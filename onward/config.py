@@ -11,7 +11,6 @@ import tomli_w
 
 from onward.errors import FileError, SettingError
 from onward.recipes import RECIPES, Recipe
-from onward.recipes.recipe import listed
 from onward.settings import (
     NONE,
     DataConfig,
@@ -87,12 +86,22 @@ class RunConfig:
         method = self.method or RECIPES.get(self.recipe)
         if method is None and self.recipe != CUSTOM:
             raise SettingError(no_recipe(self.recipe))
+        if method is not None and method.name != self.recipe:
+            raise SettingError(
+                f"The run is called one of the recipe {self.recipe}, and its method is "
+                f"{method.name}. Give ow.RunConfig both: recipe=method.name, method=method."
+            )
         owners: dict[str, type] = dict(SECTIONS)
         if method is not None:
             owners["network"] = method.settings
         start = {section: owner() for section, owner in owners.items()}
         for full, value in method.defaults.items() if method is not None else ():
             section, _, name = full.partition(".")
+            if section not in start:
+                raise SettingError(
+                    f"The recipe {self.recipe} has a default for {full}; defaults are for "
+                    f"{', '.join(f'{known}.NAME' for known in start)}."
+                )
             start[section] = changed(start[section], name, value, section)
         for section, settings in start.items():
             if getattr(self, section) is None:
@@ -196,7 +205,9 @@ class RunConfig:
 
 def no_recipe(name: str) -> str:
     """Say that a recipe does not come with Onward."""
-    if ":" in name or name.endswith(".py"):
+    if name.endswith(".py"):
+        return f"{name} is a file. Add which of its functions is the recipe: {name}:FUNCTION."
+    if ":" in name:
         return (
             f"The recipe {name} does not come with Onward, and files do not name code that is run. "
             f"Name it on the command line: --recipe FILE.py:FUNCTION."
@@ -229,19 +240,26 @@ def read_run(
     """
     settings = dict(settings)
     name = str(settings.pop("recipe", method.name if method else "one-pass"))
+    if name == CUSTOM:
+        raise SettingError(
+            "A script has built the network of this run: run the script again, which goes on from "
+            "its folder."
+        )
     if method is None:
         return RunConfig(recipe=name).with_settings(settings)
     digest = settings.pop("recipe_sha256", method.sha256)
     check_same(method, name, digest, may_differ=may_differ)
     own = RunConfig(recipe=method.name, recipe_sha256=digest, method=method)
     given = sorted(full for full in settings if full.startswith("optimizer."))
-    if given and not method.takes("optimizer") and own.with_settings(settings) != own:
-        changes = [n for n in given if own.with_settings({n: settings[n]}) != own]
-        if changes:
-            raise SettingError(
-                f"{changes[0]} has no effect: the recipe {method.name} chooses its optimizers "
-                f"itself. Its settings are {', '.join(listed(method.settings))}."
-            )
+    idle = [] if method.takes("optimizer") else given
+    idle = [n for n in idle if own.with_settings({n: settings[n]}) != own]
+    idle += [n for n in method.defaults if n.startswith("optimizer.") and n not in given]
+    if idle and not method.takes("optimizer"):
+        names = ", ".join(setting.name for setting in fields(method.settings))
+        raise SettingError(
+            f"{idle[0]} has no effect: the recipe {method.name} chooses its optimizers itself. Its "
+            f"settings are {names}."
+        )
     return own.with_settings(settings)
 
 

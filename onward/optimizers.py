@@ -164,37 +164,66 @@ class TorchOptimizer(Optimizer):
         self.flattens, self.project = flattens, project
         self.numbers: dict[str, type] = {}
         """Parts of the state that are plain numbers in torch, and their types."""
+        self._layouts: dict[tuple[torch.Size, torch.dtype], OptimizerState] = {}
 
     def init(self, parameter: Tensor) -> OptimizerState:
-        # What a first step would leave, of a parameter and a gradient of zeros: names and shapes.
         parameter = self._shaped(parameter)
-        with torch.random.fork_rng(devices=[]):
-            tried = self._stepped(torch.zeros(parameter.shape), torch.zeros(parameter.shape), {})
+        layout = self._layout(parameter.shape, parameter.dtype)
         state: OptimizerState = {BEGUN: torch.zeros(())}
-        for name, part in tried.items():
+        for name, part in layout.items():
+            if part.ndim and part.shape == parameter.shape:
+                state[name] = torch.zeros_like(parameter, dtype=part.dtype)
+            else:
+                # Single numbers stay on the processor, as torch has them.
+                device = parameter.device if part.ndim else None
+                state[name] = torch.zeros(part.shape, dtype=part.dtype, device=device)
+        return state
+
+    def _layout(self, shape: torch.Size, dtype: torch.dtype) -> OptimizerState:
+        """Return tensors like those of the state, found by steps of zeros.
+
+        Raises:
+            SettingError: The state is more than tensors and numbers, or lies elsewhere.
+        """
+        if (shape, dtype) in self._layouts:
+            return self._layouts[shape, dtype]
+        with torch.random.fork_rng(devices=[]):
+            parameter, gradient = (torch.zeros(shape, dtype=dtype) for _ in range(2))
+            made = self._made(parameter, {}, 1.0)
+            before = _beside_state(made)
+            # Some keep in a second step what they do not in a first.
+            self._let_step(made, gradient)
+            self._let_step(made, gradient)
+        changed = sorted(n for n, text in _beside_state(made).items() if before.get(n) != text)
+        if changed:
+            raise SettingError(
+                f"{self.kind.__name__} changes its {changed[0]} in a step, beside the state of a "
+                f"parameter. Only that state travels and is kept. Use another optimizer."
+            )
+        found = self._layouts[shape, dtype] = {}
+        for name, part in made.state[made.param_groups[0]["params"][0]].items():
             if isinstance(part, bool | int | float):
                 self.numbers[name] = type(part)
-                state[name] = torch.zeros((), dtype=torch.float64)
+                found[name] = torch.zeros((), dtype=torch.float64)
             elif isinstance(part, Tensor):
-                is_like = part.shape == parameter.shape
-                state[name] = torch.zeros_like(parameter if is_like else part, dtype=part.dtype)
+                found[name] = part.to("meta") if part.ndim else torch.zeros((), dtype=part.dtype)
             elif part is not None:
                 raise SettingError(
                     f"{self.kind.__name__} keeps {name}, a {type(part).__name__}, for each "
                     f"parameter. Its state travels and rests as arrays: only tensors and numbers "
                     f"can be kept. Use another optimizer."
                 )
-        return state
+        return found
 
     def step(
         self, parameter: Tensor, gradient: Tensor, state: OptimizerState, *, lr_scale: float
     ) -> None:
         known = {n: self._as_kept(n, t) for n, t in state.items() if n != BEGUN and state[BEGUN]}
-        shaped = self._shaped(parameter)
-        found = self._stepped(shaped, self._shaped(gradient), known, lr_scale)
-        # Channels that lie last cannot be flattened in place.
-        parameter.copy_(shaped.view(parameter.shape))
-        for name, part in found.items():
+        made = self._made(self._shaped(parameter), known, lr_scale)
+        stepped = self._let_step(made, self._shaped(gradient))
+        # Channels that lie last cannot be flattened in place, and a rule may set `data` anew.
+        parameter.copy_(stepped.view(parameter.shape))
+        for name, part in made.state[stepped].items():
             if part is not None and part is not state[name]:
                 state[name].copy_(torch.as_tensor(part))
         state[BEGUN].fill_(1)
@@ -209,34 +238,57 @@ class TorchOptimizer(Optimizer):
         """Return a part of the state as torch keeps it."""
         return self.numbers[name](tensor.item()) if name in self.numbers else tensor
 
-    def _stepped(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], lr_scale: float = 1.0
-    ) -> dict[str, Any]:
-        """Let torch do a step, from its own first state where there is none; return its state."""
+    def _made(
+        self, parameter: Tensor, state: dict[str, Any], lr_scale: float
+    ) -> torch.optim.Optimizer:
+        """Return torch's optimizer of a parameter; it makes its own first state where none is."""
         parameter = parameter.detach()
-        parameter.grad = gradient
         try:
             made = self.kind([parameter], **self.arguments)
-            if state:
-                made.state[parameter] = state
-            for group in made.param_groups:
-                group["lr"] = group["lr"] * lr_scale
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise self._unsuited(parameter, error) from error
+        if state:
+            made.state[parameter] = state
+        for group in made.param_groups:
+            group["lr"] = group["lr"] * lr_scale
+        return made
+
+    def _let_step(self, made: torch.optim.Optimizer, gradient: Tensor) -> Tensor:
+        """Let torch do a step, and return the parameter."""
+        parameter: Tensor = made.param_groups[0]["params"][0]
+        parameter.grad = gradient
+        try:
             made.step()
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
-            raise SettingError(
-                f"{self.kind.__name__} cannot train a parameter of shape "
-                f"{tuple(parameter.shape)}: {error}. Give a block several optimizers by name "
-                f"where it does not suit all parameters, or use another."
-            ) from error
+            raise self._unsuited(parameter, error) from error
         finally:
             parameter.grad = None
-        return dict(made.state[parameter])
+        return parameter
+
+    def _unsuited(self, parameter: Tensor, error: Exception) -> SettingError:
+        return SettingError(
+            f"{self.kind.__name__} cannot train a parameter of shape {tuple(parameter.shape)}: "
+            f"{error}. Give a block several optimizers by name where it does not suit all "
+            f"parameters, or use another."
+        )
 
     def __repr__(self) -> str:
         given = [f"{name}={value!r}" for name, value in self.arguments.items()]
         given += ["flatten=True"] * self.flattens
-        given += [f"project={self.project.__qualname__}"] if self.project is not None else []
+        given += [f"project={name_of(self.project)}"] if self.project is not None else []
         return f"{self.kind.__name__}({', '.join(given)})"
+
+
+def name_of(function: object) -> str:
+    """Return the name of a function, or that of its class where it has none."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _beside_state(made: torch.optim.Optimizer) -> dict[str, str]:
+    """Return what an optimizer holds beside parameters and their state, as text."""
+    groups = [{n: v for n, v in group.items() if n != "params"} for group in made.param_groups]
+    own = {n: v for n, v in vars(made).items() if n[0] != "_" and n not in ("state", "defaults")}
+    return {name: repr(value) for name, value in (own | {"param_groups": groups}).items()}
 
 
 def optimizer(
@@ -255,7 +307,7 @@ def optimizer(
         kind: The class.
         flatten: Whether filters of convolutions become matrices, a row a filter, as Muon needs.
         project: Called with each parameter after its step, to change it in place: to scale filters
-            back to a length, for instance.
+            back to a length, for instance. A run that goes on compares its name, not its body.
         arguments: Its arguments, `lr` among them, parameters left out.
 
     Raises:
@@ -317,11 +369,16 @@ def lr_scale(schedule: Schedule, epoch: int, fraction: float, epochs: int) -> fl
             return min(1.0, done / 0.05, max(0.0, (1 - done) / 0.7) + 1e-3)
         case "cooldown":
             return min(1.0, (1 + 2 * (epochs - epoch - 1)) / epochs)
+        case "constant":
+            return 1.0
         case "cosine":
-            return (1 + math.cos(math.pi * done)) / 2
+            return 1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * done)) / 2
         case "one-cycle":
             # From 1/25 up to 1 over 30 %, then down to nearly 0, both along a cosine.
             if done < 0.3:
                 return 1 - 0.96 * (1 + math.cos(math.pi * done / 0.3)) / 2
             return 4e-6 + (1 - 4e-6) * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
-    return 1.0
+    raise SettingError(
+        f"There is no schedule {schedule!r}. There are constant, warmup, cosine, one-cycle and "
+        f"cooldown, and any function of the share that is done."
+    )

@@ -246,6 +246,9 @@ def _complete(config: RunConfig, result: Result) -> RunConfig:
         "training.precision": resolve_precision(config.training.precision),
         "placement.nodes": result.facts["world_size"],
     }
+    if config.method is not None:
+        # That of the file that has trained it, whatever the run file said.
+        changes["recipe_sha256"] = config.method.sha256
     if config.data.name.endswith(".npz"):
         changes["data.name"] = _absolute(config.data.name)
     if config.data.dir is not None:

@@ -141,7 +141,7 @@ class TrainingConfig:
     batch_size: Count = 100
     """Rows of a mini-batch."""
 
-    seed: int = 0
+    seed: Annotated[int, Range(-(1 << 63), 1 << 63)] = 0
     """Decides the first weights, the order of rows, negatives, shifts and dropout."""
 
     schedule: Literal["constant", "warmup", "cosine", "one-cycle", "cooldown"] = "constant"
@@ -267,6 +267,20 @@ def kinds(owner: type) -> dict[str, Any]:
     return typing.get_type_hints(owner, include_extras=True)
 
 
+def is_readable(kind: Any) -> bool:
+    """Return whether settings of a type can be read from text and from files."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return is_readable(inner[0]) and isinstance(inner[1], Range)
+    if origin in (types.UnionType, typing.Union):
+        return all(is_readable(each) for each in inner if each is not type(None))
+    if origin is Literal:
+        return all(isinstance(each, str) for each in inner)
+    if origin is tuple:
+        return len(inner) == 2 and inner[1] is Ellipsis and is_readable(inner[0])
+    return kind in (int, float, str, bool)
+
+
 def read_value(name: str, value: Any, kind: Any) -> Any:
     """Return a value as the type of its setting, or say why it is none."""
     origin, inner = get_origin(kind), get_args(kind)
@@ -327,5 +341,7 @@ def _say(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, inner)) if len(inner) > 1 else str(inner[0])
     if get_origin(kind) is tuple:
-        return "whole numbers with commas between them"
+        kind = get_args(inner[0])[0] if get_origin(inner[0]) is Annotated else inner[0]
+        plural = {int: "whole numbers", float: "numbers"}.get(kind, "values")
+        return f"{plural} with commas between them"
     return ", or ".join(_say(option) for option in inner if option is not type(None))

@@ -103,6 +103,8 @@ class RowsStep(Step):
                 f"learns, and each slice would change it anew: plan.slices must be 1 with it."
             )
         every = self.team.share(own)
+        # A rule that draws then draws the same on every rank, whichever slices were its own.
+        torch.default_generator.manual_seed(seed)
         self.follow(every, names, [len(part) / samples for part in parts], lr_scale)
         active = torch.stack([active for _, active, *_ in every]).amax(dim=0).bool()
         return {}, StepReport(in_order([sums for sums, *_ in every]), active)

@@ -141,7 +141,7 @@ def _settings(network: Network, config: RunConfig) -> str:
         module = " ".join(repr(block.module).split())
         parts += [
             f"block {number}: {_rules(block)}",
-            f"block {number} schedule: {getattr(block.schedule, '__qualname__', block.schedule)}",
+            f"block {number} schedule: {_schedule(block)}",
             f"block {number} learns {objective} with {module}",
             f"block {number} reads {network.edges[number]}",
         ]
@@ -156,6 +156,13 @@ def _rules(block: Block) -> str:
     if len(names) == 1:
         return next(iter(names))
     return "; ".join(f"{rule} for {', '.join(own)}" for rule, own in names.items())
+
+
+def _schedule(block: Block) -> str:
+    """Return the schedule of a block by its name, or by the values of its function."""
+    if block.schedule is None or isinstance(block.schedule, str):
+        return str(block.schedule)
+    return " ".join(f"{block.schedule(place / 32):.6g}" for place in range(1, 33))
 
 
 def _described(part: object) -> str:

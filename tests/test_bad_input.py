@@ -19,7 +19,10 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
     ("arguments", "message"),
     [
         (["onepass"], "There is no recipe onepass. Did you mean one-pass? There are one-pass, "),
-        (["x"], "There is no recipe x. There are one-pass, hinton, pff, backprop; or give the "),
+        (
+            ["x"],
+            "There is no recipe x. There are one-pass, hinton, pff, backprop; one ",
+        ),
         (["none.toml"], "The run file none.toml cannot be read: No such file or directory."),
         (["--epoch", "3"], "There is no flag --epoch. Did you mean --epochs?"),
         (["--batchsize=3"], "There is no flag --batchsize. Did you mean --batch-size?"),

@@ -4,11 +4,13 @@ import json
 import re
 import signal
 import sys
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 
 import pytest
 
 import onward as ow
+from onward.checkpoint import weights_sha256
 from onward.cli.main import main
 from onward.config import RunConfig
 from onward.errors import SettingError
@@ -119,6 +121,8 @@ def test_settings_of_the_recipe_are_set_by_the_types_of_its_dataclass(capsys):
     ("arguments", "says"),
     [
         (["mine.py:smal"], "mine.py has no recipe smal. It has the recipes small, nothing."),
+        (["mine.py"], "mine.py is a file. Add which of its functions is the recipe"),
+        (["one-pass", "--recipe", "mine.py"], "mine.py names no function"),
         (["mine.py:plain"], "A recipe is a function under @ow.recipe"),
         (["none.py:small"], "There is no file .*none.py"),
         (["json:small"], "json has no recipe small. It has no recipe."),
@@ -263,6 +267,35 @@ def test_a_run_that_was_cut_goes_on_with_its_recipe(monkeypatch, capsys):
 # From Python
 
 
+def taking(settings):
+    """Return a function that takes settings of a type."""
+
+    def function(settings, data):
+        return None
+
+    function.__annotations__ = {"settings": settings}
+    return function
+
+
+def test_a_name_and_another_method_are_refused():
+    with pytest.raises(SettingError, match="called one of the recipe one-pass, and its method is"):
+        RunConfig(method=load_recipe("mine.py:small"))
+
+
+def test_a_default_of_no_section_is_refused():
+    recipe = replace(load_recipe("mine.py:small"), defaults={"epochs": 3})
+
+    with pytest.raises(SettingError, match="has a default for epochs; defaults are for data"):
+        RunConfig(recipe=recipe.name, method=recipe)
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_model_is_loaded_with_its_recipe():
+    network = ow.load("run", recipe=load_recipe("mine.py:small"))
+
+    assert weights_sha256(network) == result()["weights_sha256"]
+
+
 def test_a_recipe_is_called_like_its_function():
     recipe = load_recipe("mine.py:small")
 
@@ -284,6 +317,9 @@ def test_a_run_of_it_is_done_from_python_too(trained):
     [
         (lambda settings: None, "annotated with a frozen dataclass"),
         (lambda settings, data: None, "annotated with a frozen dataclass"),
+        (taking(make_dataclass("Open", [("units", int, 3)])), "annotated with a frozen dataclass"),
+        (taking(make_dataclass("Nested", [("inner", dict, None)], frozen=True)), "setting inner"),
+        (taking(make_dataclass("Bare", [("units", int)], frozen=True)), "need defaults"),
     ],
 )
 def test_a_function_that_is_no_recipe_is_refused_when_it_is_made(function, says):

@@ -130,6 +130,57 @@ def test_filters_are_flattened_for_a_rule_of_matrices_whatever_their_memory(memo
     assert torch.equal(filters.flatten(1), matrix)
 
 
+class Rebinding(Counting):
+    """Sets the data of its parameters anew."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data = parameter - group["lr"] * parameter.grad
+
+
+class Grouped(Counting):
+    """Counts its steps beside the state of parameters."""
+
+    @torch.no_grad()
+    def step(self):
+        super().step()
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+
+
+def test_a_rule_that_sets_data_anew_moves_the_parameter():
+    rule, parameter = ow.optimizer(Rebinding, lr=0.5), torch.ones(2)
+
+    rule.step(parameter, torch.ones(2), rule.init(parameter), lr_scale=1.0)
+
+    assert parameter.tolist() == [0.5, 0.5]
+
+
+def test_what_a_rule_keeps_beside_the_state_of_parameters_is_refused():
+    with pytest.raises(SettingError, match="Grouped changes its param_groups in a step"):
+        ow.optimizer(Grouped, lr=0.5).init(torch.ones(2))
+
+
+def test_parameters_of_double_precision_have_state_of_theirs():
+    rule, parameter = ow.optimizer(torch.optim.AdamW, lr=0.1), draw(4, 3).double()
+
+    state = rule.init(parameter)
+    rule.step(parameter, draw(4, 3).double(), state, lr_scale=1.0)
+
+    assert state["exp_avg"].dtype == torch.float64
+
+
+def test_another_optimizer_takes_the_place_of_the_first():
+    block = ow.Block(nn.Linear(4, 3), ow.CrossEntropy(nn.Linear(3, 2)), ow.Adam())
+
+    block.optimizer = ow.SGD(lr=0.5)
+
+    assert set(block.rules.values()) == {ow.SGD(lr=0.5)}
+    assert set(block.optimizer_state["module.weight"]) == {"momentum"}
+
+
 def test_a_projection_follows_every_step():
     rule = ow.optimizer(torch.optim.SGD, lr=0.1, project=lambda p: p.clamp_(-0.1, 0.1))
     parameter = draw(4, 3)
@@ -214,8 +265,13 @@ def test_the_first_choice_that_fits_is_the_rule_of_a_parameter():
 
 
 def test_a_name_is_no_beginning_of_another_word():
-    with pytest.raises(SettingError, match=r"No optimizer is given for the parameter module\.weig"):
-        rules_by_name({"mod": ow.Adam()})
+    with pytest.raises(SettingError, match=r"'module\.bia' is for no parameter"):
+        rules_by_name({"module.bia": ow.Adam(), "": ow.Adam()})
+
+
+def test_a_parameter_without_an_optimizer_is_named():
+    with pytest.raises(SettingError, match=r"No optimizer is given for the parameter objective"):
+        rules_by_name({"module": ow.Adam()})
 
 
 def test_a_block_with_a_rule_of_torch_learns_by_autograd():
@@ -257,6 +313,11 @@ def test_a_block_has_a_schedule_of_its_own_by_name_or_as_a_function_of_what_is_d
     assert factors(lambda done: 1 - done / 2, of_training="cooldown") == pytest.approx(
         [0.875, 0.75, 0.625, 0.5], abs=1e-6
     )
+
+
+def test_a_schedule_of_no_known_name_is_refused_when_the_block_is_made():
+    with pytest.raises(SettingError, match="There is no schedule 'cosin'"):
+        factors("cosin")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def read_config(options: argparse.Namespace) -> RunConfig:
     recipe, code = options.recipe, options.code
     if recipe and recipe.endswith(".toml"):
         settings = read_settings(Path(recipe))
-    elif recipe and code is None and recipe not in RECIPES and is_named(recipe):
+    elif recipe and recipe not in RECIPES and is_named(recipe):
         code = recipe
     elif recipe:
         settings["recipe"] = recipe

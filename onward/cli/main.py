@@ -227,6 +227,7 @@ def train_command(options: argparse.Namespace) -> None:
     except Stopped as stopped:
         if (folder / runs.STATE).exists():
             code = "" if options.code is None else f" --recipe {options.code}"
+            code += " --changed-recipe" if options.changed_recipe else ""
             stopped.add_note(f"Go on with: onward train --resume {folder}{code}")
         raise
 
@@ -234,7 +235,8 @@ def train_command(options: argparse.Namespace) -> None:
 def _new_folder(config: RunConfig) -> Path:
     """Return the name of a folder that does not exist."""
     data_name = Path(config.data.name).stem.replace("{rank}", "")
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{data_name.strip('-_')}"
+    recipe = config.recipe.replace(":", "-")  # Not all disks have names with a colon.
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe}-{data_name.strip('-_')}"
     folder, number = Path("runs") / name, 2
     while folder.exists():
         folder, number = Path("runs") / f"{name}-{number}", number + 1

@@ -3,7 +3,7 @@
 import inspect
 import typing
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from onward.data import DataInfo
 from onward.errors import SettingError
 from onward.networks import Network
-from onward.settings import OptimizerConfig
+from onward.settings import OptimizerConfig, is_readable, kinds
 
 Function = Callable[..., Network]
 """Takes settings and a `DataInfo`; by name, where it has them, `optimizer` (an `OptimizerConfig`)
@@ -63,7 +63,9 @@ def recipe(
     """Make a recipe of a function from settings and a `DataInfo` to a network.
 
     Its settings are the frozen dataclass that its first parameter is annotated with. Before it is
-    called, torch is seeded with the seed of the run.
+    called, torch is seeded with the seed of the run; numpy and random are not. A function that
+    skips blocks that are not `held` draws those that it makes from seeds of their own, so that they
+    do not depend on which are skipped.
 
     Args:
         source: Paper and section, or what else the method is from.
@@ -104,20 +106,30 @@ def _settings(function: Function) -> type:
     names = [*inspect.signature(function).parameters]
     hints = typing.get_type_hints(function)
     owner = hints.get(names[0]) if len(names) > 1 else None
-    if not (isinstance(owner, type) and is_dataclass(owner)):
+    if not (isinstance(owner, type) and is_dataclass(owner) and _is_frozen(owner)):
         raise SettingError(
             f"The recipe {function.__name__} takes settings and a description of the data, and "
             f"its first parameter is annotated with a frozen dataclass: "
             f"def {function.__name__}(settings: Settings, data: ow.DataInfo) -> ow.Network."
         )
+    for name, kind in kinds(owner).items():
+        if not is_readable(kind):
+            raise SettingError(
+                f"The setting {name} of the recipe {function.__name__} is a {kind}; settings are "
+                f"int, float, str, bool, tuples of one of these (tuple[int, ...]), a Literal of "
+                f"words, or one of these or None."
+            )
     try:
-        hash(owner())
+        owner()
     except TypeError as error:
         raise SettingError(
-            f"The settings {owner.__name__} of the recipe {function.__name__} are no frozen "
-            f"dataclass whose fields all have defaults: {error}."
+            f"All settings of the recipe {function.__name__} need defaults: {error}."
         ) from error
     return owner
+
+
+def _is_frozen(owner: type) -> bool:
+    return bool(getattr(owner, "__dataclass_params__").frozen)  # noqa: B009 (mypy)
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,8 @@ def build(
             else.
     """
     recipe = blueprint.recipe
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise SettingError(f"The seed is {seed}; torch takes whole numbers of 64 bits.")
     given = {"optimizer": optimizer or OptimizerConfig(), "held": held}
     keywords = {name: value for name, value in given.items() if recipe.takes(name)}
     with torch.random.fork_rng(devices=[]):
@@ -178,8 +192,3 @@ def build(
             block.release()
     network.blueprint = blueprint
     return network
-
-
-def listed(settings: type) -> list[str]:
-    """Return the names of settings."""
-    return [setting.name for setting in fields(settings)]

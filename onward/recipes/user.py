@@ -35,6 +35,11 @@ def load_recipe(text: str) -> Recipe:
     for point in entry_points(group=GROUP, name=text):
         text = point.value
     where, _, name = text.rpartition(":")
+    if not where:
+        raise SettingError(
+            f"{text} names no function. A recipe of your own is FILE.py:FUNCTION or "
+            f"PACKAGE.MODULE:FUNCTION; those that come with Onward need no --recipe."
+        )
     try:
         module = (
             _module_of_file(Path(where))
