@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onward.batch import Batch, Tensors, named, parts
 from onward.errors import SettingError
 from onward.objectives import Objective
-from onward.optimizers import Optimizer, OptimizerState, Schedule, lr_scale
+from onward.optimizers import Optimizer, OptimizerState, Schedule, lr_scale, name_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,13 @@ class Block(nn.Module):
         self.reads = reads
         self.schedule = schedule
         if schedule is not None:
-            lr_scale(schedule, 0, 1.0, 1)  # It says so where there is none of that name.
+            try:
+                lr_scale(schedule, 0, 1.0, 1)
+            except TypeError as error:
+                raise SettingError(
+                    f"The schedule {name_of(schedule)} takes the share of the training that is "
+                    f"done, and returns a factor on the learning rate: {error}."
+                ) from error
         self.structure = structure
         self.prepare = prepare
         self.precision = torch.float32
@@ -279,13 +285,14 @@ def _rules(
             kind = rule if isinstance(rule, type) else type(rule)
             raise SettingError(
                 f"A block takes an optimizer of Onward, such as ow.Adam(lr=1e-3), or "
-                f"ow.optimizer(torch.optim.{kind.__name__}, lr=...) of torch's; got {rule!r}."
+                f"ow.optimizer(torch.optim.{kind.__name__}, lr=...) of torch's; got a "
+                f"{kind.__name__}."
             )
         fits = [name for name, p in parameters.items() if _is_chosen(chosen, name, p)]
         if not fits and chosen != "":
             raise SettingError(
-                f"The optimizer for {chosen!r} is for no parameter of the block, which has "
-                f"{', '.join(parameters)}."
+                f"The optimizer for {_chosen_by(chosen)} is for no parameter of the block, "
+                f"which has {', '.join(parameters)}."
             )
     found: dict[str, Optimizer] = {}
     for name, parameter in parameters.items():
@@ -293,10 +300,14 @@ def _rules(
         if not own:
             raise SettingError(
                 f"No optimizer is given for the parameter {name}: those given are for "
-                f"{', '.join(map(str, rules))}. Give one for the rest by the name ''."
+                f"{', '.join(map(_chosen_by, rules))}. Give one for the rest by the name ''."
             )
         found[name] = own[0]
     return found
+
+
+def _chosen_by(chosen: str | Choice) -> str:
+    return repr(chosen) if isinstance(chosen, str) else name_of(chosen)
 
 
 def _is_chosen(chosen: str | Choice, name: str, parameter: nn.Parameter) -> bool:

@@ -201,6 +201,11 @@ def block_costs(network: Network, training: Batch) -> list[int]:
                     f"shape {tuple(parts(outputs.inputs)[0].shape[1:])}: {error}. A linear head "
                     f"behind a convolution needs nn.Flatten before it."
                 ) from error
+        if scores is not None and scores.ndim > 2:
+            raise SettingError(
+                f"Block {number} scores each sample with shape {tuple(scores.shape[1:])}; class "
+                f"scores have shape ({network.num_classes},). Flatten or pool in its head."
+            )
         if scores is not None and scores.ndim == 2 and scores.shape[1] != network.num_classes:
             raise SettingError(
                 f"Block {len(costs)} scores {scores.shape[1]} classes, and the network was built "

@@ -7,6 +7,7 @@ import sys
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 import onward as ow
@@ -287,6 +288,19 @@ def test_a_default_of_no_section_is_refused():
 
     with pytest.raises(SettingError, match="has a default for epochs; defaults are for data"):
         RunConfig(recipe=recipe.name, method=recipe)
+
+
+def test_a_head_that_forgets_to_flatten_is_refused_before_training(capsys, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # As in a user's script.
+    flat = "nn.Flatten(), nn.Linear(inputs, outputs)"
+    assert flat in SOURCE
+    source = SOURCE.replace(flat, "nn.Linear(8, outputs)").replace("(8, 8)", "(8,)")
+    Path("mine.py").write_text(source)
+
+    assert onward("train", "mine.py:small", "--out", "run") == 2
+
+    message = r"Block 0 scores each sample with shape \(1, 8, 10\); class scores have shape \(10,\)"
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("trained")
