@@ -250,17 +250,15 @@ def read_run(
     digest = settings.pop("recipe_sha256", method.sha256)
     check_same(method, name, digest, may_differ=may_differ)
     own = RunConfig(recipe=method.name, recipe_sha256=digest, method=method)
-    given = sorted(full for full in settings if full.startswith("optimizer."))
-    idle = [] if method.takes("optimizer") else given
-    idle = [n for n in idle if own.with_settings({n: settings[n]}) != own]
-    idle += [n for n in method.defaults if n.startswith("optimizer.") and n not in given]
-    if idle and not method.takes("optimizer"):
+    run = own.with_settings(settings)
+    if run.optimizer != own.optimizer and not method.takes("optimizer"):
+        given = sorted(full for full in settings if full.startswith("optimizer."))
         names = ", ".join(setting.name for setting in fields(method.settings))
         raise SettingError(
-            f"{idle[0]} has no effect: the recipe {method.name} chooses its optimizers itself. Its "
-            f"settings are {names}."
+            f"{', '.join(given)} would have no effect: the recipe {method.name} chooses its "
+            f"optimizers itself. Its settings are {names}."
         )
-    return own.with_settings(settings)
+    return run
 
 
 def check_same(method: Recipe, name: str, sha256: str | None, *, may_differ: bool) -> None:

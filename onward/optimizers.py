@@ -221,8 +221,9 @@ class TorchOptimizer(Optimizer):
         known = {n: self._as_kept(n, t) for n, t in state.items() if n != BEGUN and state[BEGUN]}
         made = self._made(self._shaped(parameter), known, lr_scale)
         stepped = self._let_step(made, self._shaped(gradient))
-        # Channels that lie last cannot be flattened in place, and a rule may set `data` anew.
-        parameter.copy_(stepped.view(parameter.shape))
+        if stepped.data_ptr() != parameter.data_ptr():
+            # Channels that lie last cannot be flattened in place, and a rule may set `data` anew.
+            parameter.copy_(stepped.view(parameter.shape))
         for name, part in made.state[stepped].items():
             if part is not None and part is not state[name]:
                 state[name].copy_(torch.as_tensor(part))

@@ -146,8 +146,8 @@ class TrainingConfig:
 
     schedule: Literal["constant", "warmup", "cosine", "one-cycle", "cooldown"] = "constant"
     """Learning rate over time. warmup: up for 5 %, flat to 30 %, then down to 0 in a line.
-    cosine: down to 0 along half a cosine. one-cycle: up from 1/25 over 30 %, then down to 0, along
-    cosines. cooldown: flat for half of the epochs, then down in a line, as Hinton."""
+    cosine: down to 1/1000 along half a cosine. one-cycle: up from 1/25 over 30 %, then down to 0,
+    along cosines. cooldown: flat for half of the epochs, then down in a line, as Hinton."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the processor has

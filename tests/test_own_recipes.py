@@ -129,7 +129,10 @@ def test_settings_of_the_recipe_are_set_by_the_types_of_its_dataclass(capsys):
         (["json:small"], "json has no recipe small. It has no recipe."),
         (["no_such_module:small"], "no_such_module cannot be imported: ModuleNotFoundError"),
         (["mine.py:nothing"], "returns a list; it returns an ow.Network"),
-        (["mine.py:small", "--lr", "0.1"], "optimizer.lr has no effect: .* settings are units, lr"),
+        (
+            ["mine.py:small", "--lr", "0.1"],
+            "optimizer.lr would have no effect: .* are units, lr",
+        ),
         (["mine.py:small", "--set", "network.unit=3"], "Did you mean network.units?"),
         (["mine.py:small", "--widths", "3"], "Unknown setting network.widths.* has network.units"),
         (["mine.py:small", "--set", "network.lr=fast"], "network.lr must be a number; got 'fast'"),
@@ -324,6 +327,13 @@ def test_a_run_of_it_is_done_from_python_too(trained):
     found = ow.run(config)
 
     assert found.facts["weights_sha256"] == result()["weights_sha256"]
+
+
+def test_a_default_that_has_no_effect_is_refused():
+    function = taking(make_dataclass("Empty", [], frozen=True))
+
+    with pytest.raises(SettingError, match="which has no effect"):
+        ow.recipe(source="a test", defaults={"optimizer.lr": 0.1})(function)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,31 @@ def test_a_team_ends_with_the_bits_of_one_rank(cut, objective, slices, size):
         assert total.sums.equal(report.sums)
 
 
+class Backwards(Alone):
+    """Works on the slices from the last to the first, as a rank with the first ends elsewhere."""
+
+    def own(self, slices):
+        return list(reversed(range(slices)))
+
+    def share(self, own):
+        return list(reversed(own))
+
+
+def test_a_rule_that_draws_does_not_depend_on_which_slices_were_a_ranks_own():
+    def learn(team):
+        noise = ow.optimizer(torch.optim.SGD, lr=0.1, project=lambda p: p.add_(torch.randn_like(p)))
+        block = block_of("cross-entropy", "adam")
+        block.optimizer = noise
+        step = step_of(block, closed_form=False, slices=3, cut="rows", team=team)
+        trained(block, step, "cross-entropy")
+        return state_of(block)
+
+    expected, found = learn(Alone()), learn(Backwards())
+
+    for name, tensor in expected.items():
+        assert found[name].equal(tensor), name
+
+
 def test_samples_are_cut_for_modules_of_any_kind():
     def block():
         module = nn.Sequential(nn.Linear(5, UNITS), nn.Tanh())

@@ -1,15 +1,13 @@
 """Backpropagation, to compare with."""
 
-from collections.abc import Collection
+from dataclasses import replace
 
-from onward.data import DataInfo
-from onward.networks import Network
 from onward.recipes.dense import dense
-from onward.recipes.recipe import recipe
-from onward.settings import NetworkConfig, OptimizerConfig
 
-
-@recipe(
+backprop = replace(
+    dense,
+    name="backprop",
+    summary="The same layers in one block, trained by backpropagation: what to compare with.",
     source="the usual way; the twin of one-pass",
     defaults={
         "network.one_block": True,
@@ -19,12 +17,3 @@ from onward.settings import NetworkConfig, OptimizerConfig
         "training.gradients": "autograd",
     },
 )
-def backprop(
-    settings: NetworkConfig,
-    data: DataInfo,
-    *,
-    optimizer: OptimizerConfig,
-    held: Collection[int] | None = None,
-) -> Network:
-    """The same layers in one block, trained by backpropagation: what to compare with."""
-    return dense(settings, data, optimizer=optimizer, held=held)

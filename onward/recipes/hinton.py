@@ -1,15 +1,14 @@
 """Supervised Forward-Forward."""
 
-from collections.abc import Collection
+from dataclasses import replace
 
-from onward.data import DataInfo
-from onward.networks import Network
 from onward.recipes.dense import dense
-from onward.recipes.recipe import recipe
-from onward.settings import NetworkConfig, OptimizerConfig
 
-
-@recipe(
+hinton = replace(
+    dense,
+    name="hinton",
+    summary="Supervised Forward-Forward: labels in the input, hard negatives, every mini-batch "
+    "updates every block.",
     source="Hinton 2022, arXiv:2212.13345, section 3.3, and his published Matlab code",
     defaults={
         "network.widths": (2000, 2000, 2000, 2000),
@@ -27,15 +26,3 @@ from onward.settings import NetworkConfig, OptimizerConfig
         "plan.kind": "stream",
     },
 )
-def hinton(
-    settings: NetworkConfig,
-    data: DataInfo,
-    *,
-    optimizer: OptimizerConfig,
-    held: Collection[int] | None = None,
-) -> Network:
-    """Supervised Forward-Forward: labels in the input, hard negatives, a stream.
-
-    Every mini-batch updates every block.
-    """
-    return dense(settings, data, optimizer=optimizer, held=held)

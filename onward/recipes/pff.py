@@ -1,15 +1,14 @@
 """Pipeline Forward-Forward."""
 
-from collections.abc import Collection
+from dataclasses import replace
 
-from onward.data import DataInfo
-from onward.networks import Network
 from onward.recipes.dense import dense
-from onward.recipes.recipe import recipe
-from onward.settings import NetworkConfig, OptimizerConfig
 
-
-@recipe(
+pff = replace(
+    dense,
+    name="pff",
+    summary="Pipeline Forward-Forward: blocks take turns of a chapter, negatives are the network's "
+    "likeliest mistakes.",
     source="Aktemur et al. 2024, arXiv:2404.08573, sections 4 and 5; threshold, slope and "
     "learning rates are ours, those printed do not train deep blocks",
     defaults={
@@ -25,15 +24,3 @@ from onward.settings import NetworkConfig, OptimizerConfig
         "training.schedule": "cooldown",
     },
 )
-def pff(
-    settings: NetworkConfig,
-    data: DataInfo,
-    *,
-    optimizer: OptimizerConfig,
-    held: Collection[int] | None = None,
-) -> Network:
-    """Pipeline Forward-Forward: blocks take turns of a chapter.
-
-    Negatives are the network's likeliest mistakes.
-    """
-    return dense(settings, data, optimizer=optimizer, held=held)

@@ -34,6 +34,9 @@ class Recipe:
     settings: type
     """Frozen dataclass of its own settings, the section `network` of a run."""
 
+    summary: str
+    """What it does, in a sentence or two."""
+
     source: str
     """Paper and section."""
 
@@ -42,12 +45,6 @@ class Recipe:
 
     sha256: str | None = None
     """Digest of the file that it was read from; None for those that come with Onward."""
-
-    @property
-    def summary(self) -> str:
-        """What it does: the first paragraph of the function's docstring."""
-        text = inspect.getdoc(self.function) or ""
-        return " ".join(text.partition("\n\n")[0].split())
 
     def takes(self, name: str) -> bool:
         """Return whether the function has a parameter of a name."""
@@ -58,18 +55,18 @@ class Recipe:
 
 
 def recipe(
-    *, source: str, name: str | None = None, defaults: Mapping[str, Any] | None = None
+    *, source: str, defaults: Mapping[str, Any] | None = None
 ) -> Callable[[Function], Recipe]:
     """Make a recipe of a function from settings and a `DataInfo` to a network.
 
-    Its settings are the frozen dataclass that its first parameter is annotated with. Before it is
+    Its settings are the frozen dataclass that its first parameter is annotated with; its summary is
+    the first paragraph of its docstring. Before it is
     called, torch is seeded with the seed of the run; numpy and random are not. A function that
     skips blocks that are not `held` draws those that it makes from seeds of their own, so that they
     do not depend on which are skipped.
 
     Args:
         source: Paper and section, or what else the method is from.
-        name: What it is called; None: as the function.
         defaults: What differs from the defaults of a run, by full name.
 
     Raises:
@@ -94,11 +91,25 @@ def recipe(
         ('A layer and its head.', 'Settings')
     """
 
-    def made(function: Function) -> Recipe:
-        called = name or function.__name__
-        return Recipe(called, function, _settings(function), source, defaults or {})
+    def make(function: Function) -> Recipe:
+        text = (inspect.getdoc(function) or "").partition("\n\n")[0]
+        made = Recipe(
+            name=function.__name__,
+            function=function,
+            settings=_settings(function),
+            summary=" ".join(text.split()),
+            source=source,
+            defaults=defaults or {},
+        )
+        idle = [full for full in made.defaults if full.startswith("optimizer.")]
+        if idle and not made.takes("optimizer"):
+            raise SettingError(
+                f"The recipe {made.name} has a default for {idle[0]}, which has no effect: its "
+                f"function has no parameter `optimizer`."
+            )
+        return made
 
-    return made
+    return make
 
 
 def _settings(function: Function) -> type:
