@@ -1,7 +1,7 @@
 """Placements of plans of many sizes."""
 
 from hypothesis import given, settings
-from test_plan import chapter_plans, chapters_of_two_blocks, stream_plans
+from plans import chapter_plans, chapters_of_two_blocks, stream_plans
 
 from onward.errors import PlacementError
 from onward.placement import messages, place

@@ -2,7 +2,7 @@ from textwrap import dedent
 
 import pytest
 from placements import for_all_placements, plans
-from test_plan import chapters_of_two_blocks, stream_of_two_blocks
+from plans import chapters_of_two_blocks, stream_of_two_blocks
 
 from onward.cli.drawing import STYLES, clock_times, legend, plan_table, staircase
 from onward.placement import place

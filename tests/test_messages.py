@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from placements import chapters, for_all_placements, plans, sent
-from test_plan import stream_of_two_blocks
+from plans import stream_of_two_blocks
 
 from onward.placement import place
 from onward.plan.tasks import ProductKind

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from placements import chapters, for_all_placements, plans, sent
-from test_plan import chapter_plans, stream_of_two_blocks
+from plans import chapter_plans, stream_of_two_blocks
 
 from onward.cli.drawing import clock_times
 from onward.errors import PlacementError

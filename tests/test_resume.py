@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import InMemoryTransport
+from plans import chapter_plans, for_all, plans
 from prepared import (
     CHAPTERS,
     FEDERATED,
@@ -23,7 +24,6 @@ from prepared import (
     prepare,
     reference,
 )
-from test_plan import chapter_plans, for_all, plans
 
 from onward.errors import FileError, SettingError
 from onward.placement import place

@@ -15,8 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import chapters_of_two_blocks
 from safetensors.torch import save_file
-from test_plan import chapters_of_two_blocks
 
 from onward.errors import FileError
 from onward.plan.tasks import Product, ProductKind, Task, TaskKind
