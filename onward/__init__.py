@@ -13,6 +13,7 @@ from onward.errors import (
     DivergedError,
     FileError,
     OnwardError,
+    OnwardWarning,
     PlacementError,
     SettingError,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "normalize_length",
     "Objective",
     "OnwardError",
+    "OnwardWarning",
     "optimizer",
     "Optimizer",
     "OptimizerConfig",

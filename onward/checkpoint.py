@@ -19,6 +19,7 @@ from onward.data import DataInfo
 from onward.digests import tensors_sha256
 from onward.errors import FileError
 from onward.files import atomic_write
+from onward.inputs import InputTransformation
 from onward.layers import Dense
 from onward.networks import Network
 from onward.recipes import BUILT_IN, Blueprint, Recipe, build
@@ -27,15 +28,23 @@ from onward.settings import NetworkConfig, changed
 from onward.trained_on import TrainedOn
 from onward.version import VERSION
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout of model files; newer ones are refused."""
+
+INPUTS = "inputs."
+"""How names of arrays begin that say what becomes of samples."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Arithmetic of matrix products, by its name in settings and files."""
 
 
 def shipped(network: Network) -> dict[str, Tensor]:
-    """Return what inference needs, by name: parameters, buffers and heads."""
+    """Return what inference needs, by name: parameters, buffers, heads, what samples become."""
+    inputs = network.inputs.state_dict()
+    return _weights(network) | {f"{INPUTS}{name}": tensor for name, tensor in inputs.items()}
+
+
+def _weights(network: Network) -> dict[str, Tensor]:
     return {
         f"blocks.{number}.{name}": tensor
         for number, block in enumerate(network.all_blocks)
@@ -69,6 +78,7 @@ def save(network: Network, path: Path | str) -> None:
         "trained_on": network.trained_on.to_json() if network.trained_on else None,
         "blocks": [_describe(block) for block in network.all_blocks],
         "reading": _reading(network),
+        "inputs": network.inputs.to_json(),
         "weights_sha256": weights_sha256(network),
     }
     header["header_sha256"] = _header_digest(header)
@@ -134,20 +144,34 @@ def load(
             f"The model file {path} does not fit the network: it was read by {header['reading']}, "
             f"and this one is read by {_reading(network)}."
         )
-    wanted = shipped(network)
-    _check_tensors(path, tensors, wanted)
+    wanted = _weights(network)
+    weights = {name: t for name, t in tensors.items() if not name.startswith(INPUTS)}
+    _check_tensors(path, weights, wanted)
     if tensors_sha256(tensors) != header["weights_sha256"]:
         raise FileError(f"The model file {path} is damaged: its weights do not have its checksum.")
+    try:
+        inputs = _read_inputs(header, tensors, network)
+        found = header.get("trained_on")
+        trained_on = TrainedOn.from_json(found) if found else None
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise FileError(f"The model file {path} is damaged: {error!r}.") from error
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name, tensor in weights.items():
             wanted[name].copy_(tensor)
     network.set_precision(PRECISIONS[header["precision"]])
-    try:
-        found = header.get("trained_on")
-        network.trained_on = TrainedOn.from_json(found) if found else None
-    except (LookupError, TypeError, ValueError) as error:
-        raise FileError(f"The model file {path} is damaged: {error!r}.") from error
+    network.inputs, network.trained_on = inputs, trained_on
     return network
+
+
+def _read_inputs(
+    header: Mapping[str, Any], tensors: Mapping[str, Tensor], network: Network
+) -> InputTransformation:
+    """Return what becomes of samples; older files know only that uint8 is divided by 255."""
+    if header["format"] < 3:
+        known = network.blueprint
+        return InputTransformation("pixels", known.data.input_shape if known else None)
+    arrays = [tensors.get(f"{INPUTS}{name}") for name in ("mean", "std")]
+    return InputTransformation.from_json(header["inputs"], *arrays)
 
 
 def _header_digest(header: Mapping[str, Any]) -> str:

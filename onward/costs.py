@@ -226,7 +226,7 @@ def measure(
     network = deepcopy(network)
     timer = Timer(repeats)
     sampler = network.sampler
-    batch = _first(shard.training, batch_size)
+    batch = network.inputs.of_batch(_first(shard.training, batch_size))
     draw = seeds.generator(settings.seed, "costs")
     views = {name: list(passes(network, v)) for name, v in sampler.views(batch, draw, None).items()}
     neutral = list(passes(network, sampler.neutral(batch)))
@@ -255,7 +255,7 @@ def measure(
         ahead.append(_bytes_sent(neutral[number].outputs, settings.bf16_wire))
         outputs.append(sum(t.nbytes for t in parts(neutral[number].outputs.inputs)))
     if network.head is None and sampler.needs_hints:
-        score = timer(network.scores, batch)
+        score = timer(network.scores, _first(shard.training, batch_size))
     validate, num_validated = 0.0, len(shard.validation)
     if num_validated and network.readout is not None:
         some = min(num_validated, batch_size)

@@ -21,6 +21,10 @@ class OnwardError(Exception):
     """Something the user can put right; the message says what and how."""
 
 
+class OnwardWarning(UserWarning):
+    """Something that works, and is probably not what was meant."""
+
+
 class SettingError(OnwardError, ValueError):
     """A setting is unknown, has the wrong type, or does not fit the others."""
 

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from onward.exits.macs import Like, example
 from onward.exits.policies import ExitPolicy
 from onward.networks import Forward, Network
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout of the folder."""
 
 MANIFEST = "manifest.json"
@@ -61,6 +60,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         way, outputs = self.way, Batch(x)
+        if self.before == "input":
+            outputs = way.network.inputs.of_batch(outputs)
         seen = way.view(outputs) if self.before == "input" and way.first is None else outputs
         sources = {self.before: seen.inputs}
         for number in self.numbers:
@@ -166,8 +167,7 @@ def export(
         network: A trained network. It is exported in fp32.
         folder: Where; it is made where it is missing.
         policy: When inference stops.
-        like: Samples that it is asked about, or the shape of one. None: those for which it was
-            built from settings.
+        like: Samples that it is asked about, or the shape of one. None: those that it knows.
         int8: Whether weights are stored in eight bits, and activities rounded to eight as well.
 
     Returns:
@@ -271,7 +271,7 @@ def _obstacle(network: Network, batch: Batch) -> str | None:
     return None
 
 
-def run_exported(folder: Path, x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+def run_exported(folder: Path, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return classes and exits of samples, as the files in a folder say."""
     from onward.standalone import Network as Exported
 
@@ -286,6 +286,7 @@ def _manifest(way: Forward, x: Tensor, policy: ExitPolicy, files: list[Path]) ->
         "sweeps": way.readout.sweeps,
         "classes": way.network.num_classes,
         "input_shape": list(x.shape[1:]),
+        "takes_pixels": way.network.inputs.kind == "pixels",
         "policy": policy.to_json(),
         "weights_sha256": weights_sha256(way.network),
     }

@@ -192,7 +192,10 @@ def _sizes(
 ) -> Sizes:
     """Return the bytes of blocks, of which copies of some states may wait to be written."""
     blocks, views = dict(enumerate(network.all_blocks)), len(network.sampler.names)
-    batch = network.sampler.neutral(training.take(slice(0, 1)))
+    batch = network.inputs.of_batch(training.take(slice(0, 1)))
+    one, types = _bytes_each(batch.inputs), [part.dtype for part in parts(training.inputs)]
+    is_copied = network.inputs.changes(types[0])
+    batch = network.sampler.neutral(batch)
     rows = {INPUT: _bytes_each(batch.inputs)}
     rows |= {number: _bytes_each(out.inputs) for number, _, out in passes(network, batch)}
     weights = {number: block.num_bytes for number, block in blocks.items()}
@@ -218,10 +221,10 @@ def _sizes(
         making[number] += unwritten * (weight + states[number])
         if settings.shift and (passed or (INPUT, 0) in node.reads):
             # A stream has those of two epochs while it makes others, by way of padded ones.
-            making[number] += (1 if passed else 4) * sum(plan.rows) * _bytes_each(training.inputs)
+            making[number] += ((1 if passed else 4) + is_copied) * sum(plan.rows) * one
             passed *= len(plan.segments(0))
-        # The first block reads the data themselves, unless they are shifted or seen as views.
-        kept = rows if settings.shift or views > 1 else {**rows, INPUT: 0}
+        # The first block reads the data themselves, unless they are changed or seen as views.
+        kept = rows if settings.shift or is_copied or views > 1 else {**rows, INPUT: 0}
         making[number] += round(passed) * _passed(plan, kept, number, views)
     products = {
         ProductKind.WEIGHTS: weights,

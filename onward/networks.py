@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from onward.batch import Batch, Tensors, mapped
 from onward.blocks import Block, Edge, gathered
-from onward.errors import SettingError
+from onward.data.dataset import Numbers
+from onward.errors import DataError, SettingError
+from onward.inputs import InputTransformation
 from onward.kernels.sweep import FirstPass, first_pass
 from onward.readouts import Fold, Readout, Scores, is_head
 from onward.samplers import Sampler
@@ -65,6 +66,7 @@ class Network(nn.Module):
         self.readouts = dict(readouts or {})
         self.blueprint = blueprint
         self.trained_on: TrainedOn | None = None
+        self.inputs = InputTransformation()
         self.edges = tuple(edges_of(number, block) for number, block in enumerate(blocks))
         check_edges(self.all_blocks, self.edges)
         check_views(self.all_blocks, sampler)
@@ -114,15 +116,15 @@ class Network(nn.Module):
             block.precision = precision
 
     @torch.no_grad()
-    def scores(self, x: Tensor | np.ndarray | Batch, readout: Readout | None = None) -> Scores:
+    def scores(self, x: Numbers | Batch, readout: Readout | None = None) -> Scores:
         """Return the class scores of samples, in chunks of `CHUNK_ROWS`.
 
         Args:
-            x: Samples of the shape the network was built for.
+            x: See `predict`.
             readout: Another readout than the network's own.
         """
         chunks = []
-        for chunk in in_chunks(as_batch(x)):
+        for chunk in in_chunks(self.inputs.asked(x)):
             forward = Forward(self, chunk, readout)
             *_, scores = forward
             own = tuple(forward.found) if forward.fold.is_own else ()
@@ -132,19 +134,17 @@ class Network(nn.Module):
             torch.cat([chunk.network for chunk in chunks]), tuple(torch.cat(b) for b in each)
         )
 
-    def predict(self, x: Tensor | np.ndarray | Batch) -> Int[Tensor, " samples"]:
+    def predict(self, x: Numbers | Batch) -> Int[Tensor, " samples"]:
         """Return the most likely class of each sample.
 
         Args:
-            x: Samples of the shape and scale the network was trained on: an array of any number
-                type, taken for float32, or a batch, whose inputs stay as they are (token ids).
+            x: Samples like those of the training: an array, a tensor or a batch; one sample alone
+                counts as one. A network trained on uint8 takes uint8, or floats from 0 to 1.
+
+        Raises:
+            DataError: They have another shape, or values that are not finite.
         """
         return self.scores(x).network.argmax(dim=1)
-
-
-def as_batch(x: Tensor | np.ndarray | Batch) -> Batch:
-    """Return samples as a batch; an array becomes one of float32."""
-    return x if isinstance(x, Batch) else Batch(torch.as_tensor(x, dtype=torch.float32))
 
 
 def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
@@ -194,7 +194,7 @@ class Forward:
 
     Args:
         network: The network.
-        batch: The samples.
+        batch: The samples, not transformed yet.
         readout: How it is read; None: by the network's own readout.
         shares: Whether a sweep computes what its labels have in common once, where it can.
 
@@ -227,7 +227,7 @@ class Forward:
         self.num_samples, self.visit, self.exit = len(batch), 0, 0
         self.found: list[Tensor] = []
         self.total = torch.zeros(self.num_samples, network.num_classes)
-        batch = Batch(batch.inputs, structure=batch.structure)
+        batch = network.inputs.of_batch(Batch(batch.inputs, structure=batch.structure))
         if shares and readout.sweeps:
             self.first = self._shared(batch)
         self._batch = batch if self.first is not None else self.view(batch)
@@ -246,7 +246,7 @@ class Forward:
         self._before: dict[int, Tensors] = {}
 
     def view(self, batch: Batch) -> Batch:
-        """Return samples as inference sees them: with every label, or with none in particular."""
+        """Return transformed samples as inference sees them: with every label, or with none."""
         sampler = self.network.sampler
         return sampler.candidates(batch) if self.readout.sweeps else sampler.neutral(batch)
 
@@ -415,10 +415,14 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
         batch: Samples with their true classes. Without classes, or where the network names none,
             nothing is counted.
         readout: Another readout than the network's own.
+
+    Raises:
+        DataError: Samples or classes are not like those of the training.
     """
     is_asked = network.readout is not None and "label" in batch.targets
     if not is_asked or not batch.num_counted:
         return Evaluation(0, 0, {})
+    batch = batch.with_targets(label=checked_labels(network, batch.label, len(batch)))
     scores = network.scores(batch, readout)
     label = batch.counted.label
     index = slice(None) if batch.index is None else batch.index
@@ -428,3 +432,23 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     # Where there are ticks, the last one counts.
     blocks = (visit % len(network.all_blocks) for visit in network.fold(readout).exits)
     return Evaluation(len(label), correct, dict(zip(blocks, each, strict=False)))
+
+
+def checked_labels(network: Network, y: Tensor, samples: int) -> Int[Tensor, " samples"]:
+    """Return the classes of samples, as such.
+
+    Raises:
+        DataError: They are not one whole number a sample, or not those of the network.
+    """
+    if y.shape != (samples,):
+        raise DataError(
+            f"There are {samples:,} samples, and their classes have shape {tuple(y.shape)}."
+        )
+    labels = y.to(torch.int64)
+    is_wrong = (labels != y) | (labels < 0) | (labels >= network.num_classes)
+    if samples and is_wrong.any():
+        raise DataError(
+            f"Classes are whole numbers from 0 to {network.num_classes - 1} for this network; "
+            f"these run from {y.min().item()} to {y.max().item()}."
+        )
+    return labels

@@ -73,7 +73,7 @@ def preview(
     ranks = range(num_ranks if is_private(config) else 1)
     datasets = [split(config, load_data(config, rank)) for rank in ranks]
     shards = [local_shards(config, own, rank) for rank, own in zip(ranks, datasets, strict=True)]
-    notes = [describe(*each) for each in zip(shards, datasets, strict=True)]
+    notes = [describe(config, *each) for each in zip(shards, datasets, strict=True)]
     dataset, shape = datasets[0], agree(config, notes)
     before = memory.resident()
     network = build_network(config, dataset, shape, held=None if with_weights else ())
@@ -164,7 +164,9 @@ def build_network(
         is_image=dataset.is_image,
     )
     blueprint = Blueprint(config.method, config.network, data)
-    return build(blueprint, optimizer=config.optimizer, seed=config.training.seed, held=held)
+    network = build(blueprint, optimizer=config.optimizer, seed=config.training.seed, held=held)
+    network.inputs = summary.inputs
+    return network
 
 
 @torch.no_grad()
@@ -180,7 +182,8 @@ def block_costs(network: Network, training: Batch) -> list[int]:
     Raises:
         SettingError: Samples do not fit a block, or a head scores another number of classes.
     """
-    blocks = passes(network, network.sampler.neutral(training.take(slice(0, 1))))
+    first = network.inputs.of_batch(training.take(slice(0, 1)))
+    blocks = passes(network, network.sampler.neutral(first))
     costs: list[int] = []
     for block in network.line:
         number, scores = len(costs), None

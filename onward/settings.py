@@ -40,6 +40,10 @@ NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 
 
+Standardize = Literal["auto", "feature", "channel", "none"]
+"""What gets a mean of 0 and a standard deviation of 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is learned from."""
@@ -58,6 +62,11 @@ class DataConfig:
 
     split_seed: int = 0
     """Decides which rows are validation and test rows."""
+
+    standardize: Standardize = "auto"
+    """What gets a mean of 0 and a standard deviation of 1 over the training rows: each feature,
+    each channel, or nothing. auto: features of vectors where these differ much in scale or lie far
+    from 0, channels of images that have several."""
 
     shift: Annotated[int, Range(0)] = 0
     """Largest random shift of training images, in pixels, drawn anew for each row and epoch."""

@@ -13,6 +13,7 @@ from onward.batch import Batch
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.errors import DataError, SettingError
+from onward.inputs import InputTransformation, Moments, granularity, kind_of
 from onward.runtime.workers import Shard
 from onward.transport.messages import Transport
 
@@ -35,6 +36,9 @@ class DataSummary:
 
     data_sha256: str
     """Digest of the samples that are not test samples: rank 0's, where each rank has its own."""
+
+    inputs: InputTransformation
+    """What becomes of samples first, from the moments of the training samples of all shards."""
 
 
 SHARED = "ONWARD_SHARED_DATA"
@@ -112,7 +116,7 @@ def load_shards(
         DataError: There is one class only, over all shards, or the ranks' data do not agree.
     """
     local = local_shards(config, dataset, transport.rank)
-    return local, agree(config, transport.all_gather("data", describe(local, dataset)))
+    return local, agree(config, transport.all_gather("data", describe(config, local, dataset)))
 
 
 def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Shard]:
@@ -120,7 +124,7 @@ def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Sh
     shift = config.data.shift
     if shift:
         shape = dataset.input_shape
-        if len(shape) != 3 or shift >= min(shape[1:]):
+        if len(shape) != 3 or shift >= min(shape[1:]) or datasets.is_channels_last(shape):
             raise SettingError(
                 f"data.shift is {shift} pixels, but the rows have shape {shape}. It is for images, "
                 f"of shape (channels, height, width), and smaller than they are."
@@ -146,8 +150,12 @@ def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Sh
     }
 
 
-def describe(shards: Mapping[int, Shard], dataset: Dataset) -> dict[str, Any]:
+def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -> dict[str, Any]:
     """Return what a rank says of its samples."""
+    training = dataset.training
+    by = granularity(config.data.standardize, training, is_image=dataset.is_image)
+    kind = kind_of(training)
+    each = [shard.training.counted for shard in shards.values() if kind != "kept"]
     classes = [0] * dataset.num_classes
     if dataset.num_classes:
         labels = torch.cat([shard.training.counted.label for shard in shards.values()])
@@ -159,9 +167,12 @@ def describe(shards: Mapping[int, Shard], dataset: Dataset) -> dict[str, Any]:
         "classes": classes,
         "shapes": {
             name: list(tensor.shape[1:])
-            for name, tensor in dataset.training.tensors().items()
+            for name, tensor in training.tensors().items()
             if name.partition(".")[0] == "inputs"
         },
+        "kind": kind,
+        "by": by,
+        "moments": [Moments.of(batch.tensor, by).to_json() for batch in each],
         "sha256": dataset.sha256(),
     }
 
@@ -181,8 +192,15 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         shapes = sorted({tuple(map(tuple, note["shapes"].values())) for note in notes})
         text = [shape[0] if len(shape) == 1 else shape for shape in shapes]
         raise DataError(f"The ranks have rows of different shapes: {text}. They must be alike.")
+    kinds = sorted({note["kind"] for note in notes})
+    if len(kinds) > 1:
+        raise DataError(
+            f"The ranks have rows of different types: {', '.join(kinds)}. Only uint8 is divided by "
+            f"255, so give all in the same type."
+        )
     if not is_private(config):
-        if any(note != notes[0] for note in notes):
+        # Moments may differ in the last bit from one type of machine to another.
+        if any(note | {"moments": 0} != notes[0] | {"moments": 0} for note in notes):
             raise DataError("The ranks have different data. Give all of them the same files.")
         notes = notes[:1]
     num_classes = max(len(note["classes"]) for note in notes)
@@ -197,4 +215,15 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         sum(note["counted_rows"] for note in notes),
         num_classes,
         notes[0]["sha256"],
+        _transformation(config, notes),
     )
+
+
+def _transformation(config: RunConfig, notes: Sequence[dict[str, Any]]) -> InputTransformation:
+    """Return what becomes of samples first; shards are taken in their order."""
+    kind, by = notes[0]["kind"], notes[0]["by"]
+    shapes = [tuple(shape) for shape in notes[0]["shapes"].values()]
+    if kind == "kept":
+        return InputTransformation(kind, shapes[0] if len(shapes) == 1 else None)
+    moments = Moments.merged([Moments.from_json(m) for note in notes for m in note["moments"]])
+    return InputTransformation.fitted(config.data.standardize, kind, shapes[0], by, moments)

@@ -3,11 +3,11 @@
 It needs onnxruntime and numpy, and neither torch nor onward: copy it with the files.
 
     from infer import Network
-    labels, exits = Network("DIR").answer(x)          # x: float32, shape (samples, inputs...)
+    labels, exits = Network("DIR").answer(x)          # x: shape (samples, inputs...)
 
     python infer.py DIR ROWS.npz                      # prints label and exit of each sample
 
-Samples of type uint8 are taken for pixels and scaled by 1/255, as in training.
+A network that was trained on uint8 takes uint8, or floats from 0 to 1.
 """
 
 import json
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-FORMAT = 2  # Version of the layout of the folder.
+FORMAT = 3  # Version of the layout of the folder.
 
 
 class Network:
@@ -50,7 +50,8 @@ class Network:
     def answer(self, x: Array, batch_size: int = 500) -> tuple[Array, Array]:
         """Return the class of each sample, and the exit at which it was known."""
         shape = tuple(self.manifest["input_shape"])
-        x = np.ascontiguousarray(x, np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
+        is_divided = x.dtype == np.uint8 and self.manifest["takes_pixels"]
+        x = np.ascontiguousarray(x, np.float32) / np.float32(255 if is_divided else 1)
         if x.shape[1:] != shape or not np.isfinite(x).all():
             raise ValueError(f"Samples are finite, of shape {shape}; these are {x.shape[1:]}.")
         labels, exits = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)

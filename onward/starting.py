@@ -135,7 +135,11 @@ def _settings(network: Network, config: RunConfig) -> str:
     )
     settings = replace(settings, placement=PlacementConfig())
     # The settings do not know what a user has built.
-    parts = [f"sampler: {_described(network.sampler)}", f"ticks: {network.ticks}"]
+    parts = [
+        f"sampler: {_described(network.sampler)}",
+        f"ticks: {network.ticks}",
+        f"inputs: {network.inputs} {tensors_sha256(network.inputs.state_dict())}",
+    ]
     for number, block in enumerate(network.all_blocks):
         objective = f"{type(block.objective).__name__} {block.objective.describe()}"
         module = " ".join(repr(block.module).split())

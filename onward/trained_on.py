@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onward import seeds
 from onward.batch import Batch, parts
+from onward.inputs import as_floats
 
 SAMPLE = 1000
 """Rows whose digests are kept."""
@@ -61,6 +62,6 @@ def first_tensor(batch: Batch) -> Tensor:
 
 
 def digest(row: Tensor) -> str:
-    """Return 64 bits of a digest of the values of a row."""
-    values = row.detach().to(torch.float32).contiguous().numpy()
+    """Return 64 bits of a digest of a row: the same for pixels and for their shares of 255."""
+    values = as_floats(row.detach()).to(torch.float32).contiguous().numpy()
     return hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()

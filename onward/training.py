@@ -24,7 +24,13 @@ from onward.results import Listener, Log, Result
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import report_fields
 from onward.seeds import global_generator_kept
-from onward.settings import PlacementConfig, PlanConfig, TrainingConfig
+from onward.settings import (
+    DataConfig,
+    PlacementConfig,
+    PlanConfig,
+    Standardize,
+    TrainingConfig,
+)
 from onward.sharding import counted, is_private, load_data, load_shards, split, with_private_shards
 from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_done
 from onward.timeline import Recorder, Span, is_whole, merged
@@ -112,6 +118,7 @@ def train(
     plan: PlanConfig | None = None,
     placement: PlacementConfig | Placement | None = None,
     validation: float | int = 0.1,
+    standardize: Standardize = "auto",
     shift: int = 0,
     listener: Listener | None = None,
     folder: Path | str | None = None,
@@ -131,6 +138,8 @@ def train(
         placement: Where; by default all-layers (or stream) where there are several ranks. Or a
             placement of one's own.
         validation: Training samples held out for validation: a share below 1, or a number.
+        standardize: What gets a mean of 0 and a standard deviation of 1, see `ow.DataConfig`. A
+            network that has been trained before keeps what became of its samples then.
         shift: Largest random shift of training images, in pixels.
         listener: Called with how training goes.
         folder: Where each rank keeps what it has finished, on a disk of its own or a shared one. A
@@ -164,7 +173,9 @@ def train(
         )
     given = placement if isinstance(placement, Placement) else None
     where = placement if isinstance(placement, PlacementConfig) else PlacementConfig()
-    data = replace(RunConfig().data, name=dataset.name, validation=validation, shift=shift)
+    data = DataConfig(
+        name=dataset.name, validation=validation, standardize=standardize, shift=shift
+    )
     folder = None if folder is None else Path(folder)
     results: list[Result] = []
     for number, stage in enumerate(stages):
@@ -215,6 +226,8 @@ def _train_stage(
                 f"The data have {summary.num_classes} classes, and the network was built for "
                 f"{network.num_classes}. Give num_classes={summary.num_classes}."
             )
+        if not network.inputs.is_fitted:
+            network.inputs = summary.inputs
         ready = get_ready(
             network, config, dataset, shards, summary, transport, folder, listener, given
         )

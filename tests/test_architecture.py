@@ -36,6 +36,7 @@ ORDER = [
     "data.catalog",
     "data.shared",
     "data",
+    "inputs",
     "augmentation",
     "layers",
     "optimizers",

@@ -69,7 +69,7 @@ BROKEN = {
     ),
     "misspelt": (
         arrays(goups=np.zeros(20)),
-        "has a member goups, which is not read. If groups is meant, call it so",
+        "has members that are not read: goups. Did you mean groups? Known are x, y, x_val, ",
     ),
     "far above": (
         arrays(y=arrays()["y"] * 1000),
@@ -391,10 +391,10 @@ def test_a_model_that_is_not_there_is_refused(refused):
 
 
 def test_a_model_of_a_newer_version_is_refused(refused, finished):
-    with_header(finished / "model.safetensors", "new.safetensors", format=3, version="9.1")
+    with_header(finished / "model.safetensors", "new.safetensors", format=4, version="9.1")
 
     message = (
-        "The model file new.safetensors has format 3, and this version of onward reads up to 2. "
+        "The model file new.safetensors has format 4, and this version of onward reads up to 3. "
         "Install onward 9.1 or newer."
     )
     assert message in refused("predict", "new.safetensors", "new.npz")
@@ -435,7 +435,7 @@ def test_evaluate_refuses_data_that_the_network_does_not_fit(refused, finished):
     np.savez("wide.npz", **arrays(x=np.zeros((40, 5))))
     np.savez("many.npz", **arrays(y=np.arange(40) % 3))
 
-    message = "The rows of wide.npz have shape (5,), and the network was trained on rows of shape ("
+    message = "The samples of wide.npz have shape (5,), and the network was trained on samples of "
     assert message in refused("evaluate", finished, "--data", "wide.npz")
     message = "many.npz has 3 classes, and the network was trained to tell 2 apart."
     assert message in refused("evaluate", finished, "--data", "many.npz")
@@ -449,9 +449,12 @@ def test_evaluate_refuses_data_that_the_network_does_not_fit(refused, finished):
     [
         (
             np.zeros((3, 5)),
-            "new.npz have shape (5,), and the network was trained on rows of shape ",
+            "new.npz have shape (5,), and the network was trained on samples of shape ",
         ),
-        (np.zeros((3, 2, 2)), "new.npz have shape (2, 2), and the network was trained on rows of "),
+        (
+            np.zeros((3, 2, 2)),
+            "new.npz have shape (2, 2), and the network was trained on samples of ",
+        ),
         (np.zeros((0, 4)), "new.npz: x has the shape (0, 4). It needs one row or more, rows first"),
         (np.zeros(4), "new.npz: x has the shape (4,). It needs one row or more, rows first, and "),
         (

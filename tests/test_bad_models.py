@@ -118,7 +118,7 @@ def test_a_header_that_is_no_json_is_damaged(path):
 def test_a_newer_format_is_refused_with_the_version_to_install(path, saved):
     rewrite(path, format=FORMAT + 1, version="7.1.0")
 
-    assert_refused(path, "has format 3, and this version .* up to 2. Install onward 7.1.0 or newer")
+    assert_refused(path, "has format 4, and this version .* up to 3. Install onward 7.1.0 or newer")
 
 
 @pytest.mark.parametrize(

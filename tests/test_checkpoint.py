@@ -196,7 +196,7 @@ def test_every_block_of_dense_layers_says_how_its_input_is_normalized(path, reci
 def test_the_header_says_the_format_the_version_the_precision_and_the_digest(path, saved):
     header = header_of(path)
 
-    assert header["format"] == FORMAT == 2
+    assert header["format"] == FORMAT == 3
     assert header["version"]
     assert header["precision"] == "fp32"
     assert header["weights_sha256"] == weights_sha256(saved)

@@ -181,7 +181,7 @@ def test_pickles_do_not_matter_where_the_binary_version_is_in_the_cache(tmp_path
 def test_arrays_of_ones_own_are_loaded_from_an_npz_file(tmp_path):
     x, y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2] * 2)
     path = tmp_path / "own.npz"
-    np.savez_compressed(path, x=x, y=y, x_test=x + 1, y_test=y, groups=y * 10, extra=x)
+    np.savez_compressed(path, x=x, y=y, x_test=x + 1, y_test=y, groups=y * 10)
 
     dataset = load(str(path))
 

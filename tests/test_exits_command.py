@@ -160,7 +160,7 @@ runpy.run_path({str(tmp_path / "onnx" / "infer.py")!r}, run_name="__main__")
 def test_the_program_for_exported_files_is_short():
     text = (Path(ow.__file__).parent / "standalone.py").read_text()
 
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 155
 
 
 def test_eight_bits_take_less_room(runs, tmp_path, capsys):
@@ -258,7 +258,7 @@ def test_files_of_an_older_layout_are_left_to_the_program_beside_them(runs, tmp_
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
 
-    with pytest.raises(ValueError, match=r"has format 1, and this reads 2\. Run the infer\.py"):
+    with pytest.raises(ValueError, match=r"has format 1, and this reads 3\. Run the infer\.py"):
         run_exported(tmp_path, np.zeros((1, 1, 8, 8), np.float32))
 
 

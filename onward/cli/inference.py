@@ -173,7 +173,7 @@ def load_run(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunCon
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     torch.set_num_threads(config.training.threads)
     dataset = sharding.load_data(config, 0)
-    _check_rows(network, dataset.input_shape, dataset.name)
+    network.inputs.asked(dataset.test, f"of {dataset.name}")
     if dataset.num_classes > network.num_classes:
         raise DataError(
             f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
@@ -234,8 +234,7 @@ def predict_command(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix != ".npz":
         raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
     network, _ = _load(options)
-    x = data.read_rows(options.input)
-    _check_rows(network, tuple(x.shape[1:]), str(options.input))
+    x = network.inputs.asked(data.read_rows(options.input), f"of {options.input}")
     torch.set_num_threads(1)
     is_run = options.run.is_dir() and not options.full_depth
     calibrated = runs.read_exits(options.run, network) if is_run else None
@@ -268,12 +267,3 @@ def predict_command(options: argparse.Namespace) -> None:
     except OSError as error:
         close_output()
         raise FileError(f"The predictions cannot be written: {error.strerror}.") from error
-
-
-def _check_rows(network: Network, shape: tuple[int, ...], where: str) -> None:
-    blueprint = network.blueprint
-    if blueprint is not None and tuple(blueprint.data.input_shape) != shape:
-        raise DataError(
-            f"The rows of {where} have shape {shape}, and the network was trained on rows of "
-            f"shape {tuple(blueprint.data.input_shape)}."
-        )

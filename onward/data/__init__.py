@@ -2,7 +2,14 @@
 
 from onward.data.arrays import read_rows
 from onward.data.catalog import Listing, available, load
-from onward.data.dataset import DataInfo, Dataset, check_classes, from_arrays, split_validation
+from onward.data.dataset import (
+    DataInfo,
+    Dataset,
+    check_classes,
+    from_arrays,
+    is_channels_last,
+    split_validation,
+)
 from onward.data.shared import read_shared, write_shared
 from onward.data.splits import shards
 
@@ -12,6 +19,7 @@ __all__ = [
     "DataInfo",
     "Dataset",
     "from_arrays",
+    "is_channels_last",
     "Listing",
     "load",
     "read_rows",

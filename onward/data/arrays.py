@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-from jaxtyping import Float
 from numpy.lib.format import (
     MAGIC_PREFIX,
     read_array_header_1_0,
@@ -25,7 +24,7 @@ from onward.errors import DataError
 NEEDED = {"x": "rows", "y": "labels"}
 """Members that a file must have, and what they are; see `from_arrays`."""
 
-OPTIONAL = ("x_test", "y_test", "groups", "num_classes")
+OPTIONAL = ("x_val", "y_val", "x_test", "y_test", "groups", "num_classes")
 """Members that it may have."""
 
 
@@ -59,6 +58,8 @@ def read_npz(
     return from_arrays(
         members["x"],
         members["y"],
+        x_val=members.get("x_val"),
+        y_val=members.get("y_val"),
         x_test=members.get("x_test"),
         y_test=members.get("y_test"),
         groups=members.get("groups"),
@@ -70,7 +71,7 @@ def read_npz(
     )
 
 
-def read_rows(path: Path) -> Float[Tensor, "rows ..."]:
+def read_rows(path: Path) -> Tensor:
     """Read rows to be classified: the member `x` of an .npz file.
 
     Raises:
@@ -92,7 +93,7 @@ def read_members(
         path: The file.
         needed: Members that it must have.
         optional: Members that it may have.
-        is_ours: Whether a member whose name is much like one of these is taken for a misspelling.
+        is_ours: Whether it may have no others.
 
     Raises:
         DataError: The file is missing, damaged or of another kind, a member is missing or holds
@@ -125,24 +126,22 @@ def _read_members(
                 f"{', '.join(file.files) or 'no members'}. Needed: {', '.join(text)}."
             )
         if is_ours:
-            _check_spelling(path, file.files, optional)
+            _check_known(path, file.files, optional)
         names = [name for name in (*needed, *optional) if name in file.files]
         return {name: _read_member(file, name, path) for name in names}
 
 
-def _check_spelling(path: Path, members: Sequence[str], optional: Sequence[str]) -> None:
-    """Refuse a member that looks like one which is not there: groups that nobody reads would leak.
-
-    Other members are nobody's business.
-    """
-    absent = [name for name in optional if name not in members]
-    for member in set(members) - set(optional) - set(NEEDED):
-        meant = difflib.get_close_matches(member.lower(), absent, n=1, cutoff=0.75)
-        if meant:
-            raise DataError(
-                f"{path} has a member {member}, which is not read. If {meant[0]} is meant, call "
-                f"it so; otherwise give it a name that is less alike."
-            )
+def _check_known(path: Path, members: Sequence[str], optional: Sequence[str]) -> None:
+    """Refuse members that nobody would read: groups of another name would leak into the test."""
+    known = [*NEEDED, *optional]
+    unknown = [member for member in members if member not in known]
+    if unknown:
+        meant = difflib.get_close_matches(unknown[0].lower(), known, n=1, cutoff=0.75)
+        guess = f" Did you mean {meant[0]}?" if meant else ""
+        raise DataError(
+            f"{path} has members that are not read: {', '.join(unknown)}.{guess} Known are "
+            f"{', '.join(known)}; save the file without others."
+        )
 
 
 def _check_size(file: NpzFile, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,8 +22,8 @@ MOST_CLASSES = 1_000_000
 LARGEST = 1e12
 """Largest value of a row: the squares of many such can still be added up in float32."""
 
-Numbers = Tensor | NDArray[Any]
-"""What a user may hand over: an array or a tensor of any real type."""
+Numbers = Any
+"""What a user may hand over: a tensor, or whatever numpy makes an array of real numbers of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,8 @@ def from_arrays(
     x: Numbers,
     y: Numbers,
     *,
+    x_val: Numbers | None = None,
+    y_val: Numbers | None = None,
     x_test: Numbers | None = None,
     y_test: Numbers | None = None,
     groups: Numbers | None = None,
@@ -139,9 +141,11 @@ def from_arrays(
     """Make a data set of arrays or tensors, and check that it can be learned from.
 
     Args:
-        x: Rows, of any further shape and any real type. Type uint8 is taken for pixels and scaled
-            by 1/255, so that they run from 0 to 1; all other types keep their values.
+        x: Rows, of any further shape and any real type. Type uint8 is taken for pixels, which a
+            network sees divided by 255; all other types become float32. Images are channels first.
         y: Class of each row: whole numbers from 0, in any real type.
+        x_val: Validation rows, like `x`. None: some training rows are held out, see `ow.train`.
+        y_val: Class of each validation row.
         x_test: Test rows, like `x`. None: test rows are taken from `x`, by class.
         y_test: Class of each test row.
         groups: Group of each row of `x`, as a whole number. Splits never cut a group.
@@ -161,43 +165,73 @@ def from_arrays(
         >>> dataset.num_rows, dataset.input_shape, dataset.num_classes, len(dataset.x_test)
         (8, (10,), 2, 2)
     """
-    if (x_test is None) is not (y_test is None):
-        given, lacking = ("y_test", "x_test") if x_test is None else ("x_test", "y_test")
-        raise DataError(
-            f"{name}: {given} is given without {lacking}. Give both, or neither to have test rows "
-            f"taken from x."
-        )
     inputs = rows(x, f"{name}: x")
-    labels = _whole_numbers(y, f"{name}: y", len(inputs))
+    all_labels = {"y": _whole_numbers(y, f"{name}: y", len(inputs))}
     group_of = None
     if groups is not None:
         group_of = _whole_numbers(groups, f"{name}: groups", len(inputs))
-    all_labels = {"y": labels}
-    if x_test is not None and y_test is not None:
-        _check_alike(x, x_test, name)
-        test_inputs = rows(x_test, f"{name}: x_test")
-        test_labels = _whole_numbers(y_test, f"{name}: y_test", len(test_inputs))
-        all_labels["y_test"] = test_labels
+    others: dict[str, Tensor] = {}
+    for part, x_part, y_part in (("val", x_val, y_val), ("test", x_test, y_test)):
+        if (x_part is None) is not (y_part is None):
+            given, lacking = ("y", "x") if x_part is None else ("x", "y")
+            raise DataError(
+                f"{name}: {given}_{part} is given without {lacking}_{part}. Give both, or neither "
+                f"to have such rows taken from x."
+            )
+        if x_part is not None and y_part is not None:
+            others[part] = rows(x_part, f"{name}: x_{part}")
+            _check_alike(inputs, others[part], f"{name}: rows of x", f"x_{part}")
+            labels = _whole_numbers(y_part, f"{name}: y_{part}", len(others[part]))
+            all_labels[f"y_{part}"] = labels
     if num_classes is None and not allow_one_class:
         _check_numbering(all_labels, name)
     num_classes = _count_classes(all_labels, num_classes, name)
-    if x_test is None:
-        kept, held = hold_out(labels, group_of, test, seed=split_seed, purpose="test")
-        test_inputs, test_labels = inputs[held], labels[held]
-        inputs, labels = inputs[kept], labels[kept]
+    is_image = _is_image(tuple(inputs.shape[1:]), is_image, name)
+    batches = {
+        part: Batch(x_part, {"label": all_labels[f"y_{part}"]}) for part, x_part in others.items()
+    }
+    training = Batch(inputs, {"label": all_labels["y"]})
+    if "test" not in batches:
+        kept, held = hold_out(training.label, group_of, test, seed=split_seed, purpose="test")
+        training, batches["test"] = training.take(kept), training.take(held)
         group_of = None if group_of is None else group_of[kept]
     if not allow_one_class:
-        check_classes(labels.bincount(minlength=num_classes).tolist())
-    if is_image is None:
-        is_image = inputs.ndim == 4 and inputs.shape[1] in (1, 3)
+        check_classes(training.label.bincount(minlength=num_classes).tolist())
     return Dataset(
         name=name,
-        training=Batch(inputs, {"label": labels}),
-        test=Batch(test_inputs, {"label": test_labels}),
+        training=training,
+        validation=batches.get("val"),
+        test=batches["test"],
         num_classes=num_classes,
         is_image=is_image,
         groups=group_of,
     )
+
+
+def _is_image(shape: tuple[int, ...], is_image: bool | None, name: str) -> bool:
+    """Return whether rows are images, channels first.
+
+    Raises:
+        DataError: They are images with channels last.
+    """
+    is_first = len(shape) == 3 and shape[0] in (1, 3)
+    if is_image is not False and is_channels_last(shape):
+        raise DataError(
+            f"{name}: rows have the shape {shape}, which looks like height x width x channels, "
+            f"and images are channels x height x width. Give x.transpose(0, 3, 1, 2); if these are "
+            f"no images, say is_image=False."
+        )
+    return is_first if is_image is None else is_image
+
+
+def is_channels_last(shape: tuple[int, ...]) -> bool:
+    """Return whether samples look like images whose channels come last.
+
+    Example:
+        >>> is_channels_last((32, 32, 3)), is_channels_last((3, 32, 32))
+        (True, False)
+    """
+    return len(shape) == 3 and shape[0] not in (1, 3) and shape[2] in (1, 3, 4)
 
 
 def check_classes(counts: Sequence[int]) -> None:
@@ -244,39 +278,52 @@ def split_validation(
     return hold_out(dataset.y, dataset.groups, validation, seed=seed, purpose="validation")
 
 
-def rows(values: Numbers, what: str) -> Float[Tensor, "rows ..."]:
-    """Return rows as float32, uint8 scaled by 1/255, and check that they are finite.
+def rows(values: Numbers, what: str) -> Tensor:
+    """Return rows as uint8, where they are that, else as float32, and check that they are finite.
 
     Args:
         values: Rows first, one axis more at least.
         what: What they are called in errors.
     """
-    array = _real(values, what)
+    array = real(values, what)
     if array.ndim < 2 or array.size == 0:
         raise DataError(
             f"{what} has the shape {array.shape}. It needs one row or more, rows first, and one "
             f"number or more in each."
         )
-    with np.errstate(over="ignore"):
-        found = np.array(array, dtype=np.float32, order="C")
     if array.dtype == np.uint8:
-        found /= 255
-    finite = np.isfinite(found)
-    if not finite.all():
+        return torch.from_numpy(np.array(array, order="C"))
+    with np.errstate(over="ignore"):
+        found = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    check_finite(found, what)
+    return found
+
+
+def check_finite(x: Tensor, what: str) -> None:
+    """Refuse samples with values that nothing can be computed with.
+
+    Raises:
+        DataError: One is NaN, infinite, or so large that its square is.
+    """
+    if not x.numel() or not x.is_floating_point():
+        return
+    # Both are NaN where one value is.
+    low, high = (float(value) for value in x.aminmax())
+    if not math.isfinite(low) or not math.isfinite(high):
+        is_odd = ~x.isfinite()
         raise DataError(
-            f"{what} holds {(~finite).sum()} values that are NaN or infinite in float32, "
-            f"the first in row {np.argwhere(~finite)[0, 0]}. Replace them or leave out their rows."
+            f"{what} holds {int(is_odd.sum())} values that are NaN or infinite in float32, "
+            f"the first in row {int(is_odd.nonzero()[0, 0])}. Replace them or leave out their rows."
         )
-    if len(found) and np.abs(found).max() > LARGEST:
+    if max(-low, high) > LARGEST:
         raise DataError(
-            f"{what} holds values up to {np.abs(found).max():.3g}, whose squares are too large for "
+            f"{what} holds values up to {max(-low, high):.3g}, whose squares are too large for "
             f"float32. Divide them by a constant, so that most lie between -10 and 10."
         )
-    return torch.from_numpy(found)
 
 
 def _whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " rows"]:
-    array = _real(values, what)
+    array = real(values, what)
     if array.shape != (num_rows,):
         raise DataError(
             f"{what} has the shape {array.shape}, but there are {num_rows} rows and each needs "
@@ -292,36 +339,56 @@ def _whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " r
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _real(values: Numbers, what: str) -> NDArray[Any]:
+def real(values: Numbers, what: str) -> NDArray[Any]:
+    """Return numbers as an array, without a copy where they are one.
+
+    Raises:
+        DataError: They are no real numbers.
+    """
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         # NumPy has no bfloat16.
         values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
-    if values.dtype.kind not in "biuf":
+    elif not isinstance(values, np.ndarray):
+        if not hasattr(values, "__array__") and not isinstance(values, list | tuple):
+            advice = " Call its toarray()." if hasattr(values, "toarray") else ""
+            raise DataError(
+                f"{what} is a {type(values).__name__}, and an array or a tensor of all samples is "
+                f"needed.{advice}"
+            )
+        try:
+            values = np.asarray(values)
+        except ValueError as error:
+            raise DataError(f"{what} is no array of numbers: {error}.") from error
+    array: NDArray[Any] = values
+    if array.dtype.kind not in "biuf":
         advice = ""
-        if values.dtype.kind in "USO":
+        if array.dtype.kind in "USO":
             advice = (
                 " Number names with names, numbers = numpy.unique(values, return_inverse=True), "
                 "and keep the names apart."
             )
         raise DataError(
-            f"{what} holds values of type {values.dtype}. It needs real numbers.{advice}"
+            f"{what} holds values of type {array.dtype}. It needs real numbers.{advice}"
         )
-    return values
+    return array
 
 
-def _check_alike(x: Numbers, x_test: Numbers, name: str) -> None:
-    train, test = _real(x, f"{name}: x"), _real(x_test, f"{name}: x_test")
-    if train.shape[1:] != test.shape[1:]:
+def _check_alike(x: Tensor, other: Tensor, what: str, of: str) -> None:
+    if x.shape[1:] != other.shape[1:]:
         raise DataError(
-            f"{name}: rows of x have the shape {train.shape[1:]} and rows of x_test "
-            f"{test.shape[1:]}. They must have the same shape."
+            f"{what} have the shape {tuple(x.shape[1:])} and rows of {of} "
+            f"{tuple(other.shape[1:])}. They must have the same shape."
         )
-    if (train.dtype == np.uint8) is not (test.dtype == np.uint8):
+    if x.dtype != other.dtype:
         raise DataError(
-            f"{name}: x is {train.dtype} and x_test is {test.dtype}, but only uint8 is scaled by "
-            f"1/255. Give both in the same type."
+            f"{what} are of type {_type(x)} and rows of {of} of type {_type(other)}, but only "
+            f"uint8 is divided by 255. Give both in the same type."
         )
+
+
+def _type(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 def _check_numbering(labels: dict[str, Tensor], name: str) -> None:

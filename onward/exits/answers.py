@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from onward.batch import Batch
+from onward.data.dataset import Numbers
 from onward.exits.policies import ExitPolicy
-from onward.networks import CHUNK_ROWS, Forward, Network, as_batch, in_chunks
+from onward.networks import CHUNK_ROWS, Forward, Network, in_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Answers:
 @torch.no_grad()
 def answer(
     network: Network,
-    x: Tensor | np.ndarray | Batch,
+    x: Numbers | Batch,
     policy: ExitPolicy,
     *,
     batch_size: int = CHUNK_ROWS,
@@ -59,7 +59,9 @@ def answer(
         >>> answer(network, torch.ones(2, 4), ow.ExitPolicy("margin", (0.0,))).exits
         tensor([0, 0])
     """
-    found = [_answer(network, part, policy) for part in in_chunks(as_batch(x), batch_size)]
+    found = [
+        _answer(network, part, policy) for part in in_chunks(network.inputs.asked(x), batch_size)
+    ]
     return Answers(
         torch.cat([part.labels for part in found]),
         torch.cat([part.exits for part in found]),

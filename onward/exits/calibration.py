@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from scipy.stats import beta, binom
 from torch import Tensor
 
 from onward import seeds
-from onward.batch import Batch, parts
+from onward.batch import Batch
+from onward.data.dataset import Numbers, real
 from onward.errors import DataError, SettingError
 from onward.exits.outcomes import HeldOut, dropped, follow, look_at
 from onward.exits.policies import ExitPolicy, full_depth, max_score
-from onward.networks import Network, as_batch
+from onward.networks import Network, checked_labels
 
 PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
 """What a newly wrong sample counts, in full passes: the policies to choose from, safest first."""
@@ -103,8 +103,8 @@ class Calibrated:
 
 def calibrate(
     network: Network,
-    x: Tensor | np.ndarray | Batch,
-    y: Tensor | np.ndarray | None = None,
+    x: Numbers | Batch,
+    y: Numbers | None = None,
     *,
     confidence: str = "margin",
     max_error_increase: float | None = None,
@@ -160,8 +160,8 @@ def calibrate(
 
 def held_out(
     network: Network,
-    x: Tensor | np.ndarray | Batch,
-    y: Tensor | np.ndarray | None = None,
+    x: Numbers | Batch,
+    y: Numbers | None = None,
     *,
     force: bool = False,
 ) -> HeldOut:
@@ -172,24 +172,20 @@ def held_out(
         SettingError: The network has no readout, or the samples have a structure.
     """
     network.fold()
-    batch = as_batch(x)
+    batch = network.inputs.asked(x)
     if batch.structure:
         raise SettingError(
             f"These samples belong together ({', '.join(batch.structure)}): those that leave are "
             f"still passed along for the others, so there is nothing to save. Answer with an "
             f"ow.ExitPolicy of your own."
         )
-    classes = batch.targets.get("label") if y is None else torch.as_tensor(y)
+    classes = batch.targets.get("label") if y is None else torch.as_tensor(real(y, "y"))
     if classes is None:
         raise DataError(
             "These samples have no classes. Give them as y, or as the target label of the batch."
         )
-    labels = _checked(classes, len(batch), network.num_classes)
+    labels = checked_labels(network, classes, len(batch))
     batch = batch.with_targets(label=labels).counted
-    if not all(bool(tensor.isfinite().all()) for tensor in parts(batch.inputs)):
-        raise DataError(
-            "Some samples hold values that are NaN or infinite. Leave these samples out."
-        )
     overlap = network.trained_on.overlap(batch) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:
         raise DataError(
@@ -197,21 +193,6 @@ def held_out(
             f"is far too sure of those. Take held-out samples, such as validation samples."
         )
     return replace(look_at(network, batch), was_trained_on=overlap > MOST_OVERLAP)
-
-
-def _checked(y: Tensor, samples: int, num_classes: int) -> Int[Tensor, " samples"]:
-    """Return classes of samples, as such: with others, no sample could become wrong."""
-    if y.shape != (samples,):
-        raise DataError(
-            f"There are {samples:,} samples, and their classes have shape {tuple(y.shape)}."
-        )
-    labels = y.to(torch.int64)
-    if not (labels == y).all() or ((labels < 0) | (labels >= num_classes)).any():
-        raise DataError(
-            f"Classes are whole numbers from 0 to {num_classes - 1} for this network; these run "
-            f"from {y.min().item()} to {y.max().item()}."
-        )
-    return labels
 
 
 def choose(

@@ -7,13 +7,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from onward import seeds
 from onward.batch import Batch
+from onward.data.dataset import Numbers
 from onward.exits.answers import answer
 from onward.exits.policies import ExitPolicy
-from onward.networks import Network, as_batch
+from onward.networks import Network
 
 BATCHES = {1: 400, 32: 100, 1024: 12}
 """Batches that are timed, by their size: so many that a 99th percentile, or for the largest the
@@ -52,7 +52,7 @@ class Latency:
 
 def measure(
     network: Network,
-    x: Tensor | np.ndarray | Batch,
+    x: Numbers | Batch,
     policies: Mapping[str, ExitPolicy],
     *,
     batch_size: int,
@@ -80,7 +80,7 @@ def measure(
         5
     """
     seconds: dict[str, list[float]] = {name: [] for name in policies}
-    batch = as_batch(x)
+    batch = network.inputs.asked(x)
     order = torch.randperm(len(batch), generator=seeds.generator(0, "latency"))
     drawn = order[torch.arange(batches * batch_size).remainder(len(batch))].split(batch_size)
     runs = {

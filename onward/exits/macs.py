@@ -14,8 +14,8 @@ from onward.exits.answers import Answers
 from onward.networks import Forward, Network
 
 Like = Batch | tuple[int, ...] | None
-"""Samples of a kind: some of them, or the shape of one. None: those for which a network was built
-from settings."""
+"""Samples of a kind: some of them, or the shape of one. None: those on which a network was trained,
+or for which a recipe has built it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> 
             labels, as `answer` does.
 
     Raises:
-        SettingError: The network has no readout, or was not built from settings and `like` is None.
+        SettingError: The network has no readout, or does not know its samples and `like` is None.
     """
     batch = example(network, like)
     forward = Forward(network, batch, shares=shared)
@@ -84,18 +84,23 @@ def example(network: Network, like: Like = None) -> Batch:
     """Return a sample of zeros; of a batch with a structure, the batch.
 
     Raises:
-        SettingError: The network was not built from settings, and `like` is None.
+        SettingError: The network does not know its samples, and `like` is None.
     """
     if isinstance(like, Batch):
         if like.structure:
             return like
-        return Batch(mapped(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), like.inputs))
-    if like is None and network.blueprint is None:
+        if network.inputs.kind in ("kept", "unknown") or not isinstance(like.inputs, Tensor):
+            return Batch(mapped(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), like.inputs))
+        like = tuple(like.inputs.shape[1:])
+    shape = like or network.inputs.shape
+    if shape is None and network.blueprint is not None:
+        shape = network.blueprint.data.input_shape
+    if shape is None:
         raise SettingError(
-            "This network was not built from settings, and so does not know its samples. Give "
-            "some, or their shape, as `like`."
+            "This network has not been trained, and so does not know its samples. Give some, or "
+            "their shape, as `like`."
         )
-    return Batch(torch.zeros(1, *(network.blueprint.data.input_shape if like is None else like)))
+    return Batch(torch.zeros(1, *shape))
 
 
 def _bytes(weights: Iterable[Tensor]) -> int:

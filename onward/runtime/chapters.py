@@ -96,8 +96,9 @@ class ChapterWorker(Worker):
             if self._inputs_change:
                 # Those that were learned from are others than those of the next chapters.
                 key = Segment(-1, 0, 0)
+            sampler, inputs = self.network.sampler, self.network.inputs
             read = self._passed_to(
-                number, (key, True), lambda: {NEUTRAL: self.network.sampler.neutral(training)}
+                number, (key, True), lambda: {NEUTRAL: sampler.neutral(inputs.of_batch(training))}
             )[NEUTRAL]
             hints = self._hinted(read, lambda part: head.scores(head.infer(part)))
         return {Product(ProductKind.HINTS, chapter, 0): [hints.float()]}
@@ -155,10 +156,8 @@ class ChapterWorker(Worker):
         is_head = self.plan.nodes[block].is_head
 
         def first() -> Views:
-            training = self.shards[shard].training
-            whole = training.replace(inputs=self.inputs(segment.epoch, shard))
-            # Without a copy where they are all.
-            batch = whole if len(samples) == len(whole) else whole.take(samples)
+            is_all = len(samples) == self.plan.rows[shard]
+            batch = self.samples(segment.epoch, shard, slice(None) if is_all else samples)
             if is_head:
                 return {NEUTRAL: self.network.sampler.neutral(batch)}
             hints = None if self.hints is None else self.hints[samples]

@@ -35,10 +35,11 @@ class StreamWorker(Worker):
         self.elapsed: dict[int, Tensor] = {}
         # Of two epochs, since neutral samples may be ahead of the others.
         self.epoch_order = lru_cache(maxsize=2)(partial(self.order, shard=0))
-        self.epoch_inputs = lru_cache(maxsize=2)(partial(self.inputs, shard=0))
+        self.epoch_shifted = lru_cache(maxsize=2)(super().shifted)
         # Of some samples: what each block reads and hands on, for the sizes of messages.
         training = shards[0].training
-        samples = training if training.structure else training.take(slice(0, 2))
+        some = training if training.structure else training.take(slice(0, 2))
+        samples = network.inputs.of_batch(some)
         views = self.sampled(samples, None, 0, 0)
         views = {**views, NEUTRAL: network.sampler.neutral(samples)}
         passed = {name: list(passes(network, view)) for name, view in views.items()}
@@ -50,6 +51,9 @@ class StreamWorker(Worker):
         # Their shapes are all that is asked for.
         for views in (*self.read, *self.examples):
             views.update({name: view.to("meta") for name, view in views.items()})
+
+    def shifted(self, epoch: int, shard: int) -> Batch:
+        return self.epoch_shifted(epoch, shard)
 
     def train(self, task: Task, given: Given) -> Made:
         clock, step, block = Clock(), task.time, task.block
@@ -127,9 +131,7 @@ class StreamWorker(Worker):
         """Return the samples of a mini-batch as their epoch sees them."""
         epoch, batch, _ = self.plan.position(step + lead * self.plan.ticks)
         size = self.plan.batch_size
-        chosen = self.epoch_order(epoch)[batch * size :][:size]
-        whole = self.shards[0].training.replace(inputs=self.epoch_inputs(epoch))
-        return whole if whole.structure else whole.take(chosen)
+        return self.samples(epoch, 0, self.epoch_order(epoch)[batch * size :][:size])
 
     def _views(self, task: Task, given: Given) -> Views:
         """Return a mini-batch as a block learns from it, by view."""

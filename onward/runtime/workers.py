@@ -217,13 +217,23 @@ class Worker(ABC):
         draw = seeds.generator(self.settings.seed, "order", epoch)
         return torch.randperm(self.plan.rows[shard], generator=draw)
 
-    def inputs(self, epoch: int, shard: int) -> Tensors:
-        """Return the training inputs of a shard as an epoch sees them: shifted, where wished."""
+    def samples(self, epoch: int, shard: int, chosen: Tensor | slice) -> Batch:
+        """Return some training samples as an epoch sees them: transformed, shifted where wished.
+
+        Of samples that belong together, all.
+        """
+        if self.settings.shift:
+            return self.shifted(epoch, shard).take(chosen)
         training = self.shards[shard].training
-        if not self.settings.shift:
-            return training.inputs
+        return self.network.inputs.of_batch(
+            training if training.structure else training.take(chosen)
+        )
+
+    def shifted(self, epoch: int, shard: int) -> Batch:
+        """Return the training samples of a shard, transformed and shifted as in an epoch."""
+        whole = self.network.inputs.of_batch(self.shards[shard].training)
         draw = seeds.generator(self.settings.seed, "shift", epoch, shard)
-        return shift_images(training.tensor, self.settings.shift, draw)
+        return whole.replace(inputs=shift_images(whole.tensor, self.settings.shift, draw))
 
     def sampled(
         self, batch: Batch, hints: Tensor | None, time: int, shard: int
