@@ -20,7 +20,7 @@ BIN := .venv/bin
 
 # Four processes train four blocks in a pipeline; then the same layers by backpropagation.
 demo: .venv/installed
-	$(BIN)/onward train one-pass --data digits --epochs 20 --nodes 4 --out build/demo/pipeline --overwrite
+	$(BIN)/onward train one-pass --data digits --epochs 20 --processes 4 --out build/demo/pipeline --overwrite
 	$(BIN)/onward train backprop --data digits --epochs 20 --out build/demo/backprop --overwrite
 	$(BIN)/python examples/compare.py build/demo/pipeline build/demo/backprop
 

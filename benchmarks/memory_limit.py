@@ -44,7 +44,7 @@ def settings(work: dict[str, Any], ranks: int) -> ow.RunConfig:
             "network.widths": (work["width"],) * RANKS,
             "training.epochs": 2,
             "plan.kind": "stream",
-            "placement.nodes": ranks,
+            "placement.processes": ranks,
         }
     )
 
@@ -55,7 +55,7 @@ def body(work: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     control_groups.join(work["groups"][rank] if work["groups"] else None)
     try:
-        result = run(settings(work, ranks).with_settings({"placement.nodes": 1}))
+        result = run(settings(work, ranks).with_settings({"placement.processes": 1}))
         found = None if result is None else result.to_json()
     except ow.SettingError as error:
         found = {"refused": str(error)}

@@ -61,7 +61,7 @@ def digest(arguments: tuple[str, ...], placement: str, data: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "onward", "train", *arguments),
-            *("--placement", name, "--nodes", ranks or "1", "--out", f"{folder}/run"),
+            *("--placement", name, "--processes", ranks or "1", "--out", f"{folder}/run"),
             *("--widths", "200,200,200,200", "--epochs", "1" if is_stream else "6"),
             *("--data", data),
         ]

@@ -108,8 +108,8 @@ class Run:
         self.launch([*self.settings, "--out", str(self.out), "--placement", placement])
 
     def launch(self, arguments: list[str]) -> None:
-        nodes = ["--nodes", str(self.num_ranks), "--set", "placement.restarts=99"]
-        self.processes = [self.train([*arguments, *nodes])]
+        ranks = ["--processes", str(self.num_ranks), "--set", "placement.restarts=99"]
+        self.processes = [self.train([*arguments, *ranks])]
 
     def train(
         self, arguments: Sequence[str], rank: int | None = None, within: Sequence[str] = ()

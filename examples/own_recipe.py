@@ -1,7 +1,7 @@
 """Two methods of one's own, each a recipe: a file like this is all that a method needs.
 
     onward train examples/own_recipe.py:conv --data digits
-    onward train examples/own_recipe.py:pairs --data digits --nodes 2
+    onward train examples/own_recipe.py:pairs --data digits --processes 2
 
 `conv` trains blocks of convolutions, each with a head of its own. `pairs` trains blocks to tell
 samples of one class from others, in pairs, and a head on top.

@@ -25,8 +25,11 @@ from onward.settings import (
 CUSTOM = "custom"
 """What takes the place of a recipe in a run of a network that a script has built."""
 
-RENAMED = {"placement.keep_every": "placement.checkpoint_every"}
-"""Settings of version 0.1 by their names of now."""
+RENAMED = {
+    "placement.keep_every": "placement.checkpoint_every",
+    "placement.nodes": "placement.processes",
+}
+"""Old names of settings, which are still read, and their names of now."""
 
 SECTIONS = {
     "data": DataConfig,

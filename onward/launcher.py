@@ -79,8 +79,8 @@ def _started(
     """Start all ranks, hand them the signals of this process, and leave none behind."""
     if sys.platform == "win32":
         raise SettingError(
-            "--nodes cannot start processes on Windows. Leave it out to train in one process, or "
-            "run Onward in WSL."
+            "--processes does not work on Windows. Leave it out to train in one process, or run "
+            "Onward in WSL."
         )
     with socket.create_server(("127.0.0.1", 0)) as meeting:
         shared = {

@@ -244,7 +244,7 @@ def read_timeline(folder: Path) -> list[Span]:
 def _complete(config: RunConfig, result: Result) -> RunConfig:
     changes: dict[str, Any] = {
         "training.precision": resolve_precision(config.training.precision),
-        "placement.nodes": result.facts["world_size"],
+        "placement.processes": result.facts["world_size"],
     }
     if config.method is not None:
         # That of the file that has trained it, whatever the run file said.

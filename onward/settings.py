@@ -229,7 +229,7 @@ class PlacementConfig:
     name: Literal["sequential", "single-layer", "all-layers", "federated", "stream"] | None = None
     """None: sequential on one rank, else all-layers, federated (several shards) or stream."""
 
-    nodes: Count = 1
+    processes: Count = 1
     """Processes to start on this machine; under torchrun their number is that of torchrun."""
 
     replicas: Count | None = None
@@ -240,7 +240,7 @@ class PlacementConfig:
     """Network interface between machines. None: loopback on one machine, else gloo's choice."""
 
     restarts: int = 3
-    """How often the ranks of `nodes` are started again after one was killed."""
+    """How often all `processes` are started again after one was killed."""
 
     peer_timeout: float = 600.0
     """Seconds without a word after which a rank that others wait for counts as gone."""

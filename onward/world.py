@@ -15,7 +15,7 @@ from onward.transport.pulse import Pulse
 
 
 def is_distributed() -> bool:
-    """Return whether this process is one of several that torchrun, or `--nodes`, has started."""
+    """Return whether torchrun or `--processes` has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -74,12 +74,12 @@ def open_transport(config: RunConfig) -> Transport:
         raise SettingError(
             f"placement.directory is {placement.directory}, and this is one process, with "
             f"nobody to share a folder with. Set the variables RANK and WORLD_SIZE on each "
-            f"machine, or use --nodes."
+            f"machine, or use --processes."
         )
-    if placement.nodes > 1:
+    if placement.processes > 1:
         raise SettingError(
-            f"placement.nodes is {placement.nodes}, and this is one process: only the command "
-            f"starts others. Use `onward train ... --nodes {placement.nodes}`, or start this "
-            f"script with torchrun --nproc-per-node {placement.nodes}."
+            f"placement.processes is {placement.processes}, and this is one process: only the "
+            f"command starts others. Use `onward train ... --processes {placement.processes}`, or "
+            f"start this script with torchrun --nproc-per-node {placement.processes}."
         )
     return SingleProcessTransport()

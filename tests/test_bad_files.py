@@ -177,14 +177,14 @@ def test_a_shard_that_is_not_there_is_refused(refused):
     np.savez("shard-0.npz", **arrays())
 
     message = "shard-1.npz cannot be read: No such file or directory."
-    assert message in refused("train", "--data", "shard-{rank}.npz", "--nodes", "2")
+    assert message in refused("train", "--data", "shard-{rank}.npz", "--processes", "2")
 
 
 @pytest.mark.distributed
 def test_shards_of_one_class_each_are_refused_where_all_have_the_same(capfd):
     for rank in range(2):
         np.savez(f"shard-{rank}.npz", **arrays(y=np.zeros(40), num_classes=2))
-    arguments = ("--data", "shard-{rank}.npz", "--nodes", "2", "--batch-size", "10", *QUICK)
+    arguments = ("--data", "shard-{rank}.npz", "--processes", "2", "--batch-size", "10", *QUICK)
 
     with pytest.raises(SystemExit) as ended:
         main(["train", *arguments, "--epochs", "2", "--out", "run"])

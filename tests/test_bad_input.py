@@ -110,14 +110,14 @@ def test_settings_that_do_not_fit_the_data_or_each_other_are_refused(refused, ar
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nodes", "3", "--epochs", "2"], "all-layers has work for 2 ranks at most (one a chap"),
-        (["--nodes", "3", "--placement", "sequential"], "sequential has work for 1 rank at most ("),
-        (["--nodes", "5", "--placement", "single-layer"], "single-layer has work for 4 ranks at "),
-        (["--nodes", "3", "--shards", "2"], "federated has work for 2 ranks at most (one a shard"),
-        (["--nodes", "2", "--shards", "3"], "A federated run deals 3 shards to 2 ranks. Set "),
+        (["-n", "3", "--epochs", "2"], "all-layers has work for 2 ranks at most (one a chap"),
+        (["-n", "3", "--placement", "sequential"], "sequential has work for 1 rank at most ("),
+        (["-n", "5", "--placement", "single-layer"], "single-layer has work for 4 ranks at "),
+        (["-n", "3", "--shards", "2"], "federated has work for 2 ranks at most (one a shard"),
+        (["-n", "2", "--shards", "3"], "A federated run deals 3 shards to 2 ranks. Set "),
         (["--placement", "stream"], "The placement stream cannot run a chapter plan. Choose "),
         (["hinton", "--placement", "all-layers", *QUICK], "all-layers cannot run a stream plan. "),
-        (["--plan", "stream", "--nodes", "5"], "stream has work for 4 ranks at most (one a block"),
+        (["--plan", "stream", "-n", "5"], "stream has work for 4 ranks at most (one a block"),
     ],
 )
 def test_more_ranks_than_there_is_work_for_are_refused(refused, arguments, message):
@@ -134,7 +134,7 @@ def test_more_ranks_than_there_is_work_for_are_refused(refused, arguments, messa
         ),
         (["--chapters", "0"], "plan.chapters must be a whole number of 1 or more; got '0'."),
         (["--widths", "8,0"], "network.widths must be a whole number of 1 or more; got '0'."),
-        (["--nodes", "0"], "placement.nodes must be a whole number of 1 or more; got '0'."),
+        (["-n", "0"], "placement.processes must be a whole number of 1 or more; got '0'."),
         (
             ["--threads", "0"],
             "training.threads must be a whole number of 1 or more and below 1025;",
@@ -172,9 +172,7 @@ def test_a_link_that_is_none_is_refused(refused, link):
 
 @pytest.mark.parametrize("speeds", ["1", "1,2,3", "1,0", "1,-1", "1,fast", "1,inf"])
 def test_speeds_that_are_not_one_for_each_rank_are_refused(refused, speeds):
-    said = refused(
-        "plan", "--epochs", 2, "--widths", 8, "--nodes", 2, "--measure", "--speeds", speeds
-    )
+    said = refused("plan", "--epochs", 2, "--widths", 8, "-n", 2, "--measure", "--speeds", speeds)
 
     assert "--speeds takes a positive number for each of 2 ranks" in said
 
@@ -245,7 +243,7 @@ def test_a_run_without_a_timeline_cannot_be_drawn(refused, finished):
 
 
 def test_a_stream_through_a_folder_is_refused(refused):
-    said = refused("train", *QUICK, "--plan", "stream", "--directory", "shared", "--nodes", 2)
+    said = refused("train", *QUICK, "--plan", "stream", "--directory", "shared", "-n", 2)
 
     assert "placement.directory is for chapter plans" in said
 
@@ -258,14 +256,14 @@ def test_a_stream_through_a_folder_is_refused(refused):
     [
         (("--plan", "stream", "--slices", 2), "the steps of a stream plan are not cut"),
         (("--slices", 3, "--cut", "units"), "A block has 8 units"),
-        (("--replicas", 2, "--nodes", 2), "placement.replicas is 2, with 2 ranks"),
-        (("--slices", 2, "--replicas", 2, "--nodes", 3), "it must divide both"),
+        (("--replicas", 2, "-n", 2), "placement.replicas is 2, with 2 ranks"),
+        (("--slices", 2, "--replicas", 2, "-n", 3), "it must divide both"),
         (
-            ("--slices", 2, "--replicas", 2, "--nodes", 2, "--directory", "shared"),
+            ("--slices", 2, "--replicas", 2, "-n", 2, "--directory", "shared"),
             "placement.directory is for ranks that work alone",
         ),
         (
-            ("--slices", 2, "--replicas", 2, "--nodes", 4),
+            ("--slices", 2, "--replicas", 2, "-n", 4),
             "has work for 2 ranks at most (one a chapter), but there are 4",
         ),
         (

@@ -157,7 +157,7 @@ VALUES = {
     "--shard-by": ("plan.shard_by", "class", "class"),
     "--validate-every": ("plan.validate_every", "3", 3),
     "--placement": ("placement.name", "single-layer", "single-layer"),
-    "--nodes": ("placement.nodes", "4", 4),
+    "--processes": ("placement.processes", "4", 4),
     "--slices": ("plan.slices", "2", 2),
     "--cut": ("plan.cut", "units", "units"),
     "--replicas": ("placement.replicas", "2", 2),
@@ -207,6 +207,84 @@ def test_a_run_file_that_names_no_recipe_changes_the_first_one(tmp_path):
 
     expected = RunConfig(recipe="one-pass").with_settings({"training.epochs": 3})
     assert config_of("run.toml") == expected
+
+
+# Names of flags and settings
+
+
+def test_processes_have_a_short_flag():
+    assert config_of("-n", "4") == config_of("--processes", "4")
+
+
+def test_a_flag_that_was_renamed_is_read_by_its_old_name_with_a_note(capsys):
+    assert config_of("--nodes", "4") == config_of("--processes", "4")
+
+    assert capsys.readouterr().err == "onward: note: --nodes is now called --processes.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run.toml"], ["--set", "placement.nodes=4"]], ids=["run file", "--set"]
+)
+def test_a_setting_that_was_renamed_is_read_by_its_old_name_with_a_note(arguments, capsys):
+    Path("run.toml").write_text("[placement]\nnodes = 4\n")
+
+    assert config_of(*arguments) == config_of("--processes", "4")
+
+    said = "onward: note: placement.nodes is now called placement.processes.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_set_goes_before_a_flag_and_a_flag_before_a_file_by_old_names_too():
+    Path("run.toml").write_text("[placement]\nnodes = 2\n")
+
+    assert config_of("run.toml", "-n", "3").placement.processes == 3
+    old = config_of("run.toml", "-n", "3", "--set", "placement.nodes=4")
+    assert old.placement.processes == 4
+
+
+def test_names_of_now_need_no_note(capsys):
+    config_of("-n", "4", "--set", "placement.processes=4")
+
+    assert capsys.readouterr().err == ""
+
+
+def test_of_several_ranks_one_notes_an_old_name(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+
+    config_of("--nodes", "4", "--set", "placement.nodes=4")
+
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "doctor"])
+def test_old_flags_are_not_in_the_help(command, capsys):
+    onward(command, "--help")
+
+    shown = capsys.readouterr().out
+    assert "--processes" in shown
+    assert "--nodes" not in shown
+
+
+def test_a_flag_that_is_misspelled_suggests_the_name_of_now(capsys):
+    assert onward("plan", "--process", "2") == 2
+
+    said = "onward: There is no flag --process. Did you mean --processes?\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("flag", "note"),
+    [("--processes", ""), ("-n", ""), ("--nodes", "onward: note: --nodes is now called --proc")],
+)
+def test_doctor_starts_processes(flag, note, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(cli, "launch", lambda num, command: started.append(num))
+
+    assert onward("doctor", flag, "2") == 0
+
+    assert started == [2]
+    assert capsys.readouterr().err.startswith(note)
 
 
 # onward train
@@ -270,7 +348,7 @@ def test_ranks_of_this_machine_are_handed_the_data_that_was_read_here(private, m
 
     monkeypatch.setattr(cli, "launch", launch)
     data = "data-{rank}.npz" if private else "data-0.npz"
-    flags = ("--batch-size", "10", "--validation", "4", "--nodes", "2")
+    flags = ("--batch-size", "10", "--validation", "4", "--processes", "2")
     assert onward("train", "--data", data, *SMALL, *flags) == 0
 
     assert [len(each.training) for each in handed] == ([] if private else [28])
@@ -337,7 +415,7 @@ def test_elsewhere_a_long_run_says_a_line_now_and_then(monkeypatch):
 
 
 def test_a_run_that_will_stall_says_so_beforehand(capsys):
-    onward("plan", "hinton", "--nodes", "2", "--widths", "8,8", "--epochs", "1")
+    onward("plan", "hinton", "--processes", "2", "--widths", "8,8", "--epochs", "1")
 
     note = capsys.readouterr().out.splitlines()[-1]
     assert note.startswith("Note: plan.hint_age is 0 mini-batches and there are 2 ranks: ")
@@ -347,7 +425,7 @@ def test_a_run_that_will_stall_says_so_beforehand(capsys):
 
 
 def test_plan_prints_a_table_and_a_picture_and_starts_nothing(capsys):
-    assert onward("plan", "--nodes", "2", "--widths", "8,8", "--epochs", "4") == 0
+    assert onward("plan", "--processes", "2", "--widths", "8,8", "--epochs", "4") == 0
 
     shown = capsys.readouterr().out
     assert "all-layers: 2 ranks" in shown
@@ -361,7 +439,7 @@ def test_the_plan_of_ranks_with_files_of_their_own_is_shown_as_well(capsys):
         np.savez(f"shard-{rank}.npz", x=np.eye(20), y=np.arange(20) % 2)
 
     arguments = ("--data", "shard-{rank}.npz", "--batch-size", "5", "--epochs", "2")
-    assert onward("plan", *arguments, "--nodes", "2", "--widths", "8") == 0
+    assert onward("plan", *arguments, "--processes", "2", "--widths", "8") == 0
 
     assert "federated: 2 ranks" in capsys.readouterr().out
 

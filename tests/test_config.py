@@ -150,6 +150,7 @@ def test_the_names_of_all_settings_are_those_of_the_fields():
         ("network.width", "network.widths"),
         ("plan.chapter", "plan.chapters"),
         ("plan.hints_age", "plan.hint_age"),
+        ("placement.process", "placement.processes"),
         ("batch_size", "training.batch_size"),
     ],
 )
@@ -311,8 +312,13 @@ def test_the_last_of_several_settings_counts():
     assert config.with_settings({"training.epochs": 4}).training.epochs == 4
 
 
-def test_a_setting_that_was_renamed_is_read_by_its_old_name():
-    # Run folders of version 0.1 have it.
-    config = RunConfig().with_settings({"placement.keep_every": 3})
-
-    assert config.placement.checkpoint_every == 3
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [
+        ("placement.keep_every", "placement.checkpoint_every"),
+        ("placement.nodes", "placement.processes"),
+    ],
+)
+def test_a_setting_that_was_renamed_is_read_by_its_old_name(old, name):
+    # Run folders of earlier versions have it.
+    assert setting(RunConfig().with_settings({old: 3}), name) == 3

@@ -84,8 +84,11 @@ def written_anew(page):
 
 
 def words(text):
-    """Return a text without its line breaks, which differ between versions of Python."""
-    return " ".join(text.split())
+    """Return a text without what differs between versions of Python.
+
+    These are line breaks, and whether VALUE is written once or twice in `--flag VALUE, -f VALUE`.
+    """
+    return re.sub(r"(--[a-z-]+) ([A-Z_]+), (-[a-z]) \2", r"\1, \3 \2", " ".join(text.split()))
 
 
 # docs/command.md

@@ -118,7 +118,7 @@ def test_what_is_reported_again_is_in_the_metrics_once(stop_in, undisturbed):
 
 @pytest.mark.distributed
 def test_a_run_of_one_process_goes_on_in_two(cut, undisturbed):
-    command = [sys.executable, "-m", "onward", "train", "--resume", "run", "--nodes", "2"]
+    command = [sys.executable, "-m", "onward", "train", "--resume", "run", "--processes", "2"]
 
     subprocess.run(command, check=True, capture_output=True, timeout=120)
 
@@ -165,9 +165,9 @@ def test_a_run_may_be_begun_anew(cut, undisturbed, capsys):
     assert weights_of("run") == weights_of(undisturbed)
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_a_run_stays_where_the_one_that_was_to_replace_it_cannot_begin(cut, nodes, refused):
-    refused("train", *RUN, "--chapters", 3, "--nodes", nodes, "--out", "run", "--overwrite")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_stays_where_the_one_that_was_to_replace_it_cannot_begin(cut, processes, refused):
+    refused("train", *RUN, "--chapters", 3, "--processes", processes, "--out", "run", "--overwrite")
 
     assert onward("train", "--resume", "run") == 0
 

@@ -78,7 +78,7 @@ def test_what_ranks_of_one_machine_listen_at_is_open_to_this_machine_alone():
 def test_windows_which_hands_on_no_sockets_is_refused(monkeypatch):
     monkeypatch.setattr(launcher.sys, "platform", "win32")
 
-    with pytest.raises(SettingError, match="--nodes cannot start processes on Windows"):
+    with pytest.raises(SettingError, match="--processes does not work on Windows"):
         launch(2, [])
 
 

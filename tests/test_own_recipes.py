@@ -102,7 +102,7 @@ def test_a_recipe_in_a_file_is_trained_with_its_defaults_and_its_digest_is_kept(
 
 @pytest.mark.usefixtures("trained")
 def test_two_processes_end_in_the_weights_of_one():
-    assert onward("train", "mine.py:small", "--nodes", 2, "--out", "two") == 0
+    assert onward("train", "mine.py:small", "--processes", 2, "--out", "two") == 0
 
     assert result("two")["weights_sha256"] == result()["weights_sha256"]
     assert result("two")["world_size"] == 2

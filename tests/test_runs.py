@@ -311,7 +311,7 @@ def test_the_settings_say_how_many_ranks_there_were_and_where_the_data_lie(tmp_p
         runs.write(tmp_path / "run", private, four)
 
     found = read_settings(tmp_path / "run" / "config.toml")
-    assert found["placement.nodes"] == 4
+    assert found["placement.processes"] == 4
     assert found["data.name"] == str(tmp_path / "shard-{rank}.npz")
     assert found["data.dir"] == str(tmp_path / "here")
 
@@ -393,7 +393,7 @@ def test_two_ranks_end_in_the_weights_of_one_and_list_their_figures(tmp_path, mo
     write_data("data.npz")
 
     onward("train", *SMALL, "--out", "one")
-    onward("train", *SMALL, "--out", "two", "--nodes", "2")
+    onward("train", *SMALL, "--out", "two", "--processes", "2")
 
     one, two = read_result(Path("one")), read_result(Path("two"))
     assert_has(two, RESULT)
@@ -404,4 +404,4 @@ def test_two_ranks_end_in_the_weights_of_one_and_list_their_figures(tmp_path, mo
     assert min(two["bytes_sent"]) > 0
     assert sorted(os.listdir("two")) == sorted(FILES)
     assert Path("two/model.safetensors").read_bytes() == Path("one/model.safetensors").read_bytes()
-    assert read_settings(Path("two/config.toml"))["placement.nodes"] == 2
+    assert read_settings(Path("two/config.toml"))["placement.processes"] == 2

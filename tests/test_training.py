@@ -66,7 +66,8 @@ def test_where_data_lie_and_where_tasks_run_may_differ():
             return [note, note]
 
     check(
-        Listening("weights"), **{"data.name": "/a/x.npz", "data.dir": "/here", "placement.nodes": 2}
+        Listening("weights"),
+        **{"data.name": "/a/x.npz", "data.dir": "/here", "placement.processes": 2},
     )
     check(
         Listening("weights"),
@@ -76,10 +77,10 @@ def test_where_data_lie_and_where_tasks_run_may_differ():
     assert said[0] == said[1]
 
 
-def test_one_process_cannot_be_several_nodes():
-    config = RunConfig(placement=PlacementConfig(nodes=4))
+def test_one_process_cannot_be_several():
+    config = RunConfig(placement=PlacementConfig(processes=4))
 
-    with pytest.raises(ow.SettingError, match=r"placement\.nodes is 4, and this is one process"):
+    with pytest.raises(ow.SettingError, match=r"\.processes is 4, and this is one process"):
         ow.run(config)
 
 

@@ -1,10 +1,12 @@
 """Flags, and the settings that they stand for."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from onward.config import RunConfig, read_run, read_settings
+from onward import world
+from onward.config import RENAMED, RunConfig, read_run, read_settings
 from onward.errors import SettingError
 from onward.recipes import RECIPES
 from onward.recipes.user import is_named, load_recipe
@@ -38,11 +40,17 @@ FLAGS = {
         "placement.replicas",
         "ranks that share each task, of a plan with slices (default: one, or by cost)",
     ),
-    "--nodes": ("placement.nodes", "processes to start on this machine"),
+    "--processes": ("placement.processes", "processes to start on this machine"),
     "--directory": ("placement.directory", "shared folder for messages, instead of a network"),
     "--iface": ("placement.iface", "network interface between machines"),
 }
 """Flags of `train` and `plan`, the settings they stand for, and what they say."""
+
+SHORT_FLAGS = {"--processes": ["-n"]}
+"""Flags that have a short form."""
+
+OLD_FLAGS = {"--processes": "--nodes"}
+"""Flags that had another name, which is still read, with a note."""
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +63,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         f"PACKAGE.MODULE:FUNCTION, or a TOML run file (default: one-pass)",
     )
     add_recipe(parser)
-    for flag, (name, text) in FLAGS.items():
-        parser.add_argument(flag, dest=name, help=text, metavar=name.rpartition(".")[2].upper())
+    for flag in FLAGS:
+        add_flag(parser, flag)
     parser.add_argument(
         "--set",
         action="append",
@@ -64,6 +72,22 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.NAME=VALUE",
         help="any setting; may be given several times",
     )
+
+
+def add_flag(parser: argparse.ArgumentParser, flag: str) -> None:
+    """Let a command take a flag, by each of its names."""
+    name, text = FLAGS[flag]
+    names = [flag, *SHORT_FLAGS.get(flag, [])]
+    metavar = name.rpartition(".")[2].upper()
+    parser.add_argument(*names, dest=name, help=text, metavar=metavar)
+    if flag in OLD_FLAGS:
+        old = OLD_FLAGS[flag]
+
+        def noted(value: str) -> str:
+            _note_new_name(old, flag)
+            return value
+
+        parser.add_argument(old, dest=name, type=noted, help=argparse.SUPPRESS)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +110,8 @@ def read_config(options: argparse.Namespace) -> RunConfig:
     settings: dict[str, Any] = {}
     recipe, code = options.recipe, options.code
     if recipe and recipe.endswith(".toml"):
-        settings = read_settings(Path(recipe))
+        read = read_settings(Path(recipe))
+        settings = {_current_name(name): value for name, value in read.items()}
     elif recipe and recipe not in RECIPES and is_named(recipe):
         code = recipe
     elif recipe:
@@ -100,5 +125,17 @@ def read_config(options: argparse.Namespace) -> RunConfig:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise SettingError(f"--set takes SECTION.NAME=VALUE; got {assignment}.")
-        settings[name.strip()] = value.strip()
+        settings[_current_name(name.strip())] = value.strip()
     return read_run(settings, method, may_differ=options.changed_recipe)
+
+
+def _current_name(name: str) -> str:
+    """Return what a setting is called now, and say so where that is not how it was given."""
+    if name in RENAMED:
+        _note_new_name(name, RENAMED[name])
+    return RENAMED.get(name, name)
+
+
+def _note_new_name(old: str, new: str) -> None:
+    if world.current_rank() == 0:
+        print(f"onward: note: {old} is now called {new}.", file=sys.stderr)

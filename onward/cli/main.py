@@ -32,7 +32,7 @@ from onward.cli.drawing import (
     plan_table,
     staircase,
 )
-from onward.cli.flags import FLAGS, add_recipe, add_settings, read_config
+from onward.cli.flags import FLAGS, add_flag, add_recipe, add_settings, read_config
 from onward.cli.output import Output, close_output
 from onward.cli.planner import choices, read_links, read_speeds
 from onward.cli.progress import Bars, count
@@ -181,8 +181,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     check = command("doctor", doctor_command, "Check this machine, and the way between ranks.")
-    for flag in ("--nodes", "--iface"):
-        check.add_argument(flag, dest=flag[2:], help=FLAGS[flag][1], metavar=flag[2:].upper())
+    for flag in ("--processes", "--iface"):
+        add_flag(check, flag)
 
     command("recipes", recipes_command, "List the recipes, each with its paper.")
     listing = command("data", data_command, "List the data sets, and where they are found.")
@@ -210,11 +210,11 @@ def train_command(options: argparse.Namespace) -> None:
     is_first = world.current_rank() == 0
     if options.overwrite and (folder / runs.STATE).exists() and not world.is_distributed():
         # Mistakes show before the run that is there goes.
-        preparation.preview(config, config.placement.nodes)
+        preparation.preview(config, config.placement.processes)
     prepared = runs.prepared(folder, overwrite=options.overwrite, resume=resume)
     try:
         with prepared if is_first else nullcontext():
-            if config.placement.nodes > 1 and not world.is_distributed():
+            if config.placement.processes > 1 and not world.is_distributed():
                 _launch(config, options, folder, resume=resume)
                 return
             # Ranks of several machines know no common name where none is given.
@@ -246,7 +246,7 @@ def _new_folder(config: RunConfig) -> Path:
 def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, resume: bool) -> None:
     """Start the ranks of a run on this machine, and hand them the data."""
     # Mistakes show here, once, rather than on every rank.
-    dataset = preparation.preview(config, config.placement.nodes).dataset
+    dataset = preparation.preview(config, config.placement.processes).dataset
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.toml"
         file.write_text(config.to_toml())
@@ -259,7 +259,7 @@ def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, res
         del dataset
         where = ["--resume", str(folder)] if resume else ["--out", str(folder), "--overwrite"]
         command = ["-m", "onward", "train", str(file), *code, *where]
-        status = launch(config.placement.nodes, command, config.placement.restarts, variables)
+        status = launch(config.placement.processes, command, config.placement.restarts, variables)
     if status:
         sys.exit(status)
 
@@ -272,10 +272,10 @@ def plan_command(options: argparse.Namespace) -> None:
             "--costs FILE.json with times measured elsewhere."
         )
     config = read_config(options)
-    links = read_links(options.link or [], config.placement.nodes)
-    speeds = read_speeds(options.speeds, config.placement.nodes) if options.speeds else None
+    links = read_links(options.link or [], config.placement.processes)
+    speeds = read_speeds(options.speeds, config.placement.processes) if options.speeds else None
     with_weights = bool(options.measure)
-    ranks = config.placement.nodes
+    ranks = config.placement.processes
     begun = preparation.preview(config, ranks, with_weights=with_weights, keeps=True)
     plan, placement = begun.plan, begun.placement
     console = Output()
@@ -329,7 +329,7 @@ def trace_command(options: argparse.Namespace) -> None:
         recipe = None if options.code is None else load_recipe(options.code)
         settings = read_settings(options.run / "config.toml")
         config = read_run(settings, recipe, may_differ=options.changed_recipe)
-        begun = preparation.preview(config, config.placement.nodes)
+        begun = preparation.preview(config, config.placement.processes)
         known = KnownCosts.of(begun.plan, timelines["measured"])
         simulation = simulate(begun.plan, begun.placement, known, timeline=True)
         timelines["simulated: the same tasks, messages at no cost"] = simulation.spans
@@ -342,14 +342,14 @@ def trace_command(options: argparse.Namespace) -> None:
 
 def doctor_command(options: argparse.Namespace) -> None:
     """Say what is found, and what to do where something is not as it should be."""
-    given = {"placement.nodes": options.nodes, "placement.iface": options.iface}
+    given = {name: getattr(options, name) for name in ("placement.processes", "placement.iface")}
     config = RunConfig().with_settings({n: v for n, v in given.items() if v})
     placement = config.placement
-    if placement.nodes > 1 and not world.is_distributed():
+    if placement.processes > 1 and not world.is_distributed():
         command = ["-m", "onward", "doctor"]
         if placement.iface is not None:
             command += ["--iface", placement.iface]
-        status = launch(placement.nodes, command)
+        status = launch(placement.processes, command)
         if status:
             sys.exit(status)
         return
