@@ -1,7 +1,7 @@
 """Networks: blocks, what each reads, what they see, and how classes are read off them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -396,10 +396,37 @@ class Evaluation:
     correct_blocks: Mapping[int, int]
     """Samples whose class each block names on its own, where the readout has its scores."""
 
+    class_rows: tuple[int, ...] = ()
+    """Samples of each class."""
+
+    class_correct: tuple[int, ...] = ()
+    """Those of them whose class the network names."""
+
+    named: tuple[int, ...] = ()
+    """Samples of which the network says that they are of each class."""
+
+    by_chance: float = 0.0
+    """Share that would be right if the same answers were given to the samples in any order."""
+
+    by_chance_blocks: Mapping[int, float] = field(default_factory=dict)
+    """The same for each block on its own, like `correct_blocks`."""
+
     @property
     def accuracy(self) -> float | None:
         """Share of the samples that are right; None without samples."""
         return self.correct / self.rows if self.rows else None
+
+    @property
+    def sensitivity(self) -> list[float | None]:
+        """Share of the samples of each class that are right; None without samples."""
+        pairs = zip(self.class_correct, self.class_rows, strict=True)
+        return [correct / rows if rows else None for correct, rows in pairs]
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """Mean of the sensitivities; None without samples."""
+        known = [share for share in self.sensitivity if share is not None]
+        return sum(known) / len(known) if known else None
 
     @property
     def block_accuracy(self) -> list[float]:
@@ -426,12 +453,26 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     scores = network.scores(batch, readout)
     label = batch.counted.label
     index = slice(None) if batch.index is None else batch.index
-    correct, *each = (
-        int((s[index].argmax(dim=1) == label).sum()) for s in (scores.network, *scores.blocks)
-    )
+    answers = [s[index].argmax(dim=1) for s in (scores.network, *scores.blocks)]
+
+    def counts(labels: Tensor) -> Tensor:
+        return labels.bincount(minlength=network.num_classes)
+
+    class_rows, named = counts(label), [counts(each) for each in answers]
+    correct = [int((each == label).sum()) for each in answers]
+    chance = [(class_rows.double() @ each.double()).item() / len(label) ** 2 for each in named]
     # Where there are ticks, the last one counts.
-    blocks = (visit % len(network.all_blocks) for visit in network.fold(readout).exits)
-    return Evaluation(len(label), correct, dict(zip(blocks, each, strict=False)))
+    blocks = [visit % len(network.all_blocks) for visit in network.fold(readout).exits]
+    return Evaluation(
+        rows=len(label),
+        correct=correct[0],
+        correct_blocks=dict(zip(blocks, correct[1:], strict=False)),
+        class_rows=tuple(class_rows.tolist()),
+        class_correct=tuple(counts(label[answers[0] == label]).tolist()),
+        named=tuple(named[0].tolist()),
+        by_chance=chance[0],
+        by_chance_blocks=dict(zip(blocks, chance[1:], strict=False)),
+    )
 
 
 def checked_labels(network: Network, y: Tensor, samples: int) -> Int[Tensor, " samples"]:

@@ -31,6 +31,7 @@ from onward.sharding import (
     load_data,
     local_shards,
     split,
+    weighted,
     with_private_shards,
 )
 from onward.slices import check_cut
@@ -78,7 +79,7 @@ def preview(
     before = memory.resident()
     network = build_network(config, dataset, shape, held=None if with_weights else ())
     plan, placement, costs = arrange(config, network, dataset.training, shape, num_ranks)
-    settings, shard = make_settings(config), shards[0][0]
+    settings, shard = make_settings(config), weighted(config, shards[0][0], shape)
     needed = memory.estimate(plan, placement, network, shard.training, settings, keeps=keeps)
     peaks = [before + more for more in needed]
     return Preview(plan, placement, network, dataset, shard, settings, costs, peaks)
@@ -128,7 +129,7 @@ def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placemen
 
 
 def _check_cuts(config: RunConfig, network: Network, slices: int, cut: Cut) -> None:
-    closed_form = config.training.gradients != "autograd"
+    closed_form = uses_closed_forms(config)
     for block in network.all_blocks:
         check_cut(block, closed_form=closed_form, slices=slices, cut=cut, is_head=is_head(block))
 
@@ -141,12 +142,18 @@ def resolve_precision(name: str) -> str:
     return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
 
 
+def uses_closed_forms(config: RunConfig) -> bool:
+    """Return whether derivatives are found in closed form where one is known."""
+    # They take all samples to count the same.
+    return config.training.gradients != "autograd" and config.data.class_weights is None
+
+
 def make_settings(config: RunConfig) -> Settings:
     """Return the settings of a run that decide weights beside the plan."""
     return Settings(
         seed=config.training.seed,
         schedule=config.training.schedule,
-        closed_form=config.training.gradients != "autograd",
+        closed_form=uses_closed_forms(config),
         shared_pass=config.training.gradients == "shared-pass",
         bf16_wire=config.plan.wire == "bf16",
         shift=config.data.shift,
@@ -259,7 +266,7 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
             "--negatives hard, --readout softmax, or --plan chapters."
         )
     if training.gradients == "shared-pass":
-        _check_shared_pass(network, plan.slices)
+        _check_shared_pass(network, plan.slices, config.data.class_weights)
     shared: dict[str, Any] = {
         "nodes": nodes_of(network),
         "epochs": training.epochs,
@@ -304,18 +311,18 @@ def _check_hints(network: Network) -> None:
         )
 
 
-def _check_shared_pass(network: Network, slices: int) -> None:
+def _check_shared_pass(network: Network, slices: int, class_weights: str | None) -> None:
     """Refuse a first block whose positives and negatives differ in more than the label."""
     first, sampler = network.line[0], network.sampler
     dropout = getattr(first.module, "dropout", 0.0)
     shape = () if network.blueprint is None else network.blueprint.data.input_shape
     is_label = bool(shape) and sampler.label_inputs(shape) > 0
-    if not is_label or not has_closed_form(first) or dropout or slices > 1:
+    if not is_label or not has_closed_form(first) or dropout or slices > 1 or class_weights:
         raise SettingError(
             'training.gradients = "shared-pass" multiplies once what positives and negatives have '
             f"in common. It needs labels in the first inputs (here: {type(sampler).__name__}), a "
-            f"dense first block with a threshold, no dropout (here: {dropout}) and no slices "
-            f'(here: {slices}). Use "closed-form".'
+            f"dense first block with a threshold, no dropout (here: {dropout}), no slices (here: "
+            f'{slices}) and no class weights (here: {class_weights}). Use "closed-form".'
         )
 
 

@@ -74,6 +74,9 @@ class Result:
     earlier: tuple["Result", ...] = ()
     """What came out of the stages before the last."""
 
+    doubts: tuple[str, ...] = ()
+    """Signs that nothing was learned, see `onward.doubts`."""
+
     @property
     def accuracy(self) -> float | None:
         """Share of the test rows that are right."""
@@ -84,11 +87,15 @@ class Result:
         return {
             "accuracy": {
                 "test": self.test.accuracy,
+                "balanced": self.test.balanced_accuracy,
+                "sensitivity": self.test.sensitivity,
                 "validation": self.validation.accuracy,
                 "per_block": self.per_block,
                 "readouts": dict(self.readouts),
             },
             "error_count": self.test.rows - self.test.correct,
+            "class_rows": list(self.test.class_rows),
+            "doubts": list(self.doubts),
             **self.facts,
         }
 

@@ -31,6 +31,9 @@ class DataSummary:
     counted_rows: int
     """Training samples of all shards that count."""
 
+    class_rows: tuple[int, ...]
+    """Those of each class."""
+
     num_classes: int
     """Number of classes over all shards."""
 
@@ -116,7 +119,29 @@ def load_shards(
         DataError: There is one class only, over all shards, or the ranks' data do not agree.
     """
     local = local_shards(config, dataset, transport.rank)
-    return local, agree(config, transport.all_gather("data", describe(config, local, dataset)))
+    summary = agree(config, transport.all_gather("data", describe(config, local, dataset)))
+    return {number: weighted(config, shard, summary) for number, shard in local.items()}, summary
+
+
+def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:
+    """Return a shard whose training samples have weights by their classes, where that is wished.
+
+    Raises:
+        SettingError: They have weights of their own, or no classes.
+    """
+    if config.data.class_weights is None:
+        return shard
+    training = shard.training
+    if training.weights is not None or "label" not in training.targets:
+        raise SettingError(
+            "data.class_weights is balanced, and the training samples have "
+            + ("weights of their own" if training.weights is not None else "no classes")
+            + ". Leave it out."
+        )
+    rows = torch.tensor(summary.class_rows, dtype=torch.float64)
+    # The mean over all samples is 1.
+    weights = summary.counted_rows / ((rows > 0).sum() * rows)
+    return Shard(training.replace(weights=weights[training.label].float()), shard.validation)
 
 
 def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Shard]:
@@ -213,6 +238,7 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         tuple(rows for note in notes for rows in note["rows"]),
         tuple(rows for note in notes for rows in note["validation_rows"]),
         sum(note["counted_rows"] for note in notes),
+        tuple(totals),
         num_classes,
         notes[0]["sha256"],
         _transformation(config, notes),

@@ -3,11 +3,12 @@
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
@@ -16,7 +17,8 @@ from onward import memory
 from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
-from onward.errors import SettingError
+from onward.doubts import doubts
+from onward.errors import OnwardWarning, SettingError
 from onward.networks import Network, evaluate
 from onward.placement import Placement, first_blocks
 from onward.preparation import build_network, make_settings, resolve_precision
@@ -119,6 +121,7 @@ def train(
     placement: PlacementConfig | Placement | None = None,
     validation: float | int = 0.1,
     standardize: Standardize = "auto",
+    class_weights: Literal["balanced"] | None = None,
     shift: int = 0,
     listener: Listener | None = None,
     folder: Path | str | None = None,
@@ -140,6 +143,8 @@ def train(
         validation: Training samples held out for validation: a share below 1, or a number.
         standardize: What gets a mean of 0 and a standard deviation of 1, see `ow.DataConfig`. A
             network that has been trained before keeps what became of its samples then.
+        class_weights: `"balanced"`: all classes together count the same in the loss, however many
+            samples they have.
         shift: Largest random shift of training images, in pixels.
         listener: Called with how training goes.
         folder: Where each rank keeps what it has finished, on a disk of its own or a shared one. A
@@ -174,7 +179,11 @@ def train(
     given = placement if isinstance(placement, Placement) else None
     where = placement if isinstance(placement, PlacementConfig) else PlacementConfig()
     data = DataConfig(
-        name=dataset.name, validation=validation, standardize=standardize, shift=shift
+        name=dataset.name,
+        validation=validation,
+        standardize=standardize,
+        class_weights=class_weights,
+        shift=shift,
     )
     folder = None if folder is None else Path(folder)
     results: list[Result] = []
@@ -361,5 +370,17 @@ def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
         readouts[name] = found.correct / max(found.rows, 1)
         per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
-    validation = log.final_validation()
-    return Result(network, test, validation, readouts, per_block, progress, facts, timeline)
+    signs = doubts(progress, test)
+    for text in signs:
+        warnings.warn(text, OnwardWarning, stacklevel=3)
+    return Result(
+        network=network,
+        test=test,
+        validation=log.final_validation(),
+        readouts=readouts,
+        per_block=per_block,
+        progress=progress,
+        facts=facts,
+        timeline=timeline,
+        doubts=tuple(signs),
+    )

@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, a report of versions, and folders that are not the user's."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,19 @@ from models import network_of
 from onward.checkpoint import save
 from onward.cli.main import main
 from onward.data import download
+from onward.errors import OnwardWarning
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item, nextitem):
+    # Small runs learn little, and other warnings are errors.
+    warnings.filterwarnings("ignore", category=OnwardWarning)
+    return (yield)
 
 
 def pytest_report_header():

@@ -103,6 +103,7 @@ ORDER = [
     "sharding",
     "preparation",
     "results",
+    "doubts",
     "world",
     "starting",
     "training",

@@ -91,11 +91,15 @@ def either(*checks):
 RESULT = {
     "accuracy": {
         "test": is_share,
+        "balanced": is_share,
+        "sensitivity": listed(either(is_share, is_nothing)),
         "validation": either(is_share, is_nothing),
         "per_block": listed(is_share),
         "readouts": lambda value: all(is_text(n) and is_share(v) for n, v in value.items()),
     },
     "error_count": is_count,
+    "class_rows": listed(is_count),
+    "doubts": listed(is_text),
     "recipe": is_text,
     "data": is_text,
     "rows": {"training": is_count, "validation": is_count, "test": is_count},

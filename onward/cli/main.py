@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -38,7 +39,7 @@ from onward.cli.planner import choices, read_links, read_speeds
 from onward.cli.progress import Bars, count
 from onward.cli.report import draw_timelines
 from onward.config import RunConfig, nearest, read_run, read_settings
-from onward.errors import FileError, OnwardError, SettingError, Stopped
+from onward.errors import FileError, OnwardError, OnwardWarning, SettingError, Stopped
 from onward.launcher import launch
 from onward.placement import stall
 from onward.recipes import RECIPES
@@ -47,11 +48,15 @@ from onward.simulation import KnownCosts, simulate
 from onward.transport.messages import exit_process
 from onward.version import VERSION
 
+UNEVEN = 2
+"""How many times as many rows as the smallest class the largest one has from which on accuracy says
+little."""
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with these arguments, or those of the process."""
     try:
-        with _stoppable():
+        with _stoppable(), _warnings_as_sentences():
             options = parse(arguments)
             options.command(options)
             sys.stdout.flush()
@@ -68,8 +73,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(status)
     except BrokenPipeError:
         close_output()
+        exit_process(141)
         sys.exit(141)
     sys.exit(0)
+
+
+@contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """Say warnings of Onward as its errors are said, each once, without where they come from."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+        if not issubclass(category, OnwardWarning):
+            usual(message, category, *where, **rest)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"onward: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", OnwardWarning)
+        usual, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 @contextmanager
@@ -405,6 +429,12 @@ def _print_result(found: dict[str, Any], folder: Path) -> None:
     if accuracy["validation"] is not None:
         label = f"validation accuracy ({rows['validation']:,} rows)"
         table.add_row(label, f"{accuracy['validation']:.2%}")
+    each = found["class_rows"]
+    if each and max(each) > UNEVEN * min(each) and accuracy["balanced"] is not None:
+        table.add_row("balanced test accuracy", f"{accuracy['balanced']:.2%}")
+        known = [(c, s) for c, s in enumerate(accuracy["sensitivity"]) if s is not None]
+        for number, share in known if len(known) <= inference.MOST_CLASSES else ():
+            table.add_row(f"sensitivity, class {number} ({each[number]:,} rows)", f"{share:.2%}")
     for name, value in accuracy["readouts"].items():
         table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
     if accuracy["per_block"]:
