@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from onward import memory
+from onward.arguments import check_arguments
 from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
@@ -51,6 +52,7 @@ def run(
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
     """
+    check_arguments(run, locals())
     config.check()
     listener = listener or Listener()
     with join_ranks(config, listener) as transport:
@@ -103,6 +105,9 @@ class Stage:
     plan: PlanConfig = field(default_factory=PlanConfig)
     """What is computed."""
 
+    def __post_init__(self) -> None:
+        check_arguments(Stage, vars(self))
+
 
 def train(
     network: Network | Sequence[Stage],
@@ -150,6 +155,7 @@ def train(
         >>> result.accuracy > 0.9
         True
     """
+    check_arguments(train, locals())
     if isinstance(network, Network):
         training, plan = training or TrainingConfig(), plan or PlanConfig()
         stages = [Stage(network=network, training=training, plan=plan)]
@@ -157,11 +163,6 @@ def train(
         stages = list(network)
     else:
         raise SettingError("Stages are one or more, and each has its own training and plan.")
-    if not isinstance(placement, Placement | PlacementConfig | None):
-        raise SettingError(
-            f"placement is an ow.PlacementConfig, such as ow.PlacementConfig(name='all-layers'), "
-            f"or an ow.Placement of your own; got {placement!r}."
-        )
     given = placement if isinstance(placement, Placement) else None
     where = placement if isinstance(placement, PlacementConfig) else PlacementConfig()
     data = replace(RunConfig().data, name=dataset.name, validation=validation, shift=shift)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from onward.arguments import check_arguments
 from onward.batch import Batch
 from onward.exits.policies import ExitPolicy
 from onward.networks import CHUNK_ROWS, Forward, Network, as_batch, in_chunks
@@ -59,6 +60,7 @@ def answer(
         >>> answer(network, torch.ones(2, 4), ow.ExitPolicy("margin", (0.0,))).exits
         tensor([0, 0])
     """
+    check_arguments(answer, {"policy": policy})
     found = [_answer(network, part, policy) for part in in_chunks(as_batch(x), batch_size)]
     return Answers(
         torch.cat([part.labels for part in found]),
