@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from onward.arguments import check_arguments
 from onward.batch import Batch, Tensors, named, parts
 from onward.errors import SettingError
 from onward.objectives import Objective
@@ -41,8 +42,9 @@ class Edge:
     """With a delay: shape of a sample, of which there are zeros before the first visit."""
 
     def __post_init__(self) -> None:
+        check_arguments(Edge, {"source": self.source})
         if self.delay not in (0, 1) or self.to not in ("module", "objective"):
-            raise ValueError(
+            raise SettingError(
                 f"An edge has a delay of 0 or 1 and leads to module or objective; got "
                 f"delay={self.delay!r}, to={self.to!r}."
             )
@@ -108,6 +110,7 @@ class Block(nn.Module):
         prepare: Callable[..., Tensors] | None = None,
     ) -> None:
         super().__init__()
+        check_arguments(Block.__init__, locals())
         self.module = module
         self.objective = objective
         self.reads = reads
@@ -133,6 +136,7 @@ class Block(nn.Module):
 
     @optimizer.setter
     def optimizer(self, optimizer: Optimizer | Mapping[str | Choice, Optimizer]) -> None:
+        check_arguments(Block.__init__, {"optimizer": optimizer})
         rules: Mapping[str | Choice, Optimizer]
         rules = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
         self._optimizer = optimizer
@@ -143,22 +147,22 @@ class Block(nn.Module):
         """Return what the module makes of a prepared batch, for training or not, as it was set.
 
         Raises:
-            ValueError: The module changed its input, which others still read.
-            TypeError: It puts out something else than tensors.
+            SettingError: The module changed its input, which others still read, or puts out
+                something else than tensors.
         """
         # Tensors of torch.inference_mode do not count their changes.
         counted = [part for part in parts(batch.inputs) if not part.is_inference()]
         versions = [part._version for part in counted]
         outputs: Tensors = self.module(batch.inputs, **self._structure(batch))
         if [part._version for part in counted] != versions:
-            raise ValueError(
+            raise SettingError(
                 f"The module {type(self.module).__name__} changes its input in place, which other "
                 f"blocks and later epochs read too. Let its first operation make a new tensor "
                 f"(inplace=False)."
             )
         each = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
         if not each or not all(isinstance(tensor, Tensor) for tensor in each):
-            raise TypeError(
+            raise SettingError(
                 f"The module {type(self.module).__name__} puts out a {type(outputs).__name__}; a "
                 f"block hands on a tensor, or a dict of tensors by name."
             )
@@ -278,16 +282,9 @@ def _rules(
     """Return the rule of each parameter.
 
     Raises:
-        SettingError: One is no rule, one is for no parameter, or a parameter has none.
+        SettingError: One is for no parameter, or a parameter has none.
     """
-    for chosen, rule in rules.items():
-        if not isinstance(rule, Optimizer):
-            kind = rule if isinstance(rule, type) else type(rule)
-            raise SettingError(
-                f"A block takes an optimizer of Onward, such as ow.Adam(lr=1e-3), or "
-                f"ow.optimizer(torch.optim.{kind.__name__}, lr=...) of torch's; got a "
-                f"{kind.__name__}."
-            )
+    for chosen in rules:
         fits = [name for name, p in parameters.items() if _is_chosen(chosen, name, p)]
         if not fits and chosen != "":
             raise SettingError(

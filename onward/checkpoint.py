@@ -116,6 +116,7 @@ def load(
     Raises:
         FileError: The file is missing, damaged, newer than this version, or does not fit; the
             network is then as it was.
+        SettingError: The recipe fails.
     """
     path = Path(path)
     if path.is_dir():
@@ -214,9 +215,7 @@ def _rebuild(
     else:
         raise FileError(f"The model file {path} cannot be read as it is. {no_recipe(name)}")
     try:
-        settings = recipe.settings()
-        for setting, value in blueprint["settings"].items():
-            settings = changed(settings, setting, value, "network")
+        settings = changed(recipe.settings(), blueprint["settings"], "network")
         data = DataInfo(
             input_shape=tuple(int(n) for n in blueprint["data"]["input_shape"]),
             num_classes=int(blueprint["data"]["num_classes"]),
@@ -224,9 +223,12 @@ def _rebuild(
         )
         if isinstance(settings, NetworkConfig):
             _check_size(path, settings, data)
-        return build(Blueprint(recipe, settings, data))
+        if recipe.name in BUILT_IN:
+            return build(Blueprint(recipe, settings, data))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileError(f"The model file {path} describes no known network: {error}.") from error
+    # What fails in a user's code is not the file's fault.
+    return build(Blueprint(recipe, settings, data))
 
 
 def _check_size(path: Path, settings: NetworkConfig, data: DataInfo) -> None:

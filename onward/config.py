@@ -1,14 +1,14 @@
 """A run, complete, and as TOML."""
 
-import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import tomli_w
 
+from onward.arguments import check_arguments, said
 from onward.errors import FileError, SettingError
 from onward.recipes import RECIPES, Recipe
 from onward.settings import (
@@ -19,6 +19,8 @@ from onward.settings import (
     PlanConfig,
     TrainingConfig,
     changed,
+    kinds,
+    nearest,
     read_value,
 )
 
@@ -58,11 +60,11 @@ class RunConfig:
         ('threshold', 60)
     """
 
-    recipe: str = "one-pass"
-    """Name of the method."""
+    recipe: str = field(default=cast(str, None))
+    """Name of the method. None: that of `method`, else one-pass."""
 
     recipe_sha256: str | None = None
-    """Digest of the file that the recipe was read from; None for those that come with Onward."""
+    """Digest of the file that the recipe was read from. None: that of `method`."""
 
     data: DataConfig = field(default=cast(DataConfig, None))
     """What is learned from."""
@@ -86,18 +88,28 @@ class RunConfig:
     """The recipe itself; None: the one that comes with Onward under that name."""
 
     def __post_init__(self) -> None:
+        check_arguments(RunConfig, {"method": self.method})
+        if self.recipe is None:
+            object.__setattr__(self, "recipe", self.method.name if self.method else "one-pass")
+        check_arguments(RunConfig, {"recipe": self.recipe})
         method = self.method or RECIPES.get(self.recipe)
+        if method is None and ":" in self.recipe:
+            raise SettingError(
+                f"The recipe {self.recipe} does not come with Onward. Read it, and give it as the "
+                f"method: ow.RunConfig(method=ow.load_recipe({self.recipe!r}))."
+            )
         if method is None and self.recipe != CUSTOM:
             raise SettingError(no_recipe(self.recipe))
         if method is not None and method.name != self.recipe:
             raise SettingError(
                 f"The run is called one of the recipe {self.recipe}, and its method is "
-                f"{method.name}. Give ow.RunConfig both: recipe=method.name, method=method."
+                f"{method.name}. Give the method alone: ow.RunConfig(method=method)."
             )
         owners: dict[str, type] = dict(SECTIONS)
         if method is not None:
             owners["network"] = method.settings
         start = {section: owner() for section, owner in owners.items()}
+        defaults: dict[str, dict[str, Any]] = {section: {} for section in start}
         for full, value in method.defaults.items() if method is not None else ():
             section, _, name = full.partition(".")
             if section not in start:
@@ -105,11 +117,30 @@ class RunConfig:
                     f"The recipe {self.recipe} has a default for {full}; defaults are for "
                     f"{', '.join(f'{known}.NAME' for known in start)}."
                 )
-            start[section] = changed(start[section], name, value, section)
+            defaults[section][name] = value
         for section, settings in start.items():
             if getattr(self, section) is None:
+                settings = changed(settings, defaults[section], section)
                 object.__setattr__(self, section, settings)
+        check_arguments(RunConfig, vars(self))
+        if method is not None:
+            self._check_network(method)
+            if self.recipe_sha256 is None:
+                object.__setattr__(self, "recipe_sha256", method.sha256)
         object.__setattr__(self, "method", method)
+
+    def _check_network(self, method: Recipe) -> None:
+        """Refuse settings of the network that are not those of its recipe, or cannot be used."""
+        if not isinstance(self.network, method.settings):
+            raise SettingError(
+                f"ow.RunConfig: network must be a {method.settings.__name__}, the settings of the "
+                f"recipe {method.name}; got {said(self.network)}."
+            )
+        for name, kind in kinds(method.settings).items():
+            value = getattr(self.network, name)
+            if read_value(f"network.{name}", value, kind) != value:
+                network = changed(self.network, {name: value}, "network")
+                object.__setattr__(self, "network", network)
 
     @property
     def has_changed(self) -> bool:
@@ -126,7 +157,9 @@ class RunConfig:
         Raises:
             SettingError: A name is unknown, or a value has the wrong type.
         """
-        config, known = self, self.setting_names()
+        known = self.setting_names()
+        sections: dict[str, dict[str, Any]] = {}
+        changes: dict[str, Any] = {}
         for given, value in settings.items():
             name = RENAMED.get(given, given)
             if name not in known:
@@ -135,17 +168,17 @@ class RunConfig:
                 raise SettingError(f"Unknown setting {name}.{guess}{self._instead_of(name)}")
             section, _, key = name.rpartition(".")
             if section:
-                value = changed(getattr(config, section), key, value, section)
+                sections.setdefault(section, {})[key] = value
             elif name == "recipe" and value != self.recipe:
                 raise SettingError(
                     f"This run is of the recipe {self.recipe}, and cannot become one of {value}. "
                     f"Start from ow.RunConfig(recipe={value!r})."
                 )
             elif name == "recipe_sha256":
-                value = read_value(name, value, str | None)
-            changes: dict[str, Any] = {section or name: value}
-            config = replace(config, **changes)
-        return config
+                changes[name] = read_value(name, value, str | None)
+        for section, values in sections.items():
+            changes[section] = changed(getattr(self, section), values, section)
+        return replace(self, **changes)
 
     def _instead_of(self, name: str) -> str:
         """Say which settings of the network there are, where one is asked for that is not."""
@@ -166,13 +199,7 @@ class RunConfig:
         return names
 
     def check(self) -> None:
-        """Raise a `SettingError` where a value is none that its setting can have.
-
-        So also where two do not go together, whatever the data.
-        """
-        for name in self.setting_names():
-            section, _, key = name.rpartition(".")
-            self.with_settings({name: getattr(getattr(self, section) if section else self, key)})
+        """Raise a `SettingError` where two settings do not go together, whatever the data."""
         if self.placement.directory is not None and self.plan.kind == "stream":
             raise SettingError(
                 "placement.directory is for chapter plans: a stream would write a file for every "
@@ -195,13 +222,19 @@ class RunConfig:
             )
 
     def to_toml(self) -> str:
-        """Return the run as TOML; None, which TOML does not know, is written as a word."""
+        """Return the run as TOML; None, which TOML does not know, is written as a word.
+
+        The section `optimizer` is left out where the recipe chooses its optimizers itself.
+        """
         tables: dict[str, Any] = {"recipe": self.recipe}
+        idle = ["method"]
+        if self.method is None or not self.method.takes("optimizer"):
+            idle.append("optimizer")  # It would have no effect.
         if self.recipe_sha256 is not None:
             tables["recipe_sha256"] = self.recipe_sha256
         for section in fields(self):
             settings = getattr(self, section.name)
-            if is_dataclass(settings) and section.name != "method":
+            if is_dataclass(settings) and section.name not in idle:
                 tables[section.name] = asdict(settings)  # type: ignore[arg-type]
         return tomli_w.dumps(_none_as_word(tables))
 
@@ -220,12 +253,6 @@ def no_recipe(name: str) -> str:
         f"of your own is FILE.py:FUNCTION, and a run again is the path of a .toml file, such as "
         f"RUN/config.toml."
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Ask whether something known was meant that is spelled much like a name."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {found[0]}?" if found else ""
 
 
 def read_run(
@@ -249,6 +276,8 @@ def read_run(
             "its folder."
         )
     if method is None:
+        if name not in RECIPES:
+            raise SettingError(no_recipe(name))
         return RunConfig(recipe=name).with_settings(settings)
     digest = settings.pop("recipe_sha256", method.sha256)
     check_same(method, name, digest, may_differ=may_differ)

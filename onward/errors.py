@@ -12,6 +12,13 @@ Each also inherits from the builtin that fits, so that code which catches builti
 The command prints the message alone and exits with status 2.
 """
 
+import sys
+import traceback
+from pathlib import Path
+
+NOT_USERS = ("onward", "torch", "numpy", "scipy", "sklearn", "jaxtyping", "beartype")
+"""Packages whose code is never a user's own."""
+
 
 class Stopped(BaseException):
     """The process was asked to end, by Ctrl-C or a signal; `args` holds its number."""
@@ -47,3 +54,26 @@ class PeerLostError(OnwardError, ConnectionError):
 
 class DivergedError(OnwardError, ArithmeticError):
     """Training left the finite numbers."""
+
+
+def line_of_user(error: BaseException) -> str | None:
+    """Return the file and line of a user's code that an error came through last; None for none."""
+    found: list[tuple[Path, int]] = []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package not in (*NOT_USERS, *sys.stdlib_module_names) and path.is_file():
+            found.append((path, line))
+    # An installed package may hold a recipe; else it is only called by one.
+    own = [place for place in found if "site-packages" not in place[0].parts] or found
+    if not own:
+        return None
+    path, line = own[-1]
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
+
+
+def told(error: BaseException) -> str:
+    """Return an error in one line: where in a user's code, its type and its text."""
+    place, text = line_of_user(error), " ".join(str(error).split())
+    what = type(error).__name__ + (f": {text}" if text else "")
+    return (f"{place}: {what}" if place else what).removesuffix(".") + "."

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from onward.arguments import check_arguments
 from onward.batch import Batch, Tensors, mapped
 from onward.blocks import Block, Edge, gathered
 from onward.data.dataset import Numbers
@@ -56,8 +57,11 @@ class Network(nn.Module):
         blueprint: Any = None,
     ) -> None:
         super().__init__()
+        check_arguments(Network.__init__, locals())
+        if not len(blocks):
+            raise SettingError("A network has one block or more; got none.")
         if ticks < 1:
-            raise ValueError(f"A mini-batch visits the blocks once or more; got ticks={ticks}.")
+            raise SettingError(f"A mini-batch visits the blocks once or more; got ticks={ticks}.")
         self.blocks = nn.ModuleList(blocks)
         self.sampler = sampler
         self.readout = readout
@@ -377,9 +381,10 @@ def _check_readout(network: Network, readout: Readout) -> None:
     readout.fold(network.all_blocks, network.edges, network.ticks)
     tried = network.sampler.num_candidates
     if readout.sweeps and tried != network.num_classes:
-        raise ValueError(
+        raise SettingError(
             f"The readout {type(readout).__name__} tries every label, and the sampler "
-            f"{type(network.sampler).__name__} has {tried}; num_classes is {network.num_classes}."
+            f"{type(network.sampler).__name__} has {tried}; num_classes is {network.num_classes}. "
+            f"Use ow.LabelEmbedding({network.num_classes}), or another readout."
         )
 
 

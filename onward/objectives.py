@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from onward.arguments import check_arguments
 from onward.batch import Batch
 from onward.samplers import Views
 
@@ -118,6 +119,7 @@ class CrossEntropy(Objective):
 
     def __init__(self, head: nn.Module, *, views: tuple[str, ...] = ("input",)) -> None:
         super().__init__()
+        check_arguments(CrossEntropy.__init__, {"head": head})
         self.head = head
         self.views = views
 

@@ -5,14 +5,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from onward import memory
 from onward.batch import Batch, parts
+from onward.blocks import Block
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
 from onward.data import DataInfo, Dataset
-from onward.errors import PlacementError, SettingError
+from onward.errors import OnwardError, PlacementError, SettingError, line_of_user, told
 from onward.kernels.closed_form import has_closed_form
 from onward.networks import Network, passes
 from onward.placement import Placement, check_placement, place
@@ -105,6 +108,7 @@ def arrange(
             f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
         )
     costs = block_costs(network, training)
+    _check_batch_norm(network, training, plan)
     if given is None:
         return plan, place_plan(config, plan, num_ranks, costs), costs
     placement = replace(given, shards=len(plan.rows))
@@ -197,19 +201,23 @@ def block_costs(network: Network, training: Batch) -> list[int]:
         with FlopCounterMode(display=False) as counter:
             try:
                 outputs = next(blocks).outputs
-            except (RuntimeError, IndexError) as error:
+            except Exception as error:
+                if not _is_of_module(error):
+                    raise
                 raise SettingError(
-                    f"Block {number} cannot take what it reads: {error}. The samples of the "
+                    f"Block {number} cannot take what it reads: {told(error)} The samples of the "
                     f"data have shape {tuple(parts(training.inputs)[0].shape[1:])}."
                 ) from error
             try:
                 if block.objective.has_scores:
                     scores = block.scores(outputs)
-            except (RuntimeError, IndexError) as error:
+            except Exception as error:
+                if not _is_of_module(error):
+                    raise
+                shape = tuple(parts(outputs.inputs)[0].shape[1:])
                 raise SettingError(
                     f"The objective of block {number} cannot score what the block puts out, of "
-                    f"shape {tuple(parts(outputs.inputs)[0].shape[1:])}: {error}. A linear head "
-                    f"behind a convolution needs nn.Flatten before it."
+                    f"shape {shape}: {told(error)}{_head_advice(block, shape)}"
                 ) from error
         if scores is not None and scores.ndim > 2:
             raise SettingError(
@@ -223,6 +231,62 @@ def block_costs(network: Network, training: Batch) -> list[int]:
             )
         costs.append(max(counter.get_total_flops(), 1))
     return costs
+
+
+@torch.no_grad()
+def _check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
+    """Refuse mini-batches of one sample where batch normalisation would see one number a channel.
+
+    Raises:
+        SettingError: There are some.
+    """
+
+    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            single.append(module)
+
+    def smallest(batch_size: int) -> int:
+        return min(rows % batch_size or batch_size for rows in plan.rows)
+
+    size, single = plan.batch_size, []  # type: int, list[nn.Module]
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    if not norms or smallest(size) > 1:
+        return
+    hooks = [norm.register_forward_pre_hook(see) for norm in norms]
+    try:
+        block_costs(network, training)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if single:
+        others = (*range(size + 1, min(plan.rows) + 1), *range(size - 1, 1, -1))
+        fits = next((other for other in others if smallest(other) > 1), None)
+        raise SettingError(
+            f"{type(single[0]).__name__} takes means over a mini-batch, and of "
+            f"{', '.join(map(str, plan.rows))} samples in mini-batches of {size} the last one has "
+            f"one sample. "
+            + (f"Set training.batch_size to {fits}." if fits else "It takes more samples.")
+        )
+
+
+def _is_of_module(error: Exception) -> bool:
+    """Return whether an error is one of shapes and types, or comes from a user's module."""
+    if isinstance(error, OnwardError):
+        return False
+    return isinstance(error, RuntimeError | IndexError) or line_of_user(error) is not None
+
+
+def _head_advice(block: Block, shape: tuple[int, ...]) -> str:
+    """Say what to do about a head that does not fit what its block puts out."""
+    if len(shape) > 1:
+        return " A linear head behind a convolution needs nn.Flatten before it."
+    layers = [m for m in block.objective.modules() if isinstance(m, nn.Linear)]
+    if not layers or not shape or layers[0].in_features == shape[0]:
+        return ""
+    return (
+        f" The block puts out {shape[0]} numbers a sample, and its head takes "
+        f"{layers[0].in_features}: make them the same."
+    )
 
 
 def nodes_of(network: Network) -> tuple[Node, ...]:

@@ -43,7 +43,7 @@ class Listener:
         """Called on rank 0 after the last task, and where training fails."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What came out of a run, on rank 0."""
 
@@ -81,6 +81,11 @@ class Result:
     def accuracy(self) -> float | None:
         """Share of the test rows that are right."""
         return self.test.accuracy
+
+    def __repr__(self) -> str:
+        accuracy = "none" if self.accuracy is None else f"{self.accuracy:.2%}"
+        what = f"{self.facts.get('recipe')} on {self.facts.get('data')}"
+        return f"<Result: {what}, test accuracy {accuracy}>"
 
     def to_json(self) -> dict[str, Any]:
         """Return what `result.json` holds."""

@@ -1,12 +1,14 @@
 """Settings: dataclasses in which each has one home, a field with its meaning and unit."""
 
+import difflib
 import math
 import types
 import typing
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from onward.errors import SettingError
+from onward.errors import OnwardError, SettingError, told
 
 NONE = "none"
 """How a run file or a flag says None."""
@@ -44,8 +46,23 @@ Standardize = Literal["auto", "feature", "channel", "none"]
 """What gets a mean of 0 and a standard deviation of 1."""
 
 
+class Section:
+    """A section of a run; its settings are read by their types when it is made."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that settings cannot have.
+
+        Raises:
+            SettingError: There is one.
+        """
+        section = type(self).__name__.removesuffix("Config").lower()
+        for name, kind in kinds(type(self)).items():
+            value = read_value(f"{section}.{name}", getattr(self, name), kind)
+            object.__setattr__(self, name, value)
+
+
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     """What is learned from."""
 
     name: str = "digits"
@@ -77,7 +94,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Section):
     """What is trained: blocks of one dense layer, and how classes are read off them."""
 
     widths: tuple[Count, ...] = (500, 500, 500, 500)
@@ -122,7 +139,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """How the weights follow their gradients."""
 
     name: Literal["adam", "sgd"] = "adam"
@@ -145,7 +162,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """How long, in what steps, and with which arithmetic."""
 
     epochs: Count = 10
@@ -180,7 +197,7 @@ Cut = Literal["rows", "units"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig:
+class PlanConfig(Section):
     """What is computed, and from what: this decides the weights."""
 
     kind: Literal["chapters", "stream"] = "chapters"
@@ -227,7 +244,7 @@ class PlanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacementConfig:
+class PlacementConfig(Section):
     """Where tasks run: this decides time and traffic, never the weights."""
 
     name: Literal["sequential", "single-layer", "all-layers", "federated", "stream"] | None = None
@@ -257,27 +274,42 @@ class PlacementConfig:
     network; for chapter plans."""
 
 
-def changed(settings: Any, name: str, value: Any, section: str) -> Any:
-    """Return settings of which one is changed.
+def changed(settings: Any, values: Mapping[str, Any], section: str) -> Any:
+    """Return settings of which some are changed.
 
     Args:
         settings: A frozen dataclass.
-        name: Its field.
-        value: Read as the type of the field, where it is a string.
+        values: By the names of its fields; read as their types, where they are strings.
         section: What the settings are called in run files.
 
     Raises:
-        SettingError: The value is none that the field can have.
+        SettingError: A value is none that its field can have.
     """
-    kind = kinds(type(settings)).get(name)
-    if kind is None:
-        raise SettingError(f"There is no setting {section}.{name}.")
-    return replace(settings, **{name: read_value(f"{section}.{name}", value, kind)})
+    known = kinds(type(settings))
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise SettingError(f"There is no setting {section}.{unknown[0]}.")
+    read = {name: read_value(f"{section}.{name}", v, known[name]) for name, v in values.items()}
+    try:
+        return replace(settings, **read)
+    except OnwardError:
+        raise
+    except Exception as error:
+        # Settings of a recipe may check themselves.
+        given = ", ".join(f"{section}.{name} = {value!r}" for name, value in read.items())
+        raise SettingError(f"{given} cannot be used: {told(error)}") from error
 
 
 def kinds(owner: type) -> dict[str, Any]:
     """Return the type of each setting of a dataclass."""
-    return typing.get_type_hints(owner, include_extras=True)
+    hints = typing.get_type_hints(owner, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(owner)}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ask whether something known was meant that is spelled much like a name."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 def is_readable(kind: Any) -> bool:
@@ -300,7 +332,7 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
     if origin is Annotated:
         number = read_value(name, value, inner[0])
         if not inner[1].holds(number):
-            raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+            raise _refused(name, value, kind)
         return number
     if origin in (types.UnionType, typing.Union):
         return _read_any(name, value, kind)
@@ -309,7 +341,7 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
             return value
     elif origin is tuple:
         parts = value.split(",") if isinstance(value, str) else value
-        if isinstance(parts, list | tuple):
+        if isinstance(parts, list | tuple) and value != NONE:
             return tuple(read_value(name, part, inner[0]) for part in parts)
     elif isinstance(value, str) and kind is not str:
         parsed = _parse(value, kind)
@@ -319,7 +351,7 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
         return float(value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+    raise _refused(name, value, kind)
 
 
 def _read_any(name: str, value: Any, kind: Any) -> Any:
@@ -332,7 +364,7 @@ def _read_any(name: str, value: Any, kind: Any) -> Any:
             return read_value(name, value, option)
         except SettingError:
             continue
-    raise SettingError(f"{name} must be {_say(kind)}; got {value!r}.")
+    raise _refused(name, value, kind)
 
 
 def _parse(text: str, kind: type) -> Any:
@@ -342,6 +374,18 @@ def _parse(text: str, kind: type) -> Any:
         return kind(text)
     except ValueError:
         return None
+
+
+def _refused(name: str, value: Any, kind: Any) -> SettingError:
+    guess = nearest(value, _words(kind)) if isinstance(value, str) else ""
+    return SettingError(f"{name} must be {_say(kind)}; got {value!r}.{guess}")
+
+
+def _words(kind: Any) -> list[str]:
+    """Return the words that a setting of a type may be."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [word for inner in get_args(kind) for word in _words(inner)]
 
 
 def _say(kind: Any) -> str:
@@ -355,6 +399,6 @@ def _say(kind: Any) -> str:
         return "one of " + ", ".join(map(str, inner)) if len(inner) > 1 else str(inner[0])
     if get_origin(kind) is tuple:
         kind = get_args(inner[0])[0] if get_origin(inner[0]) is Annotated else inner[0]
-        plural = {int: "whole numbers", float: "numbers"}.get(kind, "values")
+        plural = {int: "whole numbers", float: "numbers", str: "words"}.get(kind, "values")
         return f"{plural} with commas between them"
     return ", or ".join(_say(option) for option in inner if option is not type(None))

@@ -22,7 +22,7 @@ from onward.runtime.resume import Holders, agree_on_rest, open_store
 from onward.runtime.runtime import make_worker
 from onward.runtime.store import Store
 from onward.runtime.workers import Shard
-from onward.settings import PlacementConfig
+from onward.settings import PlacementConfig, TrainingConfig
 from onward.sharding import DataSummary
 from onward.transport.messages import Transport
 from onward.version import VERSION
@@ -95,6 +95,12 @@ def get_ready(
     memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
     store: Store | None = None
     holders: Holders = {}
+    schedule = config.training.schedule
+    is_idle = all(block.schedule is not None for block in network.all_blocks)
+    if is_idle and schedule != TrainingConfig.schedule and transport.rank == 0:
+        listener.note(
+            f"training.schedule = {schedule} has no effect: all blocks have schedules of their own."
+        )
     if max_restarts() > 0 and not keeps and transport.rank == 0:
         listener.note(
             "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "

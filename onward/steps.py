@@ -8,6 +8,7 @@ from torch import Tensor
 
 from onward.batch import Batch, Tensors, concatenated, mapped, parts
 from onward.blocks import Block, is_inside
+from onward.errors import SettingError
 from onward.layers import Dense
 from onward.objectives import Metrics
 from onward.optimizers import with_strides
@@ -161,7 +162,7 @@ class AutogradStep(Step):
         for loss in losses.values() if isinstance(losses, dict) else [losses]:
             if not isinstance(loss, Tensor) or loss.ndim:
                 text = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
-                raise TypeError(
+                raise SettingError(
                     f"The loss of {type(objective).__name__} is {text}; it must be a tensor "
                     f"without axes, such as a mean, or a dict of such by name."
                 )
@@ -185,7 +186,7 @@ class AutogradStep(Step):
                 own = self._derivatives(part, objective.group(name))
                 both = sorted(named.keys() & own.keys())
                 if both:
-                    raise ValueError(
+                    raise SettingError(
                         f"Several losses of {type(objective).__name__} train {both[0]}. Each "
                         f"trains parameters of its own: name them in `group`."
                     )

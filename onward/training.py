@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from onward import memory
+from onward.arguments import check_arguments
 from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
@@ -59,6 +60,7 @@ def run(
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
     """
+    check_arguments(run, locals())
     config.check()
     listener = listener or Listener()
     with join_ranks(config, listener) as transport:
@@ -110,6 +112,9 @@ class Stage:
 
     plan: PlanConfig = field(default_factory=PlanConfig)
     """What is computed."""
+
+    def __post_init__(self) -> None:
+        check_arguments(Stage, vars(self))
 
 
 def train(
@@ -164,6 +169,7 @@ def train(
         >>> result.accuracy > 0.9
         True
     """
+    check_arguments(train, locals())
     if isinstance(network, Network):
         training, plan = training or TrainingConfig(), plan or PlanConfig()
         stages = [Stage(network=network, training=training, plan=plan)]
@@ -171,11 +177,6 @@ def train(
         stages = list(network)
     else:
         raise SettingError("Stages are one or more, and each has its own training and plan.")
-    if not isinstance(placement, Placement | PlacementConfig | None):
-        raise SettingError(
-            f"placement is an ow.PlacementConfig, such as ow.PlacementConfig(name='all-layers'), "
-            f"or an ow.Placement of your own; got {placement!r}."
-        )
     given = placement if isinstance(placement, Placement) else None
     where = placement if isinstance(placement, PlacementConfig) else PlacementConfig()
     data = DataConfig(

@@ -1,9 +1,12 @@
 """The wiring of a network: what each of its blocks reads, and whether that fits together."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from onward.arguments import fits, said
 from onward.blocks import Block, Edge
+from onward.errors import SettingError
 from onward.readouts import is_head
 from onward.samplers import Sampler
 
@@ -19,39 +22,39 @@ def check_edges(blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]]) -> N
     """Refuse edges that lead nowhere, or round in a circle without a delay.
 
     Raises:
-        ValueError: There are some.
+        SettingError: There are some.
     """
     for number, own in enumerate(edges):
         if not any(edge.to == "module" for edge in own):
-            raise ValueError(f"Block {number} reads nothing: its module needs an input.")
+            raise SettingError(f"Block {number} reads nothing: its module needs an input.")
         keys = [(edge.to, edge.key) for edge in own]
         for key in keys:
             if keys.count(key) > 1:
-                raise ValueError(f"Block {number} reads two things called {key[1]}. Name one.")
+                raise SettingError(f"Block {number} reads two things called {key[1]}. Name one.")
         for edge in own:
             if edge.source == "input":
                 if edge.delay:
-                    raise ValueError(f"Block {number} reads the input, which has no delay.")
+                    raise SettingError(f"Block {number} reads the input, which has no delay.")
                 continue
             if not 0 <= edge.source < len(blocks):
-                raise ValueError(
+                raise SettingError(
                     f"Block {number} reads block {edge.source}, and there are {len(blocks)}, "
                     f"counted from 0."
                 )
             if edge.delay == 0 and edge.source >= number:
                 what = "itself" if edge.source == number else "which comes after it"
-                raise ValueError(
+                raise SettingError(
                     f"Block {number} reads block {edge.source}, {what}. Only a "
                     f"delay lets it: ow.Edge({edge.source}, delay=1, shape=...)."
                 )
             if edge.delay == 1 and edge.shape is None:
-                raise ValueError(
+                raise SettingError(
                     f"Block {number} reads block {edge.source} with a delay, and before the first "
                     f"visit gets zeros. Give the shape of a sample: ow.Edge({edge.source}, "
                     f"delay=1, shape=(units,))."
                 )
             if is_head(blocks[edge.source]):
-                raise ValueError(
+                raise SettingError(
                     f"Block {number} reads block {edge.source}, a head, which learns from what "
                     f"inference sees and hands nothing on."
                 )
@@ -61,13 +64,21 @@ def check_views(blocks: Sequence[Block], sampler: Sampler) -> None:
     """Refuse blocks that learn from views which the sampler does not make.
 
     Raises:
-        ValueError: There are some.
+        SettingError: There are some.
     """
+    names: object = None
+    with suppress(AttributeError):
+        names = sampler.names
+    if not fits(names, tuple[str, ...]):
+        raise SettingError(
+            f"The sampler {type(sampler).__name__} needs `names`, a tuple of the views that it "
+            f'makes, such as names = ("input",); got {said(names)}.'
+        )
     for number, block in enumerate(blocks):
         names = block.objective.views or sampler.names
         unknown = set(names) - set(sampler.names)
         if unknown and not is_head(block):
-            raise ValueError(
+            raise SettingError(
                 f"Block {number} learns from the views {names}, but the sampler "
                 f"{type(sampler).__name__} makes {sampler.names}."
             )
@@ -77,14 +88,14 @@ def check_parameters(blocks: Sequence[Block]) -> None:
     """Refuse blocks that share parameters.
 
     Raises:
-        ValueError: There are some.
+        SettingError: There are some.
     """
     owners: dict[int, int] = {}
     for number, block in enumerate(blocks):
         for name, tensor in block.state_dict(keep_vars=True).items():
             owner = owners.setdefault(id(tensor), number)
             if owner != number:
-                raise ValueError(
+                raise SettingError(
                     f"Blocks {owner} and {number} share {name}, a parameter or buffer. Each block "
                     f"learns on its own, maybe on another machine: give it its own."
                 )

@@ -21,6 +21,7 @@ MODULES = {
 ORDER = [
     "version",
     "errors",
+    "arguments",
     "files",
     "seeds",
     "digests",

@@ -7,6 +7,7 @@ from torch import nn
 
 from onward.batch import Batch
 from onward.blocks import Block, Edge, gathered
+from onward.errors import SettingError
 from onward.objectives import CrossEntropy, Objective
 from onward.optimizers import SGD
 
@@ -287,5 +288,5 @@ def test_a_module_puts_out_tensors():
 
     block = Block(Two(), CrossEntropy(nn.Linear(4, 3)), SGD())
 
-    with pytest.raises(TypeError, match="The module Two puts out a tuple; a block hands on"):
+    with pytest.raises(SettingError, match="The module Two puts out a tuple; a block hands on"):
         block.forward(Batch(torch.zeros(2, 4)))

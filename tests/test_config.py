@@ -56,7 +56,7 @@ def test_a_section_that_is_given_counts_as_it_is_and_others_are_the_recipes():
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("hintn", "Did you mean hinton"), ("a.py:b", "--recipe")]
+    ("name", "says"), [("hintn", "Did you mean hinton"), ("a.py:b", "method=ow.load_recipe")]
 )
 def test_a_recipe_that_does_not_come_with_onward_is_refused_by_its_name(name, says):
     with pytest.raises(SettingError, match=says):

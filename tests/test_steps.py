@@ -27,6 +27,7 @@ import onward as ow
 from onward.batch import Batch
 from onward.blocks import Block
 from onward.checkpoint import weights_sha256
+from onward.errors import SettingError
 from onward.kernels.closed_form import ClosedFormStep
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD
@@ -595,5 +596,7 @@ def test_a_loss_is_one_number(monkeypatch):
         type(block.objective), "loss", lambda self, inputs, outputs, draw: torch.zeros(6)
     )
 
-    with pytest.raises(TypeError, match=r"loss of CrossEntropy is a tensor of \(6,\); it must be"):
+    with pytest.raises(
+        SettingError, match=r"loss of CrossEntropy is a tensor of \(6,\); it must be"
+    ):
         step_of(block, closed_form=False)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)

@@ -238,7 +238,7 @@ def test_what_is_no_optimizer_is_refused_when_it_is_made(given, says):
     "optimizer", [torch.optim.AdamW, torch.optim.AdamW([nn.Parameter(torch.zeros(2))])]
 )
 def test_a_block_given_torchs_own_optimizer_says_how_it_is_given(optimizer):
-    with pytest.raises(SettingError, match=r"ow\.optimizer\(torch\.optim\.AdamW, lr="):
+    with pytest.raises(SettingError, match=r"ow\.optimizer\(torch\.optim\.Adam, lr="):
         ow.Block(nn.Linear(4, 2), ow.CrossEntropy(nn.Identity()), optimizer)
 
 

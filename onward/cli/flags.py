@@ -103,6 +103,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use it though its file has been edited since the run",
     )
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        help="where code of a recipe of your own fails, show how it came there",
+    )
 
 
 def read_config(options: argparse.Namespace) -> RunConfig:

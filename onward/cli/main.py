@@ -1,7 +1,8 @@
 """The command: reads settings, calls one function, prints.
 
 Exit status: 0 done, 2 something the user can put right (the message says what), 130 interrupted,
-143 ended by SIGTERM, 141 nobody reads the output. Anything else is a bug and shows its traceback.
+143 ended by SIGTERM, 141 nobody reads the output. Anything else is a bug and shows its traceback;
+what fails in the code of a user's recipe is none.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -38,12 +40,21 @@ from onward.cli.output import Output, close_output
 from onward.cli.planner import choices, read_links, read_speeds
 from onward.cli.progress import Bars, count
 from onward.cli.report import draw_timelines
-from onward.config import RunConfig, nearest, read_run, read_settings
-from onward.errors import FileError, OnwardError, OnwardWarning, SettingError, Stopped
+from onward.config import RunConfig, read_run, read_settings
+from onward.errors import (
+    FileError,
+    OnwardError,
+    OnwardWarning,
+    SettingError,
+    Stopped,
+    line_of_user,
+    told,
+)
 from onward.launcher import launch
 from onward.placement import stall
 from onward.recipes import RECIPES
 from onward.recipes.user import load_recipe
+from onward.settings import nearest
 from onward.simulation import KnownCosts, simulate
 from onward.transport.messages import exit_process
 from onward.version import VERSION
@@ -55,14 +66,22 @@ little."""
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with these arguments, or those of the process."""
+    options = argparse.Namespace()
     try:
         with _stoppable(), _warnings_as_sentences():
             options = parse(arguments)
             options.command(options)
             sys.stdout.flush()
-    except OnwardError as error:
+    except BrokenPipeError:
+        close_output()
+        exit_process(141)
+        sys.exit(141)
+    except Exception as error:
+        text = _sentence(error, options)
+        if text is None:
+            raise
         where = f"rank {world.current_rank()}: " if world.is_distributed() else ""
-        print(f"onward: {where}{error}", file=sys.stderr)
+        print(f"onward: {where}{text}", file=sys.stderr)
         exit_process(2)
         sys.exit(2)
     except Stopped as stopped:
@@ -71,11 +90,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print("onward: stopped.", *getattr(stopped, "__notes__", ()), file=sys.stderr)
         exit_process(status)
         sys.exit(status)
-    except BrokenPipeError:
-        close_output()
-        exit_process(141)
-        sys.exit(141)
     sys.exit(0)
+
+
+def _sentence(error: Exception, options: argparse.Namespace) -> str | None:
+    """Say what a user can put right, and where in the recipe that is; None for a bug of ours."""
+    is_ours = isinstance(error, OnwardError)
+    if getattr(options, "code", None) is None:
+        return str(error) if is_ours else None
+    place, cause, more = line_of_user(error), error.__cause__ if is_ours else error, ""
+    if options.traceback:
+        traceback.print_exception(error)
+    elif cause is not None and line_of_user(cause) is not None:
+        more = " --traceback shows how it came there."
+    if is_ours:
+        return (f"{place}: {error}" if place else str(error)) + more
+    return f"The recipe fails at {told(error)}{more}" if place else None
 
 
 @contextmanager
@@ -276,6 +306,7 @@ def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, res
         file.write_text(config.to_toml())
         code = [] if options.code is None else ["--recipe", options.code]
         code += ["--changed-recipe"] * options.changed_recipe
+        code += ["--traceback"] * options.traceback
         variables = {}
         if not sharding.is_private(config):
             variables[sharding.SHARED] = f"{scratch}/data.safetensors"

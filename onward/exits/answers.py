@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from onward.arguments import check_arguments
 from onward.batch import Batch
 from onward.data.dataset import Numbers
 from onward.exits.policies import ExitPolicy
@@ -59,6 +60,7 @@ def answer(
         >>> answer(network, torch.ones(2, 4), ow.ExitPolicy("margin", (0.0,))).exits
         tensor([0, 0])
     """
+    check_arguments(answer, {"policy": policy})
     found = [
         _answer(network, part, policy) for part in in_chunks(network.inputs.asked(x), batch_size)
     ]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from onward import seeds
+from onward.arguments import check_arguments
 from onward.blocks import Block
 from onward.data import DataInfo
 from onward.errors import SettingError
@@ -182,6 +183,7 @@ def mlp(
         >>> len(ow.mlp((1, 8, 8), num_classes=10, widths=(32, 32, 32)).blocks)
         3
     """
+    check_arguments(mlp, {"input_shape": input_shape, "num_classes": num_classes})
     config = NetworkConfig(widths=widths, objective=objective, **settings)  # type: ignore[arg-type]
     data = DataInfo(input_shape=input_shape, num_classes=num_classes, is_image=is_image)
     return build(Blueprint(dense, config, data), optimizer=optimizer, seed=seed)

@@ -3,14 +3,13 @@
 import inspect
 import typing
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
-import torch
-
 from onward.data import DataInfo
-from onward.errors import SettingError
+from onward.errors import OnwardError, SettingError, line_of_user, told
 from onward.networks import Network
+from onward.seeds import global_generators_seeded
 from onward.settings import OptimizerConfig, is_readable, kinds
 
 Function = Callable[..., Network]
@@ -55,17 +54,17 @@ class Recipe:
 
 
 def recipe(
-    *, source: str, defaults: Mapping[str, Any] | None = None
+    *bare: object, source: str = "", defaults: Mapping[str, Any] | None = None
 ) -> Callable[[Function], Recipe]:
     """Make a recipe of a function from settings and a `DataInfo` to a network.
 
     Its settings are the frozen dataclass that its first parameter is annotated with; its summary is
-    the first paragraph of its docstring. Before it is
-    called, torch is seeded with the seed of the run; numpy and random are not. A function that
-    skips blocks that are not `held` draws those that it makes from seeds of their own, so that they
-    do not depend on which are skipped.
+    the first paragraph of its docstring. Before it is called, torch, numpy and random are seeded
+    with the seed of the run. A function that skips blocks that are not `held` draws those that it
+    makes from seeds of their own, so that they do not depend on which are skipped.
 
     Args:
+        bare: Nothing; catches `@ow.recipe` without parentheses.
         source: Paper and section, or what else the method is from.
         defaults: What differs from the defaults of a run, by full name.
 
@@ -90,6 +89,11 @@ def recipe(
         >>> perceptron.summary, perceptron.settings.__name__
         ('A layer and its head.', 'Settings')
     """
+    if bare or not source:
+        raise SettingError(
+            'A recipe says where its method is from: @ow.recipe(source="paper and section"), with '
+            "parentheses."
+        )
 
     def make(function: Function) -> Recipe:
         text = (inspect.getdoc(function) or "").partition("\n\n")[0]
@@ -130,11 +134,24 @@ def _settings(function: Function) -> type:
                 f"int, float, str, bool, tuples of one of these (tuple[int, ...]), a Literal of "
                 f"words, or one of these or None."
             )
+    bare = [f.name for f in fields(owner) if f.default is f.default_factory is MISSING]
+    if bare:
+        raise SettingError(
+            f"All settings of the recipe {function.__name__} need defaults; {bare[0]} has none."
+        )
+    plain = [n for n, value in vars(owner).items() if isinstance(value, int | float | str | tuple)]
+    idle = [n for n in plain if not n.startswith("_") and n not in owner.__annotations__]
+    if idle:
+        kind = type(vars(owner)[idle[0]]).__name__
+        raise SettingError(
+            f"{idle[0]} of the recipe {function.__name__} has no type, and so is no setting: "
+            f"write {idle[0]}: {kind} = {vars(owner)[idle[0]]!r}."
+        )
     try:
         owner()
-    except TypeError as error:
+    except Exception as error:
         raise SettingError(
-            f"All settings of the recipe {function.__name__} need defaults: {error}."
+            f"The settings of the recipe {function.__name__} refuse their defaults: {told(error)}"
         ) from error
     return owner
 
@@ -190,9 +207,13 @@ def build(
         raise SettingError(f"The seed is {seed}; torch takes whole numbers of 64 bits.")
     given = {"optimizer": optimizer or OptimizerConfig(), "held": held}
     keywords = {name: value for name, value in given.items() if recipe.takes(name)}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = recipe.function(blueprint.settings, blueprint.data, **keywords)
+    try:
+        with global_generators_seeded(seed):
+            network = recipe.function(blueprint.settings, blueprint.data, **keywords)
+    except Exception as error:
+        if isinstance(error, OnwardError) or line_of_user(error) is None:
+            raise
+        raise SettingError(f"The recipe {recipe.name} fails at {told(error)}") from error
     if not isinstance(network, Network):
         raise SettingError(
             f"The recipe {recipe.name} returns a {type(network).__name__}; it returns an "

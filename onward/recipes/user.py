@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
-from onward.errors import SettingError
+from onward.errors import SettingError, told
 from onward.recipes.recipe import Recipe
 
 GROUP = "onward.recipes"
@@ -49,9 +49,7 @@ def load_recipe(text: str) -> Recipe:
     except SettingError:
         raise
     except Exception as error:
-        raise SettingError(
-            f"{where} cannot be imported: {type(error).__name__}: {error}."
-        ) from error
+        raise SettingError(f"{where} cannot be imported: {told(error)}") from error
     found = getattr(module, name, None)
     if not isinstance(found, Recipe):
         others = [n for n, value in vars(module).items() if isinstance(value, Recipe)]

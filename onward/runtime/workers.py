@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from onward import seeds
+from onward.arguments import fits, said
 from onward.augmentation import shift_images
 from onward.batch import Batch, Tensors, mapped, parts
 from onward.blocks import Block
 from onward.engine import ADVICE, Training
-from onward.errors import DivergedError
+from onward.errors import DivergedError, SettingError
 from onward.networks import CHUNK_ROWS, Network, evaluate
 from onward.optimizers import with_strides
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
@@ -253,14 +254,19 @@ class Worker(ABC):
             # A sampler that draws from it after all draws the same on every rank.
             torch.default_generator.manual_seed(draw.initial_seed())
             views = sampler.views(batch, draw, hints)
+        if not fits(views, dict[str, Batch]):
+            raise SettingError(
+                f"The sampler {type(sampler).__name__} makes {said(views)}; its `views` returns a "
+                f"dict of ow.Batch by name."
+            )
         if set(views) != set(sampler.names):
-            raise ValueError(
+            raise SettingError(
                 f"The sampler {type(sampler).__name__} makes the views {', '.join(views)}, and "
                 f"its names are {', '.join(sampler.names)}."
             )
         for name, view in views.items():
             if len(view) != len(batch) and not view.structure:
-                raise ValueError(
+                raise SettingError(
                     f"The sampler {type(sampler).__name__} makes a view {name} of {len(view)} "
                     f"samples from {len(batch)}. A view has as many samples as the batch; put "
                     f"several versions of them into several views."
