@@ -1,5 +1,6 @@
 """What the ranks of a run agree on before its first task, and what is done already."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass, replace
@@ -12,7 +13,8 @@ from onward.blocks import Block
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.digests import tensors_sha256
-from onward.errors import FileError, SettingError
+from onward.errors import FileError, OnwardWarning, SettingError
+from onward.idle import idle
 from onward.networks import Network
 from onward.placement import Placement
 from onward.plan.tasks import Plan
@@ -22,7 +24,7 @@ from onward.runtime.resume import Holders, agree_on_rest, open_store
 from onward.runtime.runtime import make_worker
 from onward.runtime.store import Store
 from onward.runtime.workers import Shard
-from onward.settings import PlacementConfig, TrainingConfig
+from onward.settings import PlacementConfig
 from onward.sharding import DataSummary
 from onward.transport.messages import Transport
 from onward.version import VERSION
@@ -95,12 +97,8 @@ def get_ready(
     memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
     store: Store | None = None
     holders: Holders = {}
-    schedule = config.training.schedule
-    is_idle = all(block.schedule is not None for block in network.all_blocks)
-    if is_idle and schedule != TrainingConfig.schedule and transport.rank == 0:
-        listener.note(
-            f"training.schedule = {schedule} has no effect: all blocks have schedules of their own."
-        )
+    for text in idle(config, network, plan, transport.num_ranks) if transport.rank == 0 else ():
+        warnings.warn(text, OnwardWarning, stacklevel=4)
     if max_restarts() > 0 and not keeps and transport.rank == 0:
         listener.note(
             "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "

@@ -106,6 +106,7 @@ ORDER = [
     "results",
     "doubts",
     "world",
+    "idle",
     "starting",
     "training",
     "runs",

@@ -351,25 +351,7 @@ def test_what_fails_in_a_module_is_told_with_its_line_and_stays_the_cause():
     assert isinstance(it.value.__cause__, AttributeError)
 
 
-# Notes and results
-
-
-class Notes(ow.Listener):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-@pytest.mark.parametrize(("own", "is_idle"), [("cosine", True), (None, False)])
-def test_a_schedule_that_no_block_follows_is_noted(own, is_idle):
-    listener = Notes()
-    training = ow.TrainingConfig(epochs=1, batch_size=10, schedule="warmup")
-
-    train(network(block(schedule=own)), training=training, listener=listener)
-
-    assert any("training.schedule = warmup has no effect" in n for n in listener.notes) is is_idle
+# Results
 
 
 def test_a_result_is_shown_in_a_line():

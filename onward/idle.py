@@ -1,0 +1,70 @@
+"""Settings that were chosen and have no effect."""
+
+from collections.abc import Iterator
+
+from onward.config import RunConfig
+from onward.networks import Network
+from onward.plan.tasks import Plan
+from onward.settings import NetworkConfig
+
+
+def idle(config: RunConfig, network: Network, plan: Plan, num_ranks: int) -> list[str]:
+    """Return which chosen settings have no effect, and why, a sentence each.
+
+    Chosen is what differs from the settings of the recipe.
+
+    Args:
+        config: The run.
+        network: Its blocks.
+        plan: What is computed.
+        num_ranks: Number of ranks.
+    """
+    usual = RunConfig(recipe=config.recipe, method=config.method)
+
+    def value(of: RunConfig, full: str) -> object:
+        section, _, name = full.partition(".")
+        return getattr(getattr(of, section), name)
+
+    return [
+        f"{name} = {value(config, name)} has no effect: {reason}."
+        for name, reason in _without_effect(config, network, plan, num_ranks)
+        if value(config, name) != value(usual, name)
+    ]
+
+
+def _without_effect(
+    config: RunConfig, network: Network, plan: Plan, num_ranks: int
+) -> Iterator[tuple[str, str]]:
+    """Yield the settings that have no effect here, chosen or not, each with the reason."""
+    if config.method is not None and config.method.takes("optimizer"):
+        if config.optimizer.name != "sgd":
+            yield "optimizer.momentum", f"{config.optimizer.name} has none"
+        if network.head is None:
+            for name in ("head_lr", "head_weight_decay"):
+                yield f"optimizer.{name}", "the network has no softmax head"
+    if isinstance(config.network, NetworkConfig):
+        yield from _dense(config.network)
+    if all(block.schedule is not None for block in network.all_blocks):
+        yield "training.schedule", "all blocks have schedules of their own"
+    if plan.hint_age is None and config.plan.hint_age != "never":
+        yield "plan.hint_age", "negatives are drawn without hints"
+    if len(plan.rows) == 1:
+        yield "plan.shard_by", "there is one shard (plan.shards)"
+    if config.plan.slices == 1:
+        yield "plan.cut", "mini-batches are not cut (plan.slices)"
+    if not plan.has_validation:
+        yield "plan.validate_every", "there are no validation rows"
+    if num_ranks == 1:
+        for name in ("iface", "peer_timeout", "replicas", "restarts"):
+            yield f"placement.{name}", "there is one rank"
+
+
+def _dense(config: NetworkConfig) -> Iterator[tuple[str, str]]:
+    if config.objective == "cross-entropy":
+        for name in ("threshold", "slope", "peer"):
+            yield f"network.{name}", "it is for the objective threshold"
+    if config.negatives is None:
+        for name in ("label_strength", "skip_first"):
+            yield f"network.{name}", "no label is written into the input (network.negatives)"
+    if config.readout != "heads":
+        yield "network.heads", f"it is for the readout heads, and the readout is {config.readout}"

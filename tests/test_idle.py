@@ -1,0 +1,101 @@
+"""Settings that were chosen and have no effect are named."""
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onward as ow
+from onward.cli.main import main
+from onward.settings import kinds
+
+
+@pytest.fixture
+def said(tmp_path, monkeypatch, capsys):
+    """What the command says when it trains with some settings."""
+    monkeypatch.chdir(tmp_path)
+
+    def said(recipe, *assignments):
+        arguments = ["--epochs", "1", "--widths", "8,8", "--out", "run", "--overwrite"]
+        settings = [word for assignment in assignments for word in ("--set", assignment)]
+        with pytest.raises(SystemExit) as ended:
+            main(["train", recipe, *arguments, *settings])
+        assert ended.value.code == 0
+        return [
+            line.removeprefix("onward: warning: ")
+            for line in capsys.readouterr().err.splitlines()
+            if "has no effect" in line
+        ]
+
+    return said
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignment", "reason"),
+    [
+        ("one-pass", "optimizer.momentum=0.5", "adam has none"),
+        ("pff", "optimizer.head_lr=0.5", "the network has no softmax head"),
+        ("one-pass", "optimizer.head_weight_decay=0.5", "the network has no softmax head"),
+        ("one-pass", "network.threshold=2.0", "it is for the objective threshold"),
+        ("one-pass", "network.slope=2.0", "it is for the objective threshold"),
+        ("one-pass", "network.peer=0.1", "it is for the objective threshold"),
+        ("one-pass", "network.label_strength=2.0", "no label is written into the input"),
+        ("pff", "network.heads=last", "it is for the readout heads, and the readout is goodness"),
+        ("one-pass", "plan.hint_age=2", "negatives are drawn without hints"),
+        ("one-pass", "plan.shard_by=class", "there is one shard (plan.shards)"),
+        ("one-pass", "plan.cut=units", "mini-batches are not cut (plan.slices)"),
+        ("one-pass", "placement.iface=lo", "there is one rank"),
+        ("one-pass", "placement.restarts=5", "there is one rank"),
+    ],
+)
+def test_a_setting_without_effect_is_named_with_its_value_and_the_reason(
+    said, recipe, assignment, reason
+):
+    name, _, value = assignment.partition("=")
+
+    (text,) = said(recipe, assignment)
+
+    assert text.startswith(f"{name} = {value} has no effect: {reason}")
+
+
+def test_without_validation_rows_there_is_nothing_to_validate_often(said):
+    (text,) = said("one-pass", "data.validation=0", "plan.validate_every=1")
+
+    assert text == "plan.validate_every = 1 has no effect: there are no validation rows."
+
+
+@pytest.mark.parametrize("recipe", ["one-pass", "hinton", "pff", "backprop"])
+def test_settings_of_recipes_and_those_that_count_are_not_named(said, recipe):
+    assert said(recipe, "training.seed=3", "optimizer.lr=0.002", "data.validation=0.2") == []
+
+
+@pytest.mark.parametrize(("own", "is_idle"), [("cosine", True), (None, False)])
+def test_a_schedule_that_no_block_follows_is_named_in_python(own, is_idle):
+    draw = np.random.default_rng(0)
+    dataset = ow.dataset(draw.normal(size=(40, 3)), np.arange(40) % 2)
+    network = ow.mlp((3,), num_classes=2, widths=(8,))
+    network.blocks[0].schedule = own
+    training = ow.TrainingConfig(epochs=1, batch_size=10, schedule="warmup")
+
+    with pytest.warns() as warned:
+        ow.train(network, dataset, training=training)
+        warnings.warn("so that there is one", stacklevel=1)
+
+    texts = [str(each.message) for each in warned]
+    text = "training.schedule = warmup has no effect: all blocks have schedules of their own."
+    assert (text in texts) is is_idle
+
+
+def test_every_name_that_may_be_idle_is_a_setting():
+    config = ow.RunConfig()
+    text = Path(ow.idle.__file__).read_text()
+    names = set(
+        re.findall(r'"((?:data|network|optimizer|training|plan|placement)\.[a-z_]+)"', text)
+    )
+
+    assert names
+    for full in names:
+        section, _, name = full.partition(".")
+        assert name in kinds(type(getattr(config, section)))
