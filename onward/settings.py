@@ -119,8 +119,9 @@ class NetworkConfig(Section):
     negatives: Literal["fixed", "random", "adaptive", "hard"] | None = None
     """How the wrong label of a negative is chosen; None for objectives without negatives."""
 
-    label_strength: Positive = 1.0
-    """Input value of an embedded label."""
+    label_strength: Positive | None = None
+    """Input value of an embedded label. None: 1; for images of several channels a tenth of the
+    square root of the number of inputs, which is 5.5 for CIFAR-10."""
 
     threshold: NotNegative = 1.0
     """Mean square of the activities at which a row is a coin toss between positive and negative."""

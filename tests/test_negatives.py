@@ -410,3 +410,21 @@ def test_random_negatives_of_a_sample_change_from_epoch_to_epoch(kind):
     drawn = negatives_seen(kind, "random", epochs=12)
 
     assert {len(set(labels)) for labels in drawn.values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_image", "strength"),
+    [((1, 28, 28), True, 1.0), ((3, 32, 32), True, 0.1 * 3072**0.5), ((3072,), False, 1.0)],
+)
+def test_labels_in_color_images_are_in_proportion_to_their_length(shape, is_image, strength):
+    network = ow.mlp(
+        shape,
+        num_classes=10,
+        widths=(8,),
+        objective="threshold",
+        negatives="random",
+        readout="goodness",
+        is_image=is_image,
+    )
+
+    assert network.sampler.strength == pytest.approx(strength)
