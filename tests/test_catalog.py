@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from data_files import assert_holds, published, write_cifar10, write_mnist
+from sklearn.datasets import load_digits
 
 from onward.data import (
     available,
@@ -32,6 +33,17 @@ def test_digits_come_with_360_test_rows_by_class_and_values_from_0_to_1():
     assert (digits.x.min(), digits.x.max()) == (0, 1)
     assert set(digits.y_test.bincount().tolist()) <= {35, 36, 37}
     assert (digits.num_classes, digits.is_image) == (10, True)
+
+
+def test_digits_are_those_of_scikit_learn():
+    images, labels = load_digits(return_X_y=True)
+
+    digits = load("digits")
+
+    rows = torch.cat([digits.x, digits.x_test]).flatten(1).mul(16).double()
+    numbers = torch.cat([digits.y, digits.y_test]).tolist()
+    found = {(*row.tolist(), y) for row, y in zip(rows, numbers, strict=True)}
+    assert found == {(*row.tolist(), y) for row, y in zip(images, labels, strict=True)}
 
 
 def test_digits_are_split_by_the_split_seed():

@@ -88,6 +88,26 @@ def test_the_command_starts_where_what_windows_lacks_is_missing():
     assert "usage: onward" in done.stdout
 
 
+SLOW_TO_IMPORT = """
+import sys
+from onward.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(*{"matplotlib", "scipy", "sklearn", "sympy", "torch._dynamo"} & set(sys.modules))
+"""
+
+
+def test_a_run_of_one_process_imports_nothing_that_takes_long_but_torch():
+    """Each would add a third of a second to a second and a half, or more, to all runs."""
+    command = [sys.executable, "-c", SLOW_TO_IMPORT, "train", *SMALL, "--out", "run"]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""
+
+
 def test_the_version_is_that_of_the_package(capsys):
     assert onward("--version") == 0
 

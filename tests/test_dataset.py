@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from onward.batch import Batch
 from onward.data import (
@@ -20,6 +21,7 @@ from onward.data import (
     write_shared,
 )
 from onward.errors import DataError
+from onward.seeds import derive
 
 any_seed = st.integers(0, 2**40)
 several = settings(max_examples=50, deadline=None, derandomize=True)
@@ -416,6 +418,47 @@ def test_validation_rows_have_the_classes_of_all_rows(counts, share, seed):
     expected = torch.tensor(counts) * held / sum(counts)
     of_each_class = dataset.y[validation].bincount(minlength=len(counts))
     assert ((of_each_class - expected).abs() <= 1).all()
+
+
+@several
+@given(
+    y=st.lists(st.integers(0, 5), min_size=4, max_size=80),
+    share=st.floats(0.05, 0.9),
+    seed=any_seed,
+)
+def test_rows_that_are_held_out_are_those_that_scikit_learn_holds_out(y, share, seed):
+    held, counts = int(np.ceil(share * len(y))), np.unique(y, return_counts=True)[1]
+    if held == len(y):
+        return  # No rows would be left; the first property says what happens then.
+    by_class = counts.min() >= 2 and len(counts) <= min(held, len(y) - held)
+    state = derive(seed, "validation") % 2**32
+
+    _, validation = split_validation(without_test_rows(y, num_classes=6), held, seed=seed)
+
+    _, expected = train_test_split(
+        np.arange(len(y)), test_size=held, random_state=state, stratify=y if by_class else None
+    )
+    assert validation.tolist() == sorted(expected)
+
+
+@several
+@given(
+    groups=st.lists(st.integers(-3, 6), min_size=4, max_size=60).filter(lambda g: len(set(g)) > 1),
+    held=st.integers(1, 3),
+    seed=any_seed,
+)
+def test_groups_that_are_held_out_are_those_that_scikit_learn_holds_out(groups, held, seed):
+    share = held / len(groups)
+    most = len(set(groups)) - 1
+    num_groups = min(max(round(share * len(set(groups))), 1), most)
+    state = derive(seed, "validation") % 2**32
+    dataset = without_test_rows(np.zeros(len(groups)), groups=np.array(groups))
+
+    _, validation = split_validation(dataset, held, seed=seed)
+
+    splitter = GroupShuffleSplit(1, test_size=num_groups, random_state=state)
+    _, expected = next(splitter.split(groups, groups=groups))
+    assert validation.tolist() == sorted(expected)
 
 
 def test_rows_are_held_out_by_chance_where_a_class_has_a_single_row():

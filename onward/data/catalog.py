@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
-from sklearn.datasets import load_digits
+import numpy as np
 
 from onward.data import cifar, download, idx, mitbih
 from onward.data.arrays import read_npz
@@ -100,10 +101,10 @@ def load(
         (1437, 360, (1, 8, 8))
     """
     if name == "digits":
-        digits = load_digits()
+        table = np.loadtxt(_digits(), delimiter=",")
         return from_arrays(
-            digits.images[:, None] / 16,
-            digits.target,
+            table[:, :-1].reshape(-1, 1, 8, 8) / 16,
+            table[:, -1].astype(int),
             name=name,
             test=test,
             split_seed=split_seed,
@@ -144,6 +145,14 @@ def available(data_dir: Path | str | None = None) -> list[Listing]:
         )
         for name, known in _PUBLISHED.items()
     ]
+
+
+def _digits() -> Path:
+    """Return the file of digits, without an import of scikit-learn, which takes a second."""
+    package = find_spec("sklearn")
+    assert package is not None, "Onward depends on it."
+    assert package.origin is not None
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def _where(name: str, folders: list[Path]) -> str:

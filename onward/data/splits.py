@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Int
-from sklearn.model_selection import GroupShuffleSplit, train_test_split
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onward.errors import DataError
@@ -52,26 +52,57 @@ def hold_out(
             f"{size} of {num_rows} rows cannot be held out for {purpose} so that rows are left on "
             f"both sides. Give a share between 0 and 1, or a number of rows below {num_rows}."
         )
-    state = derive(seed, purpose) % 2**32
-    rows = np.arange(num_rows)
+    draw = np.random.RandomState(derive(seed, purpose) % 2**32)
+    is_held = np.zeros(num_rows, dtype=bool)
     if groups is None:
         counts = y.unique(return_counts=True)[1]
         by_class = counts.min() >= 2 and len(counts) <= min(held, num_rows - held)
-        split = train_test_split(
-            rows, test_size=held, random_state=state, stratify=y.numpy() if by_class else None
-        )
+        out = _by_class(y.numpy(), held, draw) if by_class else draw.permutation(num_rows)[:held]
+        is_held[out] = True
     else:
-        num_groups = len(groups.unique())
+        names, group_of = groups.unique(return_inverse=True)
+        num_groups = len(names)
         if num_groups < 2:
             raise DataError(
                 f"All {num_rows} rows belong to one group, which would have to be cut to hold "
                 f"rows out for {purpose}. Give rows of a second group, or no groups."
             )
         held_groups = min(max(round(held / num_rows * num_groups), 1), num_groups - 1)
-        splitter = GroupShuffleSplit(1, test_size=held_groups, random_state=state)
-        split = next(splitter.split(rows, groups=groups.numpy()))
-    kept, out = (torch.from_numpy(np.sort(part)) for part in split)
-    return kept, out
+        is_held = np.isin(group_of.numpy(), draw.permutation(num_groups)[:held_groups])
+    return torch.from_numpy(np.flatnonzero(~is_held)), torch.from_numpy(np.flatnonzero(is_held))
+
+
+def _by_class(y: NDArray[np.int64], held: int, draw: np.random.RandomState) -> NDArray[np.int64]:
+    """Return the rows of each class that are held out.
+
+    They are those of scikit-learn's `train_test_split(..., stratify=y)`, whose import takes nearly
+    as long as that of torch, in each process.
+    """
+    _, class_of, counts = np.unique(y, return_inverse=True, return_counts=True)
+    kept_of = _shares(counts, len(y) - held, draw)
+    held_of = _shares(counts - kept_of, held, draw)
+    rows_of = np.split(np.argsort(class_of, kind="stable"), np.cumsum(counts)[:-1])
+    each = zip(rows_of, kept_of, held_of, strict=True)
+    parts = [draw.permutation(rows)[first : first + n] for rows, first, n in each]
+    held_rows: NDArray[np.int64] = np.concatenate(parts)
+    return held_rows
+
+
+def _shares(
+    counts: NDArray[np.int64], number: int, draw: np.random.RandomState
+) -> NDArray[np.int64]:
+    """Return how many rows of each class make up a number of rows, ties decided by lot."""
+    exact = counts / counts.sum() * number
+    shares: NDArray[np.float64] = np.floor(exact)
+    left, remainders = int(number - shares.sum()), exact - shares
+    for remainder in np.unique(remainders)[::-1]:
+        if left == 0:
+            break
+        tied = np.flatnonzero(remainders == remainder)
+        chosen = draw.choice(tied, size=min(len(tied), left), replace=False)
+        shares[chosen] += 1
+        left -= len(chosen)
+    return shares.astype(np.int64)
 
 
 def shards(
