@@ -35,7 +35,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import common
 import psutil
@@ -57,14 +57,14 @@ PLACEMENTS = {
     "stream": ["stream"],
     "hinted-stream": ["stream"],
 }
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = {"full": 300, "quick": 300, "smoke": 90}
 """How long a run may take, with all its faults."""
 
 
 def settings(case: str, form: str) -> list[str]:
     """Return the settings of a run, which decide its weights."""
     small = form == "smoke"
-    few = ["--epochs", "40"] if small else []
+    few = ["--epochs", "12"] if small else []
     return [*CASES[case], *few, "--widths", ",".join(["60" if small else "500"] * 4)]
 
 
@@ -137,8 +137,13 @@ class Run:
         return found
 
     def is_over(self) -> bool:
-        """Return whether the run is finished."""
-        return (self.out / "result.json").exists()
+        """Return whether the run is finished; fail where nobody is left to finish it."""
+        has_ended = all(process.poll() is not None for process in self.processes)
+        if (self.out / "result.json").exists():
+            return True
+        if has_ended:
+            self.fail()
+        return False
 
     def finish(self) -> str:
         """Wait for the end, and return the digest of the weights."""
@@ -146,12 +151,15 @@ class Run:
         return str(json.loads((self.out / "result.json").read_text())["weights_sha256"])
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + LIMIT_SECONDS
+        deadline = time.monotonic() + LIMIT_SECONDS[self.form]
         while not is_so():
             if time.monotonic() > deadline:
-                log = (self.folder / "log").read_text()[-4000:]
-                raise SystemExit(f"{log}\n{self.case} does not go on after {self.done}.")
+                self.fail()
             time.sleep(0.02)
+
+    def fail(self) -> NoReturn:
+        log = (self.folder / "log").read_text()[-4000:]
+        raise SystemExit(f"{log}\n{self.case} does not go on after {self.done}.")
 
     def newest(self) -> float:
         """Return when a task was last finished."""

@@ -72,8 +72,8 @@ class Adam(Optimizer):
 
     def init(self, parameter: Tensor) -> OptimizerState:
         return {
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
+            "exp_avg": _zeros_like(parameter),
+            "exp_avg_sq": _zeros_like(parameter),
             "step": torch.zeros(()),
         }
 
@@ -124,7 +124,7 @@ class SGD(Optimizer):
     """Share of the weights lost a step, times the learning rate; biases are spared."""
 
     def init(self, parameter: Tensor) -> OptimizerState:
-        return {"momentum": torch.zeros_like(parameter)}
+        return {"momentum": _zeros_like(parameter)}
 
     def step(
         self, parameter: Tensor, gradient: Tensor, state: OptimizerState, *, lr_scale: float
@@ -335,6 +335,13 @@ def optimizer(
     except (TypeError, ValueError) as error:
         raise SettingError(f"{rule} cannot be made: {error}.") from error
     return rule
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    if parameter.is_meta:
+        # Shapes alone, for which `zeros_like` has torch import sympy, a third of a second.
+        return parameter.new_zeros(parameter.shape)
+    return torch.zeros_like(parameter)
 
 
 def with_strides(tensor: Tensor, like: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """All that a run is made of before it starts: network, plan, placement."""
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -81,7 +82,8 @@ def preview(
     dataset, shape = datasets[0], agree(config, notes)
     before = memory.resident()
     network = build_network(config, dataset, shape, held=None if with_weights else ())
-    plan, placement, costs = arrange(config, network, dataset.training, shape, num_ranks)
+    plan, placement = arrange(config, network, dataset.training, shape, num_ranks)
+    costs = block_costs(network, dataset.training)
     settings, shard = make_settings(config), weighted(config, shards[0][0], shape)
     needed = memory.estimate(plan, placement, network, shard.training, settings, keeps=keeps)
     peaks = [before + more for more in needed]
@@ -95,8 +97,8 @@ def arrange(
     summary: DataSummary,
     num_ranks: int,
     given: Placement | None = None,
-) -> tuple[Plan, Placement, list[int]]:
-    """Return plan and placement of a run, and what each block of the line costs.
+) -> tuple[Plan, Placement]:
+    """Return plan and placement of a run.
 
     The network takes on the precision of the run; its weights may be released.
     """
@@ -107,13 +109,13 @@ def arrange(
             f"The samples belong together ({', '.join(training.structure)}), so one mini-batch is "
             f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
         )
-    costs = block_costs(network, training)
+    costs = block_costs(network, training, is_counted=num_ranks > 1)
     _check_batch_norm(network, training, plan)
     if given is None:
-        return plan, place_plan(config, plan, num_ranks, costs), costs
+        return plan, place_plan(config, plan, num_ranks, costs)
     placement = replace(given, shards=len(plan.rows))
     check_placement(plan, placement, num_ranks)
-    return plan, placement, costs
+    return plan, placement
 
 
 def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placement) -> bool:
@@ -181,7 +183,7 @@ def build_network(
 
 
 @torch.no_grad()
-def block_costs(network: Network, training: Batch) -> list[int]:
+def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -> list[int]:
     """Return what passing a sample through each block that is no head costs, in FLOPs.
 
     The head of its objective is included.
@@ -189,6 +191,8 @@ def block_costs(network: Network, training: Batch) -> list[int]:
     Args:
         network: The blocks.
         training: Samples like those of the data.
+        is_counted: Whether anybody asks. To count, torch imports its compiler, most of a second;
+            without, each block costs 1.
 
     Raises:
         SettingError: Samples do not fit a block, or a head scores another number of classes.
@@ -198,7 +202,8 @@ def block_costs(network: Network, training: Batch) -> list[int]:
     costs: list[int] = []
     for block in network.line:
         number, scores = len(costs), None
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        with counter if is_counted else nullcontext():
             try:
                 outputs = next(blocks).outputs
             except Exception as error:

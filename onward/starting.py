@@ -84,7 +84,7 @@ def get_ready(
 
     The weights of the network may be released.
     """
-    plan, placement, _ = arrange(
+    plan, placement = arrange(
         config, network, dataset.training, summary, transport.num_ranks, given
     )
     blocks = [block for block in network.all_blocks if not block.is_released]

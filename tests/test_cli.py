@@ -88,6 +88,35 @@ def test_the_command_starts_where_what_windows_lacks_is_missing():
     assert "usage: onward" in done.stdout
 
 
+SLOW_TO_IMPORT = """
+import sys
+from onward.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    slow = {"matplotlib", "scipy", "sklearn", "sympy", "torch._dynamo"}
+    print("imported:", *sorted(slow & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "imported"),
+    [
+        pytest.param(["--help"], "", id="help"),
+        # Rows are held out by scikit-learn.
+        pytest.param(["train", *SMALL, "--out", "run"], " scipy sklearn", id="train"),
+    ],
+)
+def test_what_takes_long_to_import_is_left_to_those_who_need_it(arguments, imported):
+    """Each adds a third of a second to a second and a half."""
+    command = [sys.executable, "-c", SLOW_TO_IMPORT, *arguments]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"imported:{imported}"
+
+
 def test_the_version_is_that_of_the_package(capsys):
     assert onward("--version") == 0
 

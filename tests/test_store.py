@@ -1,6 +1,7 @@
 """Finished tasks on a disk, and what can happen to them there."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,6 +178,28 @@ def test_after_a_failure_nothing_more_is_written_or_committed(tmp_path, monkeypa
     with pytest.raises(FileError, match=r"What 1T3 made cannot be written to .*: Input/output"):
         store.close()
     assert store.committed == -1
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_task_is_done_again_where_a_kill_has_left_no_report_of_it(written, tmp_path, monkeypatch):
+    """Ranks that share a folder go on meanwhile, and would wait for the report in vain."""
+    store, save_file, calls = opened(tmp_path), store_module.save_file, itertools.count()
+
+    def save_some(tensors, path, metadata):
+        if next(calls) == written:
+            raise OSError(errno.EIO, "killed")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(store_module, "save_file", save_some)
+    store.keep(TASK, content())
+    with pytest.raises(FileError, match="killed"):
+        store.close()
+
+    _, products = found(tmp_path)
+
+    assert len(products) == written
+    left = replace(chapters_of_two_blocks(), held=frozenset(products))
+    assert REPORT in products or TASK in left.rest
 
 
 # What goes

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
-from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 
 from onward import checkpoint, data, runs, sharding
@@ -125,6 +124,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
 
 def rates(labels: Tensor, y: Tensor) -> dict[str, str]:
     """Return how often labels are right, also where some classes are rare, which accuracy hides."""
+    from sklearn.metrics import f1_score, recall_score  # Takes a second; no other command needs it.
+
     known = y.unique().tolist()
     found = {
         "accuracy": f"{(labels == y).double().mean():.2%}",

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sklearn.datasets import load_digits
-
 from onward.data import cifar, download, idx, mitbih
 from onward.data.arrays import read_npz
 from onward.data.dataset import Dataset, from_arrays
@@ -100,6 +98,8 @@ def load(
         (1437, 360, (1, 8, 8))
     """
     if name == "digits":
+        from sklearn.datasets import load_digits  # Takes a second.
+
         digits = load_digits()
         return from_arrays(
             digits.images[:, None] / 16,

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Int
-from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from torch import Tensor
 
 from onward.errors import DataError
@@ -44,6 +43,9 @@ def hold_out(
         >>> y[kept], y[held]
         (tensor([0, 1]), tensor([0, 1]))
     """
+    # Takes a second, and processes that are handed their data need none of it.
+    from sklearn.model_selection import GroupShuffleSplit, train_test_split
+
     num_rows = len(y)
     share = size * num_rows if 0 < size < 1 else 0
     held = size if isinstance(size, int) else math.ceil(share)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import beta, binom
 from torch import Tensor
 
 from onward import seeds
@@ -81,6 +80,8 @@ class Calibrated:
         The upper end of a one-sided 95 % interval of the binomial. The thresholds were chosen on
         these samples, so it is a scale and no guarantee.
         """
+        from scipy.stats import beta  # Takes half a second, and few processes need it.
+
         return float(beta.ppf(0.95, self.newly_wrong + 1, self.rows - self.newly_wrong))
 
     def to_json(self) -> dict[str, Any]:
@@ -227,6 +228,8 @@ def choose(
         raise DataError(
             f"There are {len(seen.labels)} samples to calibrate on, and two are needed."
         )
+    from scipy.stats import binom  # As above.
+
     made = tested = seen
     if delta is not None:
         draw = seeds.generator(seed, "calibration")

@@ -84,7 +84,8 @@ def dense(
             slope = config.slope if config.slope is not None else float(width)
             return Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
         # Without its own first weights, which torch's global generator would draw.
-        head = nn.utils.skip_init(nn.Linear, width, num_classes, bias=False)
+        head = nn.Linear(width, num_classes, bias=False, device="meta")
+        head.weight = nn.Parameter(torch.empty(num_classes, width))
         draw = seeds.generator(seed, "head", number)
         nn.init.normal_(head.weight, std=width**-0.5, generator=draw)
         return CrossEntropy(head)

@@ -216,8 +216,10 @@ class Store:
     def _write_task(self, task: Task, products: Mapping[Product, Sequence[Tensor]]) -> None:
         # Before `look` can find it, to which it is no news.
         self.known.update(products)
+        # Reports first: a task of which all else is there is not done again.
+        in_order = sorted(products.items(), key=lambda item: item[0].kind not in SMALL)
         try:
-            for product, tensors in products.items():
+            for product, tensors in in_order:
                 with atomic_write(self.own / file_name(product)) as path:
                     save_file(numbered(tensors), path, metadata=self._header(product, tensors))
             flush_folder(self.own)
