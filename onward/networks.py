@@ -1,6 +1,7 @@
 """Networks: blocks, what each reads, what they see, and how classes are read off them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -113,6 +114,42 @@ class Network(nn.Module):
         for block in self.all_blocks:
             block.precision = precision
 
+    def forward(self, x: Tensor | np.ndarray | Batch) -> Float[Tensor, "samples classes"]:
+        """Return the class scores of samples, those of `scores`; the largest names the class.
+
+        This is inference: blocks are in eval mode, and no gradient flows, whether or not autograd
+        is on. `torch.onnx.export` and `torch.export` take the network for this function, in fp32.
+
+        Args:
+            x: See `predict`.
+        """
+        if torch.compiler.is_exporting():
+            with in_fp32(self):
+                # In one chunk, since the number of samples may be left open.
+                *_, scores = Forward(self, as_batch(x))
+            return scores
+        return self.scores(x).network
+
+    def predict_proba(self, x: Tensor | np.ndarray | Batch) -> Float[Tensor, "samples classes"]:
+        """Return probabilities of the classes: the softmax of the scores.
+
+        What they are worth depends on the readout:
+
+        - `SoftmaxHead`: the probabilities that the head has learned to give.
+        - `SumOfHeads`: the product of the heads' probabilities, normalized. It takes the heads for
+          independent witnesses, which they are not, so several together are overconfident.
+        - `GoodnessSweep`: with the default slope (the number of units), the odds of positive
+          against negative that each label's goodness stands for, multiplied over blocks, and
+          normalized; overconfident for the same reason.
+
+        The order of the classes is that of the scores. Look at held-out samples before you rely on
+        the numbers.
+
+        Args:
+            x: See `predict`.
+        """
+        return self.forward(x).softmax(dim=1)
+
     @torch.no_grad()
     def scores(self, x: Tensor | np.ndarray | Batch, readout: Readout | None = None) -> Scores:
         """Return the class scores of samples, in chunks of `CHUNK_ROWS`.
@@ -142,6 +179,18 @@ class Network(nn.Module):
         return self.scores(x).network.argmax(dim=1)
 
 
+@contextmanager
+def in_fp32(network: Network) -> Iterator[None]:
+    """Have a network compute in fp32 for a while."""
+    before = [block.precision for block in network.all_blocks]
+    network.set_precision(torch.float32)
+    try:
+        yield
+    finally:
+        for block, precision in zip(network.all_blocks, before, strict=True):
+            block.precision = precision
+
+
 def as_batch(x: Tensor | np.ndarray | Batch) -> Batch:
     """Return samples as a batch; an array becomes one of float32."""
     return x if isinstance(x, Batch) else Batch(torch.as_tensor(x, dtype=torch.float32))
@@ -154,6 +203,11 @@ def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
     size = size or CHUNK_ROWS
     starts = range(0, max(len(batch), 1), size)
     return [batch.take(slice(start, start + size)) for start in starts]
+
+
+def num_samples(batch: Batch) -> int:
+    """Return the number of samples; not `len`, which an export would take for a constant."""
+    return batch.__len__()
 
 
 class Passed(NamedTuple):
@@ -224,7 +278,7 @@ class Forward:
         end, needed = len(self.blocks), self.needed
         readers = [(end if e.delay else n, e.source) for n in needed for e in self.reads[n]]
         self._last = {source: n for n, source in sorted(readers, key=lambda reader: reader[0])}
-        self.num_samples, self.visit, self.exit = len(batch), 0, 0
+        self.num_samples, self.visit, self.exit = num_samples(batch), 0, 0
         self.found: list[Tensor] = []
         self.total = torch.zeros(self.num_samples, network.num_classes)
         batch = Batch(batch.inputs, structure=batch.structure)
@@ -233,7 +287,7 @@ class Forward:
         self._batch = batch if self.first is not None else self.view(batch)
         # A pass is a sample, or a sample with a label; they stay in order of samples.
         each = network.sampler.num_candidates if readout.sweeps else 1
-        if self.first is None and len(self._batch) != self.num_samples * each:
+        if self.first is None and num_samples(self._batch) != self.num_samples * each:
             raise SettingError(
                 f"The sampler {type(network.sampler).__name__} makes {len(self._batch)} candidates "
                 f"of {self.num_samples} samples, and its num_candidates is {each}."
@@ -241,7 +295,7 @@ class Forward:
         self.samples = torch.arange(self.num_samples).repeat_interleave(each)
         self.labels = torch.arange(each).repeat(self.num_samples)
         # Where these passes are among all that are passed along.
-        self._places = torch.arange(len(self.samples))
+        self._places = torch.arange(self.samples.shape[0])
         self._now: dict[int, Tensors] = {}
         self._before: dict[int, Tensors] = {}
 
