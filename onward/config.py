@@ -198,7 +198,9 @@ class RunConfig:
             tables["recipe_sha256"] = self.recipe_sha256
         for section in fields(self):
             settings = getattr(self, section.name)
-            if is_dataclass(settings) and section.name != "method":
+            # The blocks that a script has built have optimizers of their own.
+            is_unused = self.recipe == CUSTOM and section.name == "optimizer"
+            if is_dataclass(settings) and section.name != "method" and not is_unused:
                 tables[section.name] = asdict(settings)  # type: ignore[arg-type]
         return tomli_w.dumps(_none_as_word(tables))
 
@@ -242,8 +244,8 @@ def read_run(
     name = str(settings.pop("recipe", method.name if method else "one-pass"))
     if name == CUSTOM:
         raise SettingError(
-            "A script has built the network of this run: run the script again, which goes on from "
-            "its folder."
+            "A script has built the network of this run: start that script again. A run that is "
+            "not finished goes on from its folder."
         )
     if method is None:
         return RunConfig(recipe=name).with_settings(settings)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -37,7 +37,7 @@ from onward.cli.output import Output, close_output
 from onward.cli.planner import choices, read_links, read_speeds
 from onward.cli.progress import Bars, count
 from onward.cli.report import draw_timelines
-from onward.config import RunConfig, nearest, read_run, read_settings
+from onward.config import CUSTOM, RunConfig, nearest, read_run, read_settings
 from onward.errors import FileError, OnwardError, SettingError, Stopped
 from onward.launcher import launch
 from onward.placement import stall
@@ -208,28 +208,50 @@ def train_command(options: argparse.Namespace) -> None:
     folder = options.resume or options.out or _new_folder(config)
     resume = options.resume is not None or world.attempt() > 0
     is_first = world.current_rank() == 0
-    if options.overwrite and (folder / runs.STATE).exists() and not world.is_distributed():
-        # Mistakes show before the run that is there goes.
-        preparation.preview(config, config.placement.nodes)
-    prepared = runs.prepared(folder, overwrite=options.overwrite, resume=resume)
+    if is_first:
+        _check_folder(folder, config, resume=resume, overwrite=options.overwrite)
     try:
-        with prepared if is_first else nullcontext():
-            if config.placement.nodes > 1 and not world.is_distributed():
+        if config.placement.nodes > 1 and not world.is_distributed():
+            with runs.prepared(folder, overwrite=True):
                 _launch(config, options, folder, resume=resume)
-                return
-            # Ranks of several machines know no common name where none is given.
-            has_name = not world.is_distributed() or options.out or options.resume
-            state = folder / runs.STATE if has_name else None
-            result = training.run(config, Bars(Console(stderr=True)), state)
-            if result is not None:
-                runs.write(folder, config, result)
-                _print_result(result.to_json(), folder)
+            return
+        # Ranks of several machines know no common name where none is given.
+        is_named = is_first or options.out or options.resume
+        listener = Bars(Console(stderr=True))
+        result = training.run(config, listener, folder if is_named else None, overwrite=True)
+        if result is not None:
+            _print_result(result.to_json(), folder)
     except Stopped as stopped:
-        if (folder / runs.STATE).exists():
+        if runs.is_unfinished(folder):
             code = "" if options.code is None else f" --recipe {options.code}"
             code += " --changed-recipe" if options.changed_recipe else ""
             stopped.add_note(f"Go on with: onward train --resume {folder}{code}")
         raise
+
+
+def _check_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder with a run that is not to go on, or not to be replaced.
+
+    Raises:
+        FileError: It holds one, or another process writes into it.
+    """
+    if resume:
+        runs.check_unfinished(folder)
+    elif runs.is_unfinished(folder):
+        if not overwrite:
+            raise FileError(
+                f"The folder {folder} holds a run that is not finished. Go on with `onward train "
+                f"--resume {folder}`, or begin anew with --overwrite."
+            )
+        if not world.is_distributed():
+            # Mistakes show before the run that is there goes.
+            preparation.preview(config, config.placement.nodes)
+        runs.remove_state(folder, None)
+    elif runs.is_finished(folder) and not overwrite:
+        raise FileError(
+            f"The folder {folder} holds a run already. Name another with --out, or replace it "
+            f"with --overwrite."
+        )
 
 
 def _new_folder(config: RunConfig) -> Path:
@@ -328,6 +350,11 @@ def trace_command(options: argparse.Namespace) -> None:
     if options.simulate:
         recipe = None if options.code is None else load_recipe(options.code)
         settings = read_settings(options.run / "config.toml")
+        if settings.get("recipe") == CUSTOM:
+            raise SettingError(
+                f"A script has built the network of {options.run}, and a simulation needs it. "
+                f"Draw the timeline without --simulate."
+            )
         config = read_run(settings, recipe, may_differ=options.changed_recipe)
         begun = preparation.preview(config, config.placement.nodes)
         known = KnownCosts.of(begun.plan, timelines["measured"])
