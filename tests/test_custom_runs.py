@@ -347,3 +347,15 @@ def test_the_trace_of_a_run_is_drawn(run, tmp_path):
         main(["trace", str(run), "--out", str(picture)])
 
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_network_that_is_read_leaves_early_in_fp32(digits, tmp_path):
+    network = built()
+    network.set_precision(torch.bfloat16)
+    ow.save(network, tmp_path / "model.safetensors")
+    policy, other = ow.ExitPolicy("margin", (0.5,)), built(1)
+
+    found = ow.answer(tmp_path / "model.safetensors", digits.x_test, policy, network=other)
+
+    network.set_precision(torch.float32)
+    assert found.scores.equal(ow.answer(network, digits.x_test, policy).scores)
