@@ -123,7 +123,7 @@ def trained(
     """Return the network of a case, trained now or before."""
     digest = hashlib.sha256(settings_of(config).encode()).hexdigest()[:8]
     name = f"{case}-{config.training.seed}-{digest}"
-    path = models / f"{name}.safetensors" if models else None
+    path = models / name / "model.safetensors" if models else None
     if path is not None and path.exists():
         return ow.load(path)
     settings = {n: getattr(config.network, n) for n in config.network.__dataclass_fields__}
@@ -137,6 +137,9 @@ def trained(
     )
     if case.endswith("backprop"):
         supervise(network, config, dataset)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ow.save(network, path)
     else:
         ow.train(
             network,
@@ -144,11 +147,8 @@ def trained(
             training=config.training,
             plan=config.plan,
             validation=0,
-            folder=models / name if models else None,
+            folder=None if path is None else path.parent,
         )
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ow.save(network, path)
     return network
 
 

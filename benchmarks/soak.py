@@ -377,7 +377,7 @@ def cost(form: str) -> list[float]:
     for _ in range(pairs):
         without = seconds(None)
         with tempfile.TemporaryDirectory() as folder:
-            kept = seconds(Path(folder) / "state")
+            kept = seconds(Path(folder) / "run")
         costs.append(kept / without - 1)
         print(f"without {without:.1f} s, kept {kept:.1f} s: {costs[-1]:.2%}", flush=True)
     return costs

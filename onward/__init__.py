@@ -17,9 +17,11 @@ from onward.errors import (
     PlacementError,
     SettingError,
 )
-from onward.exits import Answers, Calibrated, ExitPolicy, answer, calibrate
+from onward.evaluation import Evaluation
+from onward.exits import Answers, Calibrated, ExitPolicy
+from onward.inference import answer, calibrate, evaluate, export
 from onward.layers import Dense, ReadoutLayer, normalize_length
-from onward.networks import Evaluation, Network, evaluate
+from onward.networks import Network
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer, optimizer
 from onward.placement import Placement
@@ -62,6 +64,7 @@ __all__ = [
     "Evaluation",
     "ExitPolicy",
     "exits",
+    "export",
     "FileError",
     "Fold",
     "GoodnessSweep",

@@ -124,7 +124,10 @@ def load(
     if not path.is_file():
         advice = "A finished run has a model.safetensors."
         if (path.parent / "state").is_dir():
-            advice = f"The run is not finished: onward train --resume {path.parent} goes on."
+            advice = "The run is not finished. Go on with what has begun it: "
+            advice += (
+                f"onward train --resume {path.parent}, or the script that called onward.train."
+            )
         raise FileError(f"There is no model at {path}. {advice}")
     try:
         path.open("rb").close()
@@ -202,7 +205,8 @@ def _rebuild(
     if blueprint is None:
         raise FileError(
             f"The model file {path} holds a network that no recipe has built. Build it as before "
-            f"and pass it: onward.load(path, network)."
+            f"and pass it: onward.load(path, network), or network=network to onward.evaluate, "
+            f"calibrate, answer and export."
         )
     if header["format"] == 1:
         known = {name: value for name, value in blueprint.items() if name != "config"}

@@ -272,8 +272,8 @@ def read_run(
     name = str(settings.pop("recipe", method.name if method else "one-pass"))
     if name == CUSTOM:
         raise SettingError(
-            "A script has built the network of this run: run the script again, which goes on from "
-            "its folder."
+            "A script has built the network of this run: start that script again. A run that is "
+            "not finished goes on from its folder."
         )
     if method is None:
         if name not in RECIPES:

@@ -15,7 +15,8 @@ from onward.batch import Batch, parts
 from onward.blocks import Block
 from onward.engine import Training, make_step
 from onward.errors import FileError, SettingError
-from onward.networks import Network, evaluate, passes
+from onward.evaluation import evaluate
+from onward.networks import Network, passes
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
 from onward.runtime.workers import Settings, Shard, pass_through, report_fields

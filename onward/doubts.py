@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from onward.networks import Evaluation
+from onward.evaluation import Evaluation
 from onward.results import Progress
 
 SILENT = 0.9

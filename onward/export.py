@@ -23,7 +23,7 @@ from onward.checkpoint import weights_sha256
 from onward.errors import FileError, SettingError
 from onward.exits.macs import Like, example
 from onward.exits.policies import ExitPolicy
-from onward.networks import Forward, Network
+from onward.networks import Forward, Network, in_fp32
 
 FORMAT = 3
 """Version of the layout of the folder."""
@@ -140,7 +140,7 @@ def export_whole(network: Network, path: Path, policy: ExitPolicy, *, like: Like
             "A sweep over labels is not written as one graph: which labels are passed on depends "
             "on the sample. Leave --one-graph out: the files of the stages do."
         )
-    with _in_fp32(network):
+    with in_fp32(network):
         way, stages, inputs = _stages(network, policy, like)
         # Conditions take no Python but the simplest: each stage becomes a graph first.
         with _quiet():
@@ -179,7 +179,7 @@ def export(
     """
     try:
         earlier = _earlier(folder)
-        with _in_fp32(network):
+        with in_fp32(network):
             way, stages, inputs = _stages(network, policy, like)
             samples = torch.export.Dim("samples", min=1)
             programs = [
@@ -325,18 +325,6 @@ def _quantize(path: Path) -> None:
     onnx.save(model, path)
     with _quiet():
         quantize_dynamic(path, path, weight_type=QuantType.QInt8, per_channel=True)
-
-
-@contextmanager
-def _in_fp32(network: Network) -> Iterator[None]:
-    """Have a network compute in fp32 for a while."""
-    before = [block.precision for block in network.all_blocks]
-    network.set_precision(torch.float32)
-    try:
-        yield
-    finally:
-        for block, precision in zip(network.all_blocks, before, strict=True):
-            block.precision = precision
 
 
 @contextmanager

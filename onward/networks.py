@@ -1,7 +1,7 @@
 """Networks: blocks, what each reads, what they see, and how classes are read off them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from onward.arguments import check_arguments
 from onward.batch import Batch, Tensors, mapped
 from onward.blocks import Block, Edge, gathered
 from onward.data.dataset import Numbers
-from onward.errors import DataError, SettingError
+from onward.errors import SettingError
 from onward.inputs import InputTransformation
 from onward.kernels.sweep import FirstPass, first_pass
 from onward.readouts import Fold, Readout, Scores, is_head
@@ -119,6 +119,42 @@ class Network(nn.Module):
         for block in self.all_blocks:
             block.precision = precision
 
+    def forward(self, x: Numbers | Batch) -> Float[Tensor, "samples classes"]:
+        """Return the class scores of samples, those of `scores`; the largest names the class.
+
+        This is inference: blocks are in eval mode, and no gradient flows, whether or not autograd
+        is on. `torch.onnx.export` and `torch.export` take the network for this function, in fp32.
+
+        Args:
+            x: See `predict`.
+        """
+        if torch.compiler.is_exporting():
+            with in_fp32(self):
+                # In one chunk, since the number of samples may be left open.
+                *_, scores = Forward(self, x if isinstance(x, Batch) else Batch(x))
+            return scores
+        return self.scores(x).network
+
+    def predict_proba(self, x: Numbers | Batch) -> Float[Tensor, "samples classes"]:
+        """Return probabilities of the classes: the softmax of the scores.
+
+        What they are worth depends on the readout:
+
+        - `SoftmaxHead`: the probabilities that the head has learned to give.
+        - `SumOfHeads`: the product of the heads' probabilities, normalized. It takes the heads for
+          independent witnesses, which they are not, so several together are overconfident.
+        - `GoodnessSweep`: with the default slope (the number of units), the odds of positive
+          against negative that each label's goodness stands for, multiplied over blocks, and
+          normalized; overconfident for the same reason.
+
+        The order of the classes is that of the scores. Look at held-out samples before you rely on
+        the numbers.
+
+        Args:
+            x: See `predict`.
+        """
+        return self.forward(x).softmax(dim=1)
+
     @torch.no_grad()
     def scores(self, x: Numbers | Batch, readout: Readout | None = None) -> Scores:
         """Return the class scores of samples, in chunks of `CHUNK_ROWS`.
@@ -151,6 +187,18 @@ class Network(nn.Module):
         return self.scores(x).network.argmax(dim=1)
 
 
+@contextmanager
+def in_fp32(network: Network) -> Iterator[None]:
+    """Have a network compute in fp32 for a while."""
+    before = [block.precision for block in network.all_blocks]
+    network.set_precision(torch.float32)
+    try:
+        yield
+    finally:
+        for block, precision in zip(network.all_blocks, before, strict=True):
+            block.precision = precision
+
+
 def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
     """Return a batch in parts of `CHUNK_ROWS` or another size; one with a structure is one part."""
     if batch.structure:
@@ -158,6 +206,11 @@ def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
     size = size or CHUNK_ROWS
     starts = range(0, max(len(batch), 1), size)
     return [batch.take(slice(start, start + size)) for start in starts]
+
+
+def num_samples(batch: Batch) -> int:
+    """Return the number of samples; not `len`, which an export would take for a constant."""
+    return batch.__len__()
 
 
 class Passed(NamedTuple):
@@ -228,7 +281,7 @@ class Forward:
         end, needed = len(self.blocks), self.needed
         readers = [(end if e.delay else n, e.source) for n in needed for e in self.reads[n]]
         self._last = {source: n for n, source in sorted(readers, key=lambda reader: reader[0])}
-        self.num_samples, self.visit, self.exit = len(batch), 0, 0
+        self.num_samples, self.visit, self.exit = num_samples(batch), 0, 0
         self.found: list[Tensor] = []
         self.total = torch.zeros(self.num_samples, network.num_classes)
         batch = network.inputs.of_batch(Batch(batch.inputs, structure=batch.structure))
@@ -237,7 +290,7 @@ class Forward:
         self._batch = batch if self.first is not None else self.view(batch)
         # A pass is a sample, or a sample with a label; they stay in order of samples.
         each = network.sampler.num_candidates if readout.sweeps else 1
-        if self.first is None and len(self._batch) != self.num_samples * each:
+        if self.first is None and num_samples(self._batch) != self.num_samples * each:
             raise SettingError(
                 f"The sampler {type(network.sampler).__name__} makes {len(self._batch)} candidates "
                 f"of {self.num_samples} samples, and its num_candidates is {each}."
@@ -245,7 +298,7 @@ class Forward:
         self.samples = torch.arange(self.num_samples).repeat_interleave(each)
         self.labels = torch.arange(each).repeat(self.num_samples)
         # Where these passes are among all that are passed along.
-        self._places = torch.arange(len(self.samples))
+        self._places = torch.arange(self.samples.shape[0])
         self._now: dict[int, Tensors] = {}
         self._before: dict[int, Tensors] = {}
 
@@ -386,115 +439,3 @@ def _check_readout(network: Network, readout: Readout) -> None:
             f"{type(network.sampler).__name__} has {tried}; num_classes is {network.num_classes}. "
             f"Use ow.LabelEmbedding({network.num_classes}), or another readout."
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """How many samples a network gets right."""
-
-    rows: int
-    """Samples that were looked at."""
-
-    correct: int
-    """Samples whose class the network names."""
-
-    correct_blocks: Mapping[int, int]
-    """Samples whose class each block names on its own, where the readout has its scores."""
-
-    class_rows: tuple[int, ...] = ()
-    """Samples of each class."""
-
-    class_correct: tuple[int, ...] = ()
-    """Those of them whose class the network names."""
-
-    named: tuple[int, ...] = ()
-    """Samples of which the network says that they are of each class."""
-
-    by_chance: float = 0.0
-    """Share that would be right if the same answers were given to the samples in any order."""
-
-    by_chance_blocks: Mapping[int, float] = field(default_factory=dict)
-    """The same for each block on its own, like `correct_blocks`."""
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of the samples that are right; None without samples."""
-        return self.correct / self.rows if self.rows else None
-
-    @property
-    def sensitivity(self) -> list[float | None]:
-        """Share of the samples of each class that are right; None without samples."""
-        pairs = zip(self.class_correct, self.class_rows, strict=True)
-        return [correct / rows if rows else None for correct, rows in pairs]
-
-    @property
-    def balanced_accuracy(self) -> float | None:
-        """Mean of the sensitivities; None without samples."""
-        known = [share for share in self.sensitivity if share is not None]
-        return sum(known) / len(known) if known else None
-
-    @property
-    def block_accuracy(self) -> list[float]:
-        """The same for each block on its own."""
-        return [correct / self.rows for _, correct in sorted(self.correct_blocks.items())]
-
-
-def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> Evaluation:
-    """Count the samples that a network gets right.
-
-    Args:
-        network: What is asked.
-        batch: Samples with their true classes. Without classes, or where the network names none,
-            nothing is counted.
-        readout: Another readout than the network's own.
-
-    Raises:
-        DataError: Samples or classes are not like those of the training.
-    """
-    is_asked = network.readout is not None and "label" in batch.targets
-    if not is_asked or not batch.num_counted:
-        return Evaluation(0, 0, {})
-    batch = batch.with_targets(label=checked_labels(network, batch.label, len(batch)))
-    scores = network.scores(batch, readout)
-    label = batch.counted.label
-    index = slice(None) if batch.index is None else batch.index
-    answers = [s[index].argmax(dim=1) for s in (scores.network, *scores.blocks)]
-
-    def counts(labels: Tensor) -> Tensor:
-        return labels.bincount(minlength=network.num_classes)
-
-    class_rows, named = counts(label), [counts(each) for each in answers]
-    correct = [int((each == label).sum()) for each in answers]
-    chance = [(class_rows.double() @ each.double()).item() / len(label) ** 2 for each in named]
-    # Where there are ticks, the last one counts.
-    blocks = [visit % len(network.all_blocks) for visit in network.fold(readout).exits]
-    return Evaluation(
-        rows=len(label),
-        correct=correct[0],
-        correct_blocks=dict(zip(blocks, correct[1:], strict=False)),
-        class_rows=tuple(class_rows.tolist()),
-        class_correct=tuple(counts(label[answers[0] == label]).tolist()),
-        named=tuple(named[0].tolist()),
-        by_chance=chance[0],
-        by_chance_blocks=dict(zip(blocks, chance[1:], strict=False)),
-    )
-
-
-def checked_labels(network: Network, y: Tensor, samples: int) -> Int[Tensor, " samples"]:
-    """Return the classes of samples, as such.
-
-    Raises:
-        DataError: They are not one whole number a sample, or not those of the network.
-    """
-    if y.shape != (samples,):
-        raise DataError(
-            f"There are {samples:,} samples, and their classes have shape {tuple(y.shape)}."
-        )
-    labels = y.to(torch.int64)
-    is_wrong = (labels != y) | (labels < 0) | (labels >= network.num_classes)
-    if samples and is_wrong.any():
-        raise DataError(
-            f"Classes are whole numbers from 0 to {network.num_classes - 1} for this network; "
-            f"these run from {y.min().item()} to {y.max().item()}."
-        )
-    return labels

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from onward.networks import Evaluation, Network
+from onward.evaluation import Evaluation
+from onward.networks import Network
 from onward.placement import Placement
 from onward.plan.tasks import Plan, Product, ProductKind
 from onward.timeline import Span

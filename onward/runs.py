@@ -1,6 +1,7 @@
 """A run as a folder: its settings, its figures, its model."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onward.checkpoint import save, weights_sha256
-from onward.config import RunConfig
+from onward.config import CUSTOM, RunConfig
 from onward.errors import FileError, SettingError
 from onward.exits.calibration import Calibrated
 from onward.files import PARTIAL, atomic_write, flush
@@ -35,26 +36,29 @@ PROBE_BYTES = 1 << 16
 
 
 @contextmanager
-def prepared(folder: Path, *, overwrite: bool, resume: bool = False) -> Iterator[None]:
-    """Make the folder of a run before anything is computed, and take it away if that fails.
+def prepared(folder: Path, *, overwrite: bool = False) -> Iterator[None]:
+    """Make the folder of a run before anything is computed, and remove it if that fails.
+
+    An unfinished run that is in it goes on.
 
     Args:
         folder: The folder.
-        overwrite: Whether a run that is in it may go.
-        resume: Whether the run goes on that is in it.
+        overwrite: Whether a finished run that is in it may be replaced.
 
     Raises:
-        FileError: It holds something already, or cannot be written to.
+        FileError: It holds something else, or cannot be written to.
     """
     made: list[Path] = []
     try:
         try:
             check_idle(folder / STATE)
-            if resume:
-                _check_unfinished(folder)
-            elif folder.exists():
-                _check_free(folder, overwrite=overwrite)
-                shutil.rmtree(folder / STATE, ignore_errors=True)
+            if folder.exists():
+                _check_usable(folder)
+            if is_finished(folder) and not overwrite:
+                raise FileError(
+                    f"The run in {folder} is finished: onward.load reads its network. Name another "
+                    f"folder, or replace the run with overwrite=True."
+                )
             made = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             with _no_trace_of(folder / PARTIAL) as probe:
@@ -63,39 +67,43 @@ def prepared(folder: Path, *, overwrite: bool, resume: bool = False) -> Iterator
             raise
         except OSError as error:
             raise FileError(
-                f"The folder {folder} cannot be written to: {error.strerror}. Name another with "
-                f"--out."
+                f"The folder {folder} cannot be written to: {error.strerror}. Name another."
             ) from error
         yield
     except BaseException:
-        with suppress(OSError):  # What is not empty stays.
-            for path in made:
+        # What is not empty stays.
+        for path in (folder / STATE, *made):
+            with suppress(OSError):
                 path.rmdir()
         raise
 
 
-def _check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something, unless that is a run which may be replaced."""
+def _check_usable(folder: Path) -> None:
+    """Refuse a folder that holds something, unless that is a run."""
     if not folder.is_dir():
-        raise FileError(f"{folder} is a file, not a folder. Name another with --out.")
+        raise FileError(f"{folder} is a file, not a folder. Name another.")
     names = {path.name for path in folder.iterdir()}
     if names and not names & {FILES[-1], PARTIAL, STATE}:
-        raise FileError(f"The folder {folder} holds something else. Name another with --out.")
-    if STATE in names and not overwrite:
-        raise FileError(
-            f"The folder {folder} holds a run that is not finished. Go on with `onward train "
-            f"--resume {folder}`, or begin anew with --overwrite."
-        )
-    if names and not overwrite:
-        raise FileError(
-            f"The folder {folder} holds a run already. Name another with --out, or replace it "
-            f"with --overwrite."
-        )
+        raise FileError(f"The folder {folder} holds something else. Name another.")
 
 
-def _check_unfinished(folder: Path) -> None:
-    """Refuse to go on with a run that has its result."""
-    if (folder / FILES[-1]).exists() and not (folder / STATE).exists():
+def is_unfinished(folder: Path) -> bool:
+    """Return whether a folder holds a run that can go on."""
+    return os.path.exists(folder / STATE)  # Path.exists raises where it may not look.
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder holds a run that has its result."""
+    return os.path.exists(folder / FILES[-1]) and not is_unfinished(folder)
+
+
+def check_unfinished(folder: Path) -> None:
+    """Refuse to go on with a run that has its result.
+
+    Raises:
+        FileError: It has.
+    """
+    if is_finished(folder):
         raise FileError(
             f"The run in {folder} is finished. To repeat it, train {folder / FILES[0]}."
         )
@@ -107,9 +115,9 @@ def unfinished_config(folder: Path) -> Path:
     Raises:
         FileError: There is none.
     """
-    for path in sorted((folder / STATE).glob("rank-*/config.toml")):
+    for path in sorted((folder / STATE).rglob("rank-*/config.toml")):
         return path
-    _check_unfinished(folder)
+    check_unfinished(folder)
     raise FileError(
         f"There is nothing in {folder / STATE} that a run could go on from. If other machines have "
         f"its state, name its recipe and settings here, beside --resume."
@@ -134,7 +142,7 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
     }
     try:
         with _no_trace_of(folder / PARTIAL) as partial:
-            partial.mkdir()
+            partial.mkdir(parents=True)
             for name, text in texts.items():
                 (partial / name).write_text(text)
             save(result.network, partial / "model.safetensors")
@@ -146,18 +154,35 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
                 (folder / name).unlink(missing_ok=True)
             for name in FILES:
                 (partial / name).replace(folder / name)
-        # Nobody has to go on with it.
-        shared = config.placement.directory
-        if (folder / STATE).exists():
-            # At once: half a state would be taken for a run that is not finished.
-            (folder / STATE).replace(folder / PARTIAL)
-            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-        for state in Path(shared).glob("rank-*") if shared else ():
-            shutil.rmtree(state, ignore_errors=True)
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"The run cannot be written to {folder}: {error.strerror}.") from error
+
+
+def remove_state(folder: Path, shared: str | None) -> None:
+    """Remove what nobody has to go on from, once a run is written.
+
+    Args:
+        folder: The folder of the run.
+        shared: The folder that its ranks exchange blocks through, where they do.
+
+    Raises:
+        FileError: Another process writes it, or the folder cannot be written to.
+    """
+    try:
+        check_idle(folder / STATE)
+        if is_unfinished(folder):
+            # At once: half a state would be taken for a run that is not finished.
+            (folder / STATE).replace(folder / PARTIAL)
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{folder / STATE} cannot be removed: {error.strerror}.") from error
+    for pattern in ("rank-*", "stage-*/rank-*") if shared else ():
+        for state in Path(shared or "").glob(pattern):
+            shutil.rmtree(state, ignore_errors=True)
 
 
 def write_exits(folder: Path, network: Network, calibrated: Calibrated) -> None:
@@ -185,13 +210,9 @@ def read_exits(folder: Path, network: Network) -> Calibrated | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError, SettingError) as error:
-        raise FileError(
-            f"{path} cannot be used ({error}). Calibrate again: onward exits {folder}."
-        ) from error
+        raise FileError(f"{path} cannot be used ({error}). Calibrate again.") from error
     if digest != weights_sha256(network):
-        raise FileError(
-            f"{path} was calibrated for other weights. Calibrate again: onward exits {folder}."
-        )
+        raise FileError(f"{path} was calibrated for other weights. Calibrate again.")
     return calibrated
 
 
@@ -249,7 +270,8 @@ def _complete(config: RunConfig, result: Result) -> RunConfig:
     if config.method is not None:
         # That of the file that has trained it, whatever the run file said.
         changes["recipe_sha256"] = config.method.sha256
-    if config.data.name.endswith(".npz"):
+    # A script's data set has a name, which is no path.
+    if config.data.name.endswith(".npz") and config.recipe != CUSTOM:
         changes["data.name"] = _absolute(config.data.name)
     if config.data.dir is not None:
         changes["data.dir"] = _absolute(config.data.dir)

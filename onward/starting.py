@@ -91,6 +91,8 @@ def get_ready(
     now = memory.resident()
     before = now - sum(block.num_bytes for block in blocks)
     settings = make_settings(config)
+    if transport.carries and not all(transport.all_gather("keeps", folder is not None)):
+        folder = None  # Ranks that keep nothing could not say what is done.
     keeps = folder is not None or not transport.carries
     needed = memory.estimate(plan, placement, network, dataset.training, settings, keeps=keeps)
     room = memory.room(max(before + needed[transport.rank], now))

@@ -5,7 +5,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,14 +13,15 @@ from typing import Any, Literal, NamedTuple
 import psutil
 import torch
 
-from onward import memory
+from onward import memory, runs
 from onward.arguments import check_arguments
 from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
 from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError
-from onward.networks import Network, evaluate
+from onward.evaluation import evaluate
+from onward.networks import Network
 from onward.placement import Placement, first_blocks
 from onward.preparation import build_network, make_settings, resolve_precision
 from onward.results import Listener, Log, Result
@@ -39,11 +40,15 @@ from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.trained_on import TrainedOn
 from onward.version import VERSION
-from onward.world import join_ranks
+from onward.world import current_rank, join_ranks
 
 
 def run(
-    config: RunConfig, listener: Listener | None = None, folder: Path | None = None
+    config: RunConfig,
+    listener: Listener | None = None,
+    folder: Path | str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Result | None:
     """Do a run from its settings: load data, build the network, train, test.
 
@@ -53,6 +58,7 @@ def run(
         config: The run.
         listener: Told how training goes.
         folder: See `train`.
+        overwrite: See `train`.
 
     Returns:
         The result on rank 0; None on others.
@@ -63,19 +69,36 @@ def run(
     check_arguments(run, locals())
     config.check()
     listener = listener or Listener()
+    folder = None if folder is None else Path(folder)
+    with _prepared(folder, overwrite=overwrite):
+        result = _run(config, listener, folder and folder / runs.STATE)
+        if folder and result:
+            runs.write(folder, config, result)
+            runs.remove_state(folder, config.placement.directory)
+    return result
+
+
+def _run(config: RunConfig, listener: Listener, state: Path | None) -> Result | None:
     with join_ranks(config, listener) as transport:
         dataset = split(config, load_data(config, transport.rank))
         config = with_private_shards(config, transport.num_ranks)
         shards, summary = load_shards(config, dataset, transport)
         # A rank may have no room for all blocks: it makes those that it trains first.
         network = build_network(config, dataset, summary, held=())
-        ready = get_ready(network, config, dataset, shards, summary, transport, folder, listener)
+        ready = get_ready(network, config, dataset, shards, summary, transport, state, listener)
         own = first_blocks(ready.plan, ready.placement, transport.rank)
         network = build_network(config, dataset, summary, held=own)
         network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
         with closed_on_error(ready.store):
             trained = _train(network, ready, listener)
     return _test(network, dataset, trained) if transport.rank == 0 else None
+
+
+def _prepared(folder: Path | None, *, overwrite: bool) -> AbstractContextManager[None]:
+    """Prepare the folder of a run, on the rank that writes it."""
+    if folder is None or current_rank() != 0:
+        return nullcontext()
+    return runs.prepared(folder, overwrite=overwrite)
 
 
 @contextmanager
@@ -130,6 +153,7 @@ def train(
     shift: int = 0,
     listener: Listener | None = None,
     folder: Path | str | None = None,
+    overwrite: bool = False,
 ) -> Result | None:
     """Train a network, in this process or, under torchrun, on all its ranks.
 
@@ -152,9 +176,13 @@ def train(
             samples they have.
         shift: Largest random shift of training images, in pixels.
         listener: Called with how training goes.
-        folder: Where each rank keeps what it has finished, on a disk of its own or a shared one. A
-            run that was cut goes on from there when it is started again, on as many ranks or on
-            others, to the same weights. None: nothing is kept.
+        folder: The run folder, which rank 0 writes as `onward train --out` does. Until the run is
+            finished, each rank keeps in `state`, in its own folder or a shared one, what it has
+            finished. A run that was cut goes on from there when the script is started again, on
+            as many ranks or on others, to the same weights. Of several stages, the folder holds
+            the last, and `stage-0` in it the first, and so on. None: nothing is kept or written;
+            if rank 0 alone names a folder, nothing is kept, and the finished run is written.
+        overwrite: Whether a finished run in that folder is replaced; otherwise it is refused.
 
     Returns:
         The result on rank 0, that of the last stage where there are several; None on others.
@@ -188,26 +216,34 @@ def train(
     )
     folder = None if folder is None else Path(folder)
     results: list[Result] = []
-    for number, stage in enumerate(stages):
-        config = RunConfig(
-            recipe=CUSTOM,
-            data=data,
-            training=stage.training,
-            plan=stage.plan,
-            placement=_of_stage(where, number, len(stages)),
-        )
-        config.check()
-        dataset = split(config, dataset)
-        result = _train_stage(
-            stage.network,
-            config,
-            dataset,
-            listener or Listener(),
-            folder / f"stage-{number}" if folder and len(stages) > 1 else folder,
-            given=given,
-            is_last=number + 1 == len(stages),
-        )
-        results += [result] if result else []
+    with _prepared(folder, overwrite=overwrite):
+        for number, stage in enumerate(stages):
+            config = RunConfig(
+                recipe=CUSTOM,
+                data=data,
+                training=stage.training,
+                plan=stage.plan,
+                placement=_of_stage(where, number, len(stages)),
+            )
+            config.check()
+            dataset = split(config, dataset)
+            name = f"stage-{number}" if len(stages) > 1 else ""
+            is_last = number + 1 == len(stages)
+            result = _train_stage(
+                stage.network,
+                config,
+                dataset,
+                listener or Listener(),
+                folder and folder / runs.STATE / name,
+                given=given,
+                is_last=is_last,
+            )
+            if result is not None:
+                results.append(result)
+                if folder is not None:
+                    runs.write(folder if is_last else folder / name, config, result)
+        if folder is not None and results:
+            runs.remove_state(folder, where.directory)
     return replace(results[-1], earlier=tuple(results[:-1])) if results else None
 
 
@@ -223,7 +259,7 @@ def _train_stage(
     config: RunConfig,
     dataset: Dataset,
     listener: Listener,
-    folder: Path | None,
+    state: Path | None,
     *,
     given: Placement | None,
     is_last: bool,
@@ -239,7 +275,7 @@ def _train_stage(
         if not network.inputs.is_fitted:
             network.inputs = summary.inputs
         ready = get_ready(
-            network, config, dataset, shards, summary, transport, folder, listener, given
+            network, config, dataset, shards, summary, transport, state, listener, given
         )
         if not is_last:
             everywhere = replace(ready.placement, is_gathered_everywhere=True)

@@ -229,14 +229,14 @@ def test_a_run_is_not_replaced_unless_asked_for(refused):
 def test_a_folder_of_something_else_is_never_replaced(refused, overwrite):
     Path("config.toml").write_text("the settings of another program")
 
-    message = "The folder . holds something else. Name another with --out."
+    message = "The folder . holds something else. Name another."
     assert message in refused("train", *QUICK, "--out", ".", *overwrite)
 
 
 def test_a_file_is_not_taken_for_a_run_folder(refused):
     Path("file").write_text("")
 
-    message = "file is a file, not a folder. Name another with --out."
+    message = "file is a file, not a folder. Name another."
     assert message in refused("train", *QUICK, "--out", "file")
 
 
@@ -275,8 +275,8 @@ def test_a_run_folder_without_permission_to_write_is_refused(refused, finished, 
         inside = refused("train", *arguments, locked / "run")
         itself = refused("train", *arguments, locked)
 
-    assert "The folder locked/run cannot be written to: Permission denied. Name another" in inside
-    assert "The folder locked cannot be written to: Permission denied. Name another with" in itself
+    assert "The folder locked/run cannot be written to: Permission denied. Name another." in inside
+    assert "The folder locked cannot be written to: Permission denied. Name another." in itself
 
 
 def test_predictions_without_permission_to_write_are_refused(refused, finished, locked):

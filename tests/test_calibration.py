@@ -14,7 +14,6 @@ from onward.exits.answers import answer
 from onward.exits.calibration import (
     CAUTION,
     Calibrated,
-    calibrate,
     candidates,
     choose,
     mean_minus_std,
@@ -22,6 +21,7 @@ from onward.exits.calibration import (
 from onward.exits.macs import StageCost, macs_spent
 from onward.exits.outcomes import HeldOut, dropped, fixed_depths, follow, look_at, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
+from onward.inference import calibrate
 
 COSTS = (StageCost(100, 0, 1, 0), StageCost(300, 0, 1, 1), StageCost(600, 0, 1, 2))
 

@@ -133,7 +133,7 @@ def test_without_a_command_the_usage_is_shown(capsys):
 def test_a_command_that_is_stopped_says_so_and_has_the_status_of_the_signal(
     number, status, monkeypatch, capsys
 ):
-    monkeypatch.setattr(training, "run", lambda *arguments: signal.raise_signal(number))
+    monkeypatch.setattr(training, "run", lambda *arguments, **settings: signal.raise_signal(number))
     before = signal.getsignal(number)
 
     assert onward("train", *SMALL, "--out", "run") == status
@@ -143,7 +143,7 @@ def test_a_command_that_is_stopped_says_so_and_has_the_status_of_the_signal(
 
 
 def test_a_bug_shows_its_traceback(monkeypatch):
-    def fail(*arguments):
+    def fail(*arguments, **settings):
         raise RuntimeError("an index is out of range")
 
     monkeypatch.setattr(training, "run", fail)

@@ -12,7 +12,7 @@ import onward as ow
 from onward.cli.main import main
 from onward.doubts import doubts
 from onward.errors import SettingError
-from onward.networks import Evaluation
+from onward.evaluation import Evaluation
 from onward.results import Progress
 from onward.runs import read_result
 from onward.sharding import agree, describe, local_shards, split, weighted

@@ -4,7 +4,7 @@ from torch import nn
 
 import onward as ow
 from onward import networks
-from onward.networks import Evaluation, evaluate
+from onward.evaluation import Evaluation, evaluate
 from onward.readouts import GoodnessSweep, SoftmaxHead
 
 ROWS, CLASSES = 11, 3

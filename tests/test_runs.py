@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -311,7 +312,7 @@ def test_the_settings_say_how_many_ranks_there_were_and_where_the_data_lie(tmp_p
     four = replace(result, facts={**result.facts, "world_size": 4})
     private = config.with_settings({"data.name": "shard-{rank}.npz", "data.dir": "here"})
 
-    with runs.prepared(tmp_path / "run", overwrite=False):
+    with runs.prepared(tmp_path / "run"):
         runs.write(tmp_path / "run", private, four)
 
     found = read_settings(tmp_path / "run" / "config.toml")
@@ -356,29 +357,49 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
 def test_a_folder_that_was_made_goes_away_where_the_run_fails(tmp_path):
     folder = tmp_path / "several" / "run"
 
-    with pytest.raises(KeyboardInterrupt), runs.prepared(folder, overwrite=False):
+    with pytest.raises(KeyboardInterrupt), runs.prepared(folder):
         raise KeyboardInterrupt
 
     assert not folder.exists()
 
 
 def test_an_empty_folder_is_taken_and_stays_where_the_run_fails(tmp_path):
-    with pytest.raises(KeyboardInterrupt), runs.prepared(tmp_path, overwrite=False):
+    with pytest.raises(KeyboardInterrupt), runs.prepared(tmp_path):
         raise KeyboardInterrupt
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_an_interrupted_run_left_behind_can_be_replaced(tmp_path):
+def test_a_finished_run_is_replaced_where_that_is_asked_for(run):
+    message = f"The run in {run} is finished: onward.load reads its network. Name another folder, "
+    message += "or replace the run with overwrite=True."
+
+    with pytest.raises(FileError, match=re.escape(message)), runs.prepared(run):
+        pass
+    with runs.prepared(run, overwrite=True):
+        assert sorted(path.name for path in run.iterdir()) == sorted(FILES)
+
+
+def test_a_file_and_a_folder_with_something_else_are_no_run_folders(tmp_path):
+    (tmp_path / "notes.txt").touch()
+
+    with (
+        pytest.raises(FileError, match=r"holds something else\. Name another\."),
+        runs.prepared(tmp_path, overwrite=True),
+    ):
+        pass
+    with (
+        pytest.raises(FileError, match=r"is a file, not a folder\. Name another\."),
+        runs.prepared(tmp_path / "notes.txt", overwrite=True),
+    ):
+        pass
+
+
+def test_what_an_interrupted_run_left_behind_is_removed(tmp_path):
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "config.toml").touch()
 
-    with (
-        pytest.raises(FileError, match="holds a run already"),
-        runs.prepared(tmp_path, overwrite=False),
-    ):
-        pass
-    with runs.prepared(tmp_path, overwrite=True):
+    with runs.prepared(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 

@@ -71,7 +71,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 def exits_command(options: argparse.Namespace) -> None:
     """Calibrate the exits of a run on its validation rows."""
-    network, dataset, config = load_run(options)
+    call = f'onward.calibrate("{options.run}", x, y, network=network, max_error_increase=0.001)'
+    network, dataset, config = load_run(options, call)
     validation = sharding.split(config, dataset).validation
     if not validation:
         raise SettingError(
@@ -190,7 +191,8 @@ def export_command(options: argparse.Namespace) -> None:
     """Write a run's network as ONNX files, and compare them with it on the test rows."""
     if options.int8 and options.one_graph:
         raise SettingError("One graph is written in fp32: leave out --int8 or --one-graph.")
-    network, dataset, config = load_run(options)
+    call = f'onward.export("{options.run}", "{options.onnx}", network=network, like=x)'
+    network, dataset, config = load_run(options, call)
     calibrated = runs.read_exits(options.run, network)
     network.set_precision(EARLY)
     policy = calibrated.policy if calibrated else full_depth(network.num_exits)

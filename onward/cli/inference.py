@@ -18,8 +18,8 @@ from onward.batch import Batch
 from onward.cli.flags import FLAGS, add_recipe
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
-from onward.config import RunConfig, read_run, read_settings
-from onward.errors import DataError, FileError
+from onward.config import CUSTOM, RunConfig, read_run, read_settings
+from onward.errors import DataError, FileError, SettingError
 from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
@@ -74,7 +74,8 @@ def _add_full_depth(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_command(options: argparse.Namespace) -> None:
     """Test a run's network on its test rows, or on those of other data."""
-    network, dataset, _ = load_run(options)
+    call = f'onward.evaluate("{options.run}", samples, network=network)'
+    network, dataset, _ = load_run(options, call)
     if options.data is None and data_changed(options.run, dataset):
         print(
             f"onward: note: {dataset.name} has changed since the network was trained on it: test "
@@ -163,11 +164,16 @@ def latency_table(network: Network, test: Batch, policies: Mapping[str, ExitPoli
     return shown
 
 
-def load_run(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunConfig]:
-    """Return the network of a run, and the data it is asked about."""
+def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Dataset, RunConfig]:
+    """Return the network of a run, and the data it is asked about.
+
+    Args:
+        options: Those of the command.
+        call: What does the same in Python, where a script has built the network.
+    """
     if options.run.is_file():
         raise FileError(f"{options.run} is a file. Give a run folder, as `onward train` makes it.")
-    network, recipe = _load(options)
+    network, recipe = _load(options, call)
     settings = read_settings(options.run / "config.toml")
     config = read_run(settings, recipe, may_differ=options.changed_recipe)
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
@@ -183,8 +189,14 @@ def load_run(options: argparse.Namespace) -> tuple[Network, data.Dataset, RunCon
     return network, dataset, config
 
 
-def _load(options: argparse.Namespace) -> tuple[Network, Recipe | None]:
+def _load(options: argparse.Namespace, call: str) -> tuple[Network, Recipe | None]:
     """Return a trained network, and its recipe where that does not come with Onward."""
+    file = options.run / "config.toml"
+    if file.is_file() and read_settings(file).get("recipe") == CUSTOM:
+        raise SettingError(
+            f"A script has built the network of {options.run}, and the command cannot. In Python, "
+            f"build it as that script does, and call {call}."
+        )
     recipe = None if options.code is None else load_recipe(options.code)
     may_differ = options.changed_recipe
     return checkpoint.load(options.run, recipe=recipe, may_differ=may_differ), recipe
@@ -234,7 +246,7 @@ def predict_command(options: argparse.Namespace) -> None:
     """Write the class of each row, and the scores of all classes."""
     if options.out is not None and options.out.suffix != ".npz":
         raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
-    network, _ = _load(options)
+    network, _ = _load(options, f'onward.load("{options.run}", network).predict(x)')
     x = network.inputs.asked(data.read_rows(options.input), f"of {options.input}")
     torch.set_num_threads(1)
     is_run = options.run.is_dir() and not options.full_depth

@@ -16,7 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -38,9 +38,10 @@ from onward.cli.drawing import (
 from onward.cli.flags import FLAGS, add_flag, add_recipe, add_settings, read_config
 from onward.cli.output import Output, close_output
 from onward.cli.planner import choices, read_links, read_speeds
-from onward.cli.progress import Bars, count
+from onward.cli.progress import Bars
 from onward.cli.report import draw_timelines
-from onward.config import RunConfig, read_run, read_settings
+from onward.cli.results import print_result
+from onward.config import CUSTOM, RunConfig, read_run, read_settings
 from onward.errors import (
     FileError,
     OnwardError,
@@ -58,10 +59,6 @@ from onward.settings import nearest
 from onward.simulation import KnownCosts, simulate
 from onward.transport.messages import exit_process
 from onward.version import VERSION
-
-UNEVEN = 2
-"""How many times as many rows as the smallest class the largest one has from which on accuracy says
-little."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -262,28 +259,50 @@ def train_command(options: argparse.Namespace) -> None:
     folder = options.resume or options.out or _new_folder(config)
     resume = options.resume is not None or world.attempt() > 0
     is_first = world.current_rank() == 0
-    if options.overwrite and (folder / runs.STATE).exists() and not world.is_distributed():
-        # Mistakes show before the run that is there goes.
-        preparation.preview(config, config.placement.processes)
-    prepared = runs.prepared(folder, overwrite=options.overwrite, resume=resume)
+    if is_first:
+        _check_folder(folder, config, resume=resume, overwrite=options.overwrite)
     try:
-        with prepared if is_first else nullcontext():
-            if config.placement.processes > 1 and not world.is_distributed():
+        if config.placement.processes > 1 and not world.is_distributed():
+            with runs.prepared(folder, overwrite=True):
                 _launch(config, options, folder, resume=resume)
-                return
-            # Ranks of several machines know no common name where none is given.
-            has_name = not world.is_distributed() or options.out or options.resume
-            state = folder / runs.STATE if has_name else None
-            result = training.run(config, Bars(Console(stderr=True)), state)
-            if result is not None:
-                runs.write(folder, config, result)
-                _print_result(result.to_json(), folder)
+            return
+        # Ranks of several machines know no common name where none is given.
+        is_named = is_first or options.out or options.resume
+        listener = Bars(Console(stderr=True))
+        result = training.run(config, listener, folder if is_named else None, overwrite=True)
+        if result is not None:
+            print_result(result.to_json(), folder)
     except Stopped as stopped:
-        if (folder / runs.STATE).exists():
+        if runs.is_unfinished(folder):
             code = "" if options.code is None else f" --recipe {options.code}"
             code += " --changed-recipe" if options.changed_recipe else ""
             stopped.add_note(f"Go on with: onward train --resume {folder}{code}")
         raise
+
+
+def _check_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder with a run that is not to go on, or not to be replaced.
+
+    Raises:
+        FileError: It holds one, or another process writes into it.
+    """
+    if resume:
+        runs.check_unfinished(folder)
+    elif runs.is_unfinished(folder):
+        if not overwrite:
+            raise FileError(
+                f"The folder {folder} holds a run that is not finished. Go on with `onward train "
+                f"--resume {folder}`, or begin anew with --overwrite."
+            )
+        if not world.is_distributed():
+            # Mistakes show before the run that is there goes.
+            preparation.preview(config, config.placement.processes)
+        runs.remove_state(folder, None)
+    elif runs.is_finished(folder) and not overwrite:
+        raise FileError(
+            f"The folder {folder} holds a run already. Name another with --out, or replace it "
+            f"with --overwrite."
+        )
 
 
 def _new_folder(config: RunConfig) -> Path:
@@ -383,6 +402,11 @@ def trace_command(options: argparse.Namespace) -> None:
     if options.simulate:
         recipe = None if options.code is None else load_recipe(options.code)
         settings = read_settings(options.run / "config.toml")
+        if settings.get("recipe") == CUSTOM:
+            raise SettingError(
+                f"A script has built the network of {options.run}, and a simulation needs it. "
+                f"Draw the timeline without --simulate."
+            )
         config = read_run(settings, recipe, may_differ=options.changed_recipe)
         begun = preparation.preview(config, config.placement.processes)
         known = KnownCosts.of(begun.plan, timelines["measured"])
@@ -448,38 +472,3 @@ def data_command(options: argparse.Namespace) -> None:
         shape = " x ".join(map(str, listing.shape))
         table.add_row(listing.name, shape, *(f"{f:,}" for f in figures), listing.where)
     Output().print(table)
-
-
-def _print_result(found: dict[str, Any], folder: Path) -> None:
-    accuracy = found["accuracy"]
-    table = Table(title=f"{found['recipe']} on {found['data']}")
-    table.add_column("what")
-    table.add_column("figure", justify="right")
-    rows = found["rows"]
-    table.add_row(f"test accuracy ({rows['test']:,} rows)", f"{accuracy['test']:.2%}")
-    if accuracy["validation"] is not None:
-        label = f"validation accuracy ({rows['validation']:,} rows)"
-        table.add_row(label, f"{accuracy['validation']:.2%}")
-    each = found["class_rows"]
-    if each and max(each) > UNEVEN * min(each) and accuracy["balanced"] is not None:
-        table.add_row("balanced test accuracy", f"{accuracy['balanced']:.2%}")
-        known = [(c, s) for c, s in enumerate(accuracy["sensitivity"]) if s is not None]
-        for number, share in known if len(known) <= inference.MOST_CLASSES else ():
-            table.add_row(f"sensitivity, class {number} ({each[number]:,} rows)", f"{share:.2%}")
-    for name, value in accuracy["readouts"].items():
-        table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
-    if accuracy["per_block"]:
-        per_block = "  ".join(f"{value:.2%}" for value in accuracy["per_block"])
-        table.add_row("test accuracy, each block alone", per_block)
-    table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
-    table.add_row("training time", f"{found['seconds']:.1f} s")
-    for name, text, unit in (
-        ("idle_seconds", "waiting, each rank", 1.0),
-        ("bytes_sent", "sent, each rank, MB", 1e-6),
-        ("peak_memory_bytes", "peak memory, each rank, MB", 1e-6),
-    ):
-        table.add_row(text, "  ".join(f"{value * unit:.1f}" for value in found[name]))
-    table.add_row("weights sha256", found["weights_sha256"][:16] + "…")
-    console = Output()
-    console.print(table)
-    console.print(f"Run folder: {folder}", soft_wrap=True)

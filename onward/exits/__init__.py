@@ -3,7 +3,6 @@
 from onward.exits.answers import Answers, answer
 from onward.exits.calibration import (
     Calibrated,
-    calibrate,
     candidates,
     choose,
     held_out,
@@ -17,7 +16,6 @@ from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 __all__ = [
     "answer",
     "Answers",
-    "calibrate",
     "Calibrated",
     "candidates",
     "choose",

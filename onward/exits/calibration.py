@@ -13,9 +13,10 @@ from onward import seeds
 from onward.batch import Batch
 from onward.data.dataset import Numbers, real
 from onward.errors import DataError, SettingError
+from onward.evaluation import checked_labels
 from onward.exits.outcomes import HeldOut, dropped, follow, look_at
 from onward.exits.policies import ExitPolicy, full_depth, max_score
-from onward.networks import Network, checked_labels
+from onward.networks import Network
 
 PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
 """What a newly wrong sample counts, in full passes: the policies to choose from, safest first."""
@@ -102,63 +103,6 @@ class Calibrated:
             raise SettingError(f"This is no calibration of exits: {error!r}.") from error
 
 
-def calibrate(
-    network: Network,
-    x: Numbers | Batch,
-    y: Numbers | None = None,
-    *,
-    confidence: str = "margin",
-    max_error_increase: float | None = None,
-    target_macs: float | None = None,
-    delta: float | None = None,
-    force: bool = False,
-) -> Calibrated:
-    """Choose the thresholds of an exit policy.
-
-    Of policies from very cautious to very bold, each the cheapest for some price of an error, the
-    boldest is taken that keeps to what is allowed. What counts as an error here is a sample that
-    the whole network gets right and the policy wrong; samples for which it is the other way round
-    are no credit, since on new samples they would be others.
-
-    Args:
-        network: A trained network.
-        x: Samples that it was not trained on, and is not tested on: an array or a batch.
-        y: Their classes; None where the batch has them.
-        confidence: How sure it is: a name of `ow.exits.CONFIDENCES`.
-        max_error_increase: Share of samples that may become wrong: 0.001 is a tenth of a percent.
-        target_macs: Mean MACs a sample instead.
-        delta: With probability 1 - delta the error on new samples like these rises by at most
-            `max_error_increase`. The samples are then cut in two: one half makes the policies, the
-            other tests them, from cautious to bold, each by a binomial bound, and the last before
-            the first that fails is taken. That holds for samples drawn one by one; samples of few
-            patients or recordings are not.
-        force: Whether the samples may be those of the training; that is recorded.
-
-    Raises:
-        SettingError: The settings do not go together, or there is no exit to leave at.
-        DataError: The samples are those of the training.
-
-    Source:
-        Fixed-sequence testing of thresholds: Angelopoulos et al. 2021, arXiv:2110.01052 (learn
-        then test), section 2.
-
-    Example:
-        >>> import onward as ow
-        >>> digits = ow.load_data("digits")
-        >>> network = ow.mlp(digits.input_shape, num_classes=10, widths=(32, 32))
-        >>> x, y = digits.x_test[:200], digits.y_test[:200]
-        >>> ow.calibrate(network, x, y, max_error_increase=0.01).error_increase <= 0.01
-        True
-    """
-    return choose(
-        held_out(network, x, y, force=force),
-        confidence=confidence,
-        max_error_increase=max_error_increase,
-        target_macs=target_macs,
-        delta=delta,
-    )
-
-
 def held_out(
     network: Network,
     x: Numbers | Batch,
@@ -166,7 +110,7 @@ def held_out(
     *,
     force: bool = False,
 ) -> HeldOut:
-    """Pass samples through a network that it was not trained on, see `calibrate`.
+    """Pass samples through a network that it was not trained on, see `onward.calibrate`.
 
     Raises:
         DataError: It was, or the samples or classes are none.
@@ -205,7 +149,7 @@ def choose(
     delta: float | None = None,
     seed: int = 0,
 ) -> Calibrated:
-    """Choose thresholds from what a network has said, see `calibrate`."""
+    """Choose thresholds from what a network has said, see `onward.calibrate`."""
     if (max_error_increase is None) is (target_macs is None):
         raise SettingError("Give either max_error_increase or target_macs.")
     if delta is not None and max_error_increase is None:

@@ -287,7 +287,7 @@ def check_idle(folder: Path) -> None:
     Raises:
         FileError: They do.
     """
-    for path in sorted(folder.glob(f"rank-*/{LOCK}")):
+    for path in sorted(folder.rglob(f"rank-*/{LOCK}")):
         with suppress(FileNotFoundError):
             locked(path.parent).release()
 

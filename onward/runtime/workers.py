@@ -20,7 +20,8 @@ from onward.batch import Batch, Tensors, mapped, parts
 from onward.blocks import Block
 from onward.engine import ADVICE, Training
 from onward.errors import DivergedError, SettingError
-from onward.networks import CHUNK_ROWS, Network, evaluate
+from onward.evaluation import evaluate
+from onward.networks import CHUNK_ROWS, Network
 from onward.optimizers import with_strides
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head

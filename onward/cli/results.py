@@ -1,0 +1,50 @@
+"""The table that a run ends with."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from onward.cli.inference import MOST_CLASSES
+from onward.cli.output import Output
+from onward.cli.progress import count
+
+UNEVEN = 2
+"""How many times as many rows as the smallest class the largest one has from which on accuracy says
+little."""
+
+
+def print_result(found: dict[str, Any], folder: Path) -> None:
+    """Print the figures of a run, `result.json`, and where its folder is."""
+    accuracy = found["accuracy"]
+    table = Table(title=f"{found['recipe']} on {found['data']}")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    rows = found["rows"]
+    table.add_row(f"test accuracy ({rows['test']:,} rows)", f"{accuracy['test']:.2%}")
+    if accuracy["validation"] is not None:
+        label = f"validation accuracy ({rows['validation']:,} rows)"
+        table.add_row(label, f"{accuracy['validation']:.2%}")
+    each = found["class_rows"]
+    if each and max(each) > UNEVEN * min(each) and accuracy["balanced"] is not None:
+        table.add_row("balanced test accuracy", f"{accuracy['balanced']:.2%}")
+        known = [(c, s) for c, s in enumerate(accuracy["sensitivity"]) if s is not None]
+        for number, share in known if len(known) <= MOST_CLASSES else ():
+            table.add_row(f"sensitivity, class {number} ({each[number]:,} rows)", f"{share:.2%}")
+    for name, value in accuracy["readouts"].items():
+        table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
+    if accuracy["per_block"]:
+        per_block = "  ".join(f"{value:.2%}" for value in accuracy["per_block"])
+        table.add_row("test accuracy, each block alone", per_block)
+    table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
+    table.add_row("training time", f"{found['seconds']:.1f} s")
+    for name, text, unit in (
+        ("idle_seconds", "waiting, each rank", 1.0),
+        ("bytes_sent", "sent, each rank, MB", 1e-6),
+        ("peak_memory_bytes", "peak memory, each rank, MB", 1e-6),
+    ):
+        table.add_row(text, "  ".join(f"{value * unit:.1f}" for value in found[name]))
+    table.add_row("weights sha256", found["weights_sha256"][:16] + "…")
+    console = Output()
+    console.print(table)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
