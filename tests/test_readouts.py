@@ -327,7 +327,8 @@ def test_samples_are_counted_whose_class_the_network_and_each_block_names():
 
     scores = network.scores(x)
     each = [int((s.argmax(dim=1) == y).sum()) for s in scores.blocks]
-    assert found == Evaluation(ROWS, int((network.predict(x) == y).sum()), dict(enumerate(each)))
+    assert (found.rows, found.correct) == (ROWS, int((network.predict(x) == y).sum()))
+    assert found.correct_blocks == dict(enumerate(each))
 
 
 def test_a_network_gets_all_of_its_own_predictions_right():
