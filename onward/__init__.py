@@ -20,6 +20,7 @@ from onward.errors import (
 from onward.evaluation import Evaluation
 from onward.exits import Answers, Calibrated, ExitPolicy
 from onward.inference import answer, calibrate, evaluate, export
+from onward.inputs import Preprocessing
 from onward.layers import Dense, ReadoutLayer, normalize_length
 from onward.networks import Network
 from onward.objectives import CrossEntropy, Objective, Threshold
@@ -88,6 +89,7 @@ __all__ = [
     "PlacementError",
     "Plain",
     "PlanConfig",
+    "Preprocessing",
     "Progress",
     "Readout",
     "ReadoutLayer",

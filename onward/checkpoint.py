@@ -45,7 +45,9 @@ def shipped(network: Network) -> dict[str, Tensor]:
 
 
 def _weights(network: Network) -> dict[str, Tensor]:
-    return {
+    """Return the arrays whose shapes a network knows before it is read."""
+    own = network.preprocessing.state_dict() if network.preprocessing is not None else {}
+    return {f"preprocessing.{name}": tensor for name, tensor in sorted(own.items())} | {
         f"blocks.{number}.{name}": tensor
         for number, block in enumerate(network.all_blocks)
         for name, tensor in sorted(block.shipped().items())
@@ -164,6 +166,8 @@ def load(
             wanted[name].copy_(tensor)
     network.set_precision(PRECISIONS[header["precision"]])
     network.inputs, network.trained_on = inputs, trained_on
+    if network.preprocessing is not None:
+        network.preprocessing.is_fitted = True
     return network
 
 

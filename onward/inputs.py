@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -233,12 +234,6 @@ class InputTransformation(nn.Module):
         centered = found - self.mean if found is x else found.sub_(self.mean)
         return centered.div_(self.std)
 
-    def of_batch(self, batch: Batch) -> Batch:
-        """Return a batch whose inputs are as blocks see them."""
-        if not isinstance(batch.inputs, Tensor):
-            return batch
-        return batch.replace(inputs=self(batch.inputs))
-
     def changes(self, dtype: torch.dtype) -> bool:
         """Return whether samples of a type are copied, rather than used as they are."""
         is_other = not dtype.is_floating_point or self.mean is not None
@@ -306,6 +301,55 @@ class InputTransformation(nn.Module):
                 OnwardWarning,
                 stacklevel=2,
             )
+
+
+class Preprocessing(nn.Module, ABC):
+    """What a network does to samples after its input transformation, fitted from sums over them.
+
+    What is fitted are buffers, which are saved and exported with the network. Sums travel where
+    each rank has samples of its own; samples do not.
+
+    Example:
+        >>> class Centered(Preprocessing):
+        ...     def __init__(self, features):
+        ...         super().__init__()
+        ...         self.register_buffer("mean", torch.zeros(features))
+        ...     def sums(self, x):
+        ...         return [torch.tensor([len(x)]), x.sum(dim=0)]
+        ...     def fit(self, sums):
+        ...         count, total = sums
+        ...         self.mean.copy_(total / count)
+        ...     def forward(self, x):
+        ...         return x - self.mean
+        >>> centered = Centered(2)
+        >>> centered.fit(total_sums(centered, [torch.eye(2), torch.eye(2)]))
+        >>> centered.mean
+        tensor([0.5000, 0.5000])
+    """
+
+    is_fitted = False
+    """Whether it has been; a network that is trained further keeps what was fitted."""
+
+    @abstractmethod
+    def sums(self, x: Tensor) -> list[Tensor]:
+        """Return what is added up over samples, the same shapes for any number of them.
+
+        Args:
+            x: Samples in float64, as the input transformation returns them.
+        """
+
+    @abstractmethod
+    def fit(self, sums: list[Tensor]) -> None:
+        """Set the buffers from the sums over all training samples, in float64."""
+
+
+def total_sums(preprocessing: Preprocessing, several: Iterable[Tensor]) -> list[Tensor]:
+    """Return the sums over samples, added up in order."""
+    total: list[Tensor] = []
+    for x in several:
+        found = [part.to(torch.float64) for part in preprocessing.sums(x.to(torch.float64))]
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+    return total
 
 
 def as_floats(x: Tensor) -> Tensor:

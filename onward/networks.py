@@ -13,7 +13,7 @@ from onward.batch import Batch, Tensors, mapped
 from onward.blocks import Block, Edge, gathered
 from onward.data.dataset import Numbers
 from onward.errors import SettingError
-from onward.inputs import InputTransformation
+from onward.inputs import InputTransformation, Preprocessing
 from onward.kernels.sweep import FirstPass, first_pass
 from onward.readouts import Fold, Readout, Scores, is_head
 from onward.samplers import Sampler
@@ -35,6 +35,7 @@ class Network(nn.Module):
         num_classes: Number of classes; 0 without.
         ticks: How often a mini-batch visits every block; more than once for recurrent networks.
         readouts: Other ways to read it, by name, which are reported beside the readout.
+        preprocessing: What becomes of samples after the input transformation, such as whitening.
         blueprint: What the network was built from, if by a recipe; it makes saved models
             self-contained.
 
@@ -54,6 +55,7 @@ class Network(nn.Module):
         num_classes: int,
         ticks: int = 1,
         readouts: Mapping[str, Readout] | None = None,
+        preprocessing: Preprocessing | None = None,
         blueprint: Any = None,
     ) -> None:
         super().__init__()
@@ -71,6 +73,7 @@ class Network(nn.Module):
         self.blueprint = blueprint
         self.trained_on: TrainedOn | None = None
         self.inputs = InputTransformation()
+        self.preprocessing = preprocessing
         self.edges = tuple(edges_of(number, block) for number, block in enumerate(blocks))
         check_edges(self.all_blocks, self.edges)
         check_views(self.all_blocks, sampler)
@@ -113,6 +116,16 @@ class Network(nn.Module):
     def num_exits(self) -> int:
         """After how many visits of a block there are class scores; 0 without a readout."""
         return 0 if self.readout is None else len(self.fold().exits)
+
+    def transformed(self, batch: Batch) -> Batch:
+        """Return samples as samplers and blocks see them: scaled, standardized, preprocessed."""
+        if not isinstance(batch.inputs, Tensor):
+            return batch
+        inputs = self.inputs(batch.inputs)
+        with torch.no_grad():
+            return batch.replace(
+                inputs=inputs if self.preprocessing is None else self.preprocessing(inputs)
+            )
 
     def set_precision(self, precision: torch.dtype) -> None:
         """Choose the arithmetic of matrix products: `torch.float32` or `torch.bfloat16`."""
@@ -284,7 +297,7 @@ class Forward:
         self.num_samples, self.visit, self.exit = num_samples(batch), 0, 0
         self.found: list[Tensor] = []
         self.total = torch.zeros(self.num_samples, network.num_classes)
-        batch = network.inputs.of_batch(Batch(batch.inputs, structure=batch.structure))
+        batch = network.transformed(Batch(batch.inputs, structure=batch.structure))
         if shares and readout.sweeps:
             self.first = self._shared(batch)
         self._batch = batch if self.first is not None else self.view(batch)

@@ -197,7 +197,7 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
     Raises:
         SettingError: Samples do not fit a block, or a head scores another number of classes.
     """
-    first = network.inputs.of_batch(training.take(slice(0, 1)))
+    first = network.transformed(training.take(slice(0, 1)))
     blocks = passes(network, network.sampler.neutral(first))
     costs: list[int] = []
     for block in network.line:

@@ -145,6 +145,7 @@ def _settings(network: Network, config: RunConfig) -> str:
         f"sampler: {_described(network.sampler)}",
         f"ticks: {network.ticks}",
         f"inputs: {network.inputs} {tensors_sha256(network.inputs.state_dict())}",
+        f"preprocessing: {_preprocessing(network)}",
     ]
     for number, block in enumerate(network.all_blocks):
         objective = f"{type(block.objective).__name__} {block.objective.describe()}"
@@ -156,6 +157,11 @@ def _settings(network: Network, config: RunConfig) -> str:
             f"block {number} reads {network.edges[number]}",
         ]
     return "\n".join([settings.to_toml(), *parts])
+
+
+def _preprocessing(network: Network) -> str:
+    own = network.preprocessing
+    return "" if own is None else f"{own} {tensors_sha256(own.state_dict())}"
 
 
 def _rules(block: Block) -> str:

@@ -35,7 +35,15 @@ from onward.settings import (
     Standardize,
     TrainingConfig,
 )
-from onward.sharding import counted, is_private, load_data, load_shards, split, with_private_shards
+from onward.sharding import (
+    counted,
+    fit_preprocessing,
+    is_private,
+    load_data,
+    load_shards,
+    split,
+    with_private_shards,
+)
 from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_done
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.trained_on import TrainedOn
@@ -298,6 +306,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     config, dataset, shards, summary = ready.config, ready.dataset, ready.shards, ready.summary
     plan, placement, transport = ready.plan, ready.placement, ready.transport
     precision = resolve_precision(config.training.precision)
+    with threads_kept(config.training.threads):
+        fit_preprocessing(network, config, shards, transport)
     if placement.name == "federated":
         team = placement.team_of(transport.rank)
         shards = {s: own for s, own in shards.items() if s % len(placement.teams) == team}
