@@ -19,7 +19,7 @@ from onward.data import DataInfo, Dataset
 from onward.errors import OnwardError, PlacementError, SettingError, line_of_user, told
 from onward.kernels.closed_form import has_closed_form
 from onward.networks import Network, passes
-from onward.placement import Placement, check_placement, place
+from onward.placement import BALANCED, Placement, check_placement, place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import INPUT, Node, Plan
@@ -109,7 +109,8 @@ def arrange(
             f"The samples belong together ({', '.join(training.structure)}), so one mini-batch is "
             f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
         )
-    costs = block_costs(network, training, is_counted=num_ranks > 1)
+    is_balanced = num_ranks > 1 and (config.placement.name or plan.usual_placement) in BALANCED
+    costs = block_costs(network, training, is_counted=is_balanced)
     _check_batch_norm(network, training, plan)
     if given is None:
         return plan, place_plan(config, plan, num_ranks, costs)

@@ -22,7 +22,7 @@ from weight_jobs import (
 from onward.checkpoint import weights_sha256
 from onward.plan.streams import QUEUE
 from onward.preparation import build_network
-from onward.sharding import DataSummary, load_data, load_shards, local_shards, split
+from onward.sharding import agree, describe, load_data, load_shards, local_shards, split
 from onward.training import run
 from onward.transport.messages import SingleProcessTransport
 
@@ -143,13 +143,10 @@ def test_ranks_with_files_of_their_own_end_in_the_weights_of_one_process_that_ha
     shards = {}
     for rank, file in enumerate(files):
         shards |= local_shards(config, file, rank)
-    summary = DataSummary(
-        tuple(len(shard.training) for shard in shards.values()),
-        tuple(len(shard.validation) for shard in shards.values()),
-        sum(len(shard.training) for shard in shards.values()),
-        num_classes=10,
-        data_sha256=files[0].sha256(),
-    )
+    notes = [
+        describe(config, local_shards(config, file, rank), file) for rank, file in enumerate(files)
+    ]
+    summary = agree(config, notes)
     network = build_network(config, files[0], summary)
     (expected,) = prepare_network(network, config, shards, summary).run("sequential", 1)
 
