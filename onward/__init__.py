@@ -39,7 +39,8 @@ from onward.settings import (
     PlanConfig,
     TrainingConfig,
 )
-from onward.training import Stage, run, train
+from onward.stages import Stage
+from onward.training import run, train
 from onward.version import VERSION as __version__
 
 __all__ = [

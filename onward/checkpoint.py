@@ -229,14 +229,15 @@ def _rebuild(
             num_classes=int(blueprint["data"]["num_classes"]),
             is_image=bool(blueprint["data"]["is_image"]),
         )
+        found = Blueprint(recipe, settings, data, int(blueprint.get("stage", -1)))
         if isinstance(settings, NetworkConfig):
             _check_size(path, settings, data)
         if recipe.name in BUILT_IN:
-            return build(Blueprint(recipe, settings, data))
+            return build(found)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileError(f"The model file {path} describes no known network: {error}.") from error
     # What fails in a user's code is not the file's fault.
-    return build(Blueprint(recipe, settings, data))
+    return build(found)
 
 
 def _check_size(path: Path, settings: NetworkConfig, data: DataInfo) -> None:

@@ -256,6 +256,12 @@ def _passed(plan: Plan, rows: Mapping[int, int], block: int, views: int) -> int:
     return views * max(map(held, (INPUT, *path)))
 
 
+def beside(network: Network) -> int:
+    """Return the bytes that this process holds now beside the weights of a network."""
+    blocks = [block for block in network.all_blocks if not block.is_released]
+    return resident() - sum(block.num_bytes for block in blocks)
+
+
 def resident() -> int:
     """Return the bytes that this process holds now."""
     return int(psutil.Process().memory_info().rss)

@@ -56,6 +56,7 @@ ORDER = [
     "trained_on",
     "wiring",
     "networks",
+    "stages",
     "evaluation",
     "recipes.recipe",
     "recipes.dense",

@@ -190,7 +190,7 @@ def test_all_weights_of_every_block_move_in_training(recipe):
     config = RunConfig(recipe=recipe).with_settings(
         {"network.widths": (12, 11, 10), "training.epochs": 1, "training.batch_size": 100}
     )
-    first = preview(config, 1, with_weights=True).network
+    first = preview(config, 1, with_weights=True)[0].network
 
     result = ow.run(config)
 

@@ -56,7 +56,7 @@ from onward.placement import stall
 from onward.recipes import RECIPES
 from onward.recipes.user import load_recipe
 from onward.settings import nearest
-from onward.simulation import KnownCosts, simulate
+from onward.simulation import KnownCosts, Link, simulate
 from onward.transport.messages import exit_process
 from onward.version import VERSION
 
@@ -319,7 +319,7 @@ def _new_folder(config: RunConfig) -> Path:
 def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, resume: bool) -> None:
     """Start the ranks of a run on this machine, and hand them the data."""
     # Mistakes show here, once, rather than on every rank.
-    dataset = preparation.preview(config, config.placement.processes).dataset
+    dataset = preparation.preview(config, config.placement.processes)[0].dataset
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.toml"
         file.write_text(config.to_toml())
@@ -350,7 +350,25 @@ def plan_command(options: argparse.Namespace) -> None:
     speeds = read_speeds(options.speeds, config.placement.processes) if options.speeds else None
     with_weights = bool(options.measure)
     ranks = config.placement.processes
-    begun = preparation.preview(config, ranks, with_weights=with_weights, keeps=True)
+    stages = preparation.preview(config, ranks, with_weights=with_weights, keeps=True)
+    if len(stages) > 1 and options.costs:
+        raise SettingError(
+            f"--costs names a file with the times of one network, and the recipe {config.recipe} "
+            f"trains {len(stages)}, one after the other. Use --measure alone."
+        )
+    for number, begun in enumerate(stages):
+        if len(stages) > 1:
+            Output().print(f"Stage {number + 1} of {len(stages)}", highlight=False)
+        _show(begun, options, links, speeds)
+
+
+def _show(
+    begun: preparation.Preview,
+    options: argparse.Namespace,
+    links: Link | Sequence[Link],
+    speeds: Sequence[float] | None,
+) -> None:
+    """Print the tasks of each rank in a stage, and where that is asked, how long they take."""
     plan, placement = begun.plan, begun.placement
     console = Output()
     console.print(plan_table(plan, placement, begun.memory))
@@ -362,7 +380,7 @@ def plan_command(options: argparse.Namespace) -> None:
     if not (options.measure or options.costs):
         return
     if options.measure:
-        with training.threads_kept(config.training.threads):
+        with training.threads_kept(begun.config.training.threads):
             found = costs.measure(begun.network, begun.shard, plan.batch_size, begun.settings)
         if options.costs:
             runs.write_atomically(options.costs, lambda file: file.write(found.to_json().encode()))
@@ -378,7 +396,7 @@ def plan_command(options: argparse.Namespace) -> None:
         found,
         links,
         speeds,
-        can_run=partial(preparation.can_run, config, begun.network),
+        can_run=partial(preparation.can_run, begun.config, begun.network),
     )
     console.print(choices_table(plan, placement, others))
     console.print(advice(plan, others), soft_wrap=True)
@@ -393,7 +411,8 @@ def plan_command(options: argparse.Namespace) -> None:
 def trace_command(options: argparse.Namespace) -> None:
     """Draw the timeline of a run, and the one that follows from its tasks alone."""
     timelines = {"measured": runs.read_timeline(options.run)}
-    is_whole = runs.read_result(options.run).get("timeline_is_whole", True)
+    result = runs.read_result(options.run)
+    is_whole = result.get("timeline_is_whole", True)
     if options.simulate and not is_whole:
         raise FileError(
             f"The timeline of {options.run} does not hold all tasks (the run was long, or went on "
@@ -408,7 +427,7 @@ def trace_command(options: argparse.Namespace) -> None:
                 f"Draw the timeline without --simulate."
             )
         config = read_run(settings, recipe, may_differ=options.changed_recipe)
-        begun = preparation.preview(config, config.placement.processes)
+        begun = preparation.preview(config, config.placement.processes)[result.get("stage", 0)]
         known = KnownCosts.of(begun.plan, timelines["measured"])
         simulation = simulate(begun.plan, begun.placement, known, timeline=True)
         timelines["simulated: the same tasks, messages at no cost"] = simulation.spans

@@ -2,6 +2,6 @@
 
 from onward.recipes.catalog import BUILT_IN, RECIPES
 from onward.recipes.dense import mlp
-from onward.recipes.recipe import Blueprint, Recipe, build, recipe
+from onward.recipes.recipe import Blueprint, Recipe, build, build_stages, recipe
 
-__all__ = ["Blueprint", "build", "BUILT_IN", "mlp", "recipe", "Recipe", "RECIPES"]
+__all__ = ["Blueprint", "build", "build_stages", "BUILT_IN", "mlp", "recipe", "Recipe", "RECIPES"]
