@@ -20,12 +20,12 @@ from onward.errors import (
 from onward.evaluation import Evaluation
 from onward.exits import Answers, Calibrated, ExitPolicy
 from onward.inference import answer, calibrate, evaluate, export
-from onward.inputs import Preprocessing
 from onward.layers import Dense, ReadoutLayer, normalize_length
 from onward.networks import Network
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer, optimizer
 from onward.placement import Placement
+from onward.preprocessing import Preprocessing
 from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
 from onward.recipes import RECIPES, Recipe, mlp, recipe
 from onward.recipes.user import load_recipe

@@ -40,7 +40,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def shipped(network: Network) -> dict[str, Tensor]:
     """Return what inference needs, by name: parameters, buffers, heads, what samples become."""
-    inputs = network.inputs.state_dict()
+    inputs = network.inputs.arrays
     return _weights(network) | {f"{INPUTS}{name}": tensor for name, tensor in inputs.items()}
 
 
@@ -126,9 +126,9 @@ def load(
     if not path.is_file():
         advice = "A finished run has a model.safetensors."
         if (path.parent / "state").is_dir():
-            advice = "The run is not finished. Go on with what has begun it: "
-            advice += (
-                f"onward train --resume {path.parent}, or the script that called onward.train."
+            advice = (
+                f"The run is not finished. Resume it with onward train --resume {path.parent}, or "
+                f"start its script again."
             )
         raise FileError(f"There is no model at {path}. {advice}")
     try:
@@ -159,7 +159,7 @@ def load(
         inputs = _read_inputs(header, tensors, network)
         found = header.get("trained_on")
         trained_on = TrainedOn.from_json(found) if found else None
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise FileError(f"The model file {path} is damaged: {error!r}.") from error
     with torch.no_grad():
         for name, tensor in weights.items():
@@ -167,7 +167,7 @@ def load(
     network.set_precision(PRECISIONS[header["precision"]])
     network.inputs, network.trained_on = inputs, trained_on
     if network.preprocessing is not None:
-        network.preprocessing.is_fitted = True
+        network.preprocessing.set_extra_state(weights["preprocessing._extra_state"])
     return network
 
 
@@ -177,8 +177,11 @@ def _read_inputs(
     """Return what becomes of samples; older files know only that uint8 is divided by 255."""
     if header["format"] < 3:
         known = network.blueprint
-        return InputTransformation("pixels", known.data.input_shape if known else None)
-    arrays = [tensors.get(f"{INPUTS}{name}") for name in ("mean", "std")]
+        return InputTransformation("older", known.data.input_shape if known else None)
+    names = {f"{INPUTS}mean", f"{INPUTS}std"}
+    if {name for name in tensors if name.startswith(INPUTS)} - names:
+        raise ValueError(f"it has other arrays of inputs than {', '.join(sorted(names))}")
+    arrays = [tensors.get(name) for name in sorted(names)]
     return InputTransformation.from_json(header["inputs"], *arrays)
 
 

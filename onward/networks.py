@@ -13,8 +13,9 @@ from onward.batch import Batch, Tensors, mapped
 from onward.blocks import Block, Edge, gathered
 from onward.data.dataset import Numbers
 from onward.errors import SettingError
-from onward.inputs import InputTransformation, Preprocessing
+from onward.inputs import InputTransformation
 from onward.kernels.sweep import FirstPass, first_pass
+from onward.preprocessing import Preprocessing
 from onward.readouts import Fold, Readout, Scores, is_head
 from onward.samplers import Sampler
 from onward.trained_on import TrainedOn
@@ -122,10 +123,21 @@ class Network(nn.Module):
         if not isinstance(batch.inputs, Tensor):
             return batch
         inputs = self.inputs(batch.inputs)
+        if self.preprocessing is None:
+            return batch.replace(inputs=inputs)
+        version = None if inputs.is_inference() else inputs._version
         with torch.no_grad():
-            return batch.replace(
-                inputs=inputs if self.preprocessing is None else self.preprocessing(inputs)
+            found = self.preprocessing(inputs)
+        if version is not None and inputs._version != version:
+            raise SettingError(
+                f"The preprocessing {type(self.preprocessing).__name__} changes samples in place, "
+                f"which may be those of the data set. Let its first operation make a new tensor."
             )
+        return batch.replace(inputs=found)
+
+    def checked(self, x: Numbers | Batch, what: str = "x") -> Batch:
+        """Return samples that a user asks about as a batch, see `InputTransformation.checked`."""
+        return self.inputs.checked(x, what, is_exact=self.blueprint is not None)
 
     def set_precision(self, precision: torch.dtype) -> None:
         """Choose the arithmetic of matrix products: `torch.float32` or `torch.bfloat16`."""
@@ -176,8 +188,13 @@ class Network(nn.Module):
             x: See `predict`.
             readout: Another readout than the network's own.
         """
+        return self.scores_of(self.checked(x), readout)
+
+    @torch.no_grad()
+    def scores_of(self, batch: Batch, readout: Readout | None = None) -> Scores:
+        """Return the class scores of samples that were checked before, see `scores`."""
         chunks = []
-        for chunk in in_chunks(self.inputs.asked(x)):
+        for chunk in in_chunks(batch):
             forward = Forward(self, chunk, readout)
             *_, scores = forward
             own = tuple(forward.found) if forward.fold.is_own else ()

@@ -119,6 +119,15 @@ def arrange(
             f"The samples belong together ({', '.join(training.structure)}), so one mini-batch is "
             f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
         )
+    is_weighted = training.weights is not None or config.data.class_weights is not None
+    for number, block in enumerate(network.all_blocks):
+        if is_weighted and not block.objective.uses_weights:
+            raise SettingError(
+                f"The training samples have weights, and the objective "
+                f"{type(block.objective).__name__} of block {number} does not use them. Multiply "
+                f"the losses by the weights of the batch and set uses_weights = True, or leave "
+                f"out the weights."
+            )
     is_balanced = num_ranks > 1 and (config.placement.name or plan.usual_placement) in BALANCED
     costs = block_costs(network, training, is_counted=is_balanced)
     _check_batch_norm(network, training, plan)

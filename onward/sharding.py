@@ -1,13 +1,12 @@
 """Which samples each rank learns from: loading, held-out samples, shards."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from onward import data as datasets
 from onward.batch import Batch
@@ -15,14 +14,11 @@ from onward.config import RunConfig
 from onward.data import Dataset
 from onward.errors import DataError, SettingError
 from onward.inputs import (
-    CHUNK,
     InputTransformation,
     Moments,
     granularity,
     kind_of,
-    total_sums,
 )
-from onward.networks import Network
 from onward.runtime.workers import Shard
 from onward.transport.messages import Transport
 
@@ -52,9 +48,6 @@ class DataSummary:
     inputs: InputTransformation
     """What becomes of samples first, from the moments of the training samples of all shards."""
 
-
-PIECE = 30_000
-"""Numbers that a rank gives others at once."""
 
 SHARED = "ONWARD_SHARED_DATA"
 """Variable with the file in which the command hands its data to the ranks that it starts."""
@@ -133,45 +126,6 @@ def load_shards(
     local = local_shards(config, dataset, transport.rank)
     summary = agree(config, transport.all_gather("data", describe(config, local, dataset)))
     return {number: weighted(config, shard, summary) for number, shard in local.items()}, summary
-
-
-def fit_preprocessing(
-    network: Network, config: RunConfig, shards: Mapping[int, Shard], transport: Transport
-) -> None:
-    """Fit what a network does to samples, on the training samples of all shards in their order.
-
-    Raises:
-        SettingError: There are several inputs.
-    """
-    own = network.preprocessing
-    if own is None or own.is_fitted:
-        return
-
-    def chunks(shard: Shard) -> Iterator[Tensor]:
-        training = shard.training.counted
-        for part in torch.arange(len(training)).split(CHUNK):
-            yield network.inputs(training.take(part).tensor)
-
-    each = [total_sums(own, chunks(shard)) for _, shard in sorted(shards.items())]
-    if is_private(config):
-        # One shard a rank.
-        each = _gathered(each[0], transport)
-    own.fit([torch.stack(parts).sum(dim=0) for parts in zip(*each, strict=True)])
-    own.is_fitted = True
-
-
-def _gathered(sums: list[Tensor], transport: Transport) -> list[list[Tensor]]:
-    """Return the sums of all ranks, in order, which travel in pieces."""
-    pieces = torch.cat([part.flatten() for part in sums]).split(PIECE)
-    every = [transport.all_gather(f"sums {n}", piece.tolist()) for n, piece in enumerate(pieces)]
-    found = []
-    for theirs in zip(*every, strict=True):
-        numbers = torch.tensor(
-            [number for piece in theirs for number in piece], dtype=torch.float64
-        )
-        parts = numbers.split([part.numel() for part in sums])
-        found.append([part.view_as(like) for part, like in zip(parts, sums, strict=True)])
-    return found
 
 
 def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:

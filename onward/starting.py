@@ -149,7 +149,7 @@ def _settings(network: Network, config: RunConfig) -> str:
     parts = [
         f"sampler: {_described(network.sampler)}",
         f"ticks: {network.ticks}",
-        f"inputs: {network.inputs} {tensors_sha256(network.inputs.state_dict())}",
+        f"inputs: {network.inputs} {tensors_sha256(network.inputs.arrays)}",
         f"preprocessing: {_preprocessing(network)}",
     ]
     for number, block in enumerate(network.all_blocks):

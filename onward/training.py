@@ -21,6 +21,7 @@ from onward.data import Dataset
 from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError
 from onward.evaluation import evaluate
+from onward.fitting import fit_preprocessing
 from onward.networks import Network
 from onward.placement import Placement, first_blocks
 from onward.preparation import make_settings, make_stages, of_stage, resolve_precision
@@ -38,7 +39,6 @@ from onward.settings import (
 from onward.sharding import (
     DataSummary,
     counted,
-    fit_preprocessing,
     is_private,
     load_data,
     load_shards,
@@ -224,25 +224,27 @@ def _train_stages(
                     # A rank may have no room for all blocks: it makes those that it trains first.
                     stages = make(config, dataset, summary, ())
                     parts = [_of_stage(config, stage, n) for n, stage in enumerate(stages)]
-                    _fit(stages, summary)
                 network, part = stages[number].network, parts[number]
                 name = f"stage-{number}" if len(stages) > 1 else ""
                 is_last = number + 1 == len(stages)
                 if name and transport.rank == 0:
                     listener.note(f"Stage {number + 1} of {len(stages)}.")
-                ready = get_ready(
-                    network,
-                    part,
-                    dataset,
-                    shards,
-                    summary,
-                    transport,
-                    folder and folder / runs.STATE / name,
-                    listener,
-                    given,
-                    _later(stages, parts) if number == 0 else (),
-                    config,
-                )
+                with _inputs_kept_on_error(stages):
+                    if number == 0:
+                        _fit(stages, summary, config.data.standardize)
+                    ready = get_ready(
+                        network,
+                        part,
+                        dataset,
+                        shards,
+                        summary,
+                        transport,
+                        folder and folder / runs.STATE / name,
+                        listener,
+                        given,
+                        _later(stages, parts) if number == 0 else (),
+                        config,
+                    )
                 if not is_last:
                     # The next one begins on all ranks with what it has learned.
                     everywhere = replace(ready.placement, is_gathered_everywhere=True)
@@ -276,20 +278,47 @@ def _of_stage(config: RunConfig, stage: Stage, number: int) -> RunConfig:
     return replace(own, placement=replace(own.placement, directory=str(folder)))
 
 
-def _fit(stages: Sequence[Stage], summary: DataSummary) -> None:
-    """Let networks that a script has built take the samples of the run.
+def _fit(stages: Sequence[Stage], summary: DataSummary, standardize: Standardize) -> None:
+    """Let networks take the samples of the run: stages see them alike.
 
     Raises:
-        SettingError: One tells fewer classes apart than the samples have.
+        SettingError: One tells fewer classes apart than the samples have, or stages would
+            preprocess samples otherwise.
     """
-    for network in (stage.network for stage in stages):
+    networks = [stage.network for stage in stages]
+    for network in networks:
         if network.readout is not None and summary.num_classes > network.num_classes:
             raise SettingError(
                 f"The data have {summary.num_classes} classes, and the network was built for "
                 f"{network.num_classes}. Give num_classes={summary.num_classes}."
             )
-        if not network.inputs.is_fitted:
-            network.inputs = summary.inputs
+        if network.preprocessing is not networks[0].preprocessing:
+            raise SettingError(
+                "The stages have networks with different preprocessing, and train the same "
+                "modules. Give all of them the same object."
+            )
+    known = next((n.inputs for n in networks if n.inputs.is_fitted), None)
+    if known not in (None, summary.inputs) and standardize != "auto" and current_rank() == 0:
+        warnings.warn(
+            f"data.standardize = {standardize} has no effect: the network was trained before, and "
+            f"keeps its input transformation.",
+            OnwardWarning,
+            stacklevel=4,
+        )
+    for network in networks:
+        network.inputs = known or summary.inputs
+
+
+@contextmanager
+def _inputs_kept_on_error(stages: Sequence[Stage]) -> Iterator[None]:
+    """Leave networks as they were where a run is refused."""
+    before = [stage.network.inputs for stage in stages]
+    try:
+        yield
+    except BaseException:
+        for stage, inputs in zip(stages, before, strict=True):
+            stage.network.inputs = inputs
+        raise
 
 
 def _later(stages: Sequence[Stage], parts: Sequence[RunConfig]) -> list[tuple[Network, RunConfig]]:
