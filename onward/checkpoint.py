@@ -165,6 +165,7 @@ def load(
         for name, tensor in weights.items():
             wanted[name].copy_(tensor)
     network.set_precision(PRECISIONS[header["precision"]])
+    network.eval()
     network.inputs, network.trained_on = inputs, trained_on
     if network.preprocessing is not None:
         network.preprocessing.set_extra_state(weights["preprocessing._extra_state"])

@@ -304,7 +304,8 @@ def check_same(method: Recipe, name: str, sha256: str | None, *, may_differ: boo
     if method.sha256 != sha256 and not may_differ:
         raise SettingError(
             f"The file of the recipe {name} has been edited since: its sha256 was {sha256}, and is "
-            f"now {method.sha256}. With --changed-recipe it is used as it is now."
+            f"now {method.sha256}. With --changed-recipe (in Python, may_differ=True) it is used "
+            f"as it is now."
         )
 
 

@@ -1,6 +1,5 @@
 """Signs that a run has learned nothing."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 from onward.evaluation import Evaluation
@@ -9,8 +8,11 @@ from onward.results import Progress
 SILENT = 0.9
 """Share of silent units from which on a block says too little."""
 
-LUCK = 2.0
+LUCK = 1.0
 """Standard deviations above chance up to which a result may be chance."""
+
+FEW = 20
+"""Test samples below which nothing can be said of chance."""
 
 LEARNED = 0.55
 """Accuracy in training from which on a block has learned something, whatever its loss: that of hard
@@ -35,7 +37,7 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     poor = {
         block: correct / test.rows
         for block, correct in test.correct_blocks.items()
-        if _is_chance(correct / test.rows, test.by_chance_blocks[block], test.rows)
+        if test.rows >= FEW and test.lead_blocks[block] <= LUCK
     }
     unknown = last.keys() - test.correct_blocks.keys()
     flat = [
@@ -54,13 +56,13 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
         )
     if flat:
         found.append(
-            f"The loss of {_blocks(flat)} did not fall. Change optimizer.lr, or raise "
-            f"training.epochs."
+            f"The loss of {_blocks(flat)} did not fall. Change optimizer.lr, raise "
+            f"training.epochs, or lower training.batch_size."
         )
     if poor:
         chance = {block: test.by_chance_blocks[block] for block in poor}
         found.append(_no_better(_blocks(poor), _shares(poor), _shares(chance), test.rows))
-    elif test.accuracy is not None and _is_chance(test.accuracy, test.by_chance, test.rows):
+    elif test.accuracy is not None and test.rows >= FEW and test.lead <= LUCK:
         shares = f"{test.accuracy:.1%}", f"{test.by_chance:.1%}"
         found.append(_no_better("the network", *shares, test.rows))
     named = [label for label, count in enumerate(test.named) if count]
@@ -72,17 +74,11 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     return found
 
 
-def _is_chance(accuracy: float, by_chance: float, rows: int) -> bool:
-    """Return whether answers are no better than the same ones in any order might be."""
-    deviation = math.sqrt(by_chance * (1 - by_chance) / rows)
-    return accuracy <= by_chance + LUCK * deviation < 1
-
-
 def _no_better(who: str, right: str, chance: str, rows: int) -> str:
     return (
         f"No better than chance: {who} right on {right} of {rows:,} test samples; the same answers "
-        f"in any order would be right on {chance}. Look at optimizer.lr, training.epochs and the "
-        f"scale of the inputs."
+        f"in any order would be right on {chance}. Look at optimizer.lr, training.epochs, "
+        f"training.batch_size and the scale of the inputs."
     )
 
 

@@ -41,6 +41,13 @@ class Evaluation:
     by_chance_blocks: Mapping[int, float] = field(default_factory=dict)
     """The same for each block on its own, like `correct_blocks`."""
 
+    lead: float = 0.0
+    """By how many standard deviations the answers are better than in any order: of accuracy, or of
+    balanced accuracy where that is more."""
+
+    lead_blocks: Mapping[int, float] = field(default_factory=dict)
+    """The same for each block on its own."""
+
     @property
     def accuracy(self) -> float | None:
         """Share of the samples that are right; None without samples."""
@@ -89,8 +96,10 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
         return labels.bincount(minlength=network.num_classes)
 
     class_rows, named = counts(label), [counts(each) for each in answers]
-    correct = [int((each == label).sum()) for each in answers]
+    right = [counts(label[each == label]) for each in answers]
+    correct = [int(each.sum()) for each in right]
     chance = [(class_rows.double() @ each.double()).item() / len(label) ** 2 for each in named]
+    leads = [_lead(class_rows, *each) for each in zip(named, right, strict=True)]
     # Where there are ticks, the last one counts.
     blocks = [visit % len(network.all_blocks) for visit in network.fold(readout).exits]
     return Evaluation(
@@ -98,11 +107,34 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
         correct=correct[0],
         correct_blocks=dict(zip(blocks, correct[1:], strict=False)),
         class_rows=tuple(class_rows.tolist()),
-        class_correct=tuple(counts(label[answers[0] == label]).tolist()),
+        class_correct=tuple(right[0].tolist()),
         named=tuple(named[0].tolist()),
         by_chance=chance[0],
         by_chance_blocks=dict(zip(blocks, chance[1:], strict=False)),
+        lead=leads[0],
+        lead_blocks=dict(zip(blocks, leads[1:], strict=False)),
     )
+
+
+def _lead(rows: Tensor, named: Tensor, right: Tensor) -> float:
+    """Return how much better answers are than in any order, in standard deviations.
+
+    Args:
+        rows: Samples of each class.
+        named: Answers of each class.
+        right: Those of them that are right.
+    """
+    is_known = rows > 0
+    rows, named, right = (each[is_known].double() for each in (rows, named, right))
+    total = rows.sum()
+    share = named / total
+    found = []
+    # Of accuracy, each sample counts the same; of balanced accuracy, each class.
+    for weight in (rows / total, torch.full_like(rows, 1 / len(rows))):
+        gain = (weight * (right / rows - share)).sum()
+        variance = (weight.square() * share * (1 - share) / rows).sum()
+        found.append((gain / variance.sqrt()).item() if variance > 0 else 0.0)
+    return max(found)
 
 
 def checked_labels(num_classes: int, y: Tensor, samples: int) -> Int[Tensor, " samples"]:

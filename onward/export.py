@@ -287,6 +287,7 @@ def _manifest(way: Forward, x: Tensor, policy: ExitPolicy, files: list[Path]) ->
         "classes": way.network.num_classes,
         "input_shape": list(x.shape[1:]),
         "takes_pixels": way.network.inputs.kind == "pixels",
+        "span": way.network.inputs.span,
         "policy": policy.to_json(),
         "weights_sha256": weights_sha256(way.network),
     }

@@ -24,20 +24,11 @@ def fit_preprocessing(
     """Fit what a network does to samples, on the training samples of all shards in their order.
 
     Raises:
-        SettingError: There are several inputs, or images are shifted.
+        SettingError: It fails.
     """
     own = network.preprocessing
     if own is None or own.is_fitted:
         return
-    if not isinstance(next(iter(shards.values())).training.inputs, Tensor):
-        raise SettingError(
-            f"The preprocessing {type(own).__name__} is for one input, and samples have several."
-        )
-    if config.data.shift:
-        raise SettingError(
-            f"data.shift is {config.data.shift}, and shifted images would be preprocessed already. "
-            f"Leave out the shift, or ow.Network(preprocessing=...)."
-        )
 
     def chunks(shard: Shard) -> Iterator[Tensor]:
         training = shard.training.counted

@@ -8,9 +8,9 @@ from onward import evaluation, exits, runs
 from onward import export as files
 from onward.batch import Batch
 from onward.checkpoint import load
-from onward.data.dataset import Numbers
+from onward.data.dataset import Dataset, Numbers, real
 from onward.errors import SettingError
-from onward.evaluation import Evaluation
+from onward.evaluation import Evaluation, checked_labels
 from onward.exits.answers import Answers
 from onward.exits.calibration import Calibrated, choose, held_out
 from onward.exits.macs import Like
@@ -46,22 +46,28 @@ def opened(trained: Trained, network: Network | None = None) -> Network:
 
 def evaluate(
     trained: Trained,
-    batch: Batch,
-    readout: Readout | None = None,
+    x: Numbers | Batch | Dataset,
+    y: Numbers | None = None,
     *,
+    readout: Readout | None = None,
     network: Network | None = None,
 ) -> Evaluation:
     """Count the samples that a network gets right.
 
     Args:
         trained: A trained network, or the path of a run folder or model file.
-        batch: Samples with their true classes. Without classes, or where the network names none,
-            nothing is counted.
+        x: Samples; of a data set, its test samples.
+        y: Their true classes; None where a batch has them. Without classes, or where the network
+            names none, nothing is counted.
         readout: Another readout than the network's own.
         network: See `opened`.
     """
     asked = opened(trained, network)
-    return evaluation.evaluate(asked, asked.checked(batch, "of the batch"), readout)
+    batch = asked.checked(x.test if isinstance(x, Dataset) else x)
+    if y is not None:
+        labels = checked_labels(asked.num_classes, torch.from_numpy(real(y, "y")), len(batch))
+        batch = batch.with_targets(label=labels)
+    return evaluation.evaluate(asked, batch, readout)
 
 
 def calibrate(

@@ -32,6 +32,9 @@ MUCH = 10.0
 """How many times as large as the median the largest standard deviation of features is, from which
 on they differ in scale."""
 
+FAR = 3.0
+"""How many times farther from the mean than any training sample one is that is warned of."""
+
 AWAY = 3.0
 """How many times as far as from each other samples are from 0, from which on they all have nearly
 the same direction, which is all that dense blocks see of them."""
@@ -62,6 +65,12 @@ class Moments:
     high: float
     """Largest number."""
 
+    lows: Float64[np.ndarray, " columns"]
+    """Smallest number of each feature or channel."""
+
+    highs: Float64[np.ndarray, " columns"]
+    """Largest number of each feature or channel."""
+
     @staticmethod
     def of(x: Tensor, by: By) -> "Moments":
         """Return the moments of samples.
@@ -80,7 +89,8 @@ class Moments:
             columns = _columns(scaled.double(), by).numpy()
             mean = columns.mean(axis=0)
             deviation = np.square(columns - mean).sum(axis=0)
-            found.append(Moments(len(columns), mean, deviation, float(low), float(high)))
+            span = (float(low), float(high), columns.min(axis=0), columns.max(axis=0))
+            found.append(Moments(len(columns), mean, deviation, *span))
         return Moments.merged(found)
 
     @staticmethod
@@ -100,6 +110,8 @@ class Moments:
                 total.deviation + other.deviation + apart**2 * total.count * share,
                 min(total.low, other.low),
                 max(total.high, other.high),
+                np.minimum(total.lows, other.lows),
+                np.maximum(total.highs, other.highs),
             )
         return total
 
@@ -120,12 +132,14 @@ class Moments:
 
     def to_json(self) -> list[Any]:
         """Return them as plain data."""
-        return [self.count, self.mean.tolist(), self.deviation.tolist(), self.low, self.high]
+        arrays = (self.mean, self.deviation, self.lows, self.highs)
+        return [self.count, self.low, self.high, *(array.tolist() for array in arrays)]
 
     @staticmethod
     def from_json(found: Sequence[Any]) -> "Moments":
-        count, mean, deviation, low, high = found
-        return Moments(count, np.array(mean, float), np.array(deviation, float), low, high)
+        count, low, high, *lists = found
+        mean, deviation, lows, highs = (np.array(numbers, float) for numbers in lists)
+        return Moments(count, mean, deviation, low, high, lows, highs)
 
 
 def _columns(x: Tensor, by: By) -> Tensor:
@@ -148,6 +162,7 @@ class InputTransformation(nn.Module):
             where they are not known.
         mean: What is subtracted, of a shape that fits samples; None for nothing.
         std: What it is then divided by.
+        reach: The most standard deviations that a training sample was from the mean.
     """
 
     mean: Tensor | None
@@ -160,9 +175,10 @@ class InputTransformation(nn.Module):
         span: tuple[float, float] | None = None,
         mean: Tensor | None = None,
         std: Tensor | None = None,
+        reach: float | None = None,
     ) -> None:
         super().__init__()
-        self.kind, self.shape, self.span = kind, shape, span
+        self.kind, self.shape, self.span, self.reach = kind, shape, span, reach
         # Saved by `get_extra_state`, since a network that is built does not know their shapes.
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -188,8 +204,9 @@ class InputTransformation(nn.Module):
         target = (shape[0], *[1] * (len(shape) - 1)) if by == "channel" else shape
         # Constant features are only centered.
         std = np.where(moments.std > 0, moments.std, 1.0)
-        arrays = (torch.from_numpy(a).float().view(target) for a in (moments.mean, std))
-        return InputTransformation(kind, shape, span, *arrays)
+        mean, scale = (torch.from_numpy(a).float().view(target) for a in (moments.mean, std))
+        ends = np.maximum(moments.highs - moments.mean, moments.mean - moments.lows) / std
+        return InputTransformation(kind, shape, span, mean, scale, float(ends.max()))
 
     @property
     def is_fitted(self) -> bool:
@@ -213,12 +230,17 @@ class InputTransformation(nn.Module):
         arrays = [found.get(name) for name in ("mean", "std")]
         tensors = [None if a is None else torch.tensor(a[1]).view(a[0]) for a in arrays]
         other = InputTransformation.from_json(found, *tensors)
-        self.kind, self.shape, self.span = other.kind, other.shape, other.span
+        self.kind, self.shape, self.span, self.reach = (
+            other.kind,
+            other.shape,
+            other.span,
+            other.reach,
+        )
         self.mean, self.std = other.mean, other.std
 
     def to_json(self) -> dict[str, Any]:
         """Return it without the arrays, as plain data."""
-        return {"kind": self.kind, "shape": self.shape, "span": self.span}
+        return {"kind": self.kind, "shape": self.shape, "span": self.span, "reach": self.reach}
 
     @staticmethod
     def from_json(
@@ -247,7 +269,9 @@ class InputTransformation(nn.Module):
                 raise ValueError("mean and std are no float32 for the shape of a sample")
         if std is not None and not (std > 0).all():
             raise ValueError("a std is not above 0")
-        return InputTransformation(kind, shape, span, mean, std)
+        reach = found.get("reach")
+        reach = None if reach is None else float(reach)
+        return InputTransformation(kind, shape, span, mean, std, reach)
 
     def extra_repr(self) -> str:
         """Return what it is, but for the arrays."""
@@ -297,7 +321,9 @@ class InputTransformation(nn.Module):
 
     def _tensor(self, x: Numbers, what: str) -> Tensor:
         """Return an array as a tensor: integers stay what they are where the network needs that."""
-        found = torch.as_tensor(real(x, what))
+        array = real(x, what)
+        # A copy where the array is read-only, as that of a data frame may be.
+        found = torch.from_numpy(array if array.flags.writeable else array.copy())
         if tuple(found.shape) == self.shape:
             found = found[None]
         # Integers may be token ids, and pixels are divided by 255.
@@ -334,14 +360,25 @@ class InputTransformation(nn.Module):
         low, high = (float(value) / unit for value in x.aminmax())
         least, most = self.span
         room = most - least
+        text = ""
         if low < least - room or high > most + room:
-            warnings.warn(
+            text = (
                 f"The samples have values from {low:.4g} to {high:.4g}, and the network was "
                 f"trained on values from {least:.4g} to {most:.4g}. Scale them as the training "
-                f"samples were.",
-                OnwardWarning,
-                stacklevel=2,
+                f"samples were."
             )
+        elif self.reach is not None:
+            away = self(x)[..., None].abs()
+            if float(away.max()) > FAR * self.reach:
+                kind = "Feature" if x.ndim == 2 else "Channel"
+                which = int(away.flatten(2).amax(dim=2).amax(dim=0).argmax())
+                text = (
+                    f"{kind} {which} of the samples is up to {float(away.max()):.3g} standard "
+                    f"deviations from its mean in training, where the most was {self.reach:.3g}. "
+                    f"Give samples in the units of the training samples."
+                )
+        if text:
+            warnings.warn(text, OnwardWarning, stacklevel=2)
 
 
 def as_floats(x: Tensor) -> Tensor:

@@ -119,6 +119,16 @@ def arrange(
             f"The samples belong together ({', '.join(training.structure)}), so one mini-batch is "
             f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
         )
+    own = network.preprocessing
+    if own is not None and not isinstance(training.inputs, Tensor):
+        raise SettingError(
+            f"The preprocessing {type(own).__name__} is for one input, and samples have several."
+        )
+    if own is not None and config.data.shift:
+        raise SettingError(
+            f"data.shift is {config.data.shift}, and shifted images would be preprocessed already. "
+            f"Leave out the shift, or ow.Network(preprocessing=...)."
+        )
     is_weighted = training.weights is not None or config.data.class_weights is not None
     for number, block in enumerate(network.all_blocks):
         if is_weighted and not block.objective.uses_weights:

@@ -289,7 +289,9 @@ def changed(settings: Any, values: Mapping[str, Any], section: str) -> Any:
     known = kinds(type(settings))
     unknown = [name for name in values if name not in known]
     if unknown:
-        raise SettingError(f"There is no setting {section}.{unknown[0]}.")
+        names = [f"{section}.{name}" for name in known]
+        full = f"{section}.{unknown[0]}"
+        raise SettingError(f"There is no setting {full}.{nearest(full, names)}")
     read = {name: read_value(f"{section}.{name}", v, known[name]) for name, v in values.items()}
     try:
         return replace(settings, **read)
@@ -307,9 +309,19 @@ def kinds(owner: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(owner)}
 
 
+USUAL = {"learning_rate": "lr", "wd": "weight_decay", "batchsize": "batch_size"}
+"""What settings are called elsewhere, and what they are called here."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Ask whether something known was meant that is spelled much like a name."""
-    found = difflib.get_close_matches(name, known, n=1)
+    section, _, last = name.rpartition(".")
+    last = USUAL.get(last, last)
+    # A section that is right says nothing of which of its settings was meant.
+    inside = [full for full in known if section and full.startswith(f"{section}.")]
+    ends = {full.rpartition(".")[2]: full for full in inside}
+    close = [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
+    found = close if inside else difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {found[0]}?" if found else ""
 
 

@@ -13,6 +13,7 @@ A network that was trained on uint8 takes uint8, or floats from 0 to 1.
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,22 @@ class Network:
         x = np.ascontiguousarray(x, np.float32) / np.float32(255 if is_divided else 1)
         if x.shape[1:] != shape or not np.isfinite(x).all():
             raise ValueError(f"Samples are finite, of shape {shape}; these are {x.shape[1:]}.")
+        self._check_span(x)
         labels, exits = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             self._answer(x[part], labels[part], exits[part])
         return labels, exits
+
+    def _check_span(self, x: Array) -> None:
+        """Warn of values that are far from those of the training."""
+        if self.manifest["span"] is None or not x.size:
+            return
+        (least, most), low, high = self.manifest["span"], x.min(), x.max()
+        if low < 2 * least - most or high > 2 * most - least:
+            text = f"The samples have values from {low:.4g} to {high:.4g}, and the network was "
+            text += f"trained on values from {least:.4g} to {most:.4g}."
+            warnings.warn(f"{text} Scale them as the training samples were.", stacklevel=3)
 
     def _answer(self, x: Array, labels: Array, exits: Array) -> None:
         classes, is_sweep = self.manifest["classes"], self.manifest["sweeps"]

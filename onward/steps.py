@@ -166,6 +166,11 @@ class AutogradStep(Step):
                     f"The loss of {type(objective).__name__} is {text}; it must be a tensor "
                     f"without axes, such as a mean, or a dict of such by name."
                 )
+            if not loss.requires_grad and any(True for _ in block.trained()):
+                raise SettingError(
+                    f"The loss of {type(objective).__name__} does not depend on the parameters of "
+                    f"its block: nothing could be learned. Was it detached?"
+                )
         detached = {
             name: view.replace(inputs=mapped(torch.Tensor.detach, view.inputs))
             for name, view in outputs.items()

@@ -268,7 +268,7 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         pytest.param(
             {"test": 1.0},
             "1.0 of 4 rows cannot be held out for test so that rows are left on both sides. Give "
-            "a share between 0 and 1, or a number of rows below 4.",
+            "more rows, or test rows of their own; a size is a share between 0 and 1",
             id="all rows for the test",
         ),
         pytest.param(

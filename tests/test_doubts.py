@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import onward as ow
 from onward.cli.main import main
@@ -29,7 +30,13 @@ def evaluation(correct=90, rows=(50, 50), named=(50, 50), by_chance=0.5, blocks=
         named=named,
         by_chance=by_chance,
         by_chance_blocks={block: chance for block, (_, chance) in blocks.items()},
+        lead=lead(correct, by_chance, sum(rows)),
+        lead_blocks={b: lead(*each, sum(rows)) for b, each in blocks.items()},
     )
+
+
+def lead(correct, by_chance, rows):
+    return (correct / rows - by_chance) / (by_chance * (1 - by_chance) / rows) ** 0.5
 
 
 def report(chapter, block=0, loss=0.1, dead=0.1, **figures):
@@ -51,7 +58,7 @@ def test_silent_units_are_named_with_their_block_and_setting():
     assert "Lower optimizer.lr" in found[0]
 
 
-@pytest.mark.parametrize(("correct", "is_doubted"), [(50, True), (59, True), (61, False)])
+@pytest.mark.parametrize(("correct", "is_doubted"), [(50, True), (54, True), (56, False)])
 def test_a_block_is_held_against_what_the_same_answers_would_be_worth_in_any_order(
     correct, is_doubted
 ):
@@ -59,7 +66,7 @@ def test_a_block_is_held_against_what_the_same_answers_would_be_worth_in_any_ord
 
     found = doubts(FALLING, evaluation(blocks=blocks))
 
-    # Two standard deviations of 100 answers are 10 of them.
+    # A standard deviation of 100 answers is 5 of them.
     assert [f"block 1 right on {correct}.0%" in text for text in found] == [True] * is_doubted
 
 
@@ -120,7 +127,8 @@ def test_a_learning_rate_of_1000_ends_with_warnings_and_in_the_result(
 
 def test_a_network_of_ones_own_that_learns_nothing_warns_from_python():
     draw = np.random.default_rng(0)
-    dataset = ow.dataset(draw.normal(size=(400, 4)), draw.integers(2, size=400))
+    # Nothing tells the classes apart.
+    dataset = ow.dataset(np.ones((400, 4)), draw.integers(2, size=400))
     network = ow.mlp((4,), num_classes=2, widths=(8,))
 
     with pytest.warns(ow.OnwardWarning, match="No better than chance: block 0 right on"):
@@ -220,3 +228,37 @@ def test_class_weights_take_the_place_of_no_others():
 
     with pytest.raises(SettingError, match="the training samples have weights of their own"):
         ow.train(ow.mlp((6,), num_classes=2, widths=(20,)), dataset, class_weights="balanced")
+
+
+def test_balanced_accuracy_counts_where_accuracy_says_little():
+    # Of 990 and 10 samples, 800 and 10 are found: no better than chance in accuracy.
+    x = torch.eye(2)[torch.tensor([0] * 800 + [1] * 200)]
+    label = torch.tensor([0] * 800 + [0] * 190 + [1] * 10)
+    head = nn.Linear(2, 2, bias=False)
+    head.weight = nn.Parameter(torch.eye(2))
+    block = ow.Block(nn.Identity(), ow.CrossEntropy(head), ow.Adam())
+    network = ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=2)
+
+    found = ow.evaluate(network, ow.Batch(x, {"label": label}))
+
+    assert found.sensitivity == [pytest.approx(800 / 990), 1.0]
+    assert found.lead > 4
+    assert doubts(FALLING, found) == []
+
+
+def test_of_few_test_samples_nothing_is_said():
+    few = evaluation(correct=1, rows=(1, 2), named=(1, 2), by_chance=0.5)
+
+    assert doubts(FALLING, few) == []
+
+
+def test_class_weights_are_refused_where_an_objective_does_not_use_them():
+    class Own(ow.CrossEntropy):
+        uses_weights = False
+
+    block = ow.Block(nn.Linear(6, 8), Own(nn.Linear(8, 2)), ow.Adam())
+    network = ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=2)
+    x, y = uneven()
+
+    with pytest.raises(SettingError, match="the objective Own of block 0 does not use them"):
+        ow.train(network, ow.dataset(x, y), class_weights="balanced")

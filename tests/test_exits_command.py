@@ -160,7 +160,7 @@ runpy.run_path({str(tmp_path / "onnx" / "infer.py")!r}, run_name="__main__")
 def test_the_program_for_exported_files_is_short():
     text = (Path(ow.__file__).parent / "standalone.py").read_text()
 
-    assert len(text.splitlines()) < 155
+    assert len(text.splitlines()) < 170
 
 
 def test_eight_bits_take_less_room(runs, tmp_path, capsys):

@@ -12,14 +12,17 @@ from test_bad_models import rewrite
 from torch import nn
 
 import onward as ow
+from onward import fitting
 from onward.checkpoint import load, save
 from onward.cli.main import main
 from onward.data import Dataset
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.exits.policies import full_depth
 from onward.export import export, run_exported
-from onward.inputs import InputTransformation, Moments, total_sums
+from onward.inputs import InputTransformation, Moments
+from onward.preprocessing import total_sums
 from onward.runs import read_result
+from onward.sharding import agree, describe, local_shards, split
 from onward.transport.messages import SingleProcessTransport
 
 DRAW = np.random.default_rng(0)
@@ -247,28 +250,28 @@ def test_a_network_keeps_what_was_fitted_when_it_is_trained_further(tmp_path):
     assert again.inputs.mean.equal(network.inputs.mean)
 
 
-def test_files_of_before_divide_bytes_by_255(tmp_path):
-    path = tmp_path / "model.safetensors"
-    network = trained(pixels(), classes())
+def test_files_of_before_divide_bytes_by_255_and_leave_all_else(tmp_path):
+    path, x = tmp_path / "model.safetensors", pixels()
+    network = trained(x, classes())
     save(network, path)
-    rewrite(path, format=2)
+    rewrite(path, format=2, inputs=None)
 
-    assert load(path).inputs.kind == "pixels"
+    older = load(path)
+
+    assert older.predict(x).equal(network.predict(x))
+    assert older.inputs(torch.tensor([3])).dtype == torch.int64
 
 
 # Shards of several ranks
 
 
 def test_shards_of_several_ranks_are_standardized_as_one_rank_with_as_many_shards(tmp_path):
-    from onward.config import RunConfig
-    from onward.sharding import agree, describe, local_shards, split
-
     x = DRAW.normal((0, 500), (1, 100), size=(90, 2))
     y = np.arange(90) % 2
     whole = ow.dataset(x, y, x_test=x, y_test=y)
-    together = RunConfig().with_settings({"plan.shards": 3, "data.validation": 0})
+    together = ow.RunConfig().with_settings({"plan.shards": 3, "data.validation": 0})
     shards = local_shards(together, split(together, whole), 0)
-    apart = RunConfig().with_settings({"data.name": "{rank}.npz", "data.validation": 0})
+    apart = ow.RunConfig().with_settings({"data.name": "{rank}.npz", "data.validation": 0})
     own = [
         ow.dataset(s.training.tensor, s.training.label, x_test=x, y_test=y) for s in shards.values()
     ]
@@ -367,10 +370,19 @@ def test_a_damaged_description_of_samples_is_refused():
     for damage in ({"kind": "code"}, {"shape": ["x"]}, {"span": [0]}):
         with pytest.raises((ValueError, TypeError, LookupError)):
             InputTransformation.from_json(known | damage, None, None)
-    with pytest.raises(RuntimeError):
-        InputTransformation.from_json(known, torch.zeros(4), torch.ones(4))
+    for damage in ({"shape": [-1]}, {"shape": [float("inf")]}, {"span": [10**400, 1]}):
+        with pytest.raises((ValueError, ArithmeticError)):
+            InputTransformation.from_json(known | damage, None, None)
     with pytest.raises(ValueError, match="mean and std go together"):
         InputTransformation.from_json(known, torch.zeros(3), None)
+    for mean, std in (
+        (torch.zeros(4), torch.ones(4)),
+        (torch.zeros(3), torch.zeros(3)),
+        (torch.zeros(3).double(), torch.ones(3).double()),
+        (torch.full((3,), torch.nan), torch.ones(3)),
+    ):
+        with pytest.raises(ValueError, match=r"mean and std are no float32|a std is not above 0"):
+            InputTransformation.from_json(known, mean, std)
 
 
 # What it is for
@@ -469,14 +481,12 @@ class Gathering(SingleProcessTransport):
 
 
 def test_ranks_with_shards_of_their_own_whiten_as_one_rank_with_as_many_shards(monkeypatch):
-    from onward import sharding
-
-    monkeypatch.setattr(sharding, "PIECE", 7)
+    monkeypatch.setattr(fitting, "PIECE", 7)
     together = ow.RunConfig().with_settings({"plan.shards": 3, "data.validation": 0})
     whole = ow.dataset(correlated(), classes(400))
-    shards = sharding.local_shards(together, sharding.split(together, whole), 0)
+    shards = local_shards(together, split(together, whole), 0)
     one, several = whitened(), whitened()
-    sharding.fit_preprocessing(one, together, shards, SingleProcessTransport())
+    fitting.fit_preprocessing(one, together, shards, SingleProcessTransport())
     apart = ow.RunConfig().with_settings({"data.name": "{rank}.npz"})
     notes = [
         torch.cat(
@@ -486,8 +496,182 @@ def test_ranks_with_shards_of_their_own_whiten_as_one_rank_with_as_many_shards(m
     ]
     transport = Gathering(notes)
 
-    sharding.fit_preprocessing(several, apart, {1: shards[1]}, transport)
+    fitting.fit_preprocessing(several, apart, {1: shards[1]}, transport)
 
     assert len(transport.given) == 3
     assert several.preprocessing.matrix.equal(one.preprocessing.matrix)
     assert not one.preprocessing.matrix.equal(torch.eye(4))
+
+
+def test_preprocessing_that_changes_samples_in_place_is_refused():
+    class Shifted(Whitening):
+        def forward(self, x):
+            return x.sub_(1)
+
+    network = whitened()
+    network.preprocessing = Shifted(4)
+    dataset = ow.dataset(DRAW.normal(size=(60, 4)), classes())
+    before = dataset.x.clone()
+
+    with pytest.raises(SettingError, match="Shifted changes samples in place"):
+        ow.train(network, dataset, training=SHORT)
+
+    assert not dataset.x[1:].equal(before[1:]) or dataset.x.equal(before)
+
+
+def test_preprocessing_goes_with_neither_shifts_nor_several_inputs():
+    x = ow.dataset(DRAW.random((60, 1, 2, 2)), classes())
+
+    with pytest.raises(SettingError, match=r"data\.shift is 1, and shifted images would be prep"):
+        ow.train(whitened(), x, training=SHORT, shift=1)
+
+
+def test_what_fails_in_preprocessing_is_said_with_its_line():
+    class Broken(Whitening):
+        def fit(self, sums):
+            raise KeyError("oops")
+
+    network = whitened()
+    network.preprocessing = Broken(4)
+
+    with pytest.raises(SettingError, match=r"Broken cannot be fitted: .*test_inputs\.py:\d+: KeyE"):
+        ow.train(network, ow.dataset(DRAW.normal(size=(60, 4)), classes()), training=SHORT)
+
+
+# What goes with a network
+
+
+@pytest.mark.parametrize("x", [pixels(), DRAW.normal((0, 500), (1, 100), size=(60, 2))])
+def test_a_state_dict_has_the_transformation(x):
+    network = trained(x, classes())
+    other = ow.mlp(network.inputs.shape, num_classes=2, widths=(8,), is_image=x.ndim == 4)
+
+    other.load_state_dict(network.state_dict())
+    other.set_precision(network.blocks[0].precision)
+
+    assert other.scores(x).network.equal(network.scores(x).network)
+    assert str(other.inputs) == str(network.inputs)
+
+
+def test_a_refused_run_leaves_a_network_as_it_was():
+    x = DRAW.normal((0, 500), (1, 100), size=(60, 2))
+    network = ow.mlp((2,), num_classes=2, widths=(8,))
+
+    with pytest.raises(SettingError):
+        ow.train(network, ow.dataset(x, classes()), plan=ow.PlanConfig(slices=500))
+
+    assert not network.inputs.is_fitted
+
+
+def test_an_untrained_network_is_fitted_after_it_was_saved(tmp_path):
+    save(whitened(), tmp_path / "model.safetensors")
+    network = load(tmp_path / "model.safetensors", whitened())
+
+    ow.train(network, ow.dataset(correlated(), classes(400)), training=SHORT)
+
+    assert not network.preprocessing.matrix.equal(torch.eye(4))
+
+
+def test_stages_see_samples_alike():
+    x = DRAW.normal((0, 500), (1, 100), size=(60, 2))
+    first = ow.mlp((2,), num_classes=2, widths=(8,))
+    ow.train(first, ow.dataset(x, classes()), training=SHORT)
+    second = ow.Network(first.all_blocks, ow.Plain(), ow.SumOfHeads(), num_classes=2)
+
+    stages = [ow.Stage(network=n, training=SHORT) for n in (first, second)]
+    ow.train(stages, ow.dataset(7 * x, classes()))
+
+    assert second.inputs.mean.equal(first.inputs.mean)
+
+
+def test_a_setting_that_a_trained_network_does_not_follow_is_named():
+    network = trained(DRAW.random((60, 3)), classes(), standardize="none")
+
+    with pytest.warns(OnwardWarning, match=r"data\.standardize = feature has no effect"):
+        ow.train(
+            network,
+            ow.dataset(DRAW.random((60, 3)), classes()),
+            training=SHORT,
+            standardize="feature",
+        )
+
+
+def test_nodes_of_a_graph_that_do_not_count_need_no_class():
+    label = torch.arange(60) % 2
+    label[30:] = -1
+    graph = ow.Batch(
+        torch.rand(60, 3),
+        {"label": label},
+        structure={"edges": torch.zeros(2, 1, dtype=torch.int64)},
+        index=torch.arange(30),
+    )
+    block = ow.Block(nn.Linear(3, 4), ow.CrossEntropy(nn.Linear(4, 2)), ow.Adam())
+    network = ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=2)
+
+    found = ow.evaluate(network, graph)
+
+    assert found.rows == 30
+
+
+# Other ways to ask
+
+
+def test_arrays_of_any_layout_are_asked_of_a_network():
+    x = DRAW.random((60, 3, 4, 4)).astype(np.float32)
+    network = trained(x, classes())
+    mirrored = x[..., ::-1]
+    read_only = x.copy()
+    read_only.flags.writeable = False
+
+    assert network.predict(mirrored).equal(network.predict(mirrored.copy()))
+    assert network.predict(read_only).equal(network.predict(x))
+
+
+def test_networks_for_images_of_any_size_are_asked_about_other_sizes():
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    block = ow.Block(nn.Conv2d(1, 4, 3), ow.CrossEntropy(pooled), ow.Adam())
+    network = ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=2)
+    ow.train(network, ow.dataset(DRAW.random((60, 1, 8, 8)), classes()), training=SHORT)
+
+    assert len(network.predict(DRAW.random((5, 1, 12, 12)))) == 5
+    with pytest.raises(DataError, match=r"The samples x have shape \(2, 12, 12\)"):
+        network.predict(DRAW.random((5, 2, 12, 12)))
+
+
+def test_a_feature_in_another_unit_is_warned_of_by_its_number():
+    x = DRAW.normal((0, 500, 3), (1, 100, 0.01), size=(80, 3))
+    network = trained(x, np.arange(80) % 2)
+    x[:, 0] *= 30
+
+    with pytest.warns(OnwardWarning, match="Feature 0 of the samples is up to"):
+        network.predict(x)
+
+
+def test_samples_and_classes_are_evaluated_as_they_are_or_as_a_data_set():
+    x, y = DRAW.random((60, 3)), classes()
+    dataset = ow.dataset(x, y, x_test=x, y_test=y)
+    network = ow.mlp((3,), num_classes=2, widths=(8,))
+    ow.train(network, dataset, training=SHORT)
+
+    expected = ow.evaluate(network, dataset.test)
+
+    assert ow.evaluate(network, x, y) == expected
+    assert ow.evaluate(network, dataset) == expected
+
+
+def test_samples_are_an_example_to_export_a_network_by(tmp_path):
+    network = ow.mlp((3,), num_classes=2, widths=(8,))
+
+    ow.export(network, tmp_path / "onnx", like=DRAW.random((4, 3)))
+
+    x = DRAW.random((5, 3)).astype(np.float32)
+    labels, _ = run_exported(tmp_path / "onnx", x)
+    assert labels.tolist() == network.predict(x).tolist()
+
+
+def test_exported_files_warn_of_values_far_from_those_of_the_training(tmp_path):
+    network = trained(pixels() / 255, classes())
+    ow.export(network, tmp_path / "onnx")
+
+    with pytest.warns(UserWarning, match="from 200 to 200, and the network was trained on values"):
+        run_exported(tmp_path / "onnx", np.full((1, 1, 4, 4), 200, np.uint8))

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onward.batch import Batch
+from onward.batch import Batch, parts
 from onward.data.splits import hold_out
 from onward.digests import tensors_sha256
 from onward.errors import DataError
@@ -81,6 +81,13 @@ class Dataset:
             ids = torch.arange(len(self.training))
             object.__setattr__(self, "training", self.training.replace(ids=ids))
 
+    def __repr__(self) -> str:
+        """Return it in a line."""
+        sizes = [f"{len(self.training):,} training", f"{len(self.test):,} test samples"]
+        shapes = [tuple(part.shape[1:]) for part in parts(self.training.inputs)]
+        text = f"{' and '.join(sizes)} of shape {', '.join(map(str, shapes))}"
+        return f"<Dataset {self.name}: {text}, {self.num_classes} classes>"
+
     @property
     def x(self) -> Tensor:
         """Inputs of the training samples, where they are one tensor."""
@@ -124,7 +131,7 @@ class Dataset:
 
 def from_arrays(
     x: Numbers,
-    y: Numbers,
+    y: Numbers = None,
     *,
     x_val: Numbers | None = None,
     y_val: Numbers | None = None,
@@ -166,6 +173,8 @@ def from_arrays(
         (8, (10,), 2, 2)
     """
     inputs = rows(x, f"{name}: x")
+    if y is None:
+        raise DataError(f"{name}: there is no y. Give the class of each row, as whole numbers.")
     all_labels = {"y": _whole_numbers(y, f"{name}: y", len(inputs))}
     group_of = None
     if groups is not None:
@@ -218,8 +227,8 @@ def _is_image(shape: tuple[int, ...], is_image: bool | None, name: str) -> bool:
     if is_image is not False and is_channels_last(shape):
         raise DataError(
             f"{name}: rows have the shape {shape}, which looks like height x width x channels, "
-            f"and images are channels x height x width. Give x.transpose(0, 3, 1, 2); if these are "
-            f"no images, say is_image=False."
+            f"and images are channels x height x width. Give x.transpose(0, 3, 1, 2); for "
+            f"ow.dataset, is_image=False says that these are no images."
         )
     return is_first if is_image is None else is_image
 
@@ -360,7 +369,12 @@ def real(values: Numbers, what: str) -> NDArray[Any]:
             values = np.asarray(values)
         except ValueError as error:
             raise DataError(f"{what} is no array of numbers: {error}.") from error
-    array: NDArray[Any] = values
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(
+            f"{what} has {int(np.ma.getmaskarray(values).sum())} masked values. Replace them, as "
+            f"{what.rpartition(' ')[2]}.filled(0) does, or leave out their rows."
+        )
+    array: NDArray[Any] = np.require(values, requirements="C") if values.ndim else values
     if array.dtype.kind not in "biuf":
         advice = ""
         if array.dtype.kind in "USO":

@@ -52,7 +52,8 @@ def hold_out(
     if not 0 < held < num_rows:
         raise DataError(
             f"{size} of {num_rows} rows cannot be held out for {purpose} so that rows are left on "
-            f"both sides. Give a share between 0 and 1, or a number of rows below {num_rows}."
+            f"both sides. Give more rows, or {purpose} rows of their own; a size is a share "
+            f"between 0 and 1, or a number of rows."
         )
     state = derive(seed, purpose) % 2**32
     rows = np.arange(num_rows)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,9 +14,9 @@ from onward.errors import SettingError
 from onward.exits.answers import Answers
 from onward.networks import Forward, Network
 
-Like = Batch | tuple[int, ...] | None
-"""Samples of a kind: some of them, or the shape of one. None: those on which a network was trained,
-or for which a recipe has built it."""
+Like = Any
+"""Samples of a kind: some of them, as an array or a batch, or the shape of one. None: those that a
+network was trained on or built for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ def example(network: Network, like: Like = None) -> Batch:
     Raises:
         SettingError: The network does not know its samples, and `like` is None.
     """
+    if not isinstance(like, Batch | tuple | None):
+        like = network.checked(like)
     if isinstance(like, Batch):
         if like.structure:
             return like
