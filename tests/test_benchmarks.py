@@ -37,6 +37,7 @@ FIGURES = {
     "federated": {"digits_pooled", "digits_iid", "digits_class"},
     "memory_limit": {"refused", "limit", "worst_error"},
     "mnist": {"one-pass", "hinton", "pff-adaptive-goodness", "pff-random-softmax", "backprop"},
+    "raw_data": {"wine, hinton", "breast cancer, pff"},
     "same_weights": {"pff adaptive goodness"},
     "simulation": {"worst_error", "ranks_4096_seconds"},
     "soak": {
