@@ -87,10 +87,11 @@ def preview(
     dataset, shape = datasets[0], agree(config, notes)
     stages = make_stages(config, dataset, shape, None if with_weights else ())
     shard = weighted(config, shards[0][0], shape)
+    # Before any block is passed, which leaves memory behind that is in use no more.
+    held = [memory.beside(stage.network) for stage in stages]
     found = []
-    for stage in stages:
+    for stage, before in zip(stages, held, strict=True):
         own, network = of_stage(config, stage), stage.network
-        before = memory.beside(network)
         plan, placement = arrange(own, network, dataset.training, shape, num_ranks)
         costs = block_costs(network, dataset.training)
         settings = make_settings(own)

@@ -94,8 +94,8 @@ def get_ready(
     peak = memory.resident()
     # This one last: stages may have blocks in common, which take on its precision.
     for each, own in (*later, (network, config)):
-        before = memory.beside(each)
         plan, placement = arrange(own, each, dataset.training, summary, transport.num_ranks, given)
+        before = memory.beside(each)
         needed = memory.estimate(
             plan, placement, each, dataset.training, make_settings(own), keeps=keeps
         )

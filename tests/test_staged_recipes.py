@@ -144,12 +144,20 @@ def test_the_folder_is_that_of_a_run_in_stages_and_its_settings_repeat_all_of_th
 
 
 @pytest.mark.usefixtures("trained")
-@pytest.mark.parametrize("more", [(), ("--directory", "shared")])
-def test_two_processes_end_in_the_weights_of_one(more):
-    assert onward("train", RECIPE, "--processes", 2, *more, "--out", "two") == 0
+def test_two_processes_end_in_the_weights_of_one():
+    assert onward("train", RECIPE, "--processes", 2, "--out", "two") == 0
 
     assert digests("two") == digests()
     assert [result["world_size"] for result in results("two")] == [2, 2]
+
+
+@pytest.mark.usefixtures("trained")
+def test_ranks_that_share_a_folder_use_it_for_all_stages_and_for_the_next_run():
+    for out in "two", "again":
+        more = ("--processes", 2, "--directory", "shared", "--out", out)
+        assert onward("train", RECIPE, *more) == 0
+
+        assert digests(out) == digests()
 
 
 def test_a_stream_plan_is_that_of_all_stages():
@@ -303,8 +311,10 @@ def test_mistakes_in_a_later_stage_show_before_the_first_is_trained(monkeypatch,
 
 
 def test_a_run_without_room_for_a_later_stage_is_refused_before_the_first(monkeypatch, capsys):
-    needed = iter([[1 << 50], [0]])
-    monkeypatch.setattr(memory, "estimate", lambda *_, **__: next(needed))
+    def estimate(plan, placement, network, training, settings, *, keeps):
+        return [1 << 50 if len(network.blocks) == 2 else 0]
+
+    monkeypatch.setattr(memory, "estimate", estimate)
     monkeypatch.setattr(ChapterWorker, "train", None)
 
     assert onward("train", RECIPE, "--out", "run") == 2
