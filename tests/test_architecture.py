@@ -120,6 +120,7 @@ ORDER = [
     "cli.progress",
     "cli.flags",
     "cli.output",
+    "cli.recipes",
     "cli.inference",
     "cli.results",
     "cli.exits",

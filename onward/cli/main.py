@@ -6,7 +6,6 @@ what fails in the code of a user's recipe is none.
 """
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onward import costs, data, preparation, runs, sharding, training, world
-from onward.cli import doctor, exits, inference
+from onward.cli import doctor, exits, inference, recipes
 from onward.cli.drawing import (
     advice,
     choices_table,
@@ -53,7 +52,6 @@ from onward.errors import (
 )
 from onward.launcher import launch
 from onward.placement import stall
-from onward.recipes import RECIPES
 from onward.recipes.user import load_recipe
 from onward.settings import nearest
 from onward.simulation import KnownCosts, simulate
@@ -235,7 +233,13 @@ def make_parser() -> argparse.ArgumentParser:
     for flag in ("--processes", "--iface"):
         add_flag(check, flag)
 
-    command("recipes", recipes_command, "List the recipes, each with its paper.")
+    recipes.add_recipes(
+        command(
+            "recipes",
+            recipes.recipes_command,
+            "List the recipes, each with its paper, or the settings of one.",
+        )
+    )
     listing = command("data", data_command, "List the data sets, and where they are found.")
     listing.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
     for made in commands.choices.values():
@@ -446,17 +450,6 @@ def _print_findings(findings: Sequence[doctor.Finding]) -> None:
         if finding.advice:
             print(f"{'':14} -> {finding.advice}")
     sys.stdout.flush()
-
-
-def recipes_command(options: argparse.Namespace) -> None:
-    """List the recipes."""
-    table = Table(show_lines=True, caption="All other settings have their defaults.")
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it does, its source, and its settings")
-    for recipe in RECIPES.values():
-        settings = "\n".join(f"{name} = {json.dumps(v)}" for name, v in recipe.defaults.items())
-        table.add_row(recipe.name, f"{recipe.summary}\n\n{recipe.source}\n\n{settings}")
-    Output().print(table)
 
 
 def data_command(options: argparse.Namespace) -> None:
