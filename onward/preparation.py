@@ -24,7 +24,7 @@ from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import INPUT, Node, Plan
 from onward.readouts import is_head
-from onward.recipes import Blueprint, build
+from onward.recipes.blueprint import Blueprint, build
 from onward.runtime.workers import Settings, Shard
 from onward.settings import Cut
 from onward.sharding import (

@@ -21,6 +21,7 @@ from onward.data import Dataset
 from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError
 from onward.evaluation import evaluate
+from onward.joining import join_ranks
 from onward.networks import Network
 from onward.placement import Placement, first_blocks
 from onward.preparation import build_network, make_settings, resolve_precision
@@ -40,7 +41,7 @@ from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.trained_on import TrainedOn
 from onward.version import VERSION
-from onward.world import current_rank, join_ranks
+from onward.world import current_rank
 
 
 def run(

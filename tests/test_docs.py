@@ -11,7 +11,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 from test_runs import RESULT
 
-from onward.cli.main import FLAGS, make_parser
+from onward.cli.flags import FLAGS
+from onward.cli.parser import make_parser
 from onward.config import RunConfig
 from onward.settings import meanings
 

@@ -17,8 +17,8 @@ from onward.cli.main import main
 from onward.data import Dataset
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.exits.policies import full_depth
-from onward.export import export, run_exported
 from onward.inputs import InputTransformation, Moments
+from onward.onnx_files import export, run_exported
 from onward.runs import read_result
 
 DRAW = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from onward.cli.flags import add_traceback, find_recipe
+from onward.cli.flags import find_recipe
 from onward.cli.output import Output
 from onward.config import RunConfig
 from onward.errors import SettingError
@@ -20,17 +20,6 @@ ALL_ELSE = (
     "--help` the flags of those that are changed most often."
 )
 """Where the settings are that a recipe leaves alone."""
-
-
-def add_recipes(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `recipes`."""
-    parser.add_argument(
-        "recipe",
-        nargs="?",
-        metavar="RECIPE",
-        help="show the settings of this one: a name, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION",
-    )
-    add_traceback(parser)
 
 
 def recipes_command(options: argparse.Namespace) -> None:
