@@ -46,13 +46,13 @@ def settings(name: str, seed: int, options: Any, form: str) -> ow.RunConfig:
     )
     per_epoch = PER_EPOCH[name]
     if per_epoch is None:
-        per_epoch = preview(config, 1).plan.batches(0)
+        per_epoch = preview(config, 1)[0].plan.batches(0)
     return config.with_settings({"plan.chapters": int(epochs * per_epoch)})
 
 
 def forecast(config: ow.RunConfig, costs: BlockCosts | None) -> tuple[BlockCosts, float, float]:
     """Return costs, speed-up of four ranks over one, and megabytes sent."""
-    begun = preview(config, 1, with_weights=True)
+    begun = preview(config, 1, with_weights=True)[0]
     plan = begun.plan
     if costs is None:
         costs = measure(begun.network, begun.shard, plan.batch_size, begun.settings)

@@ -101,8 +101,8 @@ def main() -> None:
         y = np.arange(ROWS) % 10
         np.savez(data, x=x, y=y, x_test=x[:100], y_test=y[:100])
         work = {"data": data, "width": width}
-        alone = max(preview(settings(work, 1), 1).memory)
-        four = max(preview(settings(work, RANKS), RANKS).memory)
+        alone = max(preview(settings(work, 1), 1)[0].memory)
+        four = max(preview(settings(work, RANKS), RANKS)[0].memory)
         limit = (alone + four) // 2
         print(f"one rank needs {alone / 1e6:.0f} MB, each of four {four / 1e6:.0f} at most; limit")
         print(f"of each rank: {limit / 1e6:.0f} MB")

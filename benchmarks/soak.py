@@ -4,7 +4,8 @@
     python benchmarks/soak.py --quick        6 faults, and the cost for short chapters, two minutes
 
 Runs of three ranks on the digits, some seconds each: one-pass in chapters, adaptive negatives in
-chapters, one-pass and `hinton` (with hints) as a stream. Faults come at random times, of a random
+chapters, one-pass and `hinton` (with hints) as a stream, a recipe of one's own in chapters. Faults
+come at random times, of a random
 kind:
 
     kill     SIGKILL of a random rank; the launcher starts all again
@@ -45,17 +46,20 @@ from hosts import PORT, Hosts, address
 import onward as ow
 
 RANKS = 3
+OWN = f"{Path(__file__).parent.parent / 'examples' / 'own_recipe.py'}:pairs"
 CASES = {
     "one-pass": ["one-pass", "--epochs", "80"],
     "hints": ["pff", "--negatives", "adaptive", "--readout", "softmax", "--epochs", "24"],
     "stream": ["one-pass", "--plan", "stream", "--epochs", "60"],
     "hinted-stream": ["hinton", "--epochs", "24", "--set", "plan.hint_age=8"],
+    "own": [OWN, "--epochs", "40"],
 }
 PLACEMENTS = {
     "one-pass": ["all-layers", "single-layer"],
     "hints": ["all-layers", "single-layer"],
     "stream": ["stream"],
     "hinted-stream": ["stream"],
+    "own": ["all-layers", "single-layer"],
 }
 LIMIT_SECONDS = {"full": 300, "quick": 300, "smoke": 90}
 """How long a run may take, with all its faults."""
@@ -227,7 +231,8 @@ class Run:
         self.num_ranks = self.draw.choice([1, 2, 3, 4])
         several = self.draw.choice(PLACEMENTS[self.case])
         placement = several if self.num_ranks > 1 else "sequential"
-        self.launch(["--resume", str(self.out), "--placement", placement])
+        code = ["--recipe", OWN] if self.case == "own" else []
+        self.launch(["--resume", str(self.out), *code, "--placement", placement])
         self.recover(since, range(self.num_ranks))
 
 

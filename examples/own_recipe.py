@@ -1,13 +1,15 @@
-"""Two methods of one's own, each a recipe: a file like this is all that a method needs.
+"""Three methods of one's own, each a recipe: a file like this is all that a method needs.
 
     onward train examples/own_recipe.py:conv --data digits
     onward train examples/own_recipe.py:pairs --data digits --processes 2
+    onward train examples/own_recipe.py:staged --data digits --processes 2
 
 `conv` trains blocks of convolutions, each with a head of its own. `pairs` trains blocks to tell
-samples of one class from others, in pairs, and a head on top.
+samples of one class from others, in pairs, and a head on top. `staged` trains layers three times:
+in pairs, each by itself and then all together, and at last to name classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -110,3 +112,40 @@ def pairs(settings: PairsSettings, data: ow.DataInfo) -> ow.Network:
         reads=tuple(range(len(blocks))),
     )
     return ow.Network([*blocks, head], Pairs(), ow.SoftmaxHead(), num_classes=data.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedSettings(PairsSettings):
+    """Settings of `staged`."""
+
+    class_epochs: int = 5
+    """Epochs of the last stage."""
+
+
+@ow.recipe(
+    source="Ahamed et al. 2023 (FFCL), all three stages, with dense layers",
+    defaults={"training.epochs": 5, "training.batch_size": 50},
+)
+def staged(
+    settings: StagedSettings, data: ow.DataInfo, training: ow.TrainingConfig, plan: ow.PlanConfig
+) -> list[ow.Stage]:
+    """Layers learn from pairs, each by itself and then all together; then they learn classes."""
+    sizes = pairwise((data.num_inputs, *settings.widths))
+    layers = [nn.Sequential(nn.Flatten(), nn.Linear(*size), nn.Tanh()) for size in sizes]
+
+    def block(module: nn.Module, objective: ow.Objective) -> ow.Block:
+        return ow.Block(module, objective, ow.optimizer(torch.optim.AdamW, lr=settings.lr))
+
+    each = [block(layer, Contrast(settings.margin)) for layer in layers]
+    whole = nn.Sequential(*layers)
+    head = ow.CrossEntropy(nn.Linear(settings.widths[-1], data.num_classes))
+    networks = [
+        ow.Network(each, Pairs(), None, num_classes=0),
+        ow.Network([block(whole, Contrast(settings.margin))], Pairs(), None, num_classes=0),
+        ow.Network([block(whole, head)], ow.Plain(), ow.SumOfHeads(), num_classes=data.num_classes),
+    ]
+    last = replace(training, epochs=settings.class_epochs)
+    return [
+        ow.Stage(network=network, training=own, plan=plan)
+        for network, own in zip(networks, (training, training, last), strict=True)
+    ]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onward.objectives import CrossEntropy, Objective, Threshold
     from onward.optimizers import SGD, Adam, Optimizer, optimizer
     from onward.placement import Placement
+    from onward.preprocessing import Preprocessing
     from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
     from onward.recipes.catalog import RECIPES
     from onward.recipes.mlp import mlp
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
         PlanConfig,
         TrainingConfig,
     )
-    from onward.training import Stage, run, train
+    from onward.stages import Stage
+    from onward.training import run, train
 else:
     __getattr__, __dir__ = on_demand(
         __name__,
@@ -74,6 +76,7 @@ else:
             "onward.objectives": ("CrossEntropy", "Objective", "Threshold"),
             "onward.optimizers": ("SGD", "Adam", "Optimizer", "optimizer"),
             "onward.placement": ("Placement",),
+            "onward.preprocessing": ("Preprocessing",),
             "onward.readouts": (
                 "Fold",
                 "GoodnessSweep",
@@ -96,7 +99,8 @@ else:
                 "PlanConfig",
                 "TrainingConfig",
             ),
-            "onward.training": ("Stage", "run", "train"),
+            "onward.stages": ("Stage",),
+            "onward.training": ("run", "train"),
         },
     )
 
@@ -147,6 +151,7 @@ __all__ = [
     "PlacementError",
     "Plain",
     "PlanConfig",
+    "Preprocessing",
     "Progress",
     "Readout",
     "ReadoutLayer",

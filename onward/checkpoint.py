@@ -41,12 +41,14 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def shipped(network: Network) -> dict[str, Tensor]:
     """Return what inference needs, by name: parameters, buffers, heads, what samples become."""
-    inputs = network.inputs.state_dict()
+    inputs = network.inputs.arrays
     return _weights(network) | {f"{INPUTS}{name}": tensor for name, tensor in inputs.items()}
 
 
 def _weights(network: Network) -> dict[str, Tensor]:
-    return {
+    """Return the arrays whose shapes a network knows before it is read."""
+    own = network.preprocessing.state_dict() if network.preprocessing is not None else {}
+    return {f"preprocessing.{name}": tensor for name, tensor in sorted(own.items())} | {
         f"blocks.{number}.{name}": tensor
         for number, block in enumerate(network.all_blocks)
         for name, tensor in sorted(block.shipped().items())
@@ -125,9 +127,9 @@ def load(
     if not path.is_file():
         advice = "A finished run has a model.safetensors."
         if (path.parent / "state").is_dir():
-            advice = "The run is not finished. Go on with what has begun it: "
-            advice += (
-                f"onward train --resume {path.parent}, or the script that called onward.train."
+            advice = (
+                f"The run is not finished. Resume it with onward train --resume {path.parent}, or "
+                f"start its script again."
             )
         raise FileError(f"There is no model at {path}. {advice}")
     try:
@@ -158,13 +160,15 @@ def load(
         inputs = _read_inputs(header, tensors, network)
         found = header.get("trained_on")
         trained_on = TrainedOn.from_json(found) if found else None
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise FileError(f"The model file {path} is damaged: {error!r}.") from error
     with torch.no_grad():
         for name, tensor in weights.items():
             wanted[name].copy_(tensor)
     network.set_precision(PRECISIONS[header["precision"]])
     network.inputs, network.trained_on = inputs, trained_on
+    if network.preprocessing is not None:
+        network.preprocessing.set_extra_state(weights["preprocessing._extra_state"])
     return network
 
 
@@ -174,8 +178,11 @@ def _read_inputs(
     """Return what becomes of samples; older files know only that uint8 is divided by 255."""
     if header["format"] < 3:
         known = network.blueprint
-        return InputTransformation("pixels", known.data.input_shape if known else None)
-    arrays = [tensors.get(f"{INPUTS}{name}") for name in ("mean", "std")]
+        return InputTransformation("older", known.data.input_shape if known else None)
+    names = {f"{INPUTS}mean", f"{INPUTS}std"}
+    if {name for name in tensors if name.startswith(INPUTS)} - names:
+        raise ValueError(f"it has other arrays of inputs than {', '.join(sorted(names))}")
+    arrays = [tensors.get(name) for name in sorted(names)]
     return InputTransformation.from_json(header["inputs"], *arrays)
 
 
@@ -226,14 +233,15 @@ def _rebuild(
             num_classes=int(blueprint["data"]["num_classes"]),
             is_image=bool(blueprint["data"]["is_image"]),
         )
+        found = Blueprint(recipe, settings, data, int(blueprint.get("stage", -1)))
         if isinstance(settings, NetworkConfig):
             _check_size(path, settings, data)
         if recipe.name in BUILT_IN:
-            return build(Blueprint(recipe, settings, data))
+            return build(found)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileError(f"The model file {path} describes no known network: {error}.") from error
     # What fails in a user's code is not the file's fault.
-    return build(Blueprint(recipe, settings, data))
+    return build(found)
 
 
 def _check_size(path: Path, settings: NetworkConfig, data: DataInfo) -> None:

@@ -227,7 +227,7 @@ def measure(
     network = deepcopy(network)
     timer = Timer(repeats)
     sampler = network.sampler
-    batch = network.inputs.of_batch(_first(shard.training, batch_size))
+    batch = network.transformed(_first(shard.training, batch_size))
     draw = seeds.generator(settings.seed, "costs")
     views = {name: list(passes(network, v)) for name, v in sampler.views(batch, draw, None).items()}
     neutral = list(passes(network, sampler.neutral(batch)))

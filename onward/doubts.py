@@ -66,7 +66,7 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     named = [label for label, count in enumerate(test.named) if count]
     if len(named) == 1 and sum(rows > 0 for rows in test.class_rows) > 1:
         found.append(
-            f"All {test.rows:,} test samples are said to be of class {named[0]}. Look at "
+            f"All {test.rows:,} test samples were classified as class {named[0]}. Look at "
             f"optimizer.lr, and, if most samples are of that class, at data.class_weights."
         )
     return found

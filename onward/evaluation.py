@@ -79,9 +79,9 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     is_asked = network.readout is not None and "label" in batch.targets
     if not is_asked or not batch.num_counted:
         return Evaluation(0, 0, {})
-    batch = batch.with_targets(label=checked_labels(network, batch.label, len(batch)))
-    scores = network.scores(batch, readout)
-    label = batch.counted.label
+    counted = batch.counted
+    label = checked_labels(network.num_classes, counted.label, len(counted))
+    scores = network.scores_of(batch, readout)
     index = slice(None) if batch.index is None else batch.index
     answers = [s[index].argmax(dim=1) for s in (scores.network, *scores.blocks)]
 
@@ -105,7 +105,7 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     )
 
 
-def checked_labels(network: Network, y: Tensor, samples: int) -> Int[Tensor, " samples"]:
+def checked_labels(num_classes: int, y: Tensor, samples: int) -> Int[Tensor, " samples"]:
     """Return the classes of samples, as such.
 
     Raises:
@@ -116,10 +116,10 @@ def checked_labels(network: Network, y: Tensor, samples: int) -> Int[Tensor, " s
             f"There are {samples:,} samples, and their classes have shape {tuple(y.shape)}."
         )
     labels = y.to(torch.int64)
-    is_wrong = (labels != y) | (labels < 0) | (labels >= network.num_classes)
+    is_wrong = (labels != y) | (labels < 0) | (labels >= num_classes)
     if samples and is_wrong.any():
         raise DataError(
-            f"Classes are whole numbers from 0 to {network.num_classes - 1} for this network; "
+            f"Classes are whole numbers from 0 to {num_classes - 1} for this network; "
             f"these run from {y.min().item()} to {y.max().item()}."
         )
     return labels

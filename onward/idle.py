@@ -53,7 +53,7 @@ def _without_effect(
     if config.plan.slices == 1:
         yield "plan.cut", "mini-batches are not cut (plan.slices)"
     if not plan.has_validation:
-        yield "plan.validate_every", "there are no validation rows"
+        yield "plan.validate_every", "there are no validation samples"
     if num_ranks == 1:
         for name in ("iface", "peer_timeout", "replicas", "restarts"):
             yield f"placement.{name}", "there is one rank"

@@ -1,4 +1,4 @@
-"""Trained networks and what they are asked, given as they are or by the path of their run."""
+"""Evaluates, calibrates, queries and exports a network, given as an object or as a path."""
 
 from pathlib import Path
 
@@ -59,7 +59,8 @@ def evaluate(
         readout: Another readout than the network's own.
         network: See `opened`.
     """
-    return evaluation.evaluate(opened(trained, network), batch, readout)
+    asked = opened(trained, network)
+    return evaluation.evaluate(asked, asked.checked(batch, "of the batch"), readout)
 
 
 def calibrate(

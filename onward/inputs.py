@@ -1,5 +1,6 @@
-"""The input transformation: what becomes of samples before a sampler or a block sees them."""
+"""The input transformation: samples as they are read become samples as blocks see them."""
 
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ from onward.settings import Standardize
 By = Literal["feature", "channel", "none"]
 """What has moments of its own."""
 
-Kind = Literal["pixels", "numbers", "kept", "unknown"]
+Kind = Literal["pixels", "numbers", "kept", "older", "unknown"]
 """What samples are: uint8, which is divided by 255; other numbers, which are taken for float32; or
-what stays as it is, such as token ids, or several inputs. Unknown before training."""
+what stays as it is, such as token ids, or several inputs. Unknown before training. Of an older file
+it is known only that uint8 is divided by 255."""
 
 CHUNK = 1000
 """Samples whose moments are computed at once."""
@@ -72,6 +74,7 @@ class Moments:
         found = []
         for chunk in x.split(CHUNK):
             scaled = as_floats(chunk)
+            check_finite(scaled, "A training sample")
             low, high = scaled.aminmax()
             # In numpy, where sums do not depend on the number of threads.
             columns = _columns(scaled.double(), by).numpy()
@@ -133,7 +136,7 @@ def _columns(x: Tensor, by: By) -> Tensor:
 
 
 class InputTransformation(nn.Module):
-    """What becomes of samples before a sampler or a block sees them.
+    """Samples as they are read become samples as samplers and blocks see them.
 
     Pixels (uint8) are divided by 255. Then each feature or channel is standardized, where that was
     fitted. It is part of a network: saved and exported with it, and applied wherever it is asked.
@@ -160,8 +163,9 @@ class InputTransformation(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.shape, self.span = kind, shape, span
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        # Saved by `get_extra_state`, since a network that is built does not know their shapes.
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     @staticmethod
     def fitted(
@@ -182,7 +186,7 @@ class InputTransformation(nn.Module):
         if by == "none" or is_needless:
             return InputTransformation(kind, shape, span)
         target = (shape[0], *[1] * (len(shape) - 1)) if by == "channel" else shape
-        # What never varied has nothing to say in units of its deviation.
+        # Constant features are only centered.
         std = np.where(moments.std > 0, moments.std, 1.0)
         arrays = (torch.from_numpy(a).float().view(target) for a in (moments.mean, std))
         return InputTransformation(kind, shape, span, *arrays)
@@ -191,6 +195,26 @@ class InputTransformation(nn.Module):
     def is_fitted(self) -> bool:
         """Whether it is known what samples are."""
         return self.kind != "unknown"
+
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """What was fitted, by name."""
+        both = {"mean": self.mean, "std": self.std}
+        return {name: array for name, array in both.items() if array is not None}
+
+    def get_extra_state(self) -> Tensor:
+        """Return all of it for a `state_dict`, as the bytes of JSON."""
+        arrays = {n: [list(a.shape), a.flatten().tolist()] for n, a in self.arrays.items()}
+        return torch.tensor(list(json.dumps(self.to_json() | arrays).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Become what `get_extra_state` has returned."""
+        found = json.loads(bytes(state.tolist()))
+        arrays = [found.get(name) for name in ("mean", "std")]
+        tensors = [None if a is None else torch.tensor(a[1]).view(a[0]) for a in arrays]
+        other = InputTransformation.from_json(found, *tensors)
+        self.kind, self.shape, self.span = other.kind, other.shape, other.span
+        self.mean, self.std = other.mean, other.std
 
     def to_json(self) -> dict[str, Any]:
         """Return it without the arrays, as plain data."""
@@ -203,18 +227,26 @@ class InputTransformation(nn.Module):
         """Return what `to_json` has taken apart.
 
         Raises:
-            LookupError, TypeError, ValueError, RuntimeError: It is something else.
+            LookupError, TypeError, ValueError, ArithmeticError: It is something else.
         """
         kind, shape, span = found["kind"], found["shape"], found["span"]
         if kind not in get_args(Kind):
             raise ValueError(f"samples are of no kind {kind!r}")
         shape = None if shape is None else tuple(int(n) for n in shape)
+        if shape is not None and not all(n > 0 for n in shape):
+            raise ValueError(f"samples have no shape {shape}")
         span = None if span is None else (float(span[0]), float(span[1]))
         arrays = [array for array in (mean, std) if array is not None]
         if len(arrays) == 1 or (arrays and shape is None):
             raise ValueError("mean and std go together, with the shape of a sample")
         for array in arrays:
-            array.expand(shape or ())
+            fits = len(array.shape) == len(shape or ()) and all(
+                n in (1, m) for n, m in zip(array.shape, shape or (), strict=True)
+            )
+            if not fits or array.dtype != torch.float32 or not array.isfinite().all():
+                raise ValueError("mean and std are no float32 for the shape of a sample")
+        if std is not None and not (std > 0).all():
+            raise ValueError("a std is not above 0")
         return InputTransformation(kind, shape, span, mean, std)
 
     def extra_repr(self) -> str:
@@ -223,7 +255,7 @@ class InputTransformation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return samples as blocks see them."""
-        if self.kind in ("kept", "unknown"):
+        if self.kind in ("kept", "unknown") or (self.kind == "older" and x.dtype != torch.uint8):
             return x
         is_numbers = self.kind == "numbers" and not x.is_floating_point()
         found = x.to(torch.float32) if is_numbers else as_floats(x)
@@ -233,23 +265,19 @@ class InputTransformation(nn.Module):
         centered = found - self.mean if found is x else found.sub_(self.mean)
         return centered.div_(self.std)
 
-    def of_batch(self, batch: Batch) -> Batch:
-        """Return a batch whose inputs are as blocks see them."""
-        if not isinstance(batch.inputs, Tensor):
-            return batch
-        return batch.replace(inputs=self(batch.inputs))
-
     def changes(self, dtype: torch.dtype) -> bool:
         """Return whether samples of a type are copied, rather than used as they are."""
         is_other = not dtype.is_floating_point or self.mean is not None
         return is_other and self.kind in ("pixels", "numbers")
 
-    def asked(self, x: Numbers | Batch, what: str = "x") -> Batch:
+    def checked(self, x: Numbers | Batch, what: str = "x", *, is_exact: bool = True) -> Batch:
         """Return samples that a user asks about as a batch, not transformed yet.
 
         Args:
             x: The samples; one alone becomes a batch of one.
             what: What they are called in errors.
+            is_exact: Whether they must have the shape of the training samples; otherwise their
+                channels must agree, as in networks that take images of any size.
 
         Raises:
             DataError: They are not like the training samples: another type or shape, or values that
@@ -263,7 +291,7 @@ class InputTransformation(nn.Module):
             wanted = "one tensor" if self.shape else "an ow.Batch of several inputs by name"
             raise DataError(f"The network was trained on samples of {wanted}; give {wanted}.")
         if is_one and self.shape is not None:
-            self._check_shape(tuple(batch.tensor.shape[1:]), what)
+            self._check_shape(tuple(batch.tensor.shape[1:]), what, is_exact=is_exact)
             self._check_span(batch.tensor)
         return batch
 
@@ -273,13 +301,21 @@ class InputTransformation(nn.Module):
         if tuple(found.shape) == self.shape:
             found = found[None]
         # Integers may be token ids, and pixels are divided by 255.
-        stays = self.kind in ("pixels", "kept") and not found.is_floating_point()
+        stays = self.kind == "kept" or (
+            self.kind in ("pixels", "older") and found.dtype is torch.uint8
+        )
         return found if stays else found.to(torch.float32)
 
-    def _check_shape(self, shape: tuple[int, ...], what: str) -> None:
-        if shape == self.shape:
-            return
+    def _check_shape(self, shape: tuple[int, ...], what: str, *, is_exact: bool) -> None:
         assert self.shape is not None
+        is_alike = len(shape) == len(self.shape) and shape[:1] == self.shape[:1]
+        may_differ = not is_exact and (len(self.shape) > 1 or self.kind == "kept")
+        if self.mean is not None and self.mean.numel() > self.shape[0]:
+            may_differ = False  # Each feature was standardized.
+        if len(self.shape) == 1 and self.kind == "kept":
+            is_alike = len(shape) == 1
+        if shape == self.shape or (may_differ and is_alike):
+            return
         advice = "Give samples like those it was trained on."
         if len(shape) == 3 and (shape[2], *shape[:2]) == self.shape:
             advice = "Put channels first: x.transpose(0, 3, 1, 2) in numpy."
@@ -292,7 +328,7 @@ class InputTransformation(nn.Module):
 
     def _check_span(self, x: Tensor) -> None:
         """Warn of values that are far from those of the training."""
-        if self.span is None or self.kind == "kept" or not x.numel():
+        if self.span is None or not x.numel():
             return
         unit = 255 if x.dtype is torch.uint8 and self.kind == "pixels" else 1
         low, high = (float(value) / unit for value in x.aminmax())

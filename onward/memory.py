@@ -192,9 +192,9 @@ def _sizes(
 ) -> Sizes:
     """Return the bytes of blocks, of which copies of some states may wait to be written."""
     blocks, views = dict(enumerate(network.all_blocks)), len(network.sampler.names)
-    batch = network.inputs.of_batch(training.take(slice(0, 1)))
+    batch = network.transformed(training.take(slice(0, 1)))
     one, types = _bytes_each(batch.inputs), [part.dtype for part in parts(training.inputs)]
-    is_copied = network.inputs.changes(types[0])
+    is_copied = network.preprocessing is not None or network.inputs.changes(types[0])
     batch = network.sampler.neutral(batch)
     rows = {INPUT: _bytes_each(batch.inputs)}
     rows |= {number: _bytes_each(out.inputs) for number, _, out in passes(network, batch)}
@@ -254,6 +254,12 @@ def _passed(plan: Plan, rows: Mapping[int, int], block: int, views: int) -> int:
         return sum(rows[s] for s in (INPUT, *path) if s == made or (s < made and s in later))
 
     return views * max(map(held, (INPUT, *path)))
+
+
+def beside(network: Network) -> int:
+    """Return the bytes that this process holds now beside the weights of a network."""
+    blocks = [block for block in network.all_blocks if not block.is_released]
+    return resident() - sum(block.num_bytes for block in blocks)
 
 
 def resident() -> int:

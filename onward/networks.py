@@ -15,6 +15,7 @@ from onward.data.dataset import Numbers
 from onward.errors import SettingError
 from onward.inputs import InputTransformation
 from onward.kernels.sweep import FirstPass, first_pass
+from onward.preprocessing import Preprocessing
 from onward.readouts import Fold, Readout, Scores, is_head
 from onward.samplers import Sampler
 from onward.trained_on import TrainedOn
@@ -35,6 +36,7 @@ class Network(nn.Module):
         num_classes: Number of classes; 0 without.
         ticks: How often a mini-batch visits every block; more than once for recurrent networks.
         readouts: Other ways to read it, by name, which are reported beside the readout.
+        preprocessing: What becomes of samples after the input transformation, such as whitening.
         blueprint: What the network was built from, if by a recipe; it makes saved models
             self-contained.
 
@@ -54,6 +56,7 @@ class Network(nn.Module):
         num_classes: int,
         ticks: int = 1,
         readouts: Mapping[str, Readout] | None = None,
+        preprocessing: Preprocessing | None = None,
         blueprint: Any = None,
     ) -> None:
         super().__init__()
@@ -71,6 +74,7 @@ class Network(nn.Module):
         self.blueprint = blueprint
         self.trained_on: TrainedOn | None = None
         self.inputs = InputTransformation()
+        self.preprocessing = preprocessing
         self.edges = tuple(edges_of(number, block) for number, block in enumerate(blocks))
         check_edges(self.all_blocks, self.edges)
         check_views(self.all_blocks, sampler)
@@ -113,6 +117,27 @@ class Network(nn.Module):
     def num_exits(self) -> int:
         """After how many visits of a block there are class scores; 0 without a readout."""
         return 0 if self.readout is None else len(self.fold().exits)
+
+    def transformed(self, batch: Batch) -> Batch:
+        """Return samples as samplers and blocks see them: scaled, standardized, preprocessed."""
+        if not isinstance(batch.inputs, Tensor):
+            return batch
+        inputs = self.inputs(batch.inputs)
+        if self.preprocessing is None:
+            return batch.replace(inputs=inputs)
+        version = None if inputs.is_inference() else inputs._version
+        with torch.no_grad():
+            found = self.preprocessing(inputs)
+        if version is not None and inputs._version != version:
+            raise SettingError(
+                f"The preprocessing {type(self.preprocessing).__name__} changes samples in place, "
+                f"which may be those of the data set. Let its first operation make a new tensor."
+            )
+        return batch.replace(inputs=found)
+
+    def checked(self, x: Numbers | Batch, what: str = "x") -> Batch:
+        """Return samples that a user asks about as a batch, see `InputTransformation.checked`."""
+        return self.inputs.checked(x, what, is_exact=self.blueprint is not None)
 
     def set_precision(self, precision: torch.dtype) -> None:
         """Choose the arithmetic of matrix products: `torch.float32` or `torch.bfloat16`."""
@@ -163,8 +188,13 @@ class Network(nn.Module):
             x: See `predict`.
             readout: Another readout than the network's own.
         """
+        return self.scores_of(self.checked(x), readout)
+
+    @torch.no_grad()
+    def scores_of(self, batch: Batch, readout: Readout | None = None) -> Scores:
+        """Return the class scores of samples that were checked before, see `scores`."""
         chunks = []
-        for chunk in in_chunks(self.inputs.asked(x)):
+        for chunk in in_chunks(batch):
             forward = Forward(self, chunk, readout)
             *_, scores = forward
             own = tuple(forward.found) if forward.fold.is_own else ()
@@ -284,7 +314,7 @@ class Forward:
         self.num_samples, self.visit, self.exit = num_samples(batch), 0, 0
         self.found: list[Tensor] = []
         self.total = torch.zeros(self.num_samples, network.num_classes)
-        batch = network.inputs.of_batch(Batch(batch.inputs, structure=batch.structure))
+        batch = network.transformed(Batch(batch.inputs, structure=batch.structure))
         if shares and readout.sweeps:
             self.first = self._shared(batch)
         self._batch = batch if self.first is not None else self.view(batch)

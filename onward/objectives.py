@@ -30,6 +30,9 @@ class Objective(nn.Module, ABC):
     """Views that it learns from; None for all that the sampler makes. `("neutral",)` is what
     inference sees: a head that reads several blocks learns from it."""
 
+    uses_weights: bool = False
+    """Whether the loss counts samples by the `weights` of a batch; otherwise they are refused."""
+
     is_mean: bool = True
     """Whether the loss is a mean over samples, so that it may be computed in slices of them."""
 
@@ -115,6 +118,7 @@ class CrossEntropy(Objective):
         arXiv:1901.06656 ("pred").
     """
 
+    uses_weights = True
     metric_names = ("accuracy",)
 
     def __init__(self, head: nn.Module, *, views: tuple[str, ...] = ("input",)) -> None:
@@ -169,6 +173,7 @@ class Threshold(Objective):
     """
 
     views = ("positive", "negative")
+    uses_weights = True
     metric_names = ("accuracy", "goodness_gap")
 
     peer_mean: Tensor

@@ -61,7 +61,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         way, outputs = self.way, Batch(x)
         if self.before == "input":
-            outputs = way.network.inputs.of_batch(outputs)
+            outputs = way.network.transformed(outputs)
         seen = way.view(outputs) if self.before == "input" and way.first is None else outputs
         sources = {self.before: seen.inputs}
         for number in self.numbers:

@@ -338,8 +338,9 @@ def optimizer(
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:
-    if parameter.is_meta:
-        # Shapes alone, for which `zeros_like` has torch import sympy, a third of a second.
+    is_plain = parameter.is_contiguous() or 0 in parameter.stride()
+    if parameter.is_meta and is_plain:
+        # The same, for which torch does not import sympy, a third of a second.
         return parameter.new_zeros(parameter.shape)
     return torch.zeros_like(parameter)
 

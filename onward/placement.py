@@ -141,6 +141,10 @@ def first_blocks(plan: Plan, placement: Placement, rank: int) -> list[int]:
     return [task.block for task in rest if rank in placement.ranks(task)]
 
 
+BALANCED = ("single-layer", "stream")
+"""Placements in which blocks stay on their ranks, and so are dealt out by what they cost."""
+
+
 def place(
     plan: Plan,
     name: str | None,
@@ -200,7 +204,7 @@ def place(
             f"A federated run deals {shards} {'shard' if shards == 1 else 'shards'} to {num_teams} "
             f"{owner}{'' if num_teams == 1 else 's'}. Set plan.shards to {wanted}."
         )
-    if name in ("sequential", "all-layers", "federated"):
+    if name not in BALANCED:
         return Placement(name, teams, (), shards)
     owners = balance(costs, num_teams, passing=name == "single-layer")
     owners += (num_teams - 1,) * len(plan.heads)

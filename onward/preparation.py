@@ -19,12 +19,12 @@ from onward.data import DataInfo, Dataset
 from onward.errors import OnwardError, PlacementError, SettingError, line_of_user, told
 from onward.kernels.closed_form import has_closed_form
 from onward.networks import Network, passes
-from onward.placement import Placement, check_placement, place
+from onward.placement import BALANCED, Placement, check_placement, place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import INPUT, Node, Plan
 from onward.readouts import is_head
-from onward.recipes.blueprint import Blueprint, build
+from onward.recipes.blueprint import Blueprint, build_stages
 from onward.runtime.workers import Settings, Shard
 from onward.settings import Cut
 from onward.sharding import (
@@ -39,10 +39,11 @@ from onward.sharding import (
     with_private_shards,
 )
 from onward.slices import check_cut
+from onward.stages import Stage
 
 
 class Preview(NamedTuple):
-    """A run that has not been started."""
+    """A stage of a run that has not been started; mostly there is one."""
 
     plan: Plan
     placement: Placement
@@ -57,12 +58,16 @@ class Preview(NamedTuple):
     """What each block of the line costs of a pass through it, see `block_costs`."""
     memory: list[int]
     """Bytes that each rank holds at its peak, about; see `onward.memory.estimate`."""
+    config: RunConfig
+    """The run, with the settings of the stage."""
 
 
 def preview(
     config: RunConfig, num_ranks: int, *, with_weights: bool = False, keeps: bool = False
-) -> Preview:
+) -> list[Preview]:
     """Make all of a run that is there before it starts, to look at or to find mistakes.
+
+    A run has several stages where its recipe returns them.
 
     Args:
         config: The run.
@@ -80,14 +85,19 @@ def preview(
     shards = [local_shards(config, own, rank) for rank, own in zip(ranks, datasets, strict=True)]
     notes = [describe(config, *each) for each in zip(shards, datasets, strict=True)]
     dataset, shape = datasets[0], agree(config, notes)
-    before = memory.resident()
-    network = build_network(config, dataset, shape, held=None if with_weights else ())
-    plan, placement = arrange(config, network, dataset.training, shape, num_ranks)
-    costs = block_costs(network, dataset.training)
-    settings, shard = make_settings(config), weighted(config, shards[0][0], shape)
-    needed = memory.estimate(plan, placement, network, shard.training, settings, keeps=keeps)
-    peaks = [before + more for more in needed]
-    return Preview(plan, placement, network, dataset, shard, settings, costs, peaks)
+    stages = make_stages(config, dataset, shape, None if with_weights else ())
+    shard = weighted(config, shards[0][0], shape)
+    found = []
+    for stage in stages:
+        own, network = of_stage(config, stage), stage.network
+        before = memory.beside(network)
+        plan, placement = arrange(own, network, dataset.training, shape, num_ranks)
+        costs = block_costs(network, dataset.training)
+        settings = make_settings(own)
+        needed = memory.estimate(plan, placement, network, shard.training, settings, keeps=keeps)
+        peaks = [before + more for more in needed]
+        found.append(Preview(plan, placement, network, dataset, shard, settings, costs, peaks, own))
+    return found
 
 
 def arrange(
@@ -109,7 +119,17 @@ def arrange(
             f"The samples belong together ({', '.join(training.structure)}), so one mini-batch is "
             f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
         )
-    costs = block_costs(network, training, is_counted=num_ranks > 1)
+    is_weighted = training.weights is not None or config.data.class_weights is not None
+    for number, block in enumerate(network.all_blocks):
+        if is_weighted and not block.objective.uses_weights:
+            raise SettingError(
+                f"The training samples have weights, and the objective "
+                f"{type(block.objective).__name__} of block {number} does not use them. Multiply "
+                f"the losses by the weights of the batch and set uses_weights = True, or leave "
+                f"out the weights."
+            )
+    is_balanced = num_ranks > 1 and (config.placement.name or plan.usual_placement) in BALANCED
+    costs = block_costs(network, training, is_counted=is_balanced)
     _check_batch_norm(network, training, plan)
     if given is None:
         return plan, place_plan(config, plan, num_ranks, costs)
@@ -166,10 +186,14 @@ def make_settings(config: RunConfig) -> Settings:
     )
 
 
-def build_network(
+def make_stages(
     config: RunConfig, dataset: Dataset, summary: DataSummary, held: Collection[int] | None = None
-) -> Network:
-    """Build the network of a run, with its first weights, or those of some blocks."""
+) -> list[Stage]:
+    """Build all that a run trains, with its first weights, or those of some blocks.
+
+    Raises:
+        SettingError: The recipe fails, or would have samples cut otherwise for one of its stages.
+    """
     assert config.method is not None, "A network of one's own is given, not built."
     data = DataInfo(
         input_shape=dataset.input_shape,
@@ -177,9 +201,34 @@ def build_network(
         is_image=dataset.is_image,
     )
     blueprint = Blueprint(config.method, config.network, data)
-    network = build(blueprint, optimizer=config.optimizer, seed=config.training.seed, held=held)
-    network.inputs = summary.inputs
-    return network
+    stages = build_stages(
+        blueprint,
+        optimizer=config.optimizer,
+        training=config.training,
+        plan=config.plan,
+        held=held,
+    )
+    for number, stage in enumerate(stages):
+        stage.network.inputs = summary.inputs
+        own = of_stage(config, stage)
+        own.check()
+        for name, (here, wanted) in {
+            "training.seed": (own.training.seed, config.training.seed),
+            "plan.shards": (own.plan.shards, config.plan.shards),
+            "plan.shard_by": (own.plan.shard_by, config.plan.shard_by),
+        }.items():
+            if here != wanted:
+                raise SettingError(
+                    f"Stage {number} of the recipe {config.recipe} has {name} = {here}, and the "
+                    f"run {wanted}. By it samples are cut into shards, once for all stages: make "
+                    f"the settings of a stage of those of the run, with dataclasses.replace."
+                )
+    return stages
+
+
+def of_stage(config: RunConfig, stage: Stage) -> RunConfig:
+    """Return the settings of a run with those of a stage."""
+    return replace(config, training=stage.training, plan=stage.plan)
 
 
 @torch.no_grad()
@@ -197,7 +246,7 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
     Raises:
         SettingError: Samples do not fit a block, or a head scores another number of classes.
     """
-    first = network.inputs.of_batch(training.take(slice(0, 1)))
+    first = network.transformed(training.take(slice(0, 1)))
     blocks = passes(network, network.sampler.neutral(first))
     costs: list[int] = []
     for block in network.line:

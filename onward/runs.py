@@ -173,6 +173,7 @@ def remove_state(folder: Path, shared: str | None) -> None:
     try:
         check_idle(folder / STATE)
         if is_unfinished(folder):
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
             # At once: half a state would be taken for a run that is not finished.
             (folder / STATE).replace(folder / PARTIAL)
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)

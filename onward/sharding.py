@@ -13,7 +13,12 @@ from onward.batch import Batch
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.errors import DataError, SettingError
-from onward.inputs import InputTransformation, Moments, granularity, kind_of
+from onward.inputs import (
+    InputTransformation,
+    Moments,
+    granularity,
+    kind_of,
+)
 from onward.runtime.workers import Shard
 from onward.transport.messages import Transport
 

@@ -1,7 +1,7 @@
 """What the ranks of a run agree on before its first task, and what is done already."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -79,28 +79,33 @@ def get_ready(
     folder: Path | None,
     listener: Listener,
     given: Placement | None = None,
+    later: Sequence[tuple[Network, RunConfig]] = (),
+    run: RunConfig | None = None,
 ) -> Ready:
     """Make plan and placement, find what is done already, and refuse a run without room.
 
-    The weights of the network may be released.
+    The weights of the network may be released. Mistakes in later stages, and what they need, are
+    found as well. A cut run goes on from the settings `run`, if those differ from those of the
+    stage.
     """
-    plan, placement = arrange(
-        config, network, dataset.training, summary, transport.num_ranks, given
-    )
-    blocks = [block for block in network.all_blocks if not block.is_released]
-    now = memory.resident()
-    before = now - sum(block.num_bytes for block in blocks)
-    settings = make_settings(config)
     if transport.carries and not all(transport.all_gather("keeps", folder is not None)):
         folder = None  # Ranks that keep nothing could not say what is done.
     keeps = folder is not None or not transport.carries
-    needed = memory.estimate(plan, placement, network, dataset.training, settings, keeps=keeps)
-    room = memory.room(max(before + needed[transport.rank], now))
+    peak = memory.resident()
+    # This one last: stages may have blocks in common, which take on its precision.
+    for each, own in (*later, (network, config)):
+        before = memory.beside(each)
+        plan, placement = arrange(own, each, dataset.training, summary, transport.num_ranks, given)
+        needed = memory.estimate(
+            plan, placement, each, dataset.training, make_settings(own), keeps=keeps
+        )
+        peak = max(peak, before + needed[transport.rank])
+    room = memory.room(peak)
     memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
     store: Store | None = None
     holders: Holders = {}
     for text in idle(config, network, plan, transport.num_ranks) if transport.rank == 0 else ():
-        warnings.warn(text, OnwardWarning, stacklevel=4)
+        warnings.warn(text, OnwardWarning, stacklevel=5)
     if max_restarts() > 0 and not keeps and transport.rank == 0:
         listener.note(
             "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "
@@ -114,9 +119,9 @@ def get_ready(
         if not transport.carries:
             every = 1
         store = open_store(
-            folder, transport.rank, config.to_toml(), text, _first_weights(network), every
+            folder, transport.rank, (run or config).to_toml(), text, _first_weights(network), every
         )
-        worker = make_worker(plan, network, shards, settings)
+        worker = make_worker(plan, network, shards, make_settings(config))
         with closed_on_error(store):
             plan, holders, damaged = agree_on_rest(store, plan, worker, transport)
         if transport.rank == 0:
@@ -144,7 +149,8 @@ def _settings(network: Network, config: RunConfig) -> str:
     parts = [
         f"sampler: {_described(network.sampler)}",
         f"ticks: {network.ticks}",
-        f"inputs: {network.inputs} {tensors_sha256(network.inputs.state_dict())}",
+        f"inputs: {network.inputs} {tensors_sha256(network.inputs.arrays)}",
+        f"preprocessing: {_preprocessing(network)}",
     ]
     for number, block in enumerate(network.all_blocks):
         objective = f"{type(block.objective).__name__} {block.objective.describe()}"
@@ -156,6 +162,11 @@ def _settings(network: Network, config: RunConfig) -> str:
             f"block {number} reads {network.edges[number]}",
         ]
     return "\n".join([settings.to_toml(), *parts])
+
+
+def _preprocessing(network: Network) -> str:
+    own = network.preprocessing
+    return "" if own is None else f"{own} {tensors_sha256(own.state_dict())}"
 
 
 def _rules(block: Block) -> str:

@@ -4,9 +4,9 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,10 +21,11 @@ from onward.data import Dataset
 from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError
 from onward.evaluation import evaluate
+from onward.fitting import fit_preprocessing
 from onward.joining import join_ranks
 from onward.networks import Network
 from onward.placement import Placement, first_blocks
-from onward.preparation import build_network, make_settings, resolve_precision
+from onward.preparation import make_settings, make_stages, of_stage, resolve_precision
 from onward.results import Listener, Log, Result
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import report_fields
@@ -36,7 +37,16 @@ from onward.settings import (
     Standardize,
     TrainingConfig,
 )
-from onward.sharding import counted, is_private, load_data, load_shards, split, with_private_shards
+from onward.sharding import (
+    DataSummary,
+    counted,
+    is_private,
+    load_data,
+    load_shards,
+    split,
+    with_private_shards,
+)
+from onward.stages import Stage
 from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_done
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.trained_on import TrainedOn
@@ -68,31 +78,7 @@ def run(
         OnwardError: Settings or data cannot be used; the message says why.
     """
     check_arguments(run, locals())
-    config.check()
-    listener = listener or Listener()
-    folder = None if folder is None else Path(folder)
-    with _prepared(folder, overwrite=overwrite):
-        result = _run(config, listener, folder and folder / runs.STATE)
-        if folder and result:
-            runs.write(folder, config, result)
-            runs.remove_state(folder, config.placement.directory)
-    return result
-
-
-def _run(config: RunConfig, listener: Listener, state: Path | None) -> Result | None:
-    with join_ranks(config, listener) as transport:
-        dataset = split(config, load_data(config, transport.rank))
-        config = with_private_shards(config, transport.num_ranks)
-        shards, summary = load_shards(config, dataset, transport)
-        # A rank may have no room for all blocks: it makes those that it trains first.
-        network = build_network(config, dataset, summary, held=())
-        ready = get_ready(network, config, dataset, shards, summary, transport, state, listener)
-        own = first_blocks(ready.plan, ready.placement, transport.rank)
-        network = build_network(config, dataset, summary, held=own)
-        network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
-        with closed_on_error(ready.store):
-            trained = _train(network, ready, listener)
-    return _test(network, dataset, trained) if transport.rank == 0 else None
+    return _train_stages(config, load_data, make_stages, listener, folder, overwrite=overwrite)
 
 
 def _prepared(folder: Path | None, *, overwrite: bool) -> AbstractContextManager[None]:
@@ -111,34 +97,6 @@ def threads_kept(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One of several trainings of the same modules, which may be regrouped into other blocks.
-
-    Example:
-        >>> import onward as ow
-        >>> from torch import nn
-        >>> layer = nn.Linear(4, 8)
-        >>> def network(*modules):
-        ...     heads = [ow.CrossEntropy(nn.Linear(8, 2)) for _ in modules]
-        ...     blocks = [ow.Block(m, h, ow.Adam()) for m, h in zip(modules, heads)]
-        ...     return ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=2)
-        >>> stages = [Stage(network=network(layer)), Stage(network=network(layer, nn.Linear(8, 8)))]
-    """
-
-    network: Network
-    """What is trained: blocks over modules that other stages may have as well."""
-
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    """Epochs, batch size, seed, arithmetic."""
-
-    plan: PlanConfig = field(default_factory=PlanConfig)
-    """What is computed."""
-
-    def __post_init__(self) -> None:
-        check_arguments(Stage, vars(self))
 
 
 def train(
@@ -215,75 +173,162 @@ def train(
         class_weights=class_weights,
         shift=shift,
     )
+    config = RunConfig(
+        recipe=CUSTOM, data=data, training=stages[0].training, plan=stages[0].plan, placement=where
+    )
+    return _train_stages(
+        config,
+        lambda *_: dataset,
+        lambda *_: stages,
+        listener,
+        folder,
+        overwrite=overwrite,
+        given=given,
+    )
+
+
+def _train_stages(
+    config: RunConfig,
+    load: Callable[[RunConfig, int], Dataset],
+    make: Callable[[RunConfig, Dataset, DataSummary, Collection[int]], Sequence[Stage]],
+    listener: Listener | None,
+    folder: Path | str | None,
+    *,
+    overwrite: bool,
+    given: Placement | None = None,
+) -> Result | None:
+    """Train one stage after the other; mostly there is one.
+
+    Args:
+        config: The run, with the settings of its first stage where a script has built it.
+        load: Returns the data of a rank.
+        make: Builds the stages, of which some blocks need no weights yet.
+        listener: See `train`.
+        folder: See `train`.
+        overwrite: See `train`.
+        given: A placement of a user's own.
+    """
+    config.check()
+    listener = listener or Listener()
     folder = None if folder is None else Path(folder)
     results: list[Result] = []
+    parts, number = [config], 0
     with _prepared(folder, overwrite=overwrite):
-        for number, stage in enumerate(stages):
-            config = RunConfig(
-                recipe=CUSTOM,
-                data=data,
-                training=stage.training,
-                plan=stage.plan,
-                placement=_of_stage(where, number, len(stages)),
-            )
-            config.check()
-            dataset = split(config, dataset)
-            name = f"stage-{number}" if len(stages) > 1 else ""
-            is_last = number + 1 == len(stages)
-            result = _train_stage(
-                stage.network,
-                config,
-                dataset,
-                listener or Listener(),
-                folder and folder / runs.STATE / name,
-                given=given,
-                is_last=is_last,
-            )
-            if result is not None:
-                results.append(result)
+        while number < len(parts):
+            with join_ranks(parts[number], listener) as transport:
+                if number == 0:
+                    dataset = split(config, load(config, transport.rank))
+                    config = with_private_shards(config, transport.num_ranks)
+                    parts = [config]
+                shards, summary = load_shards(parts[number], dataset, transport)
+                if number == 0:
+                    # A rank may have no room for all blocks: it makes those that it trains first.
+                    stages = make(config, dataset, summary, ())
+                    parts = [_of_stage(config, stage, n) for n, stage in enumerate(stages)]
+                network, part = stages[number].network, parts[number]
+                name = f"stage-{number}" if len(stages) > 1 else ""
+                is_last = number + 1 == len(stages)
+                if name and transport.rank == 0:
+                    listener.note(f"Stage {number + 1} of {len(stages)}.")
+                with _inputs_kept_on_error(stages):
+                    if number == 0:
+                        _fit(stages, summary, config.data.standardize)
+                    ready = get_ready(
+                        network,
+                        part,
+                        dataset,
+                        shards,
+                        summary,
+                        transport,
+                        folder and folder / runs.STATE / name,
+                        listener,
+                        given,
+                        _later(stages, parts) if number == 0 else (),
+                        config,
+                    )
+                if not is_last:
+                    # The next one begins on all ranks with what it has learned.
+                    everywhere = replace(ready.placement, is_gathered_everywhere=True)
+                    ready = replace(ready, placement=everywhere)
+                if any(block.is_released for block in network.all_blocks):
+                    own = first_blocks(ready.plan, ready.placement, transport.rank)
+                    network = make(config, dataset, summary, own)[number].network
+                    network.set_precision(PRECISIONS[resolve_precision(part.training.precision)])
+                with closed_on_error(ready.store):
+                    trained = _train(network, ready, listener)
+            if name:
+                trained.facts["stage"] = number
+            if transport.rank == 0:
+                results.append(_test(network, dataset, trained))
                 if folder is not None:
-                    runs.write(folder if is_last else folder / name, config, result)
+                    written = part if config.method is None else config
+                    runs.write(folder if is_last else folder / name, written, results[-1])
+            number += 1
         if folder is not None and results:
-            runs.remove_state(folder, where.directory)
+            runs.remove_state(folder, config.placement.directory)
     return replace(results[-1], earlier=tuple(results[:-1])) if results else None
 
 
-def _of_stage(where: PlacementConfig, number: int, stages: int) -> PlacementConfig:
-    """Return where a stage runs: ranks that share a folder have one in it for each."""
-    if where.directory is None or stages == 1:
-        return where
-    return replace(where, directory=str(Path(where.directory) / f"stage-{number}"))
+def _of_stage(config: RunConfig, stage: Stage, number: int) -> RunConfig:
+    """Return the settings of a stage; ranks that share a folder have one in it for later stages."""
+    own = of_stage(config, stage)
+    own.check()
+    if number == 0 or own.placement.directory is None:
+        return own
+    folder = Path(own.placement.directory) / f"stage-{number}"
+    return replace(own, placement=replace(own.placement, directory=str(folder)))
 
 
-def _train_stage(
-    network: Network,
-    config: RunConfig,
-    dataset: Dataset,
-    listener: Listener,
-    state: Path | None,
-    *,
-    given: Placement | None,
-    is_last: bool,
-) -> Result | None:
-    """Train one network; where it is not the last, all ranks have it in the end."""
-    with join_ranks(config, listener) as transport:
-        shards, summary = load_shards(config, dataset, transport)
+def _fit(stages: Sequence[Stage], summary: DataSummary, standardize: Standardize) -> None:
+    """Let networks take the samples of the run: stages see them alike.
+
+    Raises:
+        SettingError: One tells fewer classes apart than the samples have, or stages would
+            preprocess samples otherwise.
+    """
+    networks = [stage.network for stage in stages]
+    for network in networks:
         if network.readout is not None and summary.num_classes > network.num_classes:
             raise SettingError(
                 f"The data have {summary.num_classes} classes, and the network was built for "
                 f"{network.num_classes}. Give num_classes={summary.num_classes}."
             )
-        if not network.inputs.is_fitted:
-            network.inputs = summary.inputs
-        ready = get_ready(
-            network, config, dataset, shards, summary, transport, state, listener, given
+        if network.preprocessing is not networks[0].preprocessing:
+            raise SettingError(
+                "The stages have networks with different preprocessing, and train the same "
+                "modules. Give all of them the same object."
+            )
+    known = next((n.inputs for n in networks if n.inputs.is_fitted), None)
+    if known not in (None, summary.inputs) and standardize != "auto" and current_rank() == 0:
+        warnings.warn(
+            f"data.standardize = {standardize} has no effect: the network was trained before, and "
+            f"keeps its input transformation.",
+            OnwardWarning,
+            stacklevel=4,
         )
-        if not is_last:
-            everywhere = replace(ready.placement, is_gathered_everywhere=True)
-            ready = replace(ready, placement=everywhere)
-        with closed_on_error(ready.store):
-            trained = _train(network, ready, listener)
-    return _test(network, dataset, trained) if transport.rank == 0 else None
+    for network in networks:
+        network.inputs = known or summary.inputs
+
+
+@contextmanager
+def _inputs_kept_on_error(stages: Sequence[Stage]) -> Iterator[None]:
+    """Leave networks as they were where a run is refused."""
+    before = [stage.network.inputs for stage in stages]
+    try:
+        yield
+    except BaseException:
+        for stage, inputs in zip(stages, before, strict=True):
+            stage.network.inputs = inputs
+        raise
+
+
+def _later(stages: Sequence[Stage], parts: Sequence[RunConfig]) -> list[tuple[Network, RunConfig]]:
+    """Return the stages after the first, without those whose samples are not cut yet."""
+    return [
+        (stage.network, part)
+        for stage, part in zip(stages[1:], parts[1:], strict=True)
+        if part.plan.shards == parts[0].plan.shards
+    ]
 
 
 class Trained(NamedTuple):
@@ -299,6 +344,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     config, dataset, shards, summary = ready.config, ready.dataset, ready.shards, ready.summary
     plan, placement, transport = ready.plan, ready.placement, ready.transport
     precision = resolve_precision(config.training.precision)
+    with threads_kept(config.training.threads):
+        fit_preprocessing(network, config, shards, transport)
     if placement.name == "federated":
         team = placement.team_of(transport.rank)
         shards = {s: own for s, own in shards.items() if s % len(placement.teams) == team}

@@ -12,7 +12,7 @@ from onward.config import RunConfig
 from onward.networks import Network
 from onward.placement import place
 from onward.plan.tasks import Plan
-from onward.preparation import block_costs, build_network, make_plan, make_settings
+from onward.preparation import block_costs, make_plan, make_settings, make_stages
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
 from onward.sharding import load_shards, split
@@ -199,7 +199,7 @@ def digits():
 def prepare(recipe, changes):
     config = RunConfig(recipe=recipe).with_settings(changes)
     shards, shape = load_shards(config, split(config, digits()), SingleProcessTransport())
-    network = build_network(config, digits(), shape)
+    network = make_stages(config, digits(), shape)[0].network
     return prepare_network(network, config, shards, shape)
 
 

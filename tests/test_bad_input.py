@@ -99,7 +99,7 @@ def test_an_unknown_command_is_refused(capsys):
         (
             ["--set", "training.gradients=shared-pass"],
             "It needs labels in the first inputs (here: Plain), a dense first block with a "
-            "threshold, no dropout (here: 0.2) and no slices (here: 1).",
+            "threshold, no dropout (here: 0.2), no slices (here: 1) and no class weights (here: ",
         ),
     ],
 )

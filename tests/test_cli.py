@@ -445,7 +445,7 @@ class Telling:
         self.file = io.StringIO()
         self.bars = Bars(Console(file=self.file, width=100, **console))
         config = config_of(*SMALL)
-        plan, placement, *_ = preparation.preview(config, 1)
+        plan, placement, *_ = preparation.preview(config, 1)[0]
         self.bars.begin(plan, placement)
         for chapter in range(2):
             for block in range(2):

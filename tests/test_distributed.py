@@ -21,8 +21,8 @@ from weight_jobs import (
 
 from onward.checkpoint import weights_sha256
 from onward.plan.streams import QUEUE
-from onward.preparation import build_network
-from onward.sharding import DataSummary, load_data, load_shards, local_shards, split
+from onward.preparation import make_stages
+from onward.sharding import agree, describe, load_data, load_shards, local_shards, split
 from onward.training import run
 from onward.transport.messages import SingleProcessTransport
 
@@ -143,14 +143,11 @@ def test_ranks_with_files_of_their_own_end_in_the_weights_of_one_process_that_ha
     shards = {}
     for rank, file in enumerate(files):
         shards |= local_shards(config, file, rank)
-    summary = DataSummary(
-        tuple(len(shard.training) for shard in shards.values()),
-        tuple(len(shard.validation) for shard in shards.values()),
-        sum(len(shard.training) for shard in shards.values()),
-        num_classes=10,
-        data_sha256=files[0].sha256(),
-    )
-    network = build_network(config, files[0], summary)
+    notes = [
+        describe(config, local_shards(config, file, rank), file) for rank, file in enumerate(files)
+    ]
+    summary = agree(config, notes)
+    network = make_stages(config, files[0], summary)[0].network
     (expected,) = prepare_network(network, config, shards, summary).run("sequential", 1)
 
     first, *_ = group["private_files"]
@@ -206,7 +203,7 @@ def test_a_run_says_how_many_bytes_each_rank_has_sent(group, case, name, number)
     config = config_of(case, group["folder"])
     dataset = split(config, load_data(config, 0))
     shards, summary = load_shards(config, dataset, SingleProcessTransport())
-    network = build_network(config, dataset, summary)
+    network = make_stages(config, dataset, summary)[0].network
     in_memory = prepare_network(network, config, shards, summary).run(name, number)
 
     first, *_ = group[f"{case}, {name} on {number}"]

@@ -74,7 +74,7 @@ def test_a_rare_class_that_is_found_is_no_chance_even_where_most_samples_are_of_
 def test_one_class_for_all_samples_is_doubted_however_large_the_class():
     found = doubts(FALLING, evaluation(990, (990, 10), (1000, 0), 0.99))
 
-    assert any("All 1,000 test samples are said to be of class 0" in text for text in found)
+    assert any("All 1,000 test samples were classified as class 0" in text for text in found)
     assert any("No better than chance" in text for text in found)
 
 
@@ -114,7 +114,7 @@ def test_a_learning_rate_of_1000_ends_with_warnings_and_in_the_result(
     assert ended.value.code == 0
     said = capsys.readouterr().err
     assert "onward: warning: Silent units: " in said
-    assert "onward: warning: All 360 test samples are said to be of class " in said
+    assert "onward: warning: All 360 test samples were classified as class " in said
     assert len(read_result(Path("run"))["doubts"]) >= 3
 
 

@@ -52,7 +52,9 @@ def test_arrays_of_ones_own_are_learned_from_saved_and_loaded(run):
     assert predicted.removeprefix("predicted ") == truth.removeprefix("in truth  ")
 
 
-@pytest.mark.parametrize(("recipe", "accuracy"), [("conv", 0.97), ("pairs", 0.94)])
+@pytest.mark.parametrize(
+    ("recipe", "accuracy"), [("conv", 0.97), ("pairs", 0.94), ("staged", 0.94)]
+)
 def test_recipes_of_ones_own_are_trained_by_the_command_as_files(recipe, accuracy, tmp_path):
     onward(
         "train", f"{EXAMPLES}/own_recipe.py:{recipe}", "--data", "digits", "--out", tmp_path / "r"

@@ -63,7 +63,7 @@ def test_a_setting_without_effect_is_named_with_its_value_and_the_reason(
 def test_without_validation_rows_there_is_nothing_to_validate_often(said):
     (text,) = said("one-pass", "data.validation=0", "plan.validate_every=1")
 
-    assert text == "plan.validate_every = 1 has no effect: there are no validation rows."
+    assert text == "plan.validate_every = 1 has no effect: there are no validation samples."
 
 
 @pytest.mark.parametrize("recipe", ["one-pass", "hinton", "pff", "backprop"])

@@ -17,9 +17,10 @@ from onward.cli.main import main
 from onward.data import Dataset
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.exits.policies import full_depth
-from onward.inputs import InputTransformation, Moments
+from onward.inputs import InputTransformation, Moments, total_sums
 from onward.onnx_files import export, run_exported
 from onward.runs import read_result
+from onward.transport.messages import SingleProcessTransport
 
 DRAW = np.random.default_rng(0)
 FP32 = ["--set", "training.precision=fp32"]
@@ -388,3 +389,105 @@ def test_raw_features_are_learned_by_every_recipe(recipe, load_data, tmp_path, m
 
     assert ended.value.code == 0
     assert read_result(Path("run"))["accuracy"]["test"] >= 0.95
+
+
+# Preprocessing of one's own
+
+
+class Whitening(ow.Preprocessing):
+    def __init__(self, features):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("matrix", torch.eye(features))
+
+    def sums(self, x):
+        return [torch.tensor([len(x)]), x.sum(dim=0), x.T @ x]
+
+    def fit(self, sums):
+        (count,), total, products = sums
+        mean = total / count
+        values, vectors = torch.linalg.eigh(products / count - mean.outer(mean))
+        self.mean.copy_(mean)
+        self.matrix.copy_(vectors @ (values + 1e-9).rsqrt().diag() @ vectors.T)
+
+    def forward(self, x):
+        return (x - self.mean) @ self.matrix
+
+
+def whitened(features=4):
+    block = ow.Block(nn.Linear(features, 8), ow.CrossEntropy(nn.Linear(8, 2)), ow.Adam())
+    return ow.Network(
+        [block], ow.Plain(), ow.SumOfHeads(), num_classes=2, preprocessing=Whitening(features)
+    )
+
+
+def correlated(rows=400):
+    return DRAW.normal(size=(rows, 4)) @ DRAW.normal(size=(4, 4)) + (0, 0, 1, 2)
+
+
+def test_a_network_may_whiten_its_samples():
+    x = correlated()
+    dataset = ow.dataset(x, classes(400), x_val=x, y_val=classes(400))
+    network = whitened()
+
+    ow.train(network, dataset, training=SHORT)
+
+    seen = network.transformed(dataset.training).tensor
+    torch.testing.assert_close(seen.mean(dim=0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.T.cov(correction=0), torch.eye(4), atol=1e-3, rtol=0)
+
+
+def test_what_was_whitened_is_saved_exported_and_kept(tmp_path):
+    x = correlated().astype(np.float32)
+    dataset = ow.dataset(x, classes(400))
+    network = whitened()
+    ow.train(network, dataset, training=ow.TrainingConfig(epochs=2, precision="fp32"))
+    expected = network.predict(x)
+    save(network, tmp_path / "model.safetensors")
+
+    again = load(tmp_path / "model.safetensors", whitened())
+    export(again, tmp_path / "onnx", full_depth(1))
+
+    assert again.predict(x).equal(expected)
+    assert run_exported(tmp_path / "onnx", x)[0].tolist() == expected.tolist()
+    matrix = again.preprocessing.matrix.clone()
+    ow.train(again, ow.dataset(2 * x, classes(400)), training=SHORT)
+    assert again.preprocessing.matrix.equal(matrix)
+
+
+class Gathering(SingleProcessTransport):
+    """The way to ranks that give these numbers, of which all gather a piece at a time."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers, self.given = numbers, []
+
+    def all_gather(self, topic, note):
+        start = sum(map(len, self.given))
+        self.given.append(note)
+        return [theirs[start : start + len(note)] for theirs in self.numbers]
+
+
+def test_ranks_with_shards_of_their_own_whiten_as_one_rank_with_as_many_shards(monkeypatch):
+    from onward import sharding
+
+    monkeypatch.setattr(sharding, "PIECE", 7)
+    together = ow.RunConfig().with_settings({"plan.shards": 3, "data.validation": 0})
+    whole = ow.dataset(correlated(), classes(400))
+    shards = sharding.local_shards(together, sharding.split(together, whole), 0)
+    one, several = whitened(), whitened()
+    sharding.fit_preprocessing(one, together, shards, SingleProcessTransport())
+    apart = ow.RunConfig().with_settings({"data.name": "{rank}.npz"})
+    notes = [
+        torch.cat(
+            [part.flatten() for part in total_sums(several.preprocessing, [shard.training.tensor])]
+        ).tolist()
+        for shard in shards.values()
+    ]
+    transport = Gathering(notes)
+
+    sharding.fit_preprocessing(several, apart, {1: shards[1]}, transport)
+
+    assert len(transport.given) == 3
+    assert several.preprocessing.matrix.equal(one.preprocessing.matrix)
+    assert not one.preprocessing.matrix.equal(torch.eye(4))

@@ -146,7 +146,7 @@ def test_settings_of_the_recipe_are_set_by_the_types_of_its_dataclass(capsys):
         (["none.py:small"], "There is no file .*none.py"),
         (["json:small"], "json has no recipe small. It has no recipe."),
         (["no_such_module:small"], "no_such_module cannot be imported: ModuleNotFoundError"),
-        (["mine.py:nothing"], "returns a list; it returns an ow.Network"),
+        (["mine.py:nothing"], "Settings.*; it returns an ow.Network, or a list of ow.Stage"),
         (
             ["mine.py:small", "--lr", "0.1"],
             "optimizer.lr would have no effect: .* are units, lr",

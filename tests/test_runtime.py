@@ -11,7 +11,7 @@ from onward.config import RunConfig
 from onward.placement import place
 from onward.plan.streams import QUEUE
 from onward.plan.tasks import Product, ProductKind
-from onward.preparation import build_network, make_plan
+from onward.preparation import make_plan, make_stages
 from onward.runtime.products import Products
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.store import Store
@@ -104,7 +104,7 @@ def test_a_rank_with_many_blocks_sends_more_than_the_queue_holds_and_nobody_wait
     )
     config = config.with_settings({"training.batch_size": 20})
     shards, summary = load_shards(config, split(config, dataset), SingleProcessTransport())
-    networks = [build_network(config, dataset, summary) for _ in range(2)]
+    networks = [make_stages(config, dataset, summary)[0].network for _ in range(2)]
     plan = make_plan(config, networks[0], summary)
     placement = place(plan, "stream", 2, [1] * plan.num_blocks)
     arguments = (plan, placement, networks, shards, Settings(seed=0))

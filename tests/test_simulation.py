@@ -21,7 +21,7 @@ from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Node, Product, ProductKind, Task, TaskKind, line
-from onward.preparation import build_network, make_plan, make_settings
+from onward.preparation import make_plan, make_settings, make_stages
 from onward.sharding import load_shards, split
 from onward.simulation import Costs, KnownCosts, Link, simulate
 from onward.transport.messages import SingleProcessTransport
@@ -247,7 +247,7 @@ def test_bytes_are_those_of_a_run(recipe, changes, name):
     whole = ow.load_data("digits")
     dataset = ow.dataset(whole.x[:330], whole.y[:330], x_test=whole.x_test, y_test=whole.y_test)
     shards, summary = load_shards(config, split(config, dataset), SingleProcessTransport())
-    networks = [build_network(config, dataset, summary) for _ in range(3)]
+    networks = [make_stages(config, dataset, summary)[0].network for _ in range(3)]
     plan, settings = make_plan(config, networks[0], summary), make_settings(config)
     placement = placed(plan, name, 3)
     costs = measure(networks[0], shards[0], plan.batch_size, settings, repeats=1)
@@ -283,7 +283,7 @@ def test_bytes_of_teams_are_those_of_a_run(recipe, changes, cut):
     x, y = torch.rand(1000, 1, 8, 8, generator=draw), torch.arange(1000) % 10
     dataset = ow.dataset(x, y, x_test=x[:10], y_test=y[:10])
     shards, summary = load_shards(config, split(config, dataset), SingleProcessTransport())
-    networks = [build_network(config, dataset, summary) for _ in range(4)]
+    networks = [make_stages(config, dataset, summary)[0].network for _ in range(4)]
     for network in networks:
         network.set_precision(PRECISIONS[config.training.precision])
     plan, settings = make_plan(config, networks[0], summary), make_settings(config)

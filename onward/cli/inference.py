@@ -5,6 +5,7 @@ import csv
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from onward import checkpoint, data, runs, sharding
-from onward.batch import Batch
+from onward.batch import Batch, mapped
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
@@ -23,6 +24,7 @@ from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
+from onward.inputs import as_floats
 from onward.networks import Network
 from onward.recipes import Recipe
 from onward.recipes.user import load_recipe
@@ -143,7 +145,7 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     torch.set_num_threads(config.training.threads)
     dataset = sharding.load_data(config, 0)
-    network.inputs.asked(dataset.test, f"of {dataset.name}")
+    network.checked(dataset.test, f"of {dataset.name}")
     if dataset.num_classes > network.num_classes:
         raise DataError(
             f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
@@ -168,7 +170,12 @@ def _load(options: argparse.Namespace, call: str) -> tuple[Network, Recipe | Non
 def data_changed(folder: Path, dataset: data.Dataset) -> bool:
     """Return whether the rows of a run's data set are others than when it was trained."""
     known = runs.read_result(folder).get("data_sha256")
-    return known is not None and known != dataset.sha256()
+    if known is None or known == dataset.sha256():
+        return False
+    # Version 0.1 divided uint8 by 255 before it computed the digest.
+    training = dataset.training
+    older = training.replace(inputs=mapped(as_floats, training.inputs))
+    return bool(known != replace(dataset, training=older, digest=None).sha256())
 
 
 def exits_table(
@@ -210,7 +217,7 @@ def predict_command(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix != ".npz":
         raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
     network, _ = _load(options, f'onward.load("{options.run}", network).predict(x)')
-    x = network.inputs.asked(data.read_rows(options.input), f"of {options.input}")
+    x = network.checked(data.read_rows(options.input), f"of {options.input}")
     torch.set_num_threads(1)
     is_run = options.run.is_dir() and not options.full_depth
     calibrated = runs.read_exits(options.run, network) if is_run else None

@@ -1,6 +1,7 @@
 """The command `plan`: what a run would compute, where, and how long it would take."""
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 
 from onward import costs, preparation, runs, training
@@ -17,7 +18,7 @@ from onward.cli.output import Output
 from onward.cli.planner import choices, read_links, read_speeds
 from onward.errors import SettingError
 from onward.placement import stall
-from onward.simulation import simulate
+from onward.simulation import Link, simulate
 
 
 def plan_command(options: argparse.Namespace) -> None:
@@ -32,7 +33,25 @@ def plan_command(options: argparse.Namespace) -> None:
     speeds = read_speeds(options.speeds, config.placement.processes) if options.speeds else None
     with_weights = bool(options.measure)
     ranks = config.placement.processes
-    begun = preparation.preview(config, ranks, with_weights=with_weights, keeps=True)
+    stages = preparation.preview(config, ranks, with_weights=with_weights, keeps=True)
+    if len(stages) > 1 and options.costs:
+        raise SettingError(
+            f"--costs names a file with the times of one network, and the recipe {config.recipe} "
+            f"trains {len(stages)}, one after the other. Use --measure alone."
+        )
+    for number, begun in enumerate(stages):
+        if len(stages) > 1:
+            Output().print(f"Stage {number + 1} of {len(stages)}", highlight=False)
+        _show(begun, options, links, speeds)
+
+
+def _show(
+    begun: preparation.Preview,
+    options: argparse.Namespace,
+    links: Link | Sequence[Link],
+    speeds: Sequence[float] | None,
+) -> None:
+    """Print the tasks of each rank in a stage, and where that is asked, how long they take."""
     plan, placement = begun.plan, begun.placement
     console = Output()
     console.print(plan_table(plan, placement, begun.memory))
@@ -44,7 +63,7 @@ def plan_command(options: argparse.Namespace) -> None:
     if not (options.measure or options.costs):
         return
     if options.measure:
-        with training.threads_kept(config.training.threads):
+        with training.threads_kept(begun.config.training.threads):
             found = costs.measure(begun.network, begun.shard, plan.batch_size, begun.settings)
         if options.costs:
             runs.write_atomically(options.costs, lambda file: file.write(found.to_json().encode()))
@@ -60,7 +79,7 @@ def plan_command(options: argparse.Namespace) -> None:
         found,
         links,
         speeds,
-        can_run=partial(preparation.can_run, config, begun.network),
+        can_run=partial(preparation.can_run, begun.config, begun.network),
     )
     console.print(choices_table(plan, placement, others))
     console.print(advice(plan, others), soft_wrap=True)

@@ -35,14 +35,13 @@ class Bars(results.Listener):
         self.bars: Progress | None = None
         self.names: dict[int, str] = {}
         self.tasks: dict[int, TaskID] = {}
-        self.done = self.before = 0
+        self.done = self.total = self.before = 0
         self.shards = 1
-        self.total = 0
         self.started = self.last_line = time.monotonic()
 
     def begin(self, plan: Plan, placement: Placement) -> None:
         self.names = {b: "head" if b in plan.heads else f"block {b}" for b in plan.trained}
-        self.total = plan.chapters * len(plan.trained)
+        self.done, self.total = 0, plan.chapters * len(plan.trained)
         self.shards = len(plan.rows)
         self.before = sum(product.kind is ProductKind.REPORT for product in plan.held)
         self.started = self.last_line = time.monotonic()

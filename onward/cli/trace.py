@@ -13,7 +13,8 @@ from onward.simulation import KnownCosts, simulate
 def trace_command(options: argparse.Namespace) -> None:
     """Draw the timeline of a run, and the one that follows from its tasks alone."""
     timelines = {"measured": runs.read_timeline(options.run)}
-    is_whole = runs.read_result(options.run).get("timeline_is_whole", True)
+    result = runs.read_result(options.run)
+    is_whole = result.get("timeline_is_whole", True)
     if options.simulate and not is_whole:
         raise FileError(
             f"The timeline of {options.run} does not hold all tasks (the run was long, or went on "
@@ -28,7 +29,7 @@ def trace_command(options: argparse.Namespace) -> None:
                 f"Draw the timeline without --simulate."
             )
         config = read_run(settings, recipe, may_differ=options.changed_recipe)
-        begun = preparation.preview(config, config.placement.processes)
+        begun = preparation.preview(config, config.placement.processes)[result.get("stage", 0)]
         known = KnownCosts.of(begun.plan, timelines["measured"])
         simulation = simulate(begun.plan, begun.placement, known, timeline=True)
         timelines["simulated: the same tasks, messages at no cost"] = simulation.spans

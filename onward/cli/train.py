@@ -93,7 +93,7 @@ def _new_folder(config: RunConfig) -> Path:
 def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, resume: bool) -> None:
     """Start the ranks of a run on this machine, and hand them the data."""
     # Mistakes show here, once, rather than on every rank.
-    dataset = preparation.preview(config, config.placement.processes).dataset
+    dataset = preparation.preview(config, config.placement.processes)[0].dataset
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.toml"
         file.write_text(config.to_toml())

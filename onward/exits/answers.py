@@ -61,9 +61,7 @@ def answer(
         tensor([0, 0])
     """
     check_arguments(answer, {"policy": policy})
-    found = [
-        _answer(network, part, policy) for part in in_chunks(network.inputs.asked(x), batch_size)
-    ]
+    found = [_answer(network, part, policy) for part in in_chunks(network.checked(x), batch_size)]
     return Answers(
         torch.cat([part.labels for part in found]),
         torch.cat([part.exits for part in found]),

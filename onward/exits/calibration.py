@@ -117,7 +117,7 @@ def held_out(
         SettingError: The network has no readout, or the samples have a structure.
     """
     network.fold()
-    batch = network.inputs.asked(x)
+    batch = network.checked(x)
     if batch.structure:
         raise SettingError(
             f"These samples belong together ({', '.join(batch.structure)}): those that leave are "
@@ -129,7 +129,7 @@ def held_out(
         raise DataError(
             "These samples have no classes. Give them as y, or as the target label of the batch."
         )
-    labels = checked_labels(network, classes, len(batch))
+    labels = checked_labels(network.num_classes, classes, len(batch))
     batch = batch.with_targets(label=labels).counted
     overlap = network.trained_on.overlap(batch) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:

@@ -80,7 +80,7 @@ def measure(
         5
     """
     seconds: dict[str, list[float]] = {name: [] for name in policies}
-    batch = network.inputs.asked(x)
+    batch = network.checked(x)
     order = torch.randperm(len(batch), generator=seeds.generator(0, "latency"))
     drawn = order[torch.arange(batches * batch_size).remainder(len(batch))].split(batch_size)
     runs = {

@@ -89,10 +89,12 @@ def example(network: Network, like: Like = None) -> Batch:
     if isinstance(like, Batch):
         if like.structure:
             return like
-        if network.inputs.kind in ("kept", "unknown") or not isinstance(like.inputs, Tensor):
+        if network.inputs.kind not in ("pixels", "numbers") or not isinstance(like.inputs, Tensor):
             return Batch(mapped(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), like.inputs))
         like = tuple(like.inputs.shape[1:])
-    shape = like or network.inputs.shape
+    shape = like
+    if shape is None and network.inputs.kind in ("pixels", "numbers"):
+        shape = network.inputs.shape
     if shape is None and network.blueprint is not None:
         shape = network.blueprint.data.input_shape
     if shape is None:

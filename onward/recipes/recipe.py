@@ -10,9 +10,11 @@ from onward.errors import SettingError, told
 from onward.settings import is_readable, kinds
 
 Function = Callable[..., Any]
-"""Takes settings and a `DataInfo` and returns a `Network`; by name, where it has them, it takes
-`optimizer` (an `OptimizerConfig`) and `held` (numbers of the blocks that get weights, where others
-may be released)."""
+"""Takes settings and a `DataInfo` and returns a `Network`, or a sequence of `Stage`; by name, where
+it has them, it takes `optimizer` (an `OptimizerConfig`) and `held` (numbers of the blocks that get
+weights, where others may be released). Where it returns stages, also `training` (a
+`TrainingConfig`) and, where it has it, `plan` (a `PlanConfig`): those of the run, of which it makes
+those of each stage."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Recipe:
     """What to type."""
 
     function: Function
-    """Builds the network."""
+    """Builds the network, or those of several stages."""
 
     settings: type
     """Frozen dataclass of its own settings, the section `network` of a run."""

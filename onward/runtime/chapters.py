@@ -96,9 +96,11 @@ class ChapterWorker(Worker):
             if self._inputs_change:
                 # Those that were learned from are others than those of the next chapters.
                 key = Segment(-1, 0, 0)
-            sampler, inputs = self.network.sampler, self.network.inputs
+            network = self.network
             read = self._passed_to(
-                number, (key, True), lambda: {NEUTRAL: sampler.neutral(inputs.of_batch(training))}
+                number,
+                (key, True),
+                lambda: {NEUTRAL: network.sampler.neutral(network.transformed(training))},
             )[NEUTRAL]
             hints = self._hinted(read, lambda part: head.scores(head.infer(part)))
         return {Product(ProductKind.HINTS, chapter, 0): [hints.float()]}

@@ -39,7 +39,7 @@ class StreamWorker(Worker):
         # Of some samples: what each block reads and hands on, for the sizes of messages.
         training = shards[0].training
         some = training if training.structure else training.take(slice(0, 2))
-        samples = network.inputs.of_batch(some)
+        samples = network.transformed(some)
         views = self.sampled(samples, None, 0, 0)
         views = {**views, NEUTRAL: network.sampler.neutral(samples)}
         passed = {name: list(passes(network, view)) for name, view in views.items()}

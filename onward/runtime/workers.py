@@ -227,13 +227,11 @@ class Worker(ABC):
         if self.settings.shift:
             return self.shifted(epoch, shard).take(chosen)
         training = self.shards[shard].training
-        return self.network.inputs.of_batch(
-            training if training.structure else training.take(chosen)
-        )
+        return self.network.transformed(training if training.structure else training.take(chosen))
 
     def shifted(self, epoch: int, shard: int) -> Batch:
         """Return the training samples of a shard, transformed and shifted as in an epoch."""
-        whole = self.network.inputs.of_batch(self.shards[shard].training)
+        whole = self.network.transformed(self.shards[shard].training)
         draw = seeds.generator(self.settings.seed, "shift", epoch, shard)
         return whole.replace(inputs=shift_images(whole.tensor, self.settings.shift, draw))
 

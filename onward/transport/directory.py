@@ -22,8 +22,9 @@ from onward.errors import FileError, PeerLostError
 from onward.files import atomic_write
 from onward.transport.messages import LOOK_EVERY_SECONDS, OPEN, Deliver, Transport
 
-NAMES = re.compile(r"(rank|notes|ended|gone)-\d+")
-"""What lies in such a folder: stores, notes, and marks of ranks that have ended or are done."""
+NAMES = re.compile(r"(rank|notes|ended|gone|stage)-\d+")
+"""What lies in such a folder: stores, notes, marks of ranks that have ended or are done,
+and folders of later stages."""
 
 PARTING_SECONDS = 30.0
 """How long rank 0 waits for others to part."""
