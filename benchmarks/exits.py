@@ -52,7 +52,7 @@ from onward.exits.calibration import candidates, choose, mean_minus_std
 from onward.exits.macs import macs_spent, stage_costs
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, full_depth
-from onward.export import export, run_exported
+from onward.onnx_files import export, run_exported
 from onward.optimizers import lr_scale
 from onward.preparation import resolve_precision
 from onward.sharding import split

@@ -1,47 +1,108 @@
 """Train neural networks layer by layer, with objectives local to each layer."""
 
-from onward import data, exits
-from onward.batch import Batch
-from onward.blocks import Block, Edge
-from onward.checkpoint import load, save
-from onward.config import RunConfig
-from onward.data import DataInfo, Dataset
-from onward.data import from_arrays as dataset
-from onward.data import load as load_data
-from onward.errors import (
-    DataError,
-    DivergedError,
-    FileError,
-    OnwardError,
-    OnwardWarning,
-    PlacementError,
-    SettingError,
-)
-from onward.evaluation import Evaluation
-from onward.exits import Answers, Calibrated, ExitPolicy
-from onward.inference import answer, calibrate, evaluate, export
-from onward.layers import Dense, ReadoutLayer, normalize_length
-from onward.networks import Network
-from onward.objectives import CrossEntropy, Objective, Threshold
-from onward.optimizers import SGD, Adam, Optimizer, optimizer
-from onward.placement import Placement
-from onward.preprocessing import Preprocessing
-from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
-from onward.recipes import RECIPES, Recipe, mlp, recipe
-from onward.recipes.user import load_recipe
-from onward.results import Listener, Progress, Result
-from onward.samplers import LabelEmbedding, Plain, Sampler, Views
-from onward.settings import (
-    DataConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    PlacementConfig,
-    PlanConfig,
-    TrainingConfig,
-)
-from onward.stages import Stage
-from onward.training import run, train
+from typing import TYPE_CHECKING
+
+from onward.names import on_demand
 from onward.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from onward import data, exits
+    from onward.batch import Batch
+    from onward.blocks import Block, Edge
+    from onward.checkpoint import load, save
+    from onward.config import RunConfig
+    from onward.data import DataInfo, Dataset
+    from onward.data import from_arrays as dataset
+    from onward.data import load as load_data
+    from onward.errors import (
+        DataError,
+        DivergedError,
+        FileError,
+        OnwardError,
+        OnwardWarning,
+        PlacementError,
+        SettingError,
+    )
+    from onward.evaluation import Evaluation
+    from onward.exits import Answers, Calibrated, ExitPolicy
+    from onward.inference import answer, calibrate, evaluate, export
+    from onward.layers import Dense, ReadoutLayer, normalize_length
+    from onward.networks import Network
+    from onward.objectives import CrossEntropy, Objective, Threshold
+    from onward.optimizers import SGD, Adam, Optimizer, optimizer
+    from onward.placement import Placement
+    from onward.preprocessing import Preprocessing
+    from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
+    from onward.recipes.catalog import RECIPES
+    from onward.recipes.mlp import mlp
+    from onward.recipes.recipe import Recipe, recipe
+    from onward.recipes.user import load_recipe
+    from onward.results import Listener, Progress, Result
+    from onward.samplers import LabelEmbedding, Plain, Sampler, Views
+    from onward.settings import (
+        DataConfig,
+        NetworkConfig,
+        OptimizerConfig,
+        PlacementConfig,
+        PlanConfig,
+        TrainingConfig,
+    )
+    from onward.stages import Stage
+    from onward.training import run, train
+else:
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        {
+            "onward": ("data", "exits"),
+            "onward.batch": ("Batch",),
+            "onward.blocks": ("Block", "Edge"),
+            "onward.checkpoint": ("load", "save"),
+            "onward.config": ("RunConfig",),
+            "onward.data": ("DataInfo", "Dataset", "from_arrays as dataset", "load as load_data"),
+            "onward.errors": (
+                "DataError",
+                "DivergedError",
+                "FileError",
+                "OnwardError",
+                "OnwardWarning",
+                "PlacementError",
+                "SettingError",
+            ),
+            "onward.evaluation": ("Evaluation",),
+            "onward.exits": ("Answers", "Calibrated", "ExitPolicy"),
+            "onward.inference": ("answer", "calibrate", "evaluate", "export"),
+            "onward.layers": ("Dense", "ReadoutLayer", "normalize_length"),
+            "onward.networks": ("Network",),
+            "onward.objectives": ("CrossEntropy", "Objective", "Threshold"),
+            "onward.optimizers": ("SGD", "Adam", "Optimizer", "optimizer"),
+            "onward.placement": ("Placement",),
+            "onward.preprocessing": ("Preprocessing",),
+            "onward.readouts": (
+                "Fold",
+                "GoodnessSweep",
+                "Readout",
+                "Scores",
+                "SoftmaxHead",
+                "SumOfHeads",
+            ),
+            "onward.recipes.catalog": ("RECIPES",),
+            "onward.recipes.mlp": ("mlp",),
+            "onward.recipes.recipe": ("Recipe", "recipe"),
+            "onward.recipes.user": ("load_recipe",),
+            "onward.results": ("Listener", "Progress", "Result"),
+            "onward.samplers": ("LabelEmbedding", "Plain", "Sampler", "Views"),
+            "onward.settings": (
+                "DataConfig",
+                "NetworkConfig",
+                "OptimizerConfig",
+                "PlacementConfig",
+                "PlanConfig",
+                "TrainingConfig",
+            ),
+            "onward.stages": ("Stage",),
+            "onward.training": ("run", "train"),
+        },
+    )
 
 __all__ = [
     "__version__",

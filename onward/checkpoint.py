@@ -22,7 +22,8 @@ from onward.files import atomic_write
 from onward.inputs import InputTransformation
 from onward.layers import Dense
 from onward.networks import Network
-from onward.recipes import BUILT_IN, Blueprint, Recipe, build
+from onward.recipes import BUILT_IN, Recipe
+from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.dense import dense
 from onward.settings import NetworkConfig, changed
 from onward.trained_on import TrainedOn

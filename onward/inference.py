@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-from onward import evaluation, exits, runs
-from onward import export as files
+from onward import evaluation, exits, onnx_files, runs
 from onward.batch import Batch
 from onward.checkpoint import load
 from onward.data.dataset import Dataset, Numbers, real
@@ -215,7 +214,7 @@ def export(
     """
     asked = opened(trained, network)
     policy = policy or _calibrated(trained, asked) or full_depth(asked.num_exits)
-    return files.export(asked, Path(folder), policy, like=like, int8=int8)
+    return onnx_files.export(asked, Path(folder), policy, like=like, int8=int8)
 
 
 def _for_exits(trained: Trained, network: Network | None) -> Network:

@@ -1,30 +1,25 @@
 """All that a run is made of before it starts: network, plan, placement."""
 
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from onward import memory
-from onward.batch import Batch, parts
-from onward.blocks import Block
+from onward.batch import Batch
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
 from onward.data import DataInfo, Dataset
-from onward.errors import OnwardError, PlacementError, SettingError, line_of_user, told
+from onward.errors import PlacementError, SettingError
 from onward.kernels.closed_form import has_closed_form
-from onward.networks import Network, passes
+from onward.networks import Network
 from onward.placement import BALANCED, Placement, check_placement, place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import INPUT, Node, Plan
 from onward.readouts import is_head
-from onward.recipes import Blueprint, build_stages
+from onward.recipes.blueprint import Blueprint, build_stages
 from onward.runtime.workers import Settings, Shard
 from onward.settings import Cut
 from onward.sharding import (
@@ -40,6 +35,7 @@ from onward.sharding import (
 )
 from onward.slices import check_cut
 from onward.stages import Stage
+from onward.trial import block_costs, check_batch_norm, check_samples
 
 
 class Preview(NamedTuple):
@@ -120,28 +116,10 @@ def arrange(
             f"The samples belong together ({', '.join(training.structure)}), so one mini-batch is "
             f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
         )
-    own = network.preprocessing
-    if own is not None and not isinstance(training.inputs, Tensor):
-        raise SettingError(
-            f"The preprocessing {type(own).__name__} is for one input, and samples have several."
-        )
-    if own is not None and config.data.shift:
-        raise SettingError(
-            f"data.shift is {config.data.shift}, and shifted images would be preprocessed already. "
-            f"Leave out the shift, or ow.Network(preprocessing=...)."
-        )
-    is_weighted = training.weights is not None or config.data.class_weights is not None
-    for number, block in enumerate(network.all_blocks):
-        if is_weighted and not block.objective.uses_weights:
-            raise SettingError(
-                f"The training samples have weights, and the objective "
-                f"{type(block.objective).__name__} of block {number} does not use them. Multiply "
-                f"the losses by the weights of the batch and set uses_weights = True, or leave "
-                f"out the weights."
-            )
+    check_samples(network, training, config)
     is_balanced = num_ranks > 1 and (config.placement.name or plan.usual_placement) in BALANCED
     costs = block_costs(network, training, is_counted=is_balanced)
-    _check_batch_norm(network, training, plan)
+    check_batch_norm(network, training, plan)
     if given is None:
         return plan, place_plan(config, plan, num_ranks, costs)
     placement = replace(given, shards=len(plan.rows))
@@ -240,118 +218,6 @@ def make_stages(
 def of_stage(config: RunConfig, stage: Stage) -> RunConfig:
     """Return the settings of a run with those of a stage."""
     return replace(config, training=stage.training, plan=stage.plan)
-
-
-@torch.no_grad()
-def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -> list[int]:
-    """Return what passing a sample through each block that is no head costs, in FLOPs.
-
-    The head of its objective is included.
-
-    Args:
-        network: The blocks.
-        training: Samples like those of the data.
-        is_counted: Whether anybody asks. To count, torch imports its compiler, most of a second;
-            without, each block costs 1.
-
-    Raises:
-        SettingError: Samples do not fit a block, or a head scores another number of classes.
-    """
-    first = network.transformed(training.take(slice(0, 1)))
-    blocks = passes(network, network.sampler.neutral(first))
-    costs: list[int] = []
-    for block in network.line:
-        number, scores = len(costs), None
-        counter = FlopCounterMode(display=False)
-        with counter if is_counted else nullcontext():
-            try:
-                outputs = next(blocks).outputs
-            except Exception as error:
-                if not _is_of_module(error):
-                    raise
-                raise SettingError(
-                    f"Block {number} cannot take what it reads: {told(error)} The samples of the "
-                    f"data have shape {tuple(parts(training.inputs)[0].shape[1:])}."
-                ) from error
-            try:
-                if block.objective.has_scores:
-                    scores = block.scores(outputs)
-            except Exception as error:
-                if not _is_of_module(error):
-                    raise
-                shape = tuple(parts(outputs.inputs)[0].shape[1:])
-                raise SettingError(
-                    f"The objective of block {number} cannot score what the block puts out, of "
-                    f"shape {shape}: {told(error)}{_head_advice(block, shape)}"
-                ) from error
-        if scores is not None and scores.ndim > 2:
-            raise SettingError(
-                f"Block {number} scores each sample with shape {tuple(scores.shape[1:])}; class "
-                f"scores have shape ({network.num_classes},). Flatten or pool in its head."
-            )
-        if scores is not None and scores.ndim == 2 and scores.shape[1] != network.num_classes:
-            raise SettingError(
-                f"Block {len(costs)} scores {scores.shape[1]} classes, and the network was built "
-                f"for {network.num_classes}. Give its head {network.num_classes} outputs."
-            )
-        costs.append(max(counter.get_total_flops(), 1))
-    return costs
-
-
-@torch.no_grad()
-def _check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
-    """Refuse mini-batches of one sample where batch normalisation would see one number a channel.
-
-    Raises:
-        SettingError: There are some.
-    """
-
-    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].numel() == inputs[0].shape[1]:
-            single.append(module)
-
-    def smallest(batch_size: int) -> int:
-        return min(rows % batch_size or batch_size for rows in plan.rows)
-
-    size, single = plan.batch_size, []  # type: int, list[nn.Module]
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
-    if not norms or smallest(size) > 1:
-        return
-    hooks = [norm.register_forward_pre_hook(see) for norm in norms]
-    try:
-        block_costs(network, training)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if single:
-        others = (*range(size + 1, min(plan.rows) + 1), *range(size - 1, 1, -1))
-        fits = next((other for other in others if smallest(other) > 1), None)
-        raise SettingError(
-            f"{type(single[0]).__name__} takes means over a mini-batch, and of "
-            f"{', '.join(map(str, plan.rows))} samples in mini-batches of {size} the last one has "
-            f"one sample. "
-            + (f"Set training.batch_size to {fits}." if fits else "It takes more samples.")
-        )
-
-
-def _is_of_module(error: Exception) -> bool:
-    """Return whether an error is one of shapes and types, or comes from a user's module."""
-    if isinstance(error, OnwardError):
-        return False
-    return isinstance(error, RuntimeError | IndexError) or line_of_user(error) is not None
-
-
-def _head_advice(block: Block, shape: tuple[int, ...]) -> str:
-    """Say what to do about a head that does not fit what its block puts out."""
-    if len(shape) > 1:
-        return " A linear head behind a convolution needs nn.Flatten before it."
-    layers = [m for m in block.objective.modules() if isinstance(m, nn.Linear)]
-    if not layers or not shape or layers[0].in_features == shape[0]:
-        return ""
-    return (
-        f" The block puts out {shape[0]} numbers a sample, and its head takes "
-        f"{layers[0].in_features}: make them the same."
-    )
 
 
 def nodes_of(network: Network) -> tuple[Node, ...]:

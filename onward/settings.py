@@ -1,11 +1,15 @@
 """Settings: dataclasses in which each has one home, a field with its meaning and unit."""
 
+import ast
 import difflib
+import inspect
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from onward.errors import OnwardError, SettingError, told
@@ -415,3 +419,52 @@ def _say(kind: Any) -> str:
         plural = {int: "whole numbers", float: "numbers", str: "words"}.get(kind, "values")
         return f"{plural} with commas between them"
     return ", or ".join(_say(option) for option in inner if option is not type(None))
+
+
+def say_kind(kind: Any) -> str:
+    """Say in words what a setting of a type may be.
+
+    Example:
+        >>> say_kind(Count | None), say_kind(tuple[int, ...])
+        ('a whole number of 1 or more, or none', 'whole numbers with commas between them')
+    """
+    return _say(kind) + (f", or {NONE}" if type(None) in get_args(kind) else "")
+
+
+def written(value: Any) -> str:
+    """Return a value as a flag or `--set` takes it.
+
+    Example:
+        >>> written((500, 500)), written(True), written(None)
+        ('500,500', 'true', 'none')
+    """
+    if isinstance(value, tuple | list):
+        return ",".join(map(written, value))
+    return NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def meanings(owner: type) -> dict[str, str]:
+    """Return the docstrings under the fields of a dataclass; fields that have none are left out.
+
+    Python does not keep them: they are read from the file that the dataclass is written in, and
+    there are none where that cannot be read.
+
+    Example:
+        >>> meanings(OptimizerConfig)["lr"]
+        'Learning rate of the blocks.'
+    """
+    found: dict[str, str] = {}
+    for cls in reversed(owner.__mro__):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        except (OSError, TypeError, SyntaxError):
+            continue
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for setting, text in pairwise(body):
+            match setting, text:
+                case (
+                    ast.AnnAssign(target=ast.Name(name)),
+                    ast.Expr(ast.Constant(str(meaning))),
+                ):
+                    found[name] = " ".join(meaning.split())
+    return found

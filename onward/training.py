@@ -22,6 +22,7 @@ from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError
 from onward.evaluation import evaluate
 from onward.fitting import fit_preprocessing
+from onward.joining import join_ranks
 from onward.networks import Network
 from onward.placement import Placement, first_blocks
 from onward.preparation import make_settings, make_stages, of_stage, resolve_precision
@@ -50,7 +51,7 @@ from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_
 from onward.timeline import Recorder, Span, is_whole, merged
 from onward.trained_on import TrainedOn
 from onward.version import VERSION
-from onward.world import current_rank, join_ranks
+from onward.world import current_rank
 
 
 def run(

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.data import Dataset, cifar, idx
+from onward.data import Dataset
+from onward.data.published import CIFAR_TEST_FILE, CIFAR_TRAIN_FILES, IDX_FILES
 
 Bytes = NDArray[np.uint8]
 
@@ -36,7 +37,7 @@ def write_mnist(folder: Path, *, zipped: bool = False, rows: int = 20) -> dict[s
         "x_test": random.integers(256, size=(5, 4, 3), dtype=np.uint8),
         "y_test": np.arange(5, dtype=np.uint8),
     }
-    for file, array in zip(idx.FILES, arrays.values(), strict=True):
+    for file, array in zip(IDX_FILES, arrays.values(), strict=True):
         content = idx_bytes(array)
         if zipped:
             (folder / f"{file}.gz").write_bytes(gzip.compress(content))
@@ -54,7 +55,7 @@ def write_cifar10(folder: Path, *, rows: int = 2) -> dict[str, Bytes]:
     """Write the six files of a small CIFAR-10, and return what they hold."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
-    files = (*cifar.TRAIN_FILES, cifar.TEST_FILE)
+    files = (*CIFAR_TRAIN_FILES, CIFAR_TEST_FILE)
     images = random.integers(256, size=(len(files), rows, 3, 32, 32), dtype=np.uint8)
     labels = np.arange(len(files) * rows, dtype=np.uint8).reshape(len(files), rows) % 10
     for file, x, y in zip(files, images, labels, strict=True):

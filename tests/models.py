@@ -10,7 +10,7 @@ import onward as ow
 from onward.config import RunConfig
 from onward.objectives import CrossEntropy
 from onward.optimizers import Adam
-from onward.recipes import Blueprint, build
+from onward.recipes.blueprint import Blueprint, build
 
 INPUTS, CLASSES = 5, 3
 

@@ -12,11 +12,12 @@ from onward.config import RunConfig
 from onward.networks import Network
 from onward.placement import place
 from onward.plan.tasks import Plan
-from onward.preparation import block_costs, make_plan, make_settings, make_stages
+from onward.preparation import make_plan, make_settings, make_stages
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
 from onward.sharding import load_shards, split
 from onward.transport.messages import SingleProcessTransport
+from onward.trial import block_costs
 
 SMALL = {
     "network.widths": (24, 20, 16, 12),

@@ -1,11 +1,16 @@
 """The modules: what each may import, what none may do, and who knows whom by name."""
 
 import ast
+import re
+import subprocess
+import sys
 from importlib import import_module
 from inspect import getmembers, isclass
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import onward
 from onward.objectives import Objective
@@ -19,6 +24,7 @@ MODULES = {
 }
 
 ORDER = [
+    "names",
     "version",
     "errors",
     "arguments",
@@ -26,11 +32,14 @@ ORDER = [
     "seeds",
     "digests",
     "settings",
+    "world",
+    "recipes.recipe",
     "batch",
     "data.splits",
     "data.dataset",
     "data.arrays",
     "data.download",
+    "data.published",
     "data.idx",
     "data.cifar",
     "data.mitbih",
@@ -59,8 +68,10 @@ ORDER = [
     "networks",
     "stages",
     "evaluation",
-    "recipes.recipe",
+    "recipes.blueprint",
+    "recipes.blocks",
     "recipes.dense",
+    "recipes.mlp",
     "recipes.one_pass",
     "recipes.hinton",
     "recipes.pff",
@@ -78,7 +89,7 @@ ORDER = [
     "exits.calibration",
     "exits",
     "standalone",
-    "export",
+    "onnx_files",
     "plan",
     "plan.tasks",
     "plan.chapters",
@@ -106,29 +117,40 @@ ORDER = [
     "memory",
     "sharding",
     "fitting",
+    "trial",
     "preparation",
     "results",
     "doubts",
-    "world",
+    "joining",
     "idle",
     "starting",
     "runs",
     "inference",
     "training",
     "cli",
-    "cli.doctor",
+    "cli.flags",
+    "cli.parser",
+    "cli.output",
+    "cli.progress",
     "cli.planner",
     "cli.drawing",
     "cli.report",
-    "cli.progress",
-    "cli.flags",
-    "cli.output",
+    "cli.recipes",
+    "cli.data",
+    "cli.doctor",
     "cli.inference",
     "cli.results",
     "cli.exits",
+    "cli.train",
+    "cli.plan",
+    "cli.trace",
     "cli.main",
 ]
 """All modules, in the order in which data flow through them."""
+
+
+NAMED = re.compile(r"onward(\.\w+)+:\w+")
+"""How a table names what is imported later."""
 
 
 def name_of(module):
@@ -137,10 +159,15 @@ def name_of(module):
 
 
 def imported(module):
-    """Return the full names of all modules that a module imports, wherever in the file."""
+    """Return the full names of all modules that a module imports, wherever in the file.
+
+    What it imports in functions, for types alone, or by a table of `module:function` counts too.
+    """
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Constant) and NAMED.fullmatch(str(node.value)):
+            found.add(node.value.partition(":")[0])
+        elif isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
@@ -171,6 +198,45 @@ def test_a_module_imports_only_what_comes_before_it(module):
     ours = {name.removeprefix("onward.") for name in imported(module) if name.startswith("onward")}
 
     assert ours <= set(earlier)
+
+
+LIGHT = [
+    "onward",
+    "onward.arguments",
+    "onward.config",
+    "onward.data.published",
+    "onward.errors",
+    "onward.recipes.user",
+    "onward.settings",
+    "onward.world",
+    "onward.cli.data",
+    "onward.cli.main",
+    "onward.cli.recipes",
+]
+"""Modules that are imported without torch, which takes more than a second."""
+
+ENDS_WITH_TORCH = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(*sorted({"numpy", "scipy", "sklearn", "torch"} & set(sys.modules)))
+"""
+
+
+def test_settings_recipes_lists_and_the_command_are_imported_without_torch():
+    command = [sys.executable, "-c", ENDS_WITH_TORCH, *LIGHT]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_shapes_are_checked_in_all_modules_whenever_they_are_imported():
+    loaders = {type(import_module(f"onward.{name}").__loader__).__name__ for name in ORDER}
+
+    assert loaders == {"_JaxtypingLoader"}
+    with pytest.raises(TypeCheckError, match="normalize_length"):
+        onward.normalize_length(torch.zeros(()))
 
 
 def test_torch_distributed_is_touched_by_one_module_alone():

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from onward.cli.main import main
-from onward.data import cifar, idx
+from onward.data import published
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -141,10 +141,10 @@ def test_a_data_folder_that_is_not_there_is_refused(refused):
 
 def test_damaged_published_files_are_refused(refused):
     write_mnist(Path("mnist"))
-    labels = Path("mnist") / idx.FILES[1]
+    labels = Path("mnist") / published.IDX_FILES[1]
     labels.write_bytes(labels.read_bytes()[:-1])
     write_cifar10(Path("cifar-10-batches-bin"))
-    batch = Path("cifar-10-batches-bin") / cifar.TEST_FILE
+    batch = Path("cifar-10-batches-bin") / published.CIFAR_TEST_FILE
     batch.write_bytes(batch.read_bytes() + b"\x00")
 
     assert f"{labels} is damaged: its header announces 20 values, but only 19 follow." in refused(
@@ -158,7 +158,7 @@ def test_damaged_published_files_are_refused(refused):
 def test_published_labels_out_of_range_are_refused(refused):
     write_mnist(Path("mnist"))
     labels = np.full(20, 10, dtype=np.uint8)
-    (Path("mnist") / idx.FILES[1]).write_bytes(idx_bytes(labels))
+    (Path("mnist") / published.IDX_FILES[1]).write_bytes(idx_bytes(labels))
 
     message = "mnist: y holds the label 10 in row 0. With 10 classes, labels run from 0 to 9."
     assert message in refused("train", "--data", "mnist", "--data-dir", ".")

@@ -15,7 +15,7 @@ import onward as ow
 from onward.cli.main import main
 from onward.config import read_settings
 from onward.errors import FileError, SettingError
-from onward.export import run_exported
+from onward.onnx_files import run_exported
 from onward.results import Listener
 from onward.runs import FILES, read_exits, read_result
 

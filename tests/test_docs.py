@@ -1,21 +1,20 @@
 """Documentation that cannot drift. `python tests/test_docs.py` writes docs/command.md anew."""
 
-import ast
 import doctest
-import inspect
 import json
 import os
 import re
 from dataclasses import is_dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from test_runs import RESULT
 
-from onward.cli.main import FLAGS, make_parser
+from onward.cli.flags import FLAGS
+from onward.cli.parser import make_parser
 from onward.config import RunConfig
+from onward.settings import meanings
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ROOT / "docs" / "command.md"
@@ -36,15 +35,6 @@ def commands():
     return {"": parser} | choices
 
 
-def explained(section):
-    """Yield the settings of a section, each with its default and its docstring."""
-    body = ast.parse(inspect.getsource(section)).body[0].body
-    for setting, text in pairwise(body):
-        if isinstance(setting, ast.AnnAssign):
-            name = setting.target.id
-            yield name, getattr(section(), name), " ".join(ast.literal_eval(text.value).split())
-
-
 def choices_of(kind):
     """Return the words that a setting may be."""
     if get_origin(kind) is Literal:
@@ -56,7 +46,8 @@ def settings_table():
     lines = ["", "| setting | default | what it says |", "| --- | --- | --- |"]
     sections = {name: type(value) for name, value in vars(RunConfig()).items() if name != "method"}
     for section, owner in sections.items():
-        for name, default, text in explained(owner) if is_dataclass(owner) else ():
+        for name, text in meanings(owner).items() if is_dataclass(owner) else ():
+            default = getattr(owner(), name)
             value = "" if default is None else f"`{json.dumps(default)}`"
             choices = ", ".join(f"`{c}`" for c in choices_of(get_type_hints(owner)[name]))
             end = f" Words: {choices}." if choices else ""

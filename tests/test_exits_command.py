@@ -19,8 +19,8 @@ import onward as ow
 from onward.cli.main import main
 from onward.errors import SettingError
 from onward.exits.policies import full_depth
-from onward.export import export, run_exported
 from onward.networks import Forward
+from onward.onnx_files import export, run_exported
 
 READOUTS = {
     "heads": ["one-pass", "--widths", "64,48,32", "--epochs", "8"],

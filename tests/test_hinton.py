@@ -11,7 +11,7 @@ import onward as ow
 from onward.batch import Batch
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Product, ProductKind, line
-from onward.recipes import Blueprint, build
+from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.dense import dense
 from onward.runtime.streams import StreamWorker
 from onward.runtime.workers import Settings, Shard

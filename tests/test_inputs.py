@@ -18,8 +18,8 @@ from onward.cli.main import main
 from onward.data import Dataset
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.exits.policies import full_depth
-from onward.export import export, run_exported
 from onward.inputs import InputTransformation, Moments
+from onward.onnx_files import export, run_exported
 from onward.preprocessing import total_sums
 from onward.runs import read_result
 from onward.sharding import agree, describe, local_shards, split

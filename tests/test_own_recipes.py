@@ -18,7 +18,7 @@ from onward.checkpoint import weights_sha256
 from onward.cli.main import main
 from onward.config import RunConfig
 from onward.errors import SettingError
-from onward.recipes import Blueprint, build
+from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.user import load_recipe
 from onward.runtime.chapters import ChapterWorker
 

@@ -302,13 +302,13 @@ def test_permuted_labels_change_no_score(monkeypatch, make):
     network, x = make(), draw(ROWS, 5)
     labels = torch.arange(ROWS) % CLASSES
     seen = []
-    scores = network.scores
+    scores = network.scores_of
 
     def watched(*asked):
         seen.append(scores(*asked))
         return seen[-1]
 
-    monkeypatch.setattr(network, "scores", watched)
+    monkeypatch.setattr(network, "scores_of", watched)
     for truth in (labels, labels.roll(1), labels.flip(0), torch.zeros_like(labels)):
         evaluate(network, labelled(x, truth))
 

@@ -1,20 +1,28 @@
 """What a machine, and the way between several, is fit for, and what to set where it is not."""
 
+import argparse
 import importlib.util
 import os
 import platform
 import queue
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from onward import world
+from onward.cli.progress import Bars
+from onward.config import RunConfig
 from onward.errors import PeerLostError
+from onward.joining import join_ranks
+from onward.launcher import launch
 from onward.preparation import resolve_precision
 from onward.transport.messages import Transport
 from onward.version import VERSION
@@ -50,6 +58,35 @@ class Finding:
 
     advice: str = ""
     """What to do about it; empty where all is well."""
+
+
+def doctor_command(options: argparse.Namespace) -> None:
+    """Say what is found, and what to do where something is not as it should be."""
+    given = {name: getattr(options, name) for name in ("placement.processes", "placement.iface")}
+    config = RunConfig().with_settings({n: v for n, v in given.items() if v})
+    placement = config.placement
+    if placement.processes > 1 and not world.is_distributed():
+        command = ["-m", "onward", "doctor"]
+        if placement.iface is not None:
+            command += ["--iface", placement.iface]
+        status = launch(placement.processes, command)
+        if status:
+            sys.exit(status)
+        return
+    # At once, since ranks that cannot meet wait for each other.
+    is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    _print_findings(check_machine() if is_first_here else [])
+    if world.is_distributed():
+        with join_ranks(config, Bars(Console(stderr=True))) as transport:
+            _print_findings(check_ranks(transport))
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        print(f"{finding.what:14} {finding.found}")
+        if finding.advice:
+            print(f"{'':14} -> {finding.advice}")
+    sys.stdout.flush()
 
 
 def addresses() -> dict[str, str]:

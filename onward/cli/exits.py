@@ -8,7 +8,6 @@ import torch
 from rich.table import Table
 
 from onward import runs, seeds, sharding
-from onward.cli.flags import FLAGS, add_recipe
 from onward.cli.inference import EARLY, exits_table, load_run, told_macs
 from onward.cli.output import Output
 from onward.cli.progress import count
@@ -18,55 +17,7 @@ from onward.exits.answers import answer
 from onward.exits.calibration import Calibrated, candidates, choose, held_out, mean_minus_std
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
-from onward.export import WHOLE, export, export_whole, run_exported
-
-
-def add_exits(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `exits`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    add_recipe(parser)
-    parser.add_argument(
-        "--max-error-increase",
-        type=float,
-        metavar="SHARE",
-        help="share of rows that may become wrong (default: 0.001)",
-    )
-    parser.add_argument(
-        "--target-macs",
-        type=float,
-        metavar="MACS",
-        help="mean MACs a row, instead: operations, not millions",
-    )
-    parser.add_argument(
-        "--delta",
-        type=float,
-        metavar="SHARE",
-        help="guarantee the increase, but for this probability",
-    )
-    parser.add_argument(
-        "--policy",
-        choices=list(CONFIDENCES),
-        default="margin",
-        help="how sure the network is (default: margin)",
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE.png", help="picture (default: RUN/exits.png)"
-    )
-
-
-def add_export(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `export`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    add_recipe(parser)
-    parser.add_argument(
-        "--onnx", type=Path, metavar="DIR", required=True, help="folder for the files"
-    )
-    parser.add_argument("--int8", action="store_true", help="weights and activities in eight bits")
-    parser.add_argument(
-        "--one-graph", action="store_true", help="also network.onnx, with conditions, for one row"
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+from onward.onnx_files import WHOLE, export, export_whole, run_exported
 
 
 def exits_command(options: argparse.Namespace) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from onward import world
-from onward.config import RENAMED, RunConfig, read_run, read_settings
+from onward.config import RENAMED, RunConfig, no_recipe, read_run, read_settings
 from onward.errors import SettingError
-from onward.recipes import RECIPES
+from onward.recipes import RECIPES, Recipe
 from onward.recipes.user import is_named, load_recipe
 
 FLAGS = {
@@ -103,11 +103,29 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use it though its file has been edited since the run",
     )
+    add_traceback(parser)
+
+
+def add_traceback(parser: argparse.ArgumentParser) -> None:
+    """Let a command show where code of a user fails."""
     parser.add_argument(
         "--traceback",
         action="store_true",
         help="where code of a recipe of your own fails, show how it came there",
     )
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe that comes with Onward under a name, or the code that is named.
+
+    Raises:
+        SettingError: There is none.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if not is_named(name):
+        raise SettingError(no_recipe(name))
+    return load_recipe(name)
 
 
 def read_config(options: argparse.Namespace) -> RunConfig:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from onward import checkpoint, data, runs, sharding
 from onward.batch import Batch, mapped
-from onward.cli.flags import FLAGS, add_recipe
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
@@ -36,42 +35,6 @@ MOST_CLASSES = 20
 EARLY = torch.float32
 """Arithmetic of leaving early, whatever that of the training was: thresholds then mean the same in
 files for other machines, and to pass one row, weights are read and not converted first."""
-
-
-def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `evaluate`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    add_recipe(parser)
-    parser.add_argument(
-        "--data", metavar="NAME", help="another data set than that of the run: its test rows"
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
-    parser.add_argument(
-        "--measure", action="store_true", help="also time batches of 1, 32 and 1,024 rows here"
-    )
-    _add_full_depth(parser)
-
-
-def add_predict(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `predict`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
-    add_recipe(parser)
-    parser.add_argument(
-        "input", type=Path, metavar="INPUT.npz", help="file with the rows as its member `x`"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="OUTPUT.npz",
-        help="file for `labels` and `scores` (default: CSV on the screen)",
-    )
-    _add_full_depth(parser)
-
-
-def _add_full_depth(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--full-depth", action="store_true", help="do not stop early, where exits are calibrated"
-    )
 
 
 def evaluate_command(options: argparse.Namespace) -> None:

@@ -1,17 +1,42 @@
 """Data sets as tensors: published ones by name, and one's own."""
 
-from onward.data.arrays import read_rows
-from onward.data.catalog import Listing, available, load
-from onward.data.dataset import (
-    DataInfo,
-    Dataset,
-    check_classes,
-    from_arrays,
-    is_channels_last,
-    split_validation,
-)
-from onward.data.shared import read_shared, write_shared
-from onward.data.splits import shards
+from typing import TYPE_CHECKING
+
+from onward.names import on_demand
+
+if TYPE_CHECKING:
+    from onward.data.arrays import read_rows
+    from onward.data.catalog import load
+    from onward.data.dataset import (
+        DataInfo,
+        Dataset,
+        check_classes,
+        from_arrays,
+        is_channels_last,
+        split_validation,
+    )
+    from onward.data.published import Listing, available
+    from onward.data.shared import read_shared, write_shared
+    from onward.data.splits import shards
+else:
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        {
+            "onward.data.arrays": ("read_rows",),
+            "onward.data.catalog": ("load",),
+            "onward.data.dataset": (
+                "DataInfo",
+                "Dataset",
+                "check_classes",
+                "from_arrays",
+                "is_channels_last",
+                "split_validation",
+            ),
+            "onward.data.published": ("Listing", "available"),
+            "onward.data.shared": ("read_shared", "write_shared"),
+            "onward.data.splits": ("shards",),
+        },
+    )
 
 __all__ = [
     "available",

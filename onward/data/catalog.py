@@ -1,70 +1,24 @@
-"""The data sets known by name, and where they are found."""
+"""Data sets by name, loaded."""
 
 import difflib
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from onward.data import cifar, download, idx, mitbih
+from onward.data import cifar, idx, mitbih
 from onward.data.arrays import read_npz
 from onward.data.dataset import Dataset, from_arrays
+from onward.data.published import PUBLISHED, folders_to_search, locate
 from onward.errors import DataError
 
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What is known about a data set before it is loaded."""
-
-    name: str
-    """What `load` calls it."""
-
-    shape: tuple[int, ...]
-    """Shape of one row; images are channels first."""
-
-    num_classes: int
-    """Number of classes."""
-
-    num_rows: int
-    """Number of training rows, some of which may become validation rows."""
-
-    num_test_rows: int
-    """Number of test rows."""
-
-    where: str
-    """Where it is found, or that it will be downloaded."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """A data set that lies in a folder, as its authors published it."""
-
-    shape: tuple[int, ...]
-    num_classes: int
-    num_rows: int
-    num_test_rows: int
-    is_complete: Callable[[Path], bool]
-    read: Callable[[Path], Dataset]
-
-
-_PUBLISHED = {
-    "mnist": _Published(
-        (1, 28, 28), 10, 60_000, 10_000, idx.is_complete, partial(idx.read_mnist, name="mnist")
-    ),
-    "fashion-mnist": _Published(
-        (1, 28, 28),
-        10,
-        60_000,
-        10_000,
-        idx.is_complete,
-        partial(idx.read_mnist, name="fashion-mnist"),
-    ),
-    "cifar10": _Published((3, 32, 32), 10, 50_000, 10_000, cifar.is_complete, cifar.read_cifar10),
-    "mitbih": _Published((256,), 5, 51_000, 49_691, mitbih.is_complete, mitbih.read_mitbih),
+_READERS: dict[str, Callable[[Path], Dataset]] = {
+    "mnist": partial(idx.read_mnist, name="mnist"),
+    "fashion-mnist": partial(idx.read_mnist, name="fashion-mnist"),
+    "cifar10": cifar.read_cifar10,
+    "mitbih": mitbih.read_mitbih,
 }
 
-NAMES = ("digits", *_PUBLISHED)
+NAMES = ("digits", *PUBLISHED)
 """Names that `load` knows."""
 
 
@@ -108,8 +62,8 @@ def load(
             test=test,
             split_seed=split_seed,
         )
-    if name in _PUBLISHED:
-        return _PUBLISHED[name].read(_locate(name, _folders(data_dir)))
+    if name in PUBLISHED:
+        return _READERS[name](locate(name, folders_to_search(data_dir)))
     path = Path(name).expanduser()
     if path.suffix:
         return read_npz(path, test=test, split_seed=split_seed, allow_one_class=allow_one_class)
@@ -119,81 +73,3 @@ def load(
         f'There is no data set "{name}".{hint} Known are {", ".join(NAMES)}, and paths that end '
         f"in .npz."
     )
-
-
-def available(data_dir: Path | str | None = None) -> list[Listing]:
-    """List the data sets known by name; nothing is loaded or downloaded.
-
-    Raises:
-        DataError: A data folder that was named does not exist.
-
-    Example:
-        >>> available()[0].shape, available()[0].where
-        ((1, 8, 8), 'comes with scikit-learn')
-    """
-    digits = Listing("digits", (1, 8, 8), 10, 1437, 360, "comes with scikit-learn")
-    folders = _folders(data_dir)
-    return [digits] + [
-        Listing(
-            name,
-            known.shape,
-            known.num_classes,
-            known.num_rows,
-            known.num_test_rows,
-            _where(name, folders),
-        )
-        for name, known in _PUBLISHED.items()
-    ]
-
-
-def _where(name: str, folders: list[Path]) -> str:
-    try:
-        found = _find(name, folders)
-    except DataError as error:
-        return str(error)
-    if found:
-        return str(found)
-    if name not in download.REMOTES:
-        return f"to be made: DIR/{name}/{mitbih.FILE}"
-    return f"will be downloaded ({download.REMOTES[name].num_bytes / 1e6:.0f} MB)"
-
-
-def _locate(name: str, folders: list[Path]) -> Path:
-    found = _find(name, folders)
-    if found is None and name not in download.REMOTES:
-        raise DataError(
-            f"{name} is nowhere to be found, and is not fetched: its beats are cut from records of "
-            f"PhysioNet. Make DIR/{name}/{mitbih.FILE} with the members that onward.data.mitbih "
-            f"describes, and name that folder by --data-dir DIR or ONWARD_DATA=DIR."
-        )
-    if found is None:
-        download.fetch(name)
-        found = _find(name, [download.cache()])
-    assert found is not None
-    return found
-
-
-def _find(name: str, folders: list[Path]) -> Path | None:
-    for folder in folders:
-        for layout in download.REMOTES[name].layouts if name in download.REMOTES else (name,):
-            if _PUBLISHED[name].is_complete(folder / layout):
-                return folder / layout
-    if name == "cifar10":
-        for folder in folders:
-            cifar.refuse_pickles(folder)
-    return None
-
-
-def _folders(data_dir: Path | str | None) -> list[Path]:
-    """Return the folders to look in, in order: those named by the user, then the cache."""
-    folders = []
-    for origin, named in (("data_dir", data_dir), ("ONWARD_DATA", os.environ.get("ONWARD_DATA"))):
-        if named:
-            folder = Path(named).expanduser()
-            if not folder.is_dir():
-                raise DataError(
-                    f"The data folder {folder}, named by {origin}, does not exist. Correct the "
-                    f"name or leave it out."
-                )
-            folders.append(folder)
-    return [*folders, download.cache()]

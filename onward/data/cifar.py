@@ -6,39 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.data.dataset import Dataset, from_arrays
+from onward.data.published import CIFAR_TEST_FILE, CIFAR_TRAIN_FILES
 from onward.errors import DataError
-
-TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-"""Files of training rows, in order."""
-
-TEST_FILE = "test_batch.bin"
-"""File of the test rows."""
-
-PICKLED = "cifar-10-batches-py"
-"""Folder of the Python version."""
 
 ROW_BYTES = 1 + 3 * 32 * 32
 """A label, then the red, green and blue values of 32 x 32 pixels."""
-
-
-def is_complete(folder: Path) -> bool:
-    """Return whether a folder has all six files."""
-    return all((folder / file).is_file() for file in (*TRAIN_FILES, TEST_FILE))
-
-
-def refuse_pickles(data_dir: Path) -> None:
-    """Raise where a data folder has CIFAR-10, but in the form that must not be read.
-
-    Raises:
-        DataError: There is a folder cifar-10-batches-py.
-    """
-    for pickled in (data_dir / PICKLED, data_dir / "cifar10" / PICKLED):
-        if pickled.is_dir():
-            raise DataError(
-                f"{pickled} is the Python version of CIFAR-10, made of pickles, which can run "
-                f"code and are never read. Get the binary version (cifar-10-binary.tar.gz, 170 MB) "
-                f"and unpack it next to it, as {pickled.with_name('cifar-10-batches-bin')}."
-            )
 
 
 def read_cifar10(folder: Path) -> Dataset:
@@ -47,8 +19,8 @@ def read_cifar10(folder: Path) -> Dataset:
     Raises:
         DataError: A file is missing or damaged.
     """
-    x, y = zip(*(read_batch(folder / file) for file in TRAIN_FILES), strict=True)
-    x_test, y_test = read_batch(folder / TEST_FILE)
+    x, y = zip(*(read_batch(folder / file) for file in CIFAR_TRAIN_FILES), strict=True)
+    x_test, y_test = read_batch(folder / CIFAR_TEST_FILE)
     return from_arrays(
         np.concatenate(x),
         np.concatenate(y),

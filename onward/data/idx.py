@@ -11,26 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.data.dataset import Dataset, from_arrays
+from onward.data.published import IDX_FILES, plain_or_gzipped
 from onward.errors import DataError
-
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-"""Training images, training labels, test images and test labels."""
 
 GZIP = b"\x1f\x8b"
 """How a gzipped file begins."""
 
 MOST_EXPANSION = 1032
 """Bytes that one byte of a gzipped file can stand for, at most (zlib's technical details)."""
-
-
-def is_complete(folder: Path) -> bool:
-    """Return whether a folder has all four files, each plain or gzipped."""
-    return all(_plain_or_gzipped(folder, file).is_file() for file in FILES)
 
 
 def read_mnist(folder: Path, *, name: str) -> Dataset:
@@ -40,8 +28,8 @@ def read_mnist(folder: Path, *, name: str) -> Dataset:
         DataError: A file is missing or damaged, or they do not fit together.
     """
     x, y, x_test, y_test = (
-        read_idx(_plain_or_gzipped(folder, file), dimensions=dimensions)
-        for file, dimensions in zip(FILES, (3, 1, 3, 1), strict=True)
+        read_idx(plain_or_gzipped(folder, file), dimensions=dimensions)
+        for file, dimensions in zip(IDX_FILES, (3, 1, 3, 1), strict=True)
     )
     return from_arrays(
         x[:, None], y, x_test=x_test[:, None], y_test=y_test, num_classes=10, name=name
@@ -73,11 +61,6 @@ def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _plain_or_gzipped(folder: Path, file: str) -> Path:
-    plain = folder / file
-    return plain if plain.is_file() else folder / f"{file}.gz"
 
 
 def _parse(stream: BufferedIOBase, dimensions: int, room: int, path: Path) -> NDArray[np.uint8]:

@@ -1,214 +1,22 @@
-"""Networks of dense blocks, as the recipes of Hinton and of Aktemur et al. build them."""
+"""The recipe of dense blocks, which those of Hinton and of Aktemur et al. set in different ways."""
 
-import math
 from collections.abc import Collection
-from itertools import pairwise
+from typing import Any
 
-import torch
-from torch import nn
-
-from onward import seeds
-from onward.arguments import check_arguments
-from onward.blocks import Block
-from onward.data import DataInfo
-from onward.errors import SettingError
-from onward.layers import Dense, ReadoutLayer
-from onward.networks import Network
-from onward.objectives import CrossEntropy, Objective, Threshold
-from onward.optimizers import SGD, Adam, Optimizer
-from onward.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
-from onward.recipes.recipe import Blueprint, build, recipe
-from onward.samplers import NEUTRAL, LabelEmbedding, Plain, Sampler
+from onward.recipes.recipe import recipe
 from onward.settings import NetworkConfig, OptimizerConfig
 
 
 @recipe(source="the blocks of Hinton 2022, and of Aktemur et al. 2024")
 def dense(
     config: NetworkConfig,
-    data: DataInfo,
+    data: Any,
     *,
     optimizer: OptimizerConfig,
     held: Collection[int] | None = None,
-) -> Network:
-    """Build a network of dense blocks from its settings.
+) -> Any:
+    """Build a network of dense blocks from its settings; see `dense_network`."""
+    # Lists of recipes and the help of the command do without torch.
+    from onward.recipes.blocks import dense_network
 
-    torch's seed decides the first weights, block by block.
-
-    Args:
-        config: What is trained.
-        data: What for. An embedded label overwrites inputs of images, and comes before others.
-        optimizer: How weights follow their gradients.
-        held: Blocks that get weights, which others do not need; None for all.
-
-    Raises:
-        SettingError: Settings do not fit the data or each other.
-    """
-    check_network(config)
-    seed, is_image, num_classes = torch.initial_seed(), data.is_image, data.num_classes
-    sampler: Sampler = Plain()
-    if config.negatives is not None:
-        sampler = LabelEmbedding(
-            num_classes,
-            place="overwrite" if is_image else "append",
-            negatives=config.negatives,
-            strength=config.label_strength or label_strength(data),
-            flattens=not is_image,
-        )
-    inputs = torch.Size(sampler.view_shape(data.input_shape)).numel()
-    widths = (inputs, *config.widths)
-
-    def is_held(block: int) -> bool:
-        return held is None or block in held
-
-    def layer(number: int) -> Dense:
-        block = 0 if config.one_block else number
-        try:
-            return Dense(
-                *widths[number : number + 2],
-                generator=seeds.generator(seed, "weights", number) if is_held(block) else None,
-                dropout=config.dropout,
-                gain=config.gain,
-            )
-        except RuntimeError as error:
-            gigabytes = 4e-9 * sum(n * m for n, m in pairwise(widths))
-            raise SettingError(
-                f"network.widths = {list(config.widths)} with {inputs} inputs needs "
-                f"{gigabytes:,.0f} GB for its weights alone, and this machine has no room for them."
-            ) from error
-
-    rule, head_rule = _rules(optimizer)
-
-    def objective(number: int) -> Objective:
-        width = widths[number + 1]
-        if config.objective == "threshold":
-            slope = config.slope if config.slope is not None else float(width)
-            return Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
-        # Without its own first weights, which torch's global generator would draw.
-        head = nn.Linear(width, num_classes, bias=False, device="meta")
-        head.weight = nn.Parameter(torch.empty(num_classes, width))
-        draw = seeds.generator(seed, "head", number)
-        nn.init.normal_(head.weight, std=width**-0.5, generator=draw)
-        return CrossEntropy(head)
-
-    depth = len(config.widths)
-    blocks: list[Block] = []
-
-    def add(block: Block) -> None:
-        if not is_held(len(blocks)):
-            block.release()
-        blocks.append(block)
-
-    if config.one_block:
-        add(Block(nn.Sequential(*map(layer, range(depth))), objective(depth - 1), rule))
-    else:
-        for number in range(depth):
-            add(Block(layer(number), objective(number), rule))
-    has_head = config.negatives is not None and (
-        config.readout == "softmax" or config.negatives == "hard"
-    )
-    if has_head:
-        first = 1 if config.skip_first and depth > 1 else 0
-        head = ReadoutLayer(tuple(config.widths[first:]), num_classes)
-        goal = CrossEntropy(nn.Identity(), views=(NEUTRAL,))
-        add(Block(head, goal, head_rule, reads=tuple(range(first, depth))))
-    readouts: dict[str, Readout] = {}
-    if config.negatives is not None:
-        readouts["goodness"] = GoodnessSweep(config.skip_first)
-    if has_head:
-        readouts["softmax"] = SoftmaxHead()
-    return Network(
-        blocks,
-        sampler,
-        readouts.get(config.readout, SumOfHeads(config.heads)),
-        num_classes=num_classes,
-        readouts=readouts,
-    )
-
-
-def label_strength(data: DataInfo) -> float:
-    """Return the input value of an embedded label, in proportion to the length of samples.
-
-    Images of several channels are standardized, so that their length is the square root of the
-    number of inputs. MNIST has a length of 9, where 1 is known to do.
-    """
-    has_channels = data.is_image and data.input_shape[0] > 1
-    return max(1.0, 0.1 * math.sqrt(data.num_inputs)) if has_channels else 1.0
-
-
-def check_network(config: NetworkConfig) -> None:
-    """Raise a `SettingError` where network settings do not fit each other."""
-    if not config.widths or min(config.widths) < 1:
-        raise SettingError(
-            f"network.widths lists the units of each block and needs one at least; got "
-            f"{list(config.widths)}."
-        )
-    if not 0 <= config.dropout < 1:
-        raise SettingError(
-            f"network.dropout is a share of the inputs, from 0 to below 1; got {config.dropout}."
-        )
-    if (config.objective == "threshold") is (config.negatives is None):
-        raise SettingError(
-            f"network.objective = {config.objective} and network.negatives = {config.negatives} "
-            f"do not fit: a threshold needs negatives, and cross-entropy has none."
-        )
-    if (config.readout == "heads") is (config.objective == "threshold"):
-        raise SettingError(
-            f"network.readout = {config.readout} does not fit network.objective = "
-            f"{config.objective}: blocks with cross-entropy have heads to read, blocks with a "
-            f"threshold are read by goodness or softmax."
-        )
-    if config.one_block and config.objective == "threshold":
-        raise SettingError("network.one_block is backpropagation, and goes with cross-entropy.")
-
-
-def mlp(
-    input_shape: tuple[int, ...],
-    *,
-    num_classes: int,
-    widths: tuple[int, ...] = (500, 500, 500, 500),
-    objective: str = "cross-entropy",
-    is_image: bool = False,
-    optimizer: OptimizerConfig | None = None,
-    seed: int = 0,
-    **settings: object,
-) -> Network:
-    """Build a network of dense blocks.
-
-    With the defaults of `NetworkConfig`: the recipe `one-pass` has dropout 0.2 and gain sqrt(2)
-    besides.
-
-    Args:
-        input_shape: Shape of one row.
-        num_classes: Number of classes.
-        widths: Units of each block.
-        objective: `cross-entropy`, or `threshold` (which needs `negatives` and a `readout`).
-        is_image: Whether an embedded label overwrites inputs, or comes before them.
-        optimizer: How weights follow their gradients; Adam by default.
-        seed: Decides the first weights.
-        settings: Further fields of `NetworkConfig`.
-
-    Raises:
-        SettingError: Settings do not fit each other.
-
-    Example:
-        >>> import onward as ow
-        >>> len(ow.mlp((1, 8, 8), num_classes=10, widths=(32, 32, 32)).blocks)
-        3
-    """
-    check_arguments(mlp, {"input_shape": input_shape, "num_classes": num_classes})
-    config = NetworkConfig(widths=widths, objective=objective, **settings)  # type: ignore[arg-type]
-    data = DataInfo(input_shape=input_shape, num_classes=num_classes, is_image=is_image)
-    return build(Blueprint(dense, config, data), optimizer=optimizer, seed=seed)
-
-
-def _rules(config: OptimizerConfig) -> tuple[Optimizer, Optimizer]:
-    """Return the update rules of the blocks, and of a head that reads several."""
-    if config.name == "adam":
-        return (
-            Adam(lr=config.lr, weight_decay=config.weight_decay),
-            Adam(lr=config.head_lr, weight_decay=config.head_weight_decay),
-        )
-    return (
-        SGD(lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay),
-        SGD(lr=config.head_lr, momentum=config.momentum, weight_decay=config.head_weight_decay),
-    )
+    return dense_network(config, data, optimizer=optimizer, held=held)

@@ -1,0 +1,209 @@
+"""The command line: which commands there are, and what each takes."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from onward.cli.flags import FLAGS, add_flag, add_recipe, add_settings, add_traceback
+from onward.errors import SettingError
+from onward.settings import nearest
+from onward.version import VERSION
+
+POLICIES = ("margin", "max-score", "probability", "entropy", "patience")
+"""Names of `onward.exits.CONFIDENCES`, which need no torch here."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of a command line.
+
+    Raises:
+        SettingError: A flag is unknown, or something is left over.
+    """
+    options, unknown = make_parser().parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise SettingError(f"There is one argument too many: {flag}.")
+        raise SettingError(f"There is no flag {flag}.{nearest(flag, options.flags)}")
+    return options
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="onward", description="Train neural networks layer by layer, on one machine or many."
+    )
+    parser.add_argument("--version", action="version", version=f"onward {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        # An abbreviated flag would change its meaning with the next flag that begins like it.
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(command=name)
+        return made
+
+    train = command("train", "Train a network, test it once, write a run folder.")
+    add_settings(train)
+    train.add_argument(
+        "--out", type=Path, metavar="RUN", help="run folder (default: runs/DATE-RECIPE-DATA)"
+    )
+    train.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was cut, from its folder"
+    )
+
+    plan = command("plan", "Show plan and placement of a run; trains nothing.")
+    add_settings(plan)
+    plan.add_argument(
+        "--measure", action="store_true", help="time a few steps here, and say how the run would go"
+    )
+    plan.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE.json",
+        help="file with measured times: read, or, with --measure, written",
+    )
+    plan.add_argument(
+        "--link",
+        metavar="BANDWIDTH[,LATENCY]",
+        action="append",
+        help="the network of each rank, such as 1gbit or 100mbit,20ms (default: no limit); "
+        "given once for all ranks, or once for each in order",
+    )
+    plan.add_argument(
+        "--speeds",
+        metavar="S,S,...",
+        help="speed of each rank, 1 being that of the machine of the times",
+    )
+
+    _add_evaluate(command("evaluate", "Test a trained network."))
+    _add_exits(
+        command(
+            "exits",
+            "Find out when inference may stop early, from the validation rows of a run.",
+        )
+    )
+    trace = command("trace", "Draw what each rank of a run did, and when.")
+    trace.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_recipe(trace)
+    trace.add_argument(
+        "--out", type=Path, metavar="FILE.png", help="picture (default: RUN/trace.png)"
+    )
+    trace.add_argument(
+        "--simulate", action="store_true", help="draw beside it how it would go with free messages"
+    )
+
+    _add_export(command("export", "Write a network as ONNX files, one a stage."))
+    _add_predict(command("predict", "Predict the classes of rows."))
+
+    check = command("doctor", "Check this machine, and the way between ranks.")
+    for flag in ("--processes", "--iface"):
+        add_flag(check, flag)
+
+    _add_recipes(
+        command(
+            "recipes",
+            "List the recipes, each with its paper, or the settings of one.",
+        )
+    )
+    listing = command("data", "List the data sets, and where they are found.")
+    listing.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+    for made in commands.choices.values():
+        made.set_defaults(flags=re.findall(r"--[a-z-]+", made.format_usage()))
+    return parser
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `evaluate`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_recipe(parser)
+    parser.add_argument(
+        "--data", metavar="NAME", help="another data set than that of the run: its test rows"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+    parser.add_argument(
+        "--measure", action="store_true", help="also time batches of 1, 32 and 1,024 rows here"
+    )
+    _add_full_depth(parser)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `predict`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
+    add_recipe(parser)
+    parser.add_argument(
+        "input", type=Path, metavar="INPUT.npz", help="file with the rows as its member `x`"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUTPUT.npz",
+        help="file for `labels` and `scores` (default: CSV on the screen)",
+    )
+    _add_full_depth(parser)
+
+
+def _add_full_depth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--full-depth", action="store_true", help="do not stop early, where exits are calibrated"
+    )
+
+
+def _add_exits(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `exits`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_recipe(parser)
+    parser.add_argument(
+        "--max-error-increase",
+        type=float,
+        metavar="SHARE",
+        help="share of rows that may become wrong (default: 0.001)",
+    )
+    parser.add_argument(
+        "--target-macs",
+        type=float,
+        metavar="MACS",
+        help="mean MACs a row, instead: operations, not millions",
+    )
+    parser.add_argument(
+        "--delta",
+        type=float,
+        metavar="SHARE",
+        help="guarantee the increase, but for this probability",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default="margin",
+        help="how sure the network is (default: margin)",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.png", help="picture (default: RUN/exits.png)"
+    )
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `export`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_recipe(parser)
+    parser.add_argument(
+        "--onnx", type=Path, metavar="DIR", required=True, help="folder for the files"
+    )
+    parser.add_argument("--int8", action="store_true", help="weights and activities in eight bits")
+    parser.add_argument(
+        "--one-graph", action="store_true", help="also network.onnx, with conditions, for one row"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
+
+
+def _add_recipes(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `recipes`."""
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="show the settings of this one: a name, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION",
+    )
+    add_traceback(parser)
