@@ -15,9 +15,10 @@ import onward as ow
 from onward.cli.main import main
 from onward.config import read_settings
 from onward.errors import FileError, SettingError
+from onward.files import PARTIAL
 from onward.onnx_files import run_exported
 from onward.results import Listener
-from onward.runs import FILES, read_exits, read_result
+from onward.runs import FILES, read_exits, read_result, remove_state
 
 TRAINING = ow.TrainingConfig(epochs=4, batch_size=50, precision="fp32")
 
@@ -359,3 +360,14 @@ def test_a_network_that_is_read_leaves_early_in_fp32(digits, tmp_path):
 
     network.set_precision(torch.float32)
     assert found.scores.equal(ow.answer(network, digits.x_test, policy).scores)
+
+
+def test_a_run_is_replaced_that_was_killed_while_it_was_written(tmp_path):
+    run = tmp_path / "run"
+    (run / "state").mkdir(parents=True)
+    (run / PARTIAL).mkdir()
+    (run / PARTIAL / "model.safetensors").write_bytes(b"half")
+
+    remove_state(run, None)
+
+    assert list(run.iterdir()) == []
