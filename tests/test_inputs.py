@@ -389,7 +389,9 @@ def test_a_damaged_description_of_samples_is_refused():
 
 
 @pytest.mark.parametrize("recipe", ["one-pass", "hinton", "pff", "backprop"])
-@pytest.mark.parametrize("load_data", [load_wine, load_breast_cancer])
+@pytest.mark.parametrize(
+    "load_data", [load_wine, pytest.param(load_breast_cancer, marks=pytest.mark.slow)]
+)
 def test_raw_features_are_learned_by_every_recipe(recipe, load_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     raw = load_data()
