@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,34 @@ def pytest_runtest_protocol(item, nextitem):
     # Small runs learn little, and other warnings are errors.
     warnings.filterwarnings("ignore", category=OnwardWarning)
     return (yield)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def local_functions_are_ready_at_once():
+    """Make no checks for a function within one, while none are made: that takes long each time."""
+    jaxtyped = jaxtyping.jaxtyped
+
+    def made_where_needed(*, typechecker):
+        def decorated(function):
+            is_local = "<locals>" in getattr(function, "__qualname__", "")
+            if is_local and jaxtyping.config.jaxtyping_disable:
+                return function
+            return jaxtyped(function, typechecker=typechecker)
+
+        return decorated
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping, "jaxtyped", made_where_needed)
+        yield
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Leave out the checks of types and shapes, which take most of the time of many short runs.
+
+    The tests of what is sent and held make the same calls with checks.
+    """
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def pytest_report_header():

@@ -4,7 +4,6 @@ import os
 import re
 from functools import cache
 
-import jaxtyping
 import pytest
 from prepared import prepare_network
 from ranks import results
@@ -26,7 +25,7 @@ from onward.sharding import agree, describe, load_data, load_shards, local_shard
 from onward.training import run
 from onward.transport.messages import SingleProcessTransport
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("unchecked")]
 
 PLACES = [(case, name, number) for case, (_, _, places) in RUNS.items() for name, number in places]
 
@@ -35,12 +34,6 @@ PLACES = [(case, name, number) for case, (_, _, places) in RUNS.items() for name
 def group():
     """What four processes told of each job."""
     return results()
-
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Leave out the checks of types and shapes; they are made in test_sent_and_held."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @cache

@@ -8,7 +8,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import jaxtyping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,10 +34,7 @@ from onward.transport.directory import DirectoryTransport
 from onward.transport.messages import OPEN
 
 
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Leave out the checks of types and shapes, which take most of the time of many short runs."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def go_on(prepared, name, num_ranks, folder, *, most=None, shared=True, every=1):

@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import jaxtyping
 import pytest
 import torch
 from prepared import (
@@ -37,15 +36,6 @@ def matrix(cases, everywhere, thorough=()):
 
 
 CHAPTER_PLACEMENTS = [(n, ranks) for n in ("single-layer", "all-layers") for ranks in (2, 3, 4)]
-
-
-@pytest.fixture
-def unchecked(monkeypatch):
-    """Leave out the checks of types and shapes, which take most of the time of many short runs.
-
-    The tests of what is sent and held make the same calls with checks.
-    """
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 # The law
