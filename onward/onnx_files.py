@@ -119,6 +119,19 @@ class Whole(nn.Module):
         return ended
 
 
+def check_whole(network: Network) -> None:
+    """Refuse a network that is not written as one file.
+
+    Raises:
+        SettingError: It is read by a sweep over labels.
+    """
+    if network.readout is not None and network.readout.sweeps:
+        raise SettingError(
+            "A sweep over labels is not written as one graph: which labels are passed on depends "
+            "on the sample. Leave --one-graph out: the files of the stages do."
+        )
+
+
 def export_whole(network: Network, path: Path, policy: ExitPolicy, *, like: Like = None) -> None:
     """Write a network as one ONNX file with conditions, for one sample at a time.
 
@@ -135,11 +148,7 @@ def export_whole(network: Network, path: Path, policy: ExitPolicy, *, like: Like
         SettingError: A package is missing, or the network cannot be exported so.
         FileError: The file cannot be written.
     """
-    if network.readout is not None and network.readout.sweeps:
-        raise SettingError(
-            "A sweep over labels is not written as one graph: which labels are passed on depends "
-            "on the sample. Leave --one-graph out: the files of the stages do."
-        )
+    check_whole(network)
     with in_fp32(network):
         way, stages, inputs = _stages(network, policy, like)
         # Conditions take no Python but the simplest: each stage becomes a graph first.

@@ -151,6 +151,7 @@ def test_links_into_pages_point_at_headings_that_exist(page):
 
 
 @by_name
+@pytest.mark.usefixtures("unchecked")  # As users run it.
 def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

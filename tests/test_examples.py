@@ -1,5 +1,6 @@
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from onward.cli.main import main
 from onward.launcher import launch
 from onward.runs import read_result
+
+# As users run them.
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -23,6 +27,15 @@ def run(capfd, monkeypatch):
         return capfd.readouterr().out
 
     return run
+
+
+@pytest.fixture(scope="module")
+def convolutions():
+    """What the example of convolutions prints in one process."""
+    script = str(EXAMPLES / "convolution_blocks.py")
+    return subprocess.run(
+        [sys.executable, script], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def onward(*arguments):
@@ -71,20 +84,17 @@ def test_seizures_are_found_in_recordings_that_were_kept_apart(run):
     assert float(cost.partition(" times fewer")[0]) > 1.2
 
 
-def test_blocks_of_convolutions_learn(run):
-    printed = run("convolution_blocks.py")
-
-    assert accuracy_in(printed) > 95
-    assert "ranks 1, weights " in printed
+def test_blocks_of_convolutions_learn(convolutions):
+    assert accuracy_in(convolutions) > 95
+    assert "ranks 1, weights " in convolutions
 
 
 @pytest.mark.distributed
-def test_blocks_of_convolutions_end_in_the_same_weights_on_two_ranks(run, capfd):
-    alone = run("convolution_blocks.py")
+def test_blocks_of_convolutions_end_in_the_same_weights_on_two_ranks(convolutions, capfd):
     status = launch(2, [str(EXAMPLES / "convolution_blocks.py")])
 
     assert status == 0
-    assert capfd.readouterr().out == alone.replace("ranks 1", "ranks 2")
+    assert capfd.readouterr().out == convolutions.replace("ranks 1", "ranks 2")
 
 
 def test_runs_are_put_side_by_side(run, tmp_path, monkeypatch):

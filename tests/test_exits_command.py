@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,14 @@ def run(request, runs):
     """A run whose exits are calibrated."""
     folder = runs / request.param
     assert onward("exits", folder, "--max-error-increase", "0.02") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+    """The files of a run."""
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    assert onward("export", runs / "heads", "--onnx", folder) == 0
     return folder
 
 
@@ -163,18 +172,16 @@ def test_the_program_for_exported_files_is_short():
     assert len(text.splitlines()) < 170
 
 
-def test_eight_bits_take_less_room(runs, tmp_path, capsys):
-    run = runs / "heads"
-    assert onward("export", run, "--onnx", tmp_path / "fp32") == 0
+def test_eight_bits_take_less_room(runs, exported, tmp_path, capsys):
     capsys.readouterr()
-    assert onward("export", run, "--onnx", tmp_path / "int8", "--int8") == 0
+    assert onward("export", runs / "heads", "--onnx", tmp_path, "--int8") == 0
 
     (line,) = [row for row in capsys.readouterr().out.splitlines() if "ONNX │" in row]
     same_class = float(line.split("│")[3].strip().removesuffix("%"))
     assert same_class > 97
     sizes = [
-        sum(file.stat().st_size for file in (tmp_path / name).glob("*.onnx"))
-        for name in ("fp32", "int8")
+        sum(file.stat().st_size for file in folder.glob("*.onnx"))
+        for folder in (exported, tmp_path)
     ]
     assert sizes[1] < 0.65 * sizes[0]  # Of small files, the weights are a part.
 
@@ -205,16 +212,14 @@ def test_a_guarantee_that_cannot_be_given_says_what_it_takes(runs, capsys):
     assert "1.0 times fewer" in said
 
 
-@pytest.fixture(scope="module")
-def infer(runs, tmp_path_factory):
+@pytest.fixture
+def infer(exported, tmp_path):
     """Run the program for exported files, on rows as a file; return its status and output."""
-    folder = tmp_path_factory.mktemp("exported")
-    assert onward("export", runs / "heads", "--onnx", folder / "onnx") == 0
 
     def infer(**members):
-        np.savez(folder / "rows.npz", **members)
-        command = [sys.executable, folder / "onnx" / "infer.py", folder / "onnx"]
-        return subprocess.run([*command, folder / "rows.npz"], capture_output=True, text=True)
+        np.savez(tmp_path / "rows.npz", **members)
+        command = [sys.executable, exported / "infer.py", exported, tmp_path / "rows.npz"]
+        return subprocess.run(command, capture_output=True, text=True)
 
     return infer
 
@@ -243,8 +248,8 @@ def test_the_program_for_exported_files_says_what_is_wrong(infer, members, messa
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_holds_the_files_of_one_export(runs, tmp_path):
-    assert onward("export", runs / "heads", "--onnx", tmp_path / "onnx") == 0
+def test_a_folder_holds_the_files_of_one_export(runs, exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "onnx")
     (tmp_path / "onnx" / "stage-7.onnx").touch()
 
     assert onward("export", runs / "heads", "--onnx", tmp_path / "onnx") == 0
@@ -253,9 +258,8 @@ def test_a_folder_holds_the_files_of_one_export(runs, tmp_path):
     assert names == ["infer.py", "manifest.json", *(f"stage-{n}.onnx" for n in range(3))]
 
 
-def test_files_of_an_older_layout_are_left_to_the_program_beside_them(runs, tmp_path):
-    assert onward("export", runs / "heads", "--onnx", tmp_path) == 0
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+def test_files_of_an_older_layout_are_left_to_the_program_beside_them(exported, tmp_path):
+    manifest = json.loads((exported / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
 
     with pytest.raises(ValueError, match=r"has format 1, and this reads 3\. Run the infer\.py"):
@@ -427,6 +431,7 @@ def test_a_sweep_is_not_written_as_one_graph(runs, tmp_path, capsys):
     said = told(capsys, "export", runs / "sweep", "--onnx", tmp_path / "onnx", "--one-graph")
 
     assert "A sweep over labels is not written as one graph" in said
+    assert not (tmp_path / "onnx").exists()
 
 
 def test_a_folder_with_other_things_in_it_takes_no_export(runs, tmp_path, capsys):

@@ -19,6 +19,8 @@ from onward.preparation import nodes_of, preview
 from onward.runtime import streams
 from onward.runtime.workers import Settings, Shard
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 INPUTS, UNITS, CLASSES, BLOCKS = 6, 8, 3, 4
 
 plans = pytest.mark.parametrize("kind", [ChapterPlan, StreamPlan], ids=["chapters", "stream"])

@@ -33,7 +33,6 @@ from onward.seeds import global_generator_kept
 from onward.transport.directory import DirectoryTransport
 from onward.transport.messages import OPEN
 
-
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 

@@ -17,7 +17,7 @@ from onward.exits.answers import answer
 from onward.exits.calibration import Calibrated, candidates, choose, held_out, mean_minus_std
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
-from onward.onnx_files import WHOLE, export, export_whole, run_exported
+from onward.onnx_files import WHOLE, check_whole, export, export_whole, run_exported
 
 
 def exits_command(options: argparse.Namespace) -> None:
@@ -144,6 +144,8 @@ def export_command(options: argparse.Namespace) -> None:
         raise SettingError("One graph is written in fp32: leave out --int8 or --one-graph.")
     call = f'onward.export("{options.run}", "{options.onnx}", network=network, like=x)'
     network, dataset, config = load_run(options, call)
+    if options.one_graph:
+        check_whole(network)
     calibrated = runs.read_exits(options.run, network)
     network.set_precision(EARLY)
     policy = calibrated.policy if calibrated else full_depth(network.num_exits)
