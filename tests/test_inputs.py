@@ -388,6 +388,7 @@ def test_a_damaged_description_of_samples_is_refused():
 # What it is for
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("recipe", ["one-pass", "hinton", "pff", "backprop"])
 @pytest.mark.parametrize(
     "load_data", [load_wine, pytest.param(load_breast_cancer, marks=pytest.mark.slow)]
