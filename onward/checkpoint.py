@@ -33,14 +33,14 @@ FORMAT = 3
 """Version of the layout of model files; newer ones are refused."""
 
 INPUTS = "inputs."
-"""How names of arrays begin that say what becomes of samples."""
+"""How the names of arrays of the input transformation begin."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Arithmetic of matrix products, by its name in settings and files."""
 
 
 def shipped(network: Network) -> dict[str, Tensor]:
-    """Return what inference needs, by name: parameters, buffers, heads, what samples become."""
+    """Return what inference needs, by name: parameters, buffers, heads, inputs."""
     inputs = network.inputs.arrays
     return _weights(network) | {f"{INPUTS}{name}": tensor for name, tensor in inputs.items()}
 
@@ -176,7 +176,7 @@ def load(
 def _read_inputs(
     header: Mapping[str, Any], tensors: Mapping[str, Tensor], network: Network
 ) -> InputTransformation:
-    """Return what becomes of samples; older files know only that uint8 is divided by 255."""
+    """Return the input transformation; older files know only that uint8 is divided by 255."""
     if header["format"] < 3:
         known = network.blueprint
         return InputTransformation("older", known.data.input_shape if known else None)

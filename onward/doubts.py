@@ -1,8 +1,8 @@
 """Signs that a run has learned nothing."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from onward.evaluation import Evaluation
+from onward.evaluation import Evaluation, Tally
 from onward.results import Progress
 
 SILENT = 0.9
@@ -34,11 +34,8 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
             last[entry.block] = entry.figures
     dead = {block: figures.get("dead_fraction") or 0.0 for block, figures in last.items()}
     silent = {block: share for block, share in sorted(dead.items()) if share >= SILENT}
-    poor = {
-        block: correct / test.rows
-        for block, correct in test.correct_blocks.items()
-        if test.rows >= FEW and test.lead_blocks[block] <= LUCK
-    }
+    is_enough = test.rows >= FEW
+    poor = {b: t for b, t in test.tally_blocks.items() if is_enough and t.lead <= LUCK}
     unknown = last.keys() - test.correct_blocks.keys()
     flat = [
         block
@@ -50,23 +47,23 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     ]
     found = []
     if silent:
+        shares = _shares(silent.values())
         found.append(
-            f"Silent units: {_shares(silent)} of those of {_blocks(silent)} put out nothing for "
-            f"any sample. Lower optimizer.lr, or scale the inputs (data.standardize)."
+            f"Silent units: {shares} of those of {_blocks(silent)} put out nothing for any sample. "
+            f"Lower optimizer.lr, or scale the inputs (data.standardize)."
         )
     if flat:
         found.append(
             f"The loss of {_blocks(flat)} did not fall. Change optimizer.lr, raise "
             f"training.epochs, or lower training.batch_size."
         )
+    tally = test.tally
     if poor:
-        chance = {block: test.by_chance_blocks[block] for block in poor}
-        found.append(_no_better(_blocks(poor), _shares(poor), _shares(chance), test.rows))
-    elif test.accuracy is not None and test.rows >= FEW and test.lead <= LUCK:
-        shares = f"{test.accuracy:.1%}", f"{test.by_chance:.1%}"
-        found.append(_no_better("the network", *shares, test.rows))
-    named = [label for label, count in enumerate(test.named) if count]
-    if len(named) == 1 and sum(rows > 0 for rows in test.class_rows) > 1:
+        found.append(_no_better(_blocks(poor), list(poor.values())))
+    elif tally is not None and is_enough and tally.lead <= LUCK:
+        found.append(_no_better("the network", [tally]))
+    named = [label for label, count in enumerate(tally.named if tally else ()) if count]
+    if tally is not None and len(named) == 1 and sum(rows > 0 for rows in tally.rows) > 1:
         found.append(
             f"All {test.rows:,} test samples were classified as class {named[0]}. Look at "
             f"optimizer.lr, and, if most samples are of that class, at data.class_weights."
@@ -74,10 +71,11 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     return found
 
 
-def _no_better(who: str, right: str, chance: str, rows: int) -> str:
+def _no_better(who: str, tallies: Sequence[Tally]) -> str:
     return (
-        f"No better than chance: {who} right on {right} of {rows:,} test samples; the same answers "
-        f"in any order would be right on {chance}. Look at optimizer.lr, training.epochs, "
+        f"No better than chance: {who} right on {_shares(t.accuracy for t in tallies)} of "
+        f"{sum(tallies[0].rows):,} test samples; the same answers in any order would be right on "
+        f"{_shares(t.by_chance for t in tallies)}. Look at optimizer.lr, training.epochs, "
         f"training.batch_size and the scale of the inputs."
     )
 
@@ -86,5 +84,5 @@ def _blocks(blocks: Collection[int]) -> str:
     return ("blocks " if len(blocks) > 1 else "block ") + ", ".join(map(str, blocks))
 
 
-def _shares(shares: Mapping[int, float]) -> str:
-    return ", ".join(f"{share:.1%}" for share in shares.values())
+def _shares(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.1%}" for share in shares)

@@ -1,5 +1,7 @@
 """How many samples a network gets right, and what chance would."""
 
+import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +13,70 @@ from onward.batch import Batch
 from onward.errors import DataError
 from onward.networks import Network
 from onward.readouts import Readout
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Answers to samples, counted by class.
+
+    Example:
+        >>> tally = Tally(rows=(8, 2), named=(9, 1), right=(8, 1))
+        >>> tally.accuracy, tally.balanced_accuracy
+        (0.9, 0.75)
+    """
+
+    rows: tuple[int, ...]
+    """Samples of each class."""
+
+    named: tuple[int, ...]
+    """Answers that name each class."""
+
+    right: tuple[int, ...]
+    """Those of them that are right."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the samples that are right."""
+        return sum(self.right) / sum(self.rows)
+
+    @property
+    def sensitivity(self) -> list[float | None]:
+        """Share of the samples of each class that are right; None without samples."""
+        pairs = zip(self.right, self.rows, strict=True)
+        return [right / rows if rows else None for right, rows in pairs]
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the sensitivities of classes that have samples."""
+        return statistics.mean(share for share in self.sensitivity if share is not None)
+
+    @property
+    def by_chance(self) -> float:
+        """Share that would be right if the same answers were given to the samples in any order."""
+        pairs = zip(self.rows, self.named, strict=True)
+        return sum(rows * named for rows, named in pairs) / sum(self.rows) ** 2
+
+    @property
+    def lead(self) -> float:
+        """How much better the answers are than in any order, in standard deviations.
+
+        That of accuracy, or of balanced accuracy where it is more; infinite where the samples are
+        of one class, and there is nothing to tell apart.
+        """
+        known = [each for each in zip(self.rows, self.named, self.right, strict=True) if each[0]]
+        if len(known) < 2:
+            return math.inf
+        total, leads = sum(self.rows), []
+        # In accuracy each sample counts the same; in balanced accuracy, each class.
+        for is_balanced in (False, True):
+            gain = variance = 0.0
+            for rows, named, right in known:
+                weight = 1 / len(known) if is_balanced else rows / total
+                share = named / total
+                gain += weight * (right / rows - share)
+                variance += weight**2 * share * (1 - share) / rows
+            leads.append(gain / math.sqrt(variance) if variance else 0.0)
+        return max(leads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,44 +92,16 @@ class Evaluation:
     correct_blocks: Mapping[int, int]
     """Samples whose class each block names on its own, where the readout has its scores."""
 
-    class_rows: tuple[int, ...] = ()
-    """Samples of each class."""
+    tally: Tally | None = None
+    """The network's answers by class; None where they were not counted so."""
 
-    class_correct: tuple[int, ...] = ()
-    """Those of them whose class the network names."""
-
-    named: tuple[int, ...] = ()
-    """Samples of which the network says that they are of each class."""
-
-    by_chance: float = 0.0
-    """Share that would be right if the same answers were given to the samples in any order."""
-
-    by_chance_blocks: Mapping[int, float] = field(default_factory=dict)
-    """The same for each block on its own, like `correct_blocks`."""
-
-    lead: float = 0.0
-    """By how many standard deviations the answers are better than in any order: of accuracy, or of
-    balanced accuracy where that is more."""
-
-    lead_blocks: Mapping[int, float] = field(default_factory=dict)
-    """The same for each block on its own."""
+    tally_blocks: Mapping[int, Tally] = field(default_factory=dict)
+    """The answers of each block on its own, like `correct_blocks`."""
 
     @property
     def accuracy(self) -> float | None:
         """Share of the samples that are right; None without samples."""
         return self.correct / self.rows if self.rows else None
-
-    @property
-    def sensitivity(self) -> list[float | None]:
-        """Share of the samples of each class that are right; None without samples."""
-        pairs = zip(self.class_correct, self.class_rows, strict=True)
-        return [correct / rows if rows else None for correct, rows in pairs]
-
-    @property
-    def balanced_accuracy(self) -> float | None:
-        """Mean of the sensitivities; None without samples."""
-        known = [share for share in self.sensitivity if share is not None]
-        return sum(known) / len(known) if known else None
 
     @property
     def block_accuracy(self) -> list[float]:
@@ -81,7 +119,7 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
         readout: Another readout than the network's own.
 
     Raises:
-        DataError: Samples or classes are not like those of the training.
+        DataError: The classes are not those of the network.
     """
     is_asked = network.readout is not None and "label" in batch.targets
     if not is_asked or not batch.num_counted:
@@ -90,51 +128,18 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     label = checked_labels(network.num_classes, counted.label, len(counted))
     scores = network.scores_of(batch, readout)
     index = slice(None) if batch.index is None else batch.index
+
+    def counts(labels: Tensor) -> tuple[int, ...]:
+        return tuple(labels.bincount(minlength=network.num_classes).tolist())
+
+    rows = counts(label)
     answers = [s[index].argmax(dim=1) for s in (scores.network, *scores.blocks)]
-
-    def counts(labels: Tensor) -> Tensor:
-        return labels.bincount(minlength=network.num_classes)
-
-    class_rows, named = counts(label), [counts(each) for each in answers]
-    right = [counts(label[each == label]) for each in answers]
-    correct = [int(each.sum()) for each in right]
-    chance = [(class_rows.double() @ each.double()).item() / len(label) ** 2 for each in named]
-    leads = [_lead(class_rows, *each) for each in zip(named, right, strict=True)]
+    whole, *each = (Tally(rows, counts(a), counts(label[a == label])) for a in answers)
     # Where there are ticks, the last one counts.
     blocks = [visit % len(network.all_blocks) for visit in network.fold(readout).exits]
-    return Evaluation(
-        rows=len(label),
-        correct=correct[0],
-        correct_blocks=dict(zip(blocks, correct[1:], strict=False)),
-        class_rows=tuple(class_rows.tolist()),
-        class_correct=tuple(right[0].tolist()),
-        named=tuple(named[0].tolist()),
-        by_chance=chance[0],
-        by_chance_blocks=dict(zip(blocks, chance[1:], strict=False)),
-        lead=leads[0],
-        lead_blocks=dict(zip(blocks, leads[1:], strict=False)),
-    )
-
-
-def _lead(rows: Tensor, named: Tensor, right: Tensor) -> float:
-    """Return how much better answers are than in any order, in standard deviations.
-
-    Args:
-        rows: Samples of each class.
-        named: Answers of each class.
-        right: Those of them that are right.
-    """
-    is_known = rows > 0
-    rows, named, right = (each[is_known].double() for each in (rows, named, right))
-    total = rows.sum()
-    share = named / total
-    found = []
-    # Of accuracy, each sample counts the same; of balanced accuracy, each class.
-    for weight in (rows / total, torch.full_like(rows, 1 / len(rows))):
-        gain = (weight * (right / rows - share)).sum()
-        variance = (weight.square() * share * (1 - share) / rows).sum()
-        found.append((gain / variance.sqrt()).item() if variance > 0 else 0.0)
-    return max(found)
+    tallies = dict(zip(blocks, each, strict=False))
+    correct = {block: sum(tally.right) for block, tally in tallies.items()}
+    return Evaluation(len(label), sum(whole.right), correct, whole, tallies)
 
 
 def checked_labels(num_classes: int, y: Tensor, samples: int) -> Int[Tensor, " samples"]:

@@ -14,9 +14,6 @@ from onward.runtime.workers import Shard
 from onward.sharding import is_private
 from onward.transport.messages import Transport
 
-PIECE = 30_000
-"""Numbers that a rank gives others at once."""
-
 
 def fit_preprocessing(
     network: Network, config: RunConfig, shards: Mapping[int, Shard], transport: Transport
@@ -39,7 +36,9 @@ def fit_preprocessing(
         each = [total_sums(own, chunks(shard)) for _, shard in sorted(shards.items())]
         if is_private(config):
             # One shard a rank.
-            each = _gathered(each[0], transport)
+            (own_sums,) = each
+            every = transport.all_gather("sums", [part.tolist() for part in own_sums])
+            each = [[torch.tensor(part, dtype=torch.float64) for part in sums] for sums in every]
         own.fit([torch.stack(parts).sum(dim=0) for parts in zip(*each, strict=True)])
     except Exception as error:
         if isinstance(error, OnwardError) or line_of_user(error) is None:
@@ -48,17 +47,3 @@ def fit_preprocessing(
             f"The preprocessing {type(own).__name__} cannot be fitted: {told(error)}"
         ) from error
     own.is_fitted = True
-
-
-def _gathered(sums: list[Tensor], transport: Transport) -> list[list[Tensor]]:
-    """Return the sums of all ranks, in order, which travel in pieces."""
-    pieces = torch.cat([part.flatten() for part in sums]).split(PIECE)
-    every = [transport.all_gather(f"sums {n}", piece.tolist()) for n, piece in enumerate(pieces)]
-    found = []
-    for theirs in zip(*every, strict=True):
-        numbers = torch.tensor(
-            [number for piece in theirs for number in piece], dtype=torch.float64
-        )
-        parts = numbers.split([part.numel() for part in sums])
-        found.append([part.view_as(like) for part, like in zip(parts, sums, strict=True)])
-    return found

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from onward.config import RunConfig
 from onward.networks import Network
 from onward.plan.tasks import Plan
-from onward.settings import NetworkConfig
 
 
 def idle(config: RunConfig, network: Network, plan: Plan, num_ranks: int) -> list[str]:
@@ -42,8 +41,10 @@ def _without_effect(
         if network.head is None:
             for name in ("head_lr", "head_weight_decay"):
                 yield f"optimizer.{name}", "the network has no softmax head"
-    if isinstance(config.network, NetworkConfig):
-        yield from _dense(config.network)
+    # Settings of a recipe may know themselves which of them are idle.
+    own = getattr(config.network, "without_effect", dict)
+    for name, reason in own().items():
+        yield f"network.{name}", reason
     if all(block.schedule is not None for block in network.all_blocks):
         yield "training.schedule", "all blocks have schedules of their own"
     if plan.hint_age is None and config.plan.hint_age != "never":
@@ -57,14 +58,3 @@ def _without_effect(
     if num_ranks == 1:
         for name in ("iface", "peer_timeout", "replicas", "restarts"):
             yield f"placement.{name}", "there is one rank"
-
-
-def _dense(config: NetworkConfig) -> Iterator[tuple[str, str]]:
-    if config.objective == "cross-entropy":
-        for name in ("threshold", "slope", "peer"):
-            yield f"network.{name}", "it is for the objective threshold"
-    if config.negatives is None:
-        for name in ("label_strength", "skip_first"):
-            yield f"network.{name}", "no label is written into the input (network.negatives)"
-    if config.readout != "heads":
-        yield "network.heads", f"it is for the readout heads, and the readout is {config.readout}"

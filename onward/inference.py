@@ -8,7 +8,7 @@ from onward import evaluation, exits, onnx_files, runs
 from onward.batch import Batch
 from onward.checkpoint import load
 from onward.data.dataset import Dataset, Numbers, real
-from onward.errors import SettingError
+from onward.errors import DataError, SettingError
 from onward.evaluation import Evaluation, checked_labels
 from onward.exits.answers import Answers
 from onward.exits.calibration import Calibrated, choose, held_out
@@ -56,16 +56,21 @@ def evaluate(
     Args:
         trained: A trained network, or the path of a run folder or model file.
         x: Samples; of a data set, its test samples.
-        y: Their true classes; None where a batch has them. Without classes, or where the network
-            names none, nothing is counted.
+        y: Their true classes; None where a batch has them. Of a batch without classes, or where
+            the network names none, nothing is counted.
         readout: Another readout than the network's own.
         network: See `opened`.
+
+    Raises:
+        DataError: Samples or classes are not like those of the training, or there are no classes.
     """
     asked = opened(trained, network)
     batch = asked.checked(x.test if isinstance(x, Dataset) else x)
     if y is not None:
         labels = checked_labels(asked.num_classes, torch.from_numpy(real(y, "y")), len(batch))
         batch = batch.with_targets(label=labels)
+    elif not isinstance(x, Batch | Dataset):
+        raise DataError("These samples have no classes to be compared with. Give them as y.")
     return evaluation.evaluate(asked, batch, readout)
 
 

@@ -356,8 +356,10 @@ class InputTransformation(nn.Module):
         """Warn of values that are far from those of the training."""
         if self.span is None or not x.numel():
             return
+        # Of each number of a sample; the transformation keeps their order.
+        ends = torch.stack(x.aminmax(dim=0))
         unit = 255 if x.dtype is torch.uint8 and self.kind == "pixels" else 1
-        low, high = (float(value) / unit for value in x.aminmax())
+        low, high = (float(value) / unit for value in ends.aminmax())
         least, most = self.span
         room = most - least
         text = ""
@@ -368,7 +370,7 @@ class InputTransformation(nn.Module):
                 f"samples were."
             )
         elif self.reach is not None:
-            away = self(x)[..., None].abs()
+            away = self(ends)[..., None].abs()
             if float(away.max()) > FAR * self.reach:
                 kind = "Feature" if x.ndim == 2 else "Channel"
                 which = int(away.flatten(2).amax(dim=2).amax(dim=0).argmax())

@@ -226,6 +226,9 @@ def _sizes(
         # The first block reads the data themselves, unless they are changed or seen as views.
         kept = rows if settings.shift or is_copied or views > 1 else {**rows, INPUT: 0}
         making[number] += round(passed) * _passed(plan, kept, number, views)
+        if is_copied and views > 1 and not settings.shift:
+            # Views are made of a copy of the samples.
+            making[number] += round(passed) * one
     products = {
         ProductKind.WEIGHTS: weights,
         ProductKind.OPTIMIZER_STATE: states,

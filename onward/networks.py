@@ -36,7 +36,7 @@ class Network(nn.Module):
         num_classes: Number of classes; 0 without.
         ticks: How often a mini-batch visits every block; more than once for recurrent networks.
         readouts: Other ways to read it, by name, which are reported beside the readout.
-        preprocessing: What becomes of samples after the input transformation, such as whitening.
+        preprocessing: What is done to samples after the input transformation, such as whitening.
         blueprint: What the network was built from, if by a recipe; it makes saved models
             self-contained.
 

@@ -90,17 +90,18 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `result.json` holds."""
+        tally = self.test.tally
         return {
             "accuracy": {
                 "test": self.test.accuracy,
-                "balanced": self.test.balanced_accuracy,
-                "sensitivity": self.test.sensitivity,
+                "balanced": tally.balanced_accuracy if tally else None,
+                "sensitivity": tally.sensitivity if tally else [],
                 "validation": self.validation.accuracy,
                 "per_block": self.per_block,
                 "readouts": dict(self.readouts),
             },
             "error_count": self.test.rows - self.test.correct,
-            "class_rows": list(self.test.class_rows),
+            "class_rows": list(tally.rows) if tally else [],
             "doubts": list(self.doubts),
             **self.facts,
         }

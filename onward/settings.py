@@ -142,6 +142,19 @@ class NetworkConfig(Section):
     gain: Positive = 1.0
     """Standard deviation of the first weights, times the square root of the number of inputs."""
 
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        found: dict[str, str] = {}
+        if self.objective == "cross-entropy":
+            reason = "it is for the objective threshold"
+            found |= dict.fromkeys(("threshold", "slope", "peer"), reason)
+        if self.negatives is None:
+            reason = "no label is written into the input (network.negatives)"
+            found |= dict.fromkeys(("label_strength", "skip_first"), reason)
+        if self.readout != "heads":
+            found["heads"] = f"it is for the readout heads, and the readout is {self.readout}"
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):

@@ -46,7 +46,7 @@ class DataSummary:
     """Digest of the samples that are not test samples: rank 0's, where each rank has its own."""
 
     inputs: InputTransformation
-    """What becomes of samples first, from the moments of the training samples of all shards."""
+    """The input transformation, from the moments of the training samples of all shards."""
 
 
 SHARED = "ONWARD_SHARED_DATA"
@@ -251,7 +251,7 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
 
 
 def _transformation(config: RunConfig, notes: Sequence[dict[str, Any]]) -> InputTransformation:
-    """Return what becomes of samples first; shards are taken in their order."""
+    """Return the input transformation; shards are taken in their order."""
     kind, by = notes[0]["kind"], notes[0]["by"]
     shapes = [tuple(shape) for shape in notes[0]["shapes"].values()]
     if kind == "kept":

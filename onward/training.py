@@ -130,7 +130,7 @@ def train(
             placement of one's own.
         validation: Training samples held out for validation: a share below 1, or a number.
         standardize: What gets a mean of 0 and a standard deviation of 1, see `ow.DataConfig`. A
-            network that has been trained before keeps what became of its samples then.
+            network that has been trained before keeps its input transformation.
         class_weights: `"balanced"`: all classes together count the same in the loss, however many
             samples they have.
         shift: Largest random shift of training images, in pixels.

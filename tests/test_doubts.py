@@ -13,30 +13,22 @@ import onward as ow
 from onward.cli.main import main
 from onward.doubts import doubts
 from onward.errors import SettingError
-from onward.evaluation import Evaluation
+from onward.evaluation import Evaluation, Tally
 from onward.results import Progress
 from onward.runs import read_result
 from onward.sharding import agree, describe, local_shards, split, weighted
 
 
-def evaluation(correct=90, rows=(50, 50), named=(50, 50), by_chance=0.5, blocks=None):
-    blocks = {0: (correct, by_chance)} if blocks is None else blocks
-    return Evaluation(
-        rows=sum(rows),
-        correct=correct,
-        correct_blocks={block: right for block, (right, _) in blocks.items()},
-        class_rows=rows,
-        class_correct=rows,
-        named=named,
-        by_chance=by_chance,
-        by_chance_blocks={block: chance for block, (_, chance) in blocks.items()},
-        lead=lead(correct, by_chance, sum(rows)),
-        lead_blocks={b: lead(*each, sum(rows)) for b, each in blocks.items()},
-    )
+def tally(right, rows=50):
+    """Answers to as many samples of two classes, of each class as many right."""
+    return Tally(rows=(rows, rows), named=(rows, rows), right=(right, right))
 
 
-def lead(correct, by_chance, rows):
-    return (correct / rows - by_chance) / (by_chance * (1 - by_chance) / rows) ** 0.5
+def evaluation(**blocks):
+    """The answers of a network that gets 90 of 100 right, and those of its blocks."""
+    tallies = {int(name[1:]): each for name, each in blocks.items()} or {0: tally(45)}
+    correct = {block: sum(each.right) for block, each in tallies.items()}
+    return Evaluation(100, 90, correct, tally(45), tallies)
 
 
 def report(chapter, block=0, loss=0.1, dead=0.1, **figures):
@@ -58,39 +50,50 @@ def test_silent_units_are_named_with_their_block_and_setting():
     assert "Lower optimizer.lr" in found[0]
 
 
-@pytest.mark.parametrize(("correct", "is_doubted"), [(50, True), (54, True), (56, False)])
+@pytest.mark.parametrize(("right", "is_doubted"), [(25, True), (27, True), (28, False)])
 def test_a_block_is_held_against_what_the_same_answers_would_be_worth_in_any_order(
-    correct, is_doubted
+    right, is_doubted
 ):
-    blocks = {0: (90, 0.5), 1: (correct, 0.5)}
-
-    found = doubts(FALLING, evaluation(blocks=blocks))
+    found = doubts(FALLING, evaluation(_0=tally(45), _1=tally(right)))
 
     # A standard deviation of 100 answers is 5 of them.
-    assert [f"block 1 right on {correct}.0%" in text for text in found] == [True] * is_doubted
+    assert [f"block 1 right on {2 * right}.0%" in text for text in found] == [True] * is_doubted
+
+
+def whole(each):
+    return Evaluation(sum(each.rows), sum(each.right), {}, each, {})
 
 
 def test_a_rare_class_that_is_found_is_no_chance_even_where_most_samples_are_of_another():
-    # All of 990 and 5 of 10, against answers that name that class 5 times.
-    by_chance = (990 * 995 + 10 * 5) / 1000**2
-    found = evaluation(995, (990, 10), (995, 5), by_chance)
+    assert doubts(FALLING, whole(Tally((990, 10), named=(995, 5), right=(990, 5)))) == []
 
-    assert doubts(FALLING, found) == []
+
+def test_balanced_accuracy_counts_where_accuracy_says_little():
+    # In accuracy no better than chance: 81 % right, and 79.4 % in any order.
+    rare = Tally((990, 10), named=(800, 200), right=(800, 10))
+
+    assert rare.accuracy == pytest.approx(0.81)
+    assert rare.by_chance == pytest.approx(0.794)
+    assert doubts(FALLING, whole(rare)) == []
 
 
 def test_one_class_for_all_samples_is_doubted_however_large_the_class():
-    found = doubts(FALLING, evaluation(990, (990, 10), (1000, 0), 0.99))
+    found = doubts(FALLING, whole(Tally((990, 10), named=(1000, 0), right=(990, 0))))
 
     assert any("All 1,000 test samples were classified as class 0" in text for text in found)
-    assert any("No better than chance" in text for text in found)
+    assert any("No better than chance: the network" in text for text in found)
+
+
+def test_where_all_test_samples_are_of_one_class_there_is_nothing_to_doubt():
+    assert doubts(FALLING, whole(Tally((0, 50), named=(0, 50), right=(0, 50)))) == []
 
 
 @pytest.mark.parametrize(
     ("blocks", "accuracy", "is_doubted"),
     [
-        pytest.param({}, None, True, id="nothing else is known"),
-        pytest.param({}, 0.7, False, id="hard negatives are told apart"),
-        pytest.param({0: (90, 0.5)}, None, False, id="classes are told apart"),
+        pytest.param({"_1": tally(45)}, None, True, id="nothing else is known"),
+        pytest.param({"_1": tally(45)}, 0.7, False, id="hard negatives are told apart"),
+        pytest.param({"_0": tally(45)}, None, False, id="classes are told apart"),
     ],
 )
 def test_a_loss_that_did_not_fall_is_doubted_where_nothing_shows_that_something_was_learned(
@@ -98,7 +101,7 @@ def test_a_loss_that_did_not_fall_is_doubted_where_nothing_shows_that_something_
 ):
     rising = [report(0, loss=0.5, accuracy=accuracy), report(1, loss=0.6, accuracy=accuracy)]
 
-    found = doubts(rising, evaluation(blocks=blocks))
+    found = doubts(rising, evaluation(**blocks))
 
     assert any("The loss of block 0 did not fall" in text for text in found) is is_doubted
 
@@ -178,15 +181,15 @@ def test_what_is_evaluated_is_counted_by_class():
 
     found = ow.evaluate(network, ow.Batch(x, {"label": label}))
 
-    assert found.class_rows == (3, 2, 1)
-    assert found.named == tuple(named.bincount(minlength=3).tolist())
+    assert found.tally.rows == (3, 2, 1)
+    assert found.tally.named == tuple(named.bincount(minlength=3).tolist())
     right = [int(((named == c) & (label == c)).sum()) for c in range(3)]
-    assert found.class_correct == tuple(right)
-    assert found.balanced_accuracy == pytest.approx(
-        sum(r / n for r, n in zip(right, (3, 2, 1), strict=True)) / 3
-    )
-    expected = sum(n * m for n, m in zip(found.class_rows, found.named, strict=True)) / 36
-    assert found.by_chance == pytest.approx(expected)
+    assert found.tally.right == tuple(right)
+    shares = [r / n for r, n in zip(right, (3, 2, 1), strict=True)]
+    assert found.tally.balanced_accuracy == pytest.approx(sum(shares) / 3)
+    expected = sum(n * m for n, m in zip((3, 2, 1), found.tally.named, strict=True)) / 36
+    assert found.tally.by_chance == pytest.approx(expected)
+    assert found.tally_blocks[0] == found.tally
 
 
 def test_balanced_class_weights_find_a_rare_class_that_is_missed_without(tmp_path):
@@ -197,7 +200,7 @@ def test_balanced_class_weights_find_a_rare_class_that_is_missed_without(tmp_pat
     for weights in (None, "balanced"):
         network = ow.mlp((6,), num_classes=2, widths=(20,))
         result = ow.train(network, dataset, training=training, class_weights=weights, validation=0)
-        found[weights] = result.test.sensitivity[1]
+        found[weights] = result.test.tally.sensitivity[1]
 
     assert found[None] < 0.5 < found["balanced"]
 
@@ -230,26 +233,8 @@ def test_class_weights_take_the_place_of_no_others():
         ow.train(ow.mlp((6,), num_classes=2, widths=(20,)), dataset, class_weights="balanced")
 
 
-def test_balanced_accuracy_counts_where_accuracy_says_little():
-    # Of 990 and 10 samples, 800 and 10 are found: no better than chance in accuracy.
-    x = torch.eye(2)[torch.tensor([0] * 800 + [1] * 200)]
-    label = torch.tensor([0] * 800 + [0] * 190 + [1] * 10)
-    head = nn.Linear(2, 2, bias=False)
-    head.weight = nn.Parameter(torch.eye(2))
-    block = ow.Block(nn.Identity(), ow.CrossEntropy(head), ow.Adam())
-    network = ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=2)
-
-    found = ow.evaluate(network, ow.Batch(x, {"label": label}))
-
-    assert found.sensitivity == [pytest.approx(800 / 990), 1.0]
-    assert found.lead > 4
-    assert doubts(FALLING, found) == []
-
-
 def test_of_few_test_samples_nothing_is_said():
-    few = evaluation(correct=1, rows=(1, 2), named=(1, 2), by_chance=0.5)
-
-    assert doubts(FALLING, few) == []
+    assert doubts(FALLING, whole(Tally((1, 2), named=(1, 2), right=(0, 1)))) == []
 
 
 def test_class_weights_are_refused_where_an_objective_does_not_use_them():

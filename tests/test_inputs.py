@@ -12,12 +12,12 @@ from test_bad_models import rewrite
 from torch import nn
 
 import onward as ow
-from onward import fitting
 from onward.checkpoint import load, save
 from onward.cli.main import main
 from onward.data import Dataset
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.exits.policies import full_depth
+from onward.fitting import fit_preprocessing
 from onward.inputs import InputTransformation, Moments
 from onward.onnx_files import export, run_exported
 from onward.preprocessing import total_sums
@@ -471,37 +471,30 @@ def test_what_was_whitened_is_saved_exported_and_kept(tmp_path):
 
 
 class Gathering(SingleProcessTransport):
-    """The way to ranks that give these numbers, of which all gather a piece at a time."""
+    """The way to ranks that have given these sums."""
 
-    def __init__(self, numbers):
+    def __init__(self, every):
         super().__init__()
-        self.numbers, self.given = numbers, []
+        self.every = every
 
     def all_gather(self, topic, note):
-        start = sum(map(len, self.given))
-        self.given.append(note)
-        return [theirs[start : start + len(note)] for theirs in self.numbers]
+        assert note in self.every
+        return self.every
 
 
-def test_ranks_with_shards_of_their_own_whiten_as_one_rank_with_as_many_shards(monkeypatch):
-    monkeypatch.setattr(fitting, "PIECE", 7)
+def test_ranks_with_shards_of_their_own_whiten_as_one_rank_with_as_many_shards():
     together = ow.RunConfig().with_settings({"plan.shards": 3, "data.validation": 0})
-    whole = ow.dataset(correlated(), classes(400))
-    shards = local_shards(together, split(together, whole), 0)
+    shards = local_shards(together, split(together, ow.dataset(correlated(), classes(400))), 0)
     one, several = whitened(), whitened()
-    fitting.fit_preprocessing(one, together, shards, SingleProcessTransport())
+    fit_preprocessing(one, together, shards, SingleProcessTransport())
     apart = ow.RunConfig().with_settings({"data.name": "{rank}.npz"})
-    notes = [
-        torch.cat(
-            [part.flatten() for part in total_sums(several.preprocessing, [shard.training.tensor])]
-        ).tolist()
+    every = [
+        [part.tolist() for part in total_sums(one.preprocessing, [shard.training.tensor])]
         for shard in shards.values()
     ]
-    transport = Gathering(notes)
 
-    fitting.fit_preprocessing(several, apart, {1: shards[1]}, transport)
+    fit_preprocessing(several, apart, {1: shards[1]}, Gathering(every))
 
-    assert len(transport.given) == 3
     assert several.preprocessing.matrix.equal(one.preprocessing.matrix)
     assert not one.preprocessing.matrix.equal(torch.eye(4))
 
@@ -659,6 +652,8 @@ def test_samples_and_classes_are_evaluated_as_they_are_or_as_a_data_set():
     expected = ow.evaluate(network, dataset.test)
 
     assert ow.evaluate(network, x, y) == expected
+    with pytest.raises(DataError, match="These samples have no classes"):
+        ow.evaluate(network, x)
     assert ow.evaluate(network, dataset) == expected
 
 

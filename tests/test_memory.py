@@ -8,6 +8,7 @@ import torch
 import onward as ow
 from onward import memory
 from onward.checkpoint import PRECISIONS
+from onward.inputs import InputTransformation
 from onward.memory import Room, check, estimate
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
@@ -42,6 +43,7 @@ def needed(
     recipe=None,
     closed_form=True,
     keeps=False,
+    pixels=False,
     **settings,
 ):
     """Return what is said of a run of four blocks and eight chapters of an epoch.
@@ -62,6 +64,9 @@ def needed(
     plan = plan_type(**{**usual, **settings})
     placement = place(plan, name, num_ranks, [1] * 4)
     batch = ow.Batch(torch.zeros(1, WIDTH))
+    if pixels:
+        batch = ow.Batch(torch.zeros(1, WIDTH, dtype=torch.uint8))
+        network.inputs = InputTransformation("pixels", (WIDTH,), (0.0, 1.0))
     usual = Settings(seed=0, shift=shift, closed_form=closed_form)
     return estimate(plan, placement, network, batch, usual, keeps=keeps)
 
@@ -171,6 +176,18 @@ def test_rows_that_are_passed_on_are_held_before_and_after_a_block():
     few, many = (needed(ChapterPlan, "sequential", 1, rows=(rows,))[0] for rows in (1_000, 11_000))
 
     assert many - few == 10_000 * 2 * ROW
+
+
+THRESHOLDS = {"objective": "threshold", "negatives": "random", "readout": "goodness"}
+
+
+def test_pixels_are_held_as_floats_too_while_views_are_made_of_them():
+    floats, pixels = (
+        needed(ChapterPlan, "sequential", 1, rows=(1_000,), recipe=THRESHOLDS, pixels=pixels)[0]
+        for pixels in (False, True)
+    )
+
+    assert pixels - floats == 1_000 * ROW
 
 
 def test_shifted_rows_are_held_for_every_epoch_of_a_chapter():

@@ -1,5 +1,6 @@
 """Messages between ranks. What gloo does to careless callers is in the names of the tests."""
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from ranks import results
 from transport_jobs import MEGABYTE, sizes
 
 from onward.errors import PeerLostError, SettingError
+from onward.transport import messages
 from onward.transport.buffers import LINE, SMALL, Buffers
 from onward.transport.distributed import IN_FLIGHT, DistributedTransport
 from onward.transport.messages import SingleProcessTransport, Transport
@@ -79,6 +81,15 @@ def test_reserved_memory_is_what_is_handed_out():
 
 def test_one_rank_hears_its_own_note():
     assert SingleProcessTransport().all_gather("topic", {"a": 1}) == [{"a": 1}]
+
+
+def test_a_long_note_travels_in_pieces(monkeypatch):
+    monkeypatch.setattr(messages, "PIECE", 10)
+    transport, note = SingleProcessTransport(), {"numbers": [0.1, 2.5e-300] * 20}
+
+    assert transport.all_gather("topic", note) == [note]
+    assert all(len(piece) <= 10 for _, piece in transport.notes.values())
+    assert len(transport.notes) == -(-len(json.dumps(note)) // 10)
 
 
 # Over gloo

@@ -3,6 +3,7 @@
 Here is what all ways to other ranks have in common, and what a rank has that is alone.
 """
 
+import json
 import os
 import sys
 import time
@@ -25,6 +26,9 @@ LOOK_EVERY_SECONDS = 0.02
 
 OPEN: "list[Transport]" = []
 """Transports of this process that have not parted."""
+
+PIECE = 500_000
+"""Characters of a note that travel at once; stores take no more than megabytes."""
 
 
 class Transport(ABC):
@@ -80,11 +84,11 @@ class Transport(ABC):
         """Return what a rank has left on a topic; None where it has not."""
 
     def all_gather(self, topic: str, note: Any) -> list[Any]:
-        """Give all ranks something small, and get theirs.
+        """Give all ranks something, and get theirs.
 
         Args:
             topic: Each is used once.
-            note: Anything JSON can hold, under a megabyte.
+            note: Anything JSON can hold; what is large travels in pieces.
 
         Returns:
             The notes of all ranks, in order.
@@ -92,14 +96,20 @@ class Transport(ABC):
         Raises:
             PeerLostError: One has ended, or cannot be reached.
         """
-        # In a list, since a rank may have nothing to say.
-        self.put(topic, [note])
+        text = json.dumps(note)
+        pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+        for number, piece in enumerate(pieces):
+            self.put(_topic(topic, number), [len(pieces), piece])
         every: list[Any] = []
         for rank in range(self.num_ranks):
-            with self.doing.wait(f"word ({topic})", rank):
-                while (note := self.get(topic, rank)) is None:
-                    self.pause()
-            every += note
+            text, number, count = "", 0, 1
+            while number < count:
+                with self.doing.wait(f"word ({topic})", rank):
+                    while (found := self.get(_topic(topic, number), rank)) is None:
+                        self.pause()
+                count, piece = found
+                text, number = text + piece, number + 1
+            every.append(json.loads(text))
         return every
 
     def team(self, teams: Sequence[range]) -> Team:
@@ -205,3 +215,7 @@ def exit_process(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _topic(topic: str, piece: int) -> str:
+    return f"{topic} {piece}" if piece else topic
