@@ -1,0 +1,28 @@
+"""Small samples, and small networks that are trained on them."""
+
+import numpy as np
+
+import onward as ow
+
+FP32 = ["--set", "training.precision=fp32"]
+SHORT = ow.TrainingConfig(epochs=2, batch_size=20)
+
+
+def draw(seed=0):
+    """Return a generator, so that no test depends on what others have drawn."""
+    return np.random.default_rng(seed)
+
+
+def trained(x, y, **settings):
+    dataset = ow.dataset(x, y)
+    network = ow.mlp(dataset.input_shape, num_classes=2, widths=(8,), is_image=dataset.is_image)
+    ow.train(network, dataset, training=SHORT, **settings)
+    return network
+
+
+def classes(rows=60):
+    return np.arange(rows) % 2
+
+
+def pixels(rows=60):
+    return draw().integers(256, size=(rows, 1, 4, 4), dtype=np.uint8)

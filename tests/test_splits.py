@@ -1,0 +1,188 @@
+"""How the rows of a data set are held out, and cut into shards."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onward.data import (
+    from_arrays,
+    shards,
+    split_validation,
+)
+from onward.errors import DataError
+
+any_seed = st.integers(0, 2**40)
+several = settings(max_examples=50, deadline=None, derandomize=True)
+
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
+
+def of_classes(y, **settings):
+    """Make a data set of these labels whose only input is the number of the row."""
+    y = np.asarray(y)
+    return from_arrays(np.arange(len(y), dtype=np.float32)[:, None], y, **settings)
+
+
+def without_test_rows(y, **settings):
+    """Make a data set all of whose labels are training rows."""
+    return of_classes(
+        y, x_test=np.zeros((1, 1)), y_test=np.zeros(1), allow_one_class=True, **settings
+    )
+
+
+@several
+@given(
+    y=st.lists(st.integers(0, 3), min_size=2, max_size=60),
+    size=st.floats(0.01, 0.99) | st.integers(1, 59),
+    seed=any_seed,
+)
+def test_training_and_validation_rows_are_disjoint_and_cover_all_rows(y, size, seed):
+    dataset = without_test_rows(y, num_classes=4)
+    held = size if isinstance(size, int) else int(np.ceil(size * len(y)))
+    if held >= len(y):
+        with pytest.raises(DataError, match=f"{size} of {len(y)} rows cannot be held out"):
+            split_validation(dataset, size, seed=seed)
+        return
+
+    training, validation = split_validation(dataset, size, seed=seed)
+
+    assert sorted(training.tolist() + validation.tolist()) == list(range(len(y)))
+    assert len(validation) == held
+    assert training.equal(training.sort().values)
+    assert validation.equal(validation.sort().values)
+
+
+@several
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=2, max_size=5),
+    share=st.floats(0.2, 0.8),
+    seed=any_seed,
+)
+def test_validation_rows_have_the_classes_of_all_rows(counts, share, seed):
+    dataset = without_test_rows(np.repeat(np.arange(len(counts)), counts))
+    held = int(np.ceil(share * sum(counts)))
+    if len(counts) > min(held, sum(counts) - held):
+        return  # Too few rows on one side for every class to have one.
+
+    _, validation = split_validation(dataset, share, seed=seed)
+
+    expected = torch.tensor(counts) * held / sum(counts)
+    of_each_class = dataset.y[validation].bincount(minlength=len(counts))
+    assert ((of_each_class - expected).abs() <= 1).all()
+
+
+def test_rows_are_held_out_by_chance_where_a_class_has_a_single_row():
+    dataset = without_test_rows([0] * 9 + [1])
+
+    validations = [split_validation(dataset, 4, seed=seed)[1] for seed in range(20)]
+
+    assert {len(validation) for validation in validations} == {4}
+    assert {9 in validation for validation in validations} == {True, False}
+
+
+@several
+@given(
+    groups=st.lists(st.integers(-3, 6), min_size=4, max_size=60).filter(lambda g: len(set(g)) > 1),
+    share=st.floats(0.05, 0.9),
+    seed=any_seed,
+)
+def test_no_group_has_both_training_and_validation_rows(groups, share, seed):
+    dataset = without_test_rows(np.zeros(len(groups)), groups=np.array(groups))
+    if np.ceil(share * len(groups)) == len(groups):
+        return  # No rows would be left; the first property says what happens then.
+
+    training, validation = split_validation(dataset, share, seed=seed)
+
+    assert sorted(training.tolist() + validation.tolist()) == list(range(len(groups)))
+    assert len(training)
+    assert len(validation)
+    assert not set(dataset.groups[training].tolist()) & set(dataset.groups[validation].tolist())
+
+
+def test_validation_rows_are_decided_by_the_seed_alone():
+    dataset = without_test_rows([0, 1] * 50)
+
+    first, same, other = (split_validation(dataset, 0.1, seed=seed)[1] for seed in (1, 1, 2))
+
+    assert first.equal(same)
+    assert not first.equal(other)
+
+
+@pytest.mark.parametrize("none", [0, 0.0])
+def test_validation_of_0_keeps_all_rows_for_training(none):
+    training, validation = split_validation(without_test_rows([0, 1, 1]), none, seed=0)
+
+    assert training.tolist() == [0, 1, 2]
+    assert validation.tolist() == []
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.0, 1.5, float("nan"), float("inf"), -1, 4, 100])
+def test_validation_that_leaves_no_rows_on_one_side_is_refused(wrong):
+    message = re.escape(f"{wrong} of 4 rows cannot be held out for validation")
+
+    with pytest.raises(DataError, match=message):
+        split_validation(without_test_rows([0, 1, 1, 0]), wrong, seed=0)
+
+
+def test_validation_of_a_single_group_is_refused():
+    dataset = without_test_rows([0, 1, 1, 0], groups=np.full(4, 7))
+
+    with pytest.raises(DataError, match="All 4 rows belong to one group"):
+        split_validation(dataset, 0.5, seed=0)
+
+
+@several
+@given(
+    y=st.lists(st.integers(0, 9), min_size=1, max_size=80),
+    number=st.integers(1, 80),
+    by=st.sampled_from(["iid", "class"]),
+    seed=any_seed,
+)
+def test_shards_are_disjoint_cover_all_rows_and_are_of_near_equal_size(y, number, by, seed):
+    if number > len(y):
+        message = f"{len(y)} rows cannot be split into {number} shards"
+        with pytest.raises(DataError, match=message):
+            shards(torch.tensor(y), number, by, seed=seed)
+        return
+
+    parts = shards(torch.tensor(y), number, by, seed=seed)
+
+    sizes = [len(part) for part in parts]
+    assert len(parts) == number
+    assert torch.cat(parts).sort().values.tolist() == list(range(len(y)))
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_shards_by_class_have_two_classes_at_most_where_random_ones_have_many():
+    y = torch.arange(1000) % 10
+
+    by_class = [len(y[part].unique()) for part in shards(y, 10, "class", seed=0)]
+    at_random = [len(y[part].unique()) for part in shards(y, 10, "iid", seed=0)]
+
+    assert max(by_class) == 2
+    assert min(at_random) == 10
+
+
+@pytest.mark.parametrize("by", ["iid", "class"])
+def test_shards_are_decided_by_the_seed_alone(by):
+    y = torch.arange(100) % 10
+
+    first, same, other = (torch.cat(shards(y, 4, by, seed=seed)) for seed in (1, 1, 2))
+
+    assert first.equal(same)
+    assert not first.equal(other)
+
+
+def test_shards_by_another_word_are_refused():
+    with pytest.raises(DataError, match='Rows are split by "iid" or by "class"; got "label"'):
+        shards(torch.arange(4), 2, "label", seed=0)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_less_than_one_shard_is_refused(number):
+    with pytest.raises(DataError, match=f"4 rows cannot be split into {number} shards"):
+        shards(torch.arange(4), number, "iid", seed=0)
