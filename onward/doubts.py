@@ -49,7 +49,7 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     if silent:
         shares = _shares(silent.values())
         found.append(
-            f"Silent units: {shares} of those of {_blocks(silent)} put out nothing for any sample. "
+            f"Silent units: {shares} of the units of {_blocks(silent)} are 0 for every sample. "
             f"Lower optimizer.lr, or scale the inputs (data.standardize)."
         )
     if flat:
@@ -65,17 +65,17 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     named = [label for label, count in enumerate(tally.named if tally else ()) if count]
     if tally is not None and len(named) == 1 and sum(rows > 0 for rows in tally.rows) > 1:
         found.append(
-            f"All {test.rows:,} test samples were classified as class {named[0]}. Look at "
-            f"optimizer.lr, and, if most samples are of that class, at data.class_weights."
+            f"All {test.rows:,} test samples were classified as class {named[0]}. Check "
+            f"optimizer.lr, and, if most samples are of that class, data.class_weights."
         )
     return found
 
 
 def _no_better(who: str, tallies: Sequence[Tally]) -> str:
     return (
-        f"No better than chance: {who} right on {_shares(t.accuracy for t in tallies)} of "
-        f"{sum(tallies[0].rows):,} test samples; the same answers in any order would be right on "
-        f"{_shares(t.by_chance for t in tallies)}. Look at optimizer.lr, training.epochs, "
+        f"No better than chance: {who}, with an accuracy of {_shares(t.accuracy for t in tallies)} "
+        f"on {sum(tallies[0].rows):,} test samples. The same answers, shuffled, would have "
+        f"{_shares(t.by_chance for t in tallies)}. Check optimizer.lr, training.epochs, "
         f"training.batch_size and the scale of the inputs."
     )
 

@@ -1,32 +1,18 @@
 """Methods as a user would write them: networks, samplers, objectives and data of one's own.
 
-Everything is small and seeded, and `CASES` lists all of it. As a script this file is the body of a
-rank: it trains every case under every plan that it allows, and writes the digests of the weights.
+Everything is small and seeded, and `CASES` lists all of it.
 """
 
-import faulthandler
-import json
-import os
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 import onward as ow
-from onward.transport import messages as transports
-
-NUM_RANKS = 2
-
-LIMIT_SECONDS = 120
-"""After this a rank prints where it hangs, and ends."""
 
 CLASSES, SAMPLES, TEST_SAMPLES, BATCH_SIZE = 3, 48, 24, 16
 FEATURES, UNITS = 12, 16
@@ -631,6 +617,47 @@ def fixed_heads():
     return [ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=CLASSES)]
 
 
+# Whitening
+
+
+class Whitening(ow.Preprocessing):
+    def __init__(self, features):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("matrix", torch.eye(features))
+
+    def sums(self, x):
+        return [torch.tensor([len(x)]), x.sum(dim=0), x.T @ x]
+
+    def fit(self, sums):
+        (count,), total, products = sums
+        mean = total / count
+        values, vectors = torch.linalg.eigh(products / count - mean.outer(mean))
+        self.mean.copy_(mean)
+        self.matrix.copy_(vectors @ (values + 1e-9).rsqrt().diag() @ vectors.T)
+
+    def forward(self, x):
+        return (x - self.mean) @ self.matrix
+
+
+@seeded
+def whitened():
+    """Samples lose their correlations before the first block sees them."""
+    blocks = [
+        ow.Block(dense(inputs), ow.CrossEntropy(nn.Linear(UNITS, CLASSES)), ow.Adam(lr=0.01))
+        for inputs in (FEATURES, UNITS)
+    ]
+    return [
+        ow.Network(
+            blocks,
+            ow.Plain(),
+            ow.SumOfHeads(),
+            num_classes=CLASSES,
+            preprocessing=Whitening(FEATURES),
+        )
+    ]
+
+
 # Stages
 
 
@@ -694,6 +721,7 @@ CASES = {
     "residual": Case(residual, images, 2),
     "recurrent": Case(recurrent, vectors, 3 * TICKS, kinds=("stream",)),
     "fixed heads": Case(fixed_heads, vectors, 2),
+    "whitened": Case(whitened, vectors, 2),
     "stages": Case(stages, vectors, 2),
 }
 
@@ -732,29 +760,3 @@ def train(
         return networks, ow.train(networks[0], dataset, **settings, **where)
     parts = [ow.Stage(network=network, **settings) for network in networks]
     return networks, ow.train(parts, dataset, **where)
-
-
-def main(folder):
-    """Train all cases on the ranks that this process is one of."""
-    rank, digests = int(os.environ["RANK"]), {}
-    for number, (name, kind) in enumerate(RUNS):
-        # A try of its own, which the transport keeps apart from the others.
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
-        start = time.monotonic()
-        try:
-            _, result = train(CASES[name], kind=kind, placement=PLACEMENTS[kind])
-            found = result.facts["weights_sha256"] if result else None
-        except Exception as error:
-            found = f"{type(error).__name__}: {error}"
-        digests[f"{name}, {kind}"] = found
-        print(f"rank {rank}: {name}, {kind}: {time.monotonic() - start:.2f} s", flush=True)
-        (folder / f"rank{rank}.json").write_text(json.dumps(digests))
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    faulthandler.dump_traceback_later(LIMIT_SECONDS, exit=True)
-    main(Path(sys.argv[1]))
-    # At once: threads that wait for a rank that has failed would keep this one.
-    transports.exit_process(0)

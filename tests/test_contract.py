@@ -7,13 +7,12 @@ import json
 import math
 from functools import cache
 
-import contract_cases
+import contract_ranks
 import pytest
 import torch
 from contract_cases import (
     AGGREGATED,
     CASES,
-    NUM_RANKS,
     RUNS,
     SAMPLES,
     Adversarial,
@@ -61,7 +60,7 @@ def network_of(name):
 def of_two_ranks(tmp_path_factory):
     """The digest of the weights of each run, as two processes have trained them together."""
     folder = tmp_path_factory.mktemp("contract")
-    launch(NUM_RANKS, [contract_cases.__file__, str(folder)])
+    launch(contract_ranks.NUM_RANKS, [contract_ranks.__file__, str(folder)])
     return json.loads((folder / "rank0.json").read_text())
 
 

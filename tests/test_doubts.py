@@ -46,7 +46,7 @@ def test_silent_units_are_named_with_their_block_and_setting():
     found = doubts([*FALLING, report(2, block=1, dead=0.97)], evaluation())
 
     assert len(found) == 1
-    assert "97.0% of those of block 1" in found[0]
+    assert "97.0% of the units of block 1" in found[0]
     assert "Lower optimizer.lr" in found[0]
 
 
@@ -57,7 +57,9 @@ def test_a_block_is_held_against_what_the_same_answers_would_be_worth_in_any_ord
     found = doubts(FALLING, evaluation(_0=tally(45), _1=tally(right)))
 
     # A standard deviation of 100 answers is 5 of them.
-    assert [f"block 1 right on {2 * right}.0%" in text for text in found] == [True] * is_doubted
+    assert [f"block 1, with an accuracy of {2 * right}.0%" in text for text in found] == [
+        True
+    ] * is_doubted
 
 
 def whole(each):
@@ -134,7 +136,9 @@ def test_a_network_of_ones_own_that_learns_nothing_warns_from_python():
     dataset = ow.dataset(np.ones((400, 4)), draw.integers(2, size=400))
     network = ow.mlp((4,), num_classes=2, widths=(8,))
 
-    with pytest.warns(ow.OnwardWarning, match="No better than chance: block 0 right on"):
+    with pytest.warns(
+        ow.OnwardWarning, match="No better than chance: block 0, with an accuracy of"
+    ):
         result = ow.train(network, dataset, training=ow.TrainingConfig(epochs=1))
 
     assert result.doubts

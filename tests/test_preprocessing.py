@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from contract_cases import Whitening
 from samples import SHORT, classes, draw
 from torch import nn
 
@@ -15,26 +16,6 @@ from onward.onnx_files import export, run_exported
 from onward.preprocessing import total_sums
 from onward.sharding import local_shards, split
 from onward.transport.messages import SingleProcessTransport
-
-
-class Whitening(ow.Preprocessing):
-    def __init__(self, features):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("matrix", torch.eye(features))
-
-    def sums(self, x):
-        return [torch.tensor([len(x)]), x.sum(dim=0), x.T @ x]
-
-    def fit(self, sums):
-        (count,), total, products = sums
-        mean = total / count
-        values, vectors = torch.linalg.eigh(products / count - mean.outer(mean))
-        self.mean.copy_(mean)
-        self.matrix.copy_(vectors @ (values + 1e-9).rsqrt().diag() @ vectors.T)
-
-    def forward(self, x):
-        return (x - self.mean) @ self.matrix
 
 
 def whitened(features=4):
@@ -139,7 +120,9 @@ def test_what_fails_in_preprocessing_is_said_with_its_line():
     network = whitened()
     network.preprocessing = Broken(4)
 
-    with pytest.raises(SettingError, match=r"Broken cannot be fitted: .*test_preprocessing\.py:\d+: KeyE"):
+    with pytest.raises(
+        SettingError, match=r"Broken cannot be fitted: .*test_preprocessing\.py:\d+: KeyE"
+    ):
         ow.train(network, ow.dataset(draw().normal(size=(60, 4)), classes()), training=SHORT)
 
 
