@@ -1,6 +1,7 @@
 """Which samples each rank learns from: loading, held-out samples, shards."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from onward import data as datasets
 from onward.batch import Batch
 from onward.config import RunConfig
 from onward.data import Dataset
-from onward.errors import DataError, SettingError
+from onward.errors import DataError, OnwardWarning, SettingError
 from onward.inputs import (
     InputTransformation,
     Moments,
@@ -20,6 +21,7 @@ from onward.inputs import (
     kind_of,
 )
 from onward.runtime.workers import Shard
+from onward.settings import DataConfig
 from onward.transport.messages import Transport
 
 
@@ -57,13 +59,26 @@ def load_data(config: RunConfig, rank: int) -> Dataset:
     """Load the data of a rank: all samples, or its own shard where the name holds `{rank}`."""
     if SHARED in os.environ:
         return datasets.read_shared(Path(os.environ[SHARED]))
-    return datasets.load(
+    dataset = datasets.load(
         config.data.name.replace("{rank}", str(rank)),
         data_dir=config.data.dir,
         split_seed=config.data.split_seed,
         test=config.data.test,
         allow_one_class=is_private(config),
     )
+    for name, is_idle in (
+        ("test", dataset.has_own_test),
+        ("validation", dataset.validation is not None),
+    ):
+        chosen = getattr(config.data, name)
+        if is_idle and chosen != getattr(DataConfig, name) and rank == 0:
+            warnings.warn(
+                f"data.{name} = {chosen} has no effect: {dataset.name} has {name} samples of its "
+                f"own.",
+                OnwardWarning,
+                stacklevel=2,
+            )
+    return dataset
 
 
 def is_private(config: RunConfig) -> bool:

@@ -99,3 +99,14 @@ def test_every_name_that_may_be_idle_is_a_setting():
     for full in names:
         section, _, name = full.partition(".")
         assert name in kinds(type(getattr(config, section)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("test", 0.3), ("validation", 0.3)])
+def test_a_share_that_is_not_taken_is_named_where_data_have_such_samples(said, name, value):
+    x, y = np.random.default_rng(0).normal(size=(200, 3)), np.arange(200) % 2
+    np.savez("own.npz", x=x, y=y, x_val=x, y_val=y, x_test=x, y_test=y)
+
+    assert said("one-pass", "data.name=own.npz") == []
+    assert said("one-pass", "data.name=own.npz", f"data.{name}={value}") == [
+        f"data.{name} = {value} has no effect: own.npz has {name} samples of its own."
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -355,3 +356,14 @@ def test_what_a_stage_holds_includes_the_weights_of_others():
     first, second = (now - then for now, then in zip(held(), before, strict=True))
     assert first > 3 * 128e6
     assert 120e6 < second < 150e6
+
+
+@pytest.mark.parametrize("stage", [7, -1, "x"])
+def test_a_timeline_of_a_stage_that_there_is_not_is_not_simulated(
+    finished, refused, tmp_path, stage
+):
+    run = shutil.copytree(finished, tmp_path / "copy")
+    path = run / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stage": stage}))
+
+    assert f"is of stage {stage}, and its recipe has 1" in refused("trace", run, "--simulate")

@@ -29,7 +29,14 @@ def trace_command(options: argparse.Namespace) -> None:
                 f"Draw the timeline without --simulate."
             )
         config = read_run(settings, recipe, may_differ=options.changed_recipe)
-        begun = preparation.preview(config, config.placement.processes)[result.get("stage", 0)]
+        stages = preparation.preview(config, config.placement.processes)
+        number = result.get("stage", 0)
+        if number not in range(len(stages)):
+            raise FileError(
+                f"The timeline of {options.run} is of stage {number}, and its recipe has "
+                f"{len(stages)}, counted from 0. Draw it without --simulate."
+            )
+        begun = stages[number]
         known = KnownCosts.of(begun.plan, timelines["measured"])
         simulation = simulate(begun.plan, begun.placement, known, timeline=True)
         timelines["simulated: the same tasks, messages at no cost"] = simulation.spans

@@ -73,6 +73,9 @@ class Dataset:
     groups: Int[Tensor, " samples"] | None = None
     """Group of each training sample (patient, writer, machine), which no split cuts."""
 
+    has_own_test: bool = False
+    """Whether the test samples came with the data, and were not taken from the others."""
+
     digest: str | None = None
     """Digest of the training samples, where it is known; see `sha256`."""
 
@@ -214,6 +217,7 @@ def from_arrays(
         num_classes=num_classes,
         is_image=is_image,
         groups=group_of,
+        has_own_test="test" in others,
     )
 
 
