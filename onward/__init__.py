@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from onward.objectives import CrossEntropy, Objective, Threshold
     from onward.optimizers import SGD, Adam, Optimizer, optimizer
     from onward.placement import Placement
-    from onward.preprocessing import Preprocessing
+    from onward.preprocessing import Preprocessing, Whitening
     from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
     from onward.recipes.catalog import RECIPES
     from onward.recipes.mlp import mlp
@@ -76,7 +76,7 @@ else:
             "onward.objectives": ("CrossEntropy", "Objective", "Threshold"),
             "onward.optimizers": ("SGD", "Adam", "Optimizer", "optimizer"),
             "onward.placement": ("Placement",),
-            "onward.preprocessing": ("Preprocessing",),
+            "onward.preprocessing": ("Preprocessing", "Whitening"),
             "onward.readouts": (
                 "Fold",
                 "GoodnessSweep",
@@ -173,4 +173,5 @@ __all__ = [
     "train",
     "TrainingConfig",
     "Views",
+    "Whitening",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from onward.arguments import check_arguments
 from onward.batch import Batch
+from onward.errors import SettingError
 from onward.samplers import Views
 
 Metrics = Mapping[str, tuple[Tensor, int]]
@@ -112,6 +113,8 @@ class CrossEntropy(Objective):
         head: Maps activities to class scores (logits). A linear layer without bias has a closed
             form; any other module is trained by autograd.
         views: The view it learns from; `("neutral",)` for a head that reads several blocks.
+        label_smoothing: Share of each sample that counts for all classes alike; it has no closed
+            form.
 
     Source:
         Aktemur et al. 2024, arXiv:2404.08573, section 4.4; Nøkland & Eidnes 2019,
@@ -121,11 +124,22 @@ class CrossEntropy(Objective):
     uses_weights = True
     metric_names = ("accuracy",)
 
-    def __init__(self, head: nn.Module, *, views: tuple[str, ...] = ("input",)) -> None:
+    def __init__(
+        self,
+        head: nn.Module,
+        *,
+        views: tuple[str, ...] = ("input",),
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         check_arguments(CrossEntropy.__init__, {"head": head})
+        if not 0 <= label_smoothing < 1:
+            raise SettingError(
+                f"label_smoothing is a share, from 0 to below 1; got {label_smoothing}."
+            )
         self.head = head
         self.views = views
+        self.label_smoothing = label_smoothing
 
     def logits(self, activities: Tensor) -> Float[Tensor, "samples classes"]:
         logits: Tensor = self.head(activities)
@@ -133,10 +147,10 @@ class CrossEntropy(Objective):
 
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
         (view,) = (view.counted for view in outputs.values())
-        logits = self.logits(view.tensor)
+        logits, smoothing = self.logits(view.tensor), self.label_smoothing
         if view.weights is None:
-            return F.cross_entropy(logits, view.label)
-        losses = F.cross_entropy(logits, view.label, reduction="none")
+            return F.cross_entropy(logits, view.label, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, view.label, reduction="none", label_smoothing=smoothing)
         return (losses * view.weights).mean()
 
     def scores(self, outputs: Batch) -> Float[Tensor, "samples classes"]:

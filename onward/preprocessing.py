@@ -1,9 +1,11 @@
 """Preprocessing of a method's own, fitted from sums over the training samples."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -54,6 +56,56 @@ class Preprocessing(nn.Module, ABC):
     @abstractmethod
     def fit(self, sums: list[Tensor]) -> None:
         """Set the buffers from the sums over all training samples, in float64."""
+
+
+class Whitening(Preprocessing):
+    """Convolves images or signals with frozen filters that decorrelate patches, then GELU.
+
+    The filters are the principal directions of the patches of all training samples, each scaled
+    to a mean square of 1, and their negatives. Samples of C channels become 2 C size^d channels, d
+    the number of axes, and lose `size` - 1 places along each.
+
+    Args:
+        channels: Channels of a sample.
+        axes: 1 for signals, 2 for images, 3 for volumes.
+        size: Places of a patch along each axis.
+        eps: Added to the mean square of each direction.
+
+    Source:
+        Jordan 2024, arXiv:2404.00498, section 3.2; here the bias is left out, and nothing is
+        trained.
+
+    Example:
+        >>> Whitening(3, 2)(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 24, 31, 31])
+    """
+
+    filters: Tensor
+
+    def __init__(self, channels: int, axes: int, *, size: int = 2, eps: float = 5e-4) -> None:
+        super().__init__()
+        self.axes, self.size, self.eps = axes, size, eps
+        shape = (channels, *[size] * axes)
+        self.register_buffer("filters", torch.zeros(2 * math.prod(shape), *shape))
+
+    def sums(self, x: Tensor) -> list[Tensor]:
+        """Return the number of patches that do not overlap, and their second moments."""
+        for axis in range(2, 2 + self.axes):
+            x = x.unfold(axis, self.size, self.size)
+        # Channels beside the places of a patch, which unfolding has put last.
+        patches = x.movedim(1, 1 + self.axes).flatten(1 + self.axes).flatten(0, self.axes)
+        return [torch.tensor([len(patches)]), patches.T @ patches]
+
+    def fit(self, sums: list[Tensor]) -> None:
+        count, moments = sums
+        variances, directions = torch.linalg.eigh(moments / count)
+        scaled = directions / (variances.clamp(min=0) + self.eps).sqrt()
+        filters = scaled.T.reshape(-1, *self.filters.shape[1:])
+        self.filters.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
+        return F.gelu(convolve(x, self.filters))
 
 
 def total_sums(preprocessing: Preprocessing, several: Iterable[Tensor]) -> list[Tensor]:

@@ -90,7 +90,7 @@ def test_each_setting_of_a_recipe_is_shown_and_those_of_others_only_where_it_cha
 ):
     names = [re.match(r"\w+\.\w+(?= )|", line)[0] for line in shown(name)]
 
-    own = [full for full in RunConfig().setting_names() if full.startswith("network.")]
+    own = [full for full in RunConfig(recipe=name).setting_names() if full.startswith("network.")]
     changed = [full for full in RECIPES[name].defaults if not full.startswith("network.")]
     found = [name for name in names if name]
     assert found[: len(own)] == own

@@ -123,8 +123,8 @@ class OfThreshold(LocalGradient):
 
 
 def _of_cross_entropy(objective: CrossEntropy) -> LocalGradient | None:
-    is_known = type(objective.head) is nn.Linear and objective.head.bias is None
-    return OfLinearHead(objective) if is_known else None
+    is_linear = type(objective.head) is nn.Linear and objective.head.bias is None
+    return OfLinearHead(objective) if is_linear and not objective.label_smoothing else None
 
 
 TABLE: dict[tuple[type, type], Callable[[Any], LocalGradient | None]] = {

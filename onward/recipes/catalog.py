@@ -1,12 +1,13 @@
 """The recipes that come with Onward."""
 
 from onward.recipes.backprop import backprop
+from onward.recipes.conv import conv
 from onward.recipes.dense import dense
 from onward.recipes.hinton import hinton
 from onward.recipes.one_pass import one_pass
 from onward.recipes.pff import pff
 
-RECIPES = {recipe.name: recipe for recipe in (one_pass, hinton, pff, backprop)}
+RECIPES = {recipe.name: recipe for recipe in (one_pass, conv, hinton, pff, backprop)}
 """All recipes by name."""
 
 BUILT_IN = {**RECIPES, dense.name: dense}

@@ -1,0 +1,52 @@
+"""Convolutions, each layer or few with a classifier of its own."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from onward.recipes.convolution_config import ConvolutionConfig
+from onward.recipes.recipe import recipe
+from onward.settings import Count, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvConfig(ConvolutionConfig):
+    """Layers of convolutions, and their classifiers."""
+
+    grid: Count = 4
+    """Places a side of the grid over which a head averages; where maps are smaller, every place."""
+
+    label_smoothing: Share = 0.1
+    """Share of each sample that counts for all classes alike."""
+
+    heads: Literal["all", "last"] = "last"
+    """Whose heads count."""
+
+
+@recipe(
+    source="strictly local cross-entropy as in Nøkland & Eidnes 2019, arXiv:1901.06656, and "
+    "Belilovsky et al. 2019, arXiv:1812.11446; whitening, GELU, alternating flips and Muon on "
+    "filters as in Jordan 2024, arXiv:2404.00498; label smoothing: Szegedy et al. 2016",
+    defaults={
+        "training.epochs": 10,
+        "training.batch_size": 128,
+        "training.schedule": "warmup",
+        "plan.kind": "stream",
+    },
+)
+def conv(config: ConvConfig, data: Any) -> Any:
+    """Convolutions, each layer with a linear classifier of its own on averaged maps.
+
+    Images are whitened by frozen filters. A layer is a convolution, max pooling where wished,
+    batch normalization and GELU.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    from onward.objectives import CrossEntropy
+    from onward.readouts import SumOfHeads
+    from onward.recipes.convolutions import Maps, convolution_network, pooled_head
+    from onward.samplers import Plain
+
+    def objective(maps: Maps) -> CrossEntropy:
+        head = pooled_head(maps, data.num_classes, grid=config.grid)
+        return CrossEntropy(head, label_smoothing=config.label_smoothing)
+
+    return convolution_network(config, data, objective, Plain(), SumOfHeads(config.heads))

@@ -1,0 +1,44 @@
+"""Settings that all recipes of convolutions have."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from onward.settings import Count, NotNegative, Positive, Range, Section, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionConfig(Section):
+    """Layers of convolutions, how they are grouped into blocks, and what updates them."""
+
+    channels: tuple[Count, ...] = (48, 96, 96, 192, 192, 192)
+    """Filters of each layer, of 3 places along each axis."""
+
+    pooled: tuple[Annotated[int, Range(0)], ...] = (1, 3, 5)
+    """Layers, counted from 1, that halve each axis by max pooling; 0 for none."""
+
+    layers_per_block: Count | Literal["all"] = 1
+    """Layers that learn together by backpropagation, from one classifier at their end. all: one
+    block, which is ordinary backpropagation, to compare with."""
+
+    whitening: bool = True
+    """Whether frozen filters first decorrelate patches of 2 places along each axis."""
+
+    optimizer: Literal["muon", "adam"] = "muon"
+    """What updates filters; everything else is updated by Adam."""
+
+    filter_lr: Positive = 0.05
+    """Learning rate of filters with Muon, which keep a mean length of 1."""
+
+    filter_momentum: Share = 0.6
+    """Momentum of filters with Muon."""
+
+    lr: Positive = 3e-3
+    """Learning rate of Adam."""
+
+    weight_decay: NotNegative = 0.0
+    """Decay of weights a step, times the learning rate, with Adam."""
+
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        names = ("filter_lr", "filter_momentum") if self.optimizer == "adam" else ()
+        return dict.fromkeys(names, "filters are updated by adam (network.optimizer)")

@@ -1,0 +1,168 @@
+"""Layers of convolutions in blocks, which the recipes for images and signals share."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from onward.blocks import Block
+from onward.data import DataInfo
+from onward.errors import SettingError
+from onward.networks import Network
+from onward.objectives import Objective
+from onward.optimizers import Adam, Optimizer, optimizer
+from onward.preprocessing import Whitening
+from onward.readouts import Readout
+from onward.recipes.convolution_config import ConvolutionConfig
+from onward.samplers import Sampler
+
+CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+POOLS: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+AVERAGES: tuple[type[nn.Module], ...] = (
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
+
+
+class Maps(NamedTuple):
+    """What a layer puts out for a sample."""
+
+    channels: int
+    """How many maps."""
+
+    size: tuple[int, ...]
+    """Places of each along its axes."""
+
+
+def convolution_network(
+    config: ConvolutionConfig,
+    data: DataInfo,
+    objective: Callable[[Maps], Objective],
+    sampler: Sampler,
+    readout: Readout,
+) -> Network:
+    """Build layers of convolutions, as many in a block as settings say.
+
+    Args:
+        config: Settings.
+        data: What for.
+        objective: Returns the objective of a block that puts out such maps.
+        sampler: Makes the views.
+        readout: Names classes.
+
+    Raises:
+        SettingError: Samples are no images or signals, or smaller than the pooling.
+    """
+    maps = _maps(config, data)
+    layers = [
+        _layer(before, after, is_pooled=number in config.pooled)
+        for number, (before, after) in enumerate(pairwise(maps), start=1)
+    ]
+    size = len(layers) if config.layers_per_block == "all" else config.layers_per_block
+    rules = _rules(config)
+    blocks = [
+        Block(
+            nn.Sequential(*layers[first : first + size]),
+            objective(maps[1:][first : first + size][-1]),
+            rules,
+        )
+        for first in range(0, len(layers), size)
+    ]
+    channels, *axes = data.input_shape
+    return Network(
+        blocks,
+        sampler,
+        readout,
+        num_classes=data.num_classes,
+        preprocessing=Whitening(channels, len(axes)) if config.whitening else None,
+    )
+
+
+def pooled_head(maps: Maps, num_classes: int, *, grid: int) -> nn.Module:
+    """Return a linear map of averages over a grid of so many places a side; it starts at zero."""
+    size = [min(grid, places) for places in maps.size]
+    features = maps.channels * torch.Size(size).numel()
+    linear = nn.Linear(features, num_classes)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    pool = AVERAGES[len(size) - 1](size if len(size) > 1 else size[0])
+    return nn.Sequential(pool, nn.Flatten(), linear)
+
+
+def _maps(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
+    """Return what goes into the first layer, and what each puts out."""
+    axes = len(data.input_shape) - 1
+    if axes not in (1, 2, 3):
+        raise SettingError(
+            f"Convolutions are for images of shape (channels, height, width) and signals of shape "
+            f"(channels, length); these samples have shape {data.input_shape}. "
+            + ("Use one-pass, or " if axes == 0 else "Reshape them: ")
+            + "x.reshape(len(x), 1, -1) makes a signal of one channel of each."
+        )
+    odd = sorted({n for n in config.pooled if n > len(config.channels)})
+    if odd:
+        raise SettingError(
+            f"network.pooled names layer {odd[0]}, and network.channels has "
+            f"{len(config.channels)}, counted from 1."
+        )
+    channels, *sizes = data.input_shape
+    if config.whitening:
+        channels, sizes = 2 * channels * 2**axes, [places - 1 for places in sizes]
+    found = [Maps(channels, tuple(sizes))]
+    for number, width in enumerate(config.channels, start=1):
+        if number in config.pooled:
+            sizes = [places // 2 for places in sizes]
+        if min(sizes) < 1:
+            halved = sum(n <= number for n in config.pooled)
+            raise SettingError(
+                f"Samples of shape {data.input_shape} are too small to be halved {halved} times: "
+                f"nothing is left after layer {number}. Pool after fewer layers (network.pooled, "
+                f"now {list(config.pooled)}), or give larger samples."
+            )
+        found.append(Maps(width, tuple(sizes)))
+    return found
+
+
+def _layer(before: Maps, after: Maps, *, is_pooled: bool) -> nn.Module:
+    """Return a layer: convolution, pooling, batch normalization, GELU."""
+    kind = len(after.size) - 1
+    convolution = CONVOLUTIONS[kind](
+        before.channels, after.channels, kernel_size=3, padding=1, bias=False
+    )
+    pool = [POOLS[kind](2)] if is_pooled else []
+    return nn.Sequential(convolution, *pool, NORMS[kind](after.channels), nn.GELU())
+
+
+def _rules(config: ConvolutionConfig) -> Optimizer | dict[str | Callable[..., bool], Optimizer]:
+    """Return the optimizers: Muon for filters of the module where wished, Adam for the rest."""
+    adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "adam":
+        return adam
+    muon = optimizer(
+        torch.optim.Muon,
+        flatten=True,
+        project=keep_length,
+        lr=config.filter_lr,
+        momentum=config.filter_momentum,
+        ns_steps=3,
+        weight_decay=0.0,
+    )
+    return {is_filter: muon, "": adam}
+
+
+def is_filter(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter is the filters of a layer."""
+    return name.startswith("module.") and parameter.ndim > 2
+
+
+def keep_length(filters: Tensor) -> None:
+    """Scale filters to a mean length of 1, as the norm that follows them allows.
+
+    Source:
+        Jordan 2024, the code of airbench94_muon.
+    """
+    filters.mul_(len(filters) ** 0.5 / filters.norm())

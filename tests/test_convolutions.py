@@ -1,0 +1,138 @@
+"""The recipe of convolutions: its layers, their grouping into blocks, and what it refuses."""
+
+import pytest
+import torch
+from samples import classes, draw
+from torch import nn
+
+import onward as ow
+from onward.data import DataInfo
+from onward.errors import SettingError
+from onward.preprocessing import total_sums
+from onward.recipes.conv import ConvConfig, conv
+from onward.recipes.convolutions import Maps, keep_length, pooled_head
+
+IMAGES = DataInfo(input_shape=(3, 9, 9), num_classes=4, is_image=True)
+SMALL = {"channels": (4, 6, 8), "pooled": (1, 3)}
+
+
+def built(data=IMAGES, **settings):
+    return conv(ConvConfig(**(SMALL | settings)), data)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 9), (1, 8, 10), (2, 21), (1, 5, 6, 7)])
+def test_samples_may_be_images_signals_or_volumes(shape):
+    network = built(DataInfo(input_shape=shape, num_classes=4))
+
+    scores = network(torch.randn(5, *shape))
+
+    assert scores.shape == (5, 4)
+    assert len(network.blocks) == 3
+
+
+@pytest.mark.parametrize(
+    ("layers", "sizes"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (7, [3]), ("all", [3])]
+)
+def test_layers_are_grouped_into_blocks(layers, sizes):
+    network = built(layers_per_block=layers)
+
+    assert [len(block.module) for block in network.all_blocks] == sizes
+
+
+def test_grouping_changes_neither_the_layers_nor_what_they_start_from():
+    grouped = []
+    for layers in (1, "all"):
+        torch.manual_seed(0)
+        network = built(layers_per_block=layers)
+        grouped.append([layer for block in network.all_blocks for layer in block.module])
+
+    assert [str(layer) for layer in grouped[0]] == [str(layer) for layer in grouped[1]]
+
+
+def test_a_head_averages_over_a_grid_of_places_or_over_every_place():
+    maps = torch.arange(2 * 6 * 6).float().view(1, 2, 6, 6)
+
+    coarse, *_, linear = pooled_head(Maps(2, (6, 6)), 3, grid=2)
+    fine, *_ = pooled_head(Maps(2, (6, 6)), 3, grid=9)
+
+    assert coarse(maps)[0, 0].tolist() == [[7.0, 10.0], [25.0, 28.0]]
+    assert fine(maps).equal(maps)
+    assert linear.weight.shape == (3, 8)
+    assert not linear.weight.any()
+
+
+def test_filters_are_updated_by_muon_and_keep_their_length():
+    network = built()
+    (block, *_) = network.all_blocks
+    filters = block.module[0][0].weight
+
+    keep_length(filters.data)
+
+    assert float(filters.detach().norm()) == pytest.approx(len(filters) ** 0.5)
+    assert {n for n, rule in block.rules.items() if not isinstance(rule, ow.Adam)} == {
+        "module.0.0.weight"
+    }
+    assert all(
+        isinstance(r, ow.Adam) for b in built(optimizer="adam").all_blocks for r in b.rules.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "said"),
+    [
+        ((3, 9, 9), {"pooled": (1, 2, 3, 4)}, "names layer 4, and network.channels has 3"),
+        ((3, 4, 9), {"pooled": (1, 3)}, "shape (3, 4, 9) are too small to be halved 2 times"),
+        ((3, 1, 9), {}, "too small"),
+        ((7,), {}, "x.reshape(len(x), 1, -1)"),
+    ],
+)
+def test_what_convolutions_cannot_be_built_for_is_refused(shape, settings, said):
+    with pytest.raises(SettingError) as error:
+        built(DataInfo(input_shape=shape, num_classes=4), **settings)
+
+    assert said in str(error.value)
+
+
+def correlated_images(samples=200):
+    mixed = draw().normal(size=(samples, 2, 6, 6))
+    mixed[:, 1] = mixed[:, 0] + 0.1 * mixed[:, 1]
+    return torch.from_numpy(mixed)
+
+
+def test_whitened_patches_are_uncorrelated_with_a_mean_square_of_1():
+    x = correlated_images()
+    whitening = ow.Whitening(2, 2, eps=0.0)
+    whitening.fit(total_sums(whitening, x.split(64)))
+
+    filters = whitening.filters.double()
+    patches = nn.functional.unfold(x, 2, stride=2).movedim(1, 2).flatten(0, 1)
+    seen = patches @ filters.flatten(1).T
+
+    moments = seen.T @ seen / len(seen)
+    torch.testing.assert_close(moments[:8, :8], torch.eye(8).double(), atol=1e-5, rtol=0)
+    assert filters[8:].equal(-filters[:8])
+    assert whitening(x.float()).shape == (200, 16, 5, 5)
+
+
+def test_sums_over_signals_and_volumes_count_patches_that_do_not_overlap():
+    for shape, patches in [((3, 7), 3), ((2, 4, 5, 6), 12)]:
+        whitening = ow.Whitening(shape[0], len(shape) - 1)
+        count, moments = whitening.sums(torch.ones(5, *shape).double())
+
+        assert count.item() == 5 * patches
+        assert moments[0, 0] == 5 * patches
+
+
+def test_a_whitened_network_of_convolutions_learns_patterns():
+    x, y = draw().normal(size=(200, 1, 8, 8)).astype("float32"), classes(200)
+    x[y == 1, :, 2:5] += 1
+    network = conv(
+        ConvConfig(channels=(8, 8), pooled=(1,)), DataInfo(input_shape=(1, 8, 8), num_classes=2)
+    )
+
+    result = ow.train(
+        network, ow.dataset(x, y), training=ow.TrainingConfig(epochs=4, batch_size=20)
+    )
+
+    assert result.accuracy > 0.9
+    assert network.preprocessing.is_fitted
