@@ -1,11 +1,13 @@
 """The recipe of convolutions: its layers, their grouping into blocks, and what it refuses."""
 
+import numpy as np
 import pytest
 import torch
 from samples import classes, draw
 from torch import nn
 
 import onward as ow
+from onward.checkpoint import load, save
 from onward.data import DataInfo
 from onward.errors import SettingError
 from onward.preprocessing import total_sums
@@ -136,3 +138,24 @@ def test_a_whitened_network_of_convolutions_learns_patterns():
 
     assert result.accuracy > 0.9
     assert network.preprocessing.is_fitted
+
+
+def test_a_trained_network_of_convolutions_is_saved_and_loaded(tmp_path):
+    x, y = draw().normal(size=(60, 3, 9, 9)).astype("float32"), classes(60)
+    settings = SMALL | {"layers_per_block": 2}
+    config = ow.RunConfig(
+        recipe="conv",
+        data=ow.DataConfig(name=write(tmp_path, x, y)),
+        network=ConvConfig(**settings),
+    )
+    result = ow.run(config.with_settings({"training.epochs": 1, "training.batch_size": 20}))
+    save(result.network, tmp_path / "model.safetensors")
+
+    loaded = load(tmp_path / "model.safetensors")
+
+    assert loaded.scores(x).network.equal(result.network.scores(x).network)
+
+
+def write(folder, x, y):
+    np.savez(folder / "samples.npz", x=x, y=y)
+    return str(folder / "samples.npz")

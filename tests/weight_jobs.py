@@ -75,6 +75,16 @@ RUNS = {
         [("stream", 2)],
     ),
     "stream with hints of age 5": ("hinton", {**STREAM, "plan.hint_age": 5}, [("stream", 4)]),
+    "convolutions": (
+        "conv",
+        {
+            "data.validation": 70,
+            "network.channels": (6, 8, 6),
+            "network.pooled": (1, 3),
+            "training.epochs": 2,
+        },
+        [("stream", 2), ("stream", 3)],
+    ),
     "federated": ("one-pass", BY_CLASS, [("federated", 2), ("federated", 4)]),
 }
 """Runs by name: recipe, what is changed in it, and where it runs."""
