@@ -63,6 +63,13 @@ def test_a_head_averages_over_a_grid_of_places_or_over_every_place():
     assert not linear.weight.any()
 
 
+@pytest.mark.parametrize("units", [0, 7])
+def test_a_head_has_hidden_units_where_wished(units):
+    *_, last = built(head_units=units).all_blocks[1].objective.head
+
+    assert last.weight.shape == (4, units or 6 * 4 * 4)
+
+
 def test_filters_are_updated_by_muon_and_keep_their_length():
     network = built()
     (block, *_) = network.all_blocks

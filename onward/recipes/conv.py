@@ -1,11 +1,11 @@
 """Convolutions, each layer or few with a classifier of its own."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Count, Share
+from onward.settings import Count, Range, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,9 @@ class ConvConfig(ConvolutionConfig):
 
     grid: Count = 4
     """Places a side of the grid over which a head averages; where maps are smaller, every place."""
+
+    head_units: Annotated[int, Range(0)] = 128
+    """Hidden units of a head, with batch normalization and GELU; 0: heads are linear."""
 
     label_smoothing: Share = 0.1
     """Share of each sample that counts for all classes alike."""
@@ -34,7 +37,7 @@ class ConvConfig(ConvolutionConfig):
     },
 )
 def conv(config: ConvConfig, data: Any) -> Any:
-    """Convolutions, each layer with a linear classifier of its own on averaged maps.
+    """Convolutions, each layer with a small classifier of its own on averaged maps.
 
     Images are whitened by frozen filters. A layer is a convolution, max pooling where wished,
     batch normalization and GELU.
@@ -46,7 +49,7 @@ def conv(config: ConvConfig, data: Any) -> Any:
     from onward.samplers import Plain
 
     def objective(maps: Maps) -> CrossEntropy:
-        head = pooled_head(maps, data.num_classes, grid=config.grid)
+        head = pooled_head(maps, data.num_classes, grid=config.grid, units=config.head_units)
         return CrossEntropy(head, label_smoothing=config.label_smoothing)
 
     return convolution_network(config, data, objective, Plain(), SumOfHeads(config.heads))

@@ -1,5 +1,6 @@
 """Layers of convolutions in blocks, which the recipes for images and signals share."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -82,15 +83,25 @@ def convolution_network(
     )
 
 
-def pooled_head(maps: Maps, num_classes: int, *, grid: int) -> nn.Module:
-    """Return a linear map of averages over a grid of so many places a side; it starts at zero."""
+def pooled_head(maps: Maps, num_classes: int, *, grid: int, units: int = 0) -> nn.Module:
+    """Return class scores from averages over a grid of places; at first they are all zero.
+
+    Args:
+        maps: What it reads.
+        num_classes: How many scores.
+        grid: Places a side of the grid; where maps are smaller, every place.
+        units: Hidden units, with batch normalization and GELU; 0 for a linear map.
+    """
     size = [min(grid, places) for places in maps.size]
-    features = maps.channels * torch.Size(size).numel()
-    linear = nn.Linear(features, num_classes)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
+    features = maps.channels * math.prod(size)
     pool = AVERAGES[len(size) - 1](size if len(size) > 1 else size[0])
-    return nn.Sequential(pool, nn.Flatten(), linear)
+    hidden: list[nn.Module] = []
+    if units:
+        hidden = [nn.Linear(features, units, bias=False), nn.BatchNorm1d(units), nn.GELU()]
+    last = nn.Linear(units or features, num_classes)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(pool, nn.Flatten(), *hidden, last)
 
 
 def _maps(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
