@@ -54,6 +54,7 @@ FIGURES = {
         "times_floor",
     },
     "traffic": {"all-layers"},
+    "vision": {"accuracy", "pflop"},
 }
 
 

@@ -1,0 +1,140 @@
+"""How accurate are convolutions and dense networks on images, and what does it cost?
+
+    python benchmarks/vision.py --data-dir DIR                      all cases, most of two days
+    python benchmarks/vision.py --data-dir DIR --cases cifar10      one case, three seeds
+    python benchmarks/vision.py --quick                             digits, one seed, under a minute
+
+Each run trains on all training samples, with none held out, and asks the test samples once, after
+the last epoch. Settings were chosen on validation samples of CIFAR-10. One thread. A run whose
+result is in the folder already is not made again, so that what was cut off goes on.
+
+PFLOP are counted with torch's counter over a mini-batch of real training steps, times the number of
+mini-batches: blocks, heads, gradients and what Muon computes. Core-seconds are processor time of
+training. `twin` is the same network in one block, trained by backpropagation: same layers, data,
+schedule and epochs.
+"""
+
+import json
+import statistics
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+from torch.utils.flop_counter import FlopCounterMode
+
+import onward as ow
+from onward.engine import Training, make_step
+from onward.networks import Network
+
+
+class Case(NamedTuple):
+    """What is trained, on what, and how often."""
+
+    data: str
+    recipe: str
+    settings: dict[str, Any]
+    seeds: int = 3
+
+
+SHIFTED = {"data.shift": 2, "network.widths": (2000,) * 4}
+TWIN = {"network.layers_per_block": "all"}
+CASES = {
+    "cifar10": Case("cifar10", "conv", {}),
+    "cifar10, two layers a block": Case("cifar10", "conv", {"network.layers_per_block": 2}, 1),
+    "cifar10, three layers a block": Case("cifar10", "conv", {"network.layers_per_block": 3}, 1),
+    "cifar10, twin": Case("cifar10", "conv", TWIN, 1),
+    "mnist": Case("mnist", "conv", {}),
+    "mnist, twin": Case("mnist", "conv", TWIN, 1),
+    "mnist, dense": Case("mnist", "one-pass", SHIFTED | {"training.epochs": 40}),
+    "cifar10, dense": Case("cifar10", "one-pass", SHIFTED | {"training.epochs": 40}),
+}
+"""All cases by name."""
+
+SMALL = Case("digits", "conv", {"network.channels": (16, 32, 32), "network.pooled": (1, 3)}, 1)
+"""That of the quick form."""
+
+
+def flops_of_step(network: Network, batch: ow.Batch) -> int:
+    """Return the floating-point operations with which all blocks learn from a mini-batch."""
+    network = deepcopy(network)
+    with FlopCounterMode(display=False) as counter:
+        views = {"input": network.transformed(batch)}
+        for block in network.all_blocks:
+            prepared = {name: block.prepared(view) for name, view in views.items()}
+            step = make_step(block, Training(seed=0), prepared)
+            views, _ = step(prepared, seed=0, lr_scale=0.0)
+    return int(counter.get_total_flops())
+
+
+def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> dict[str, Any]:
+    """Train once, and return what came out."""
+    changes = case.settings | {
+        "data.name": case.data,
+        "data.dir": data_dir,
+        "data.validation": 0,
+        "training.seed": seed,
+    }
+    if epochs is not None:
+        changes["training.epochs"] = epochs
+    config = ow.RunConfig(recipe=case.recipe).with_settings(changes)
+    result = ow.run(config)
+    assert result is not None
+    dataset = ow.load_data(case.data, data_dir=data_dir)
+    size, rows = config.training.batch_size, result.facts["rows"]["training"]
+    flops = flops_of_step(result.network, dataset.training.take(slice(0, size)))
+    return {
+        "accuracy": result.accuracy,
+        "per_block": list(result.per_block),
+        "pflop": flops * rows / size * config.training.epochs / 1e15,
+        "core_seconds": sum(result.facts["cpu_seconds"]),
+        "parameters": sum(p.numel() for p in result.network.parameters()),
+        "precision": result.facts["precision"],
+        "settings": config.to_toml(),
+    }
+
+
+def told(name: str, found: list[dict[str, Any]]) -> str:
+    """Return a line of the table."""
+    pflop, seconds = (statistics.mean(f[key] for f in found) for key in ("pflop", "core_seconds"))
+    spread = common.spread([f["accuracy"] for f in found])
+    each = [statistics.mean(per) for per in zip(*(f["per_block"] for f in found), strict=True)]
+    blocks = " ".join(f"{100 * accuracy:.1f}" for accuracy in each)
+    return f"{name:32} {spread}  {pflop:.3f} PFLOP {seconds:6.0f} core-s  blocks {blocks}"
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--cases", help="names with semicolons between them (default: all)")
+    parser.add_argument("--seeds", help="seeds with commas between them (default: 0, 1, 2)")
+    options = parser.parse_args()
+    form = common.form_of(options)
+    if form != "full":
+        found = trained(SMALL, 0, None, 1 if form == "smoke" else 5)
+        print(told("digits", [found]), flush=True)
+        common.last_line({key: found[key] for key in ("accuracy", "pflop")}, form)
+        return
+    names = options.cases.split(";") if options.cases else list(CASES)
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        parser.error(f"no case {unknown[0]!r}; there are {'; '.join(CASES)}")
+    figures: dict[str, float] = {}
+    for name in names:
+        case = CASES[name]
+        common.need(case.data, options.data_dir)
+        seeds = [int(s) for s in options.seeds.split(",")] if options.seeds else range(case.seeds)
+        each = []
+        for seed in seeds:
+            path: Path = (
+                options.out / f"vision-{'-'.join(name.replace(',', '').split())}-{seed}.json"
+            )
+            if not path.exists():
+                common.record(path, trained(case, seed, options.data_dir, None))
+            each.append(json.loads(path.read_text()))
+        figures[name] = round(statistics.mean(found["accuracy"] for found in each), 4)
+        print(told(name, each), flush=True)
+    common.last_line(figures, form)
+
+
+if __name__ == "__main__":
+    main()
