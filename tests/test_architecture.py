@@ -86,6 +86,7 @@ ORDER = [
     "exits.macs",
     "exits.latency",
     "exits.outcomes",
+    "exits.bounds",
     "exits.calibration",
     "exits",
     "standalone",
