@@ -83,15 +83,15 @@ def calibrate(
     max_error_increase: float | None = None,
     target_macs: float | None = None,
     delta: float | None = None,
+    bound: str | None = None,
+    risk: str = "lost",
     force: bool = False,
     network: Network | None = None,
 ) -> Calibrated:
     """Choose the thresholds of an exit policy.
 
     Of policies from very cautious to very bold, each the cheapest for some price of an error, the
-    boldest is taken that keeps to what is allowed. What counts as an error here is a sample that
-    the whole network gets right and the policy wrong; samples for which it is the other way round
-    are no credit, since on new samples they would be others.
+    boldest is taken that keeps to what is allowed.
 
     Args:
         trained: A trained network. Or the path of a run folder, which then gets its `exits.json`,
@@ -103,10 +103,23 @@ def calibrate(
         max_error_increase: Share of samples that may become wrong: 0.001 is a tenth of a percent.
         target_macs: Mean MACs a sample instead.
         delta: With probability 1 - delta the error on new samples like these rises by at most
-            `max_error_increase`. The samples are then cut in two: one half makes the policies, the
-            other tests them, from cautious to bold, each by a binomial bound, and the last before
-            the first that fails is taken. That holds for samples drawn one by one; samples of few
-            patients or recordings are not.
+            `max_error_increase`. Without a `bound`, that of fixed-sequence.
+        bound: What is guaranteed for new samples, a name of `ow.exits.BOUNDS`. The samples are then
+            cut in two: one half makes the policies, the other tests them, from cautious to bold,
+            and the last before the first that fails is taken. That holds for samples drawn one by
+            one; samples of few patients or recordings are not.
+
+            - None: nothing.
+            - "fixed-sequence": each policy is tested by a binomial test, with `delta`.
+            - "ucb": each by an upper confidence bound (Waudby-Smith & Ramdas), with `delta`. Of
+              these three it alone also holds for the risk `net`, whose losses lie in [-1, 1].
+            - "expectation": conformal risk control, without `delta`. It promises an expectation
+              over calibration samples drawn: the mean over many calibrations is at most
+              `max_error_increase`, while a single one may exceed it, and many do.
+        risk: What may be at most `max_error_increase`, a name of `ow.exits.RISKS`. "lost": the
+            share of samples that the whole network gets right and the policy wrong; samples for
+            which it is the other way round are no credit, since on new samples they would be
+            others. "net": the lost share less the share gained, which is the change of the error.
         force: Whether the samples may be those of the training; that is recorded.
         network: See `opened`.
 
@@ -117,7 +130,8 @@ def calibrate(
 
     Source:
         Fixed-sequence testing of thresholds: Angelopoulos et al. 2021, arXiv:2110.01052 (learn
-        then test), section 2.
+        then test), section 2. Early exit with the other bounds: Jazbec et al. 2024 (Fast yet Safe),
+        arXiv:2405.20915. Each is derived in `onward.exits.bounds`.
 
     Example:
         >>> import onward as ow
@@ -134,6 +148,8 @@ def calibrate(
         max_error_increase=max_error_increase,
         target_macs=target_macs,
         delta=delta,
+        bound=bound,
+        risk=risk,
     )
     folder = _folder(trained)
     if folder is not None:

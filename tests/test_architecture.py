@@ -89,6 +89,7 @@ ORDER = [
     "exits.macs",
     "exits.latency",
     "exits.outcomes",
+    "exits.bounds",
     "exits.calibration",
     "exits",
     "standalone",

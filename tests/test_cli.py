@@ -18,7 +18,7 @@ from onward import preparation, training
 from onward.cli import doctor, progress, train
 from onward.cli.flags import FLAGS, read_config
 from onward.cli.main import COMMANDS, main
-from onward.cli.parser import POLICIES, make_parser, parse
+from onward.cli.parser import BOUNDS, POLICIES, RISKS, make_parser, parse
 from onward.cli.progress import Bars
 from onward.config import RunConfig
 from onward.data import read_shared
@@ -81,6 +81,8 @@ def test_each_command_of_the_parser_is_a_function_that_takes_its_options():
 
 def test_the_policies_that_exits_takes_are_those_that_there_are():
     assert tuple(ow.exits.CONFIDENCES) == POLICIES
+    assert ow.exits.BOUNDS == BOUNDS
+    assert ow.exits.RISKS == RISKS
 
 
 WITHOUT_UNIX = """

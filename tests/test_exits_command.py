@@ -205,6 +205,27 @@ def test_a_guarantee_that_cannot_be_given_says_what_it_takes(runs, capsys):
     assert "1.0 times fewer" in said
 
 
+def test_an_expectation_is_told_as_one(runs, capsys):
+    words = ["--max-error-increase", "0.05", "--bound", "expectation"]
+    assert onward("exits", runs / "heads", *words) == 0
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "at most 5 points on average over calibrations, each on rows drawn anew" in said
+    assert "This is one of them, and may exceed that" in said
+    assert json.loads((runs / "heads" / "exits.json").read_text())["bound"] == "expectation"
+
+
+def test_what_became_right_may_be_credited(runs, capsys):
+    words = ["--max-error-increase", "0.02", "--risk", "net"]
+    assert onward("exits", runs / "heads", *words) == 0
+
+    said = " ".join(capsys.readouterr().out.split())
+    found = ow.exits.Calibrated.from_json(json.loads((runs / "heads" / "exits.json").read_text()))
+    told = f"{found.newly_wrong} became wrong and {found.newly_right} right"
+    assert found.risk == "net"
+    assert told in said
+
+
 @pytest.fixture
 def infer(exported, tmp_path):
     """Run the program for exported files, on rows as a file; return its status and output."""
@@ -337,7 +358,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_exits_as_they_were(runs, tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target-macs", "7000", "--delta", "0.1"], "delta goes with max_error_increase"),
+        (["--target-macs", "7000", "--delta", "0.1"], "delta and bound go with max_error_increase"),
         (["--target-macs", "7000", "--max-error-increase", "0.1"], "Give either"),
         (["--max-error-increase", "5"], "max_error_increase is a share, from 0 to below 1"),
         (["--delta", "5"], "delta is a probability, above 0 and below 1; got 5.0"),

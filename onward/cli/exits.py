@@ -1,7 +1,6 @@
 """The commands that let inference stop early: exits here, export for other machines."""
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from onward.cli.progress import count
 from onward.cli.report import Curve, draw_exits
 from onward.errors import SettingError
 from onward.exits.answers import answer
+from onward.exits.bounds import samples_needed
 from onward.exits.calibration import Calibrated, candidates, choose, held_out, mean_minus_std
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
@@ -31,10 +31,11 @@ def exits_command(options: argparse.Namespace) -> None:
             f"calibrated on rows that were not trained on. Train with --validation 0.1, or call "
             f"ow.calibrate with rows of your own."
         )
-    if options.delta is not None and dataset.groups is not None:
+    promised = [f"--{name}" for name in ("bound", "delta") if getattr(options, name) is not None]
+    if promised and dataset.groups is not None:
         raise SettingError(
             f"The rows of {dataset.name} belong together in groups, and a guarantee holds for rows "
-            f"that were drawn one by one. Leave --delta out."
+            f"that were drawn one by one. Leave {' and '.join(promised)} out."
         )
     allowed = options.max_error_increase
     if allowed is None and options.target_macs is None:
@@ -47,6 +48,8 @@ def exits_command(options: argparse.Namespace) -> None:
         max_error_increase=allowed,
         target_macs=options.target_macs,
         delta=options.delta,
+        bound=options.bound,
+        risk=options.risk,
     )
     picture = options.out or options.run / runs.EXITS_PICTURE
     try:
@@ -78,37 +81,50 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
         is_grouped: Whether rows belong together, of which intervals for single rows know nothing.
     """
     ratio = calibrated.full_macs / calibrated.mean_macs
+    gained = calibrated.newly_right
     text = (
         f"{told_macs(calibrated.mean_macs)} MACs a row instead of "
         f"{told_macs(calibrated.full_macs)} ({ratio:.1f} times fewer). Of these "
-        f"{count(calibrated.rows, 'row')} {calibrated.newly_wrong} became wrong; their error "
-        f"changes by {calibrated.error_increase * 100:+.2f} points."
+        f"{count(calibrated.rows, 'row')} {calibrated.newly_wrong} became wrong and {gained} "
+        f"right; their error changes by {calibrated.error_increase * 100:+.2f} points."
     )
-    allowed, delta = calibrated.max_error_increase, calibrated.delta
-    if delta is not None and allowed is not None:
-        if calibrated.mean_macs == calibrated.full_macs:
-            needed = "infinitely many"
-            if allowed:
-                needed = f"{math.ceil(math.log(delta) / math.log1p(-allowed)):,}"
-            return text + (
-                f" No policy passed the test on half of the rows, so every row goes the whole way. "
-                f"The test needs {needed} rows of which none becomes wrong, or more rows: keep "
-                f"more for validation, or allow more."
-            )
-        return text + (
-            f" With probability {100 * (1 - delta):g} % it rises by at most "
-            f"{allowed * 100:g} points on new rows like these."
-        )
+    if calibrated.bound is not None:
+        return f"{text} {_promise(calibrated)}"
     if is_grouped:
         return text + (
             " Rows of other groups, such as other patients, may differ more than these do from "
             "each other."
         )
-    if allowed is None:
+    if calibrated.max_error_increase is None:
         return text
     return text + (
         f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
-        f"surprise; --delta guarantees."
+        f"surprise; --bound guarantees."
+    )
+
+
+def _promise(calibrated: Calibrated) -> str:
+    """Return what the bound of a calibration guarantees, or why it guarantees nothing."""
+    allowed, bound, delta = calibrated.max_error_increase, calibrated.bound, calibrated.delta
+    assert allowed is not None
+    assert bound is not None
+    if calibrated.mean_macs == calibrated.full_macs:
+        needed = samples_needed(allowed, bound, delta)
+        number = "infinitely many" if needed is None else f"{needed:,}"
+        return (
+            f"No policy passed the test on half of the rows, so every row goes the whole way. The "
+            f"test needs {number} rows of which none becomes wrong, or more rows: keep more for "
+            f"validation, or allow more."
+        )
+    if delta is None:
+        return (
+            f"On new rows like these it rises by at most {allowed * 100:g} points on average over "
+            f"calibrations, each on rows drawn anew. This is one of them, and may exceed that: "
+            f"--delta bounds a single one."
+        )
+    return (
+        f"With probability {100 * (1 - delta):g} % it rises by at most {allowed * 100:g} points on "
+        f"new rows like these."
     )
 
 
@@ -117,12 +133,14 @@ def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
     order = torch.randperm(len(seen.labels), generator=seeds.generator(0, "picture"))
     chosen_on, shown_on = (seen.part(half) for half in order.chunk(2))
 
+    risk = calibrated.risk
+
     def point(policy: ExitPolicy) -> tuple[float, float]:
         outcome = follow(policy, shown_on)
         return float(outcome.macs.mean()), float(outcome.is_wrong.double().mean())
 
     curves = [
-        Curve(name, [point(policy) for policy in candidates(chosen_on, name)], "-")
+        Curve(name, [point(policy) for policy in candidates(chosen_on, name, risk)], "-")
         for name in CONFIDENCES
     ]
     factors = (3.0, 2.0, 1.0, 0.0, -1.0)

@@ -13,6 +13,12 @@ from onward.version import VERSION
 POLICIES = ("margin", "max-score", "probability", "entropy", "patience")
 """Names of `onward.exits.CONFIDENCES`, which need no torch here."""
 
+BOUNDS = ("fixed-sequence", "ucb", "expectation")
+"""As `onward.exits.BOUNDS`."""
+
+RISKS = ("lost", "net")
+"""As `onward.exits.RISKS`."""
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of a command line.
@@ -171,6 +177,20 @@ def _add_exits(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         help="guarantee the increase, but for this probability",
+    )
+    parser.add_argument(
+        "--bound",
+        choices=BOUNDS,
+        help="what guarantees it: a binomial test (fixed-sequence; the default with --delta), an "
+        "upper confidence bound (ucb), or conformal risk control (expectation, without --delta), "
+        "which promises a mean over calibrations alone",
+    )
+    parser.add_argument(
+        "--risk",
+        choices=RISKS,
+        default="lost",
+        help="what the increase is: rows that become wrong (lost), or those less the rows that "
+        "become right (net) (default: lost)",
     )
     parser.add_argument(
         "--policy",

@@ -1,6 +1,7 @@
 """Early exit: when inference may stop, what that saves, and how thresholds are found."""
 
 from onward.exits.answers import Answers, answer
+from onward.exits.bounds import BOUNDS
 from onward.exits.calibration import (
     Calibrated,
     candidates,
@@ -10,12 +11,13 @@ from onward.exits.calibration import (
 )
 from onward.exits.latency import Latency, measure
 from onward.exits.macs import StageCost, macs_spent, stage_costs
-from onward.exits.outcomes import HeldOut, Outcome, fixed_depths, follow, oracle, shuffled
+from onward.exits.outcomes import RISKS, HeldOut, Outcome, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 
 __all__ = [
     "answer",
     "Answers",
+    "BOUNDS",
     "Calibrated",
     "candidates",
     "choose",
@@ -32,6 +34,7 @@ __all__ = [
     "measure",
     "oracle",
     "Outcome",
+    "RISKS",
     "shuffled",
     "stage_costs",
     "StageCost",

@@ -14,8 +14,9 @@ from onward.batch import Batch
 from onward.data.dataset import Numbers, real
 from onward.errors import DataError, SettingError
 from onward.evaluation import checked_labels
-from onward.exits.outcomes import HeldOut, dropped, follow, look_at
-from onward.exits.policies import ExitPolicy, full_depth, max_score
+from onward.exits.bounds import BOUNDS, num_kept
+from onward.exits.outcomes import RISKS, HeldOut, dropped, follow, look_at
+from onward.exits.policies import ExitPolicy, max_score
 from onward.networks import Network
 
 PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
@@ -68,19 +69,34 @@ class Calibrated:
     """What was asked for."""
 
     delta: float | None
-    """Probability with which the error on new samples may rise by more after all; None where
-    nothing is guaranteed."""
+    """Probability with which the error on new samples may rise by more after all; None where no
+    such thing is guaranteed."""
 
     on_training_rows: bool
     """Whether samples were taken that the network was trained on, which makes all of this vain."""
 
+    bound: str | None = None
+    """What is guaranteed, one of `ow.exits.BOUNDS`; None for nothing."""
+
+    risk: str = "lost"
+    """What `max_error_increase` is compared with, one of `ow.exits.RISKS`."""
+
+    @property
+    def newly_right(self) -> int:
+        """Samples that the whole network gets wrong and the policy right."""
+        return self.newly_wrong - round(self.error_increase * self.rows)
+
     @property
     def plausible_increase(self) -> float:
-        """The share that may become wrong on new samples, going by how many did of so few.
+        """By how much the risk may be larger than nothing on new samples, going by so few.
 
-        The upper end of a one-sided 95 % interval of the binomial. The thresholds were chosen on
-        these samples, so it is a scale and no guarantee.
+        The upper end of a one-sided 95 % interval: of the binomial, or, where gains count, of the
+        normal approximation with one more sample lost. The thresholds were chosen on these samples,
+        so it is a scale and no guarantee.
         """
+        if self.risk == "net":
+            lost, gained = self.newly_wrong + 1, self.newly_right
+            return (lost - gained + 1.645 * math.sqrt(lost + gained)) / self.rows
         from scipy.stats import beta  # Takes half a second, and few processes need it.
 
         return float(beta.ppf(0.95, self.newly_wrong + 1, self.rows - self.newly_wrong))
@@ -96,6 +112,9 @@ class Calibrated:
         Raises:
             SettingError: It is something else.
         """
+        # Older files have one bound and one risk, and name neither.
+        bound = None if found.get("delta") is None else "fixed-sequence"
+        found = {"bound": bound, "risk": "lost"} | dict(found)
         try:
             rest = {field.name: found[field.name] for field in fields(Calibrated)}
             return Calibrated(**rest | {"policy": ExitPolicy.from_json(found["policy"])})
@@ -147,24 +166,17 @@ def choose(
     max_error_increase: float | None = None,
     target_macs: float | None = None,
     delta: float | None = None,
+    bound: str | None = None,
+    risk: str = "lost",
     seed: int = 0,
 ) -> Calibrated:
     """Choose thresholds from what a network has said, see `onward.calibrate`."""
-    if (max_error_increase is None) is (target_macs is None):
-        raise SettingError("Give either max_error_increase or target_macs.")
-    if delta is not None and max_error_increase is None:
-        raise SettingError("delta goes with max_error_increase: a cost needs no guarantee.")
-    if max_error_increase is not None and not 0 <= max_error_increase < 1:
+    if delta is not None and bound is None:
+        bound = "fixed-sequence"
+    _check_asked(max_error_increase, target_macs, delta, bound, risk)
+    if bound is not None and seen.was_trained_on:
         raise SettingError(
-            f"max_error_increase is a share, from 0 to below 1; got {max_error_increase}."
-        )
-    if delta is not None and not 0 < delta < 1:
-        raise SettingError(f"delta is a probability, above 0 and below 1; got {delta}.")
-    if target_macs is not None and not target_macs > 0:
-        raise SettingError(f"target_macs is a number of operations above 0; got {target_macs}.")
-    if delta is not None and seen.was_trained_on:
-        raise SettingError(
-            "Samples that the network was trained on guarantee nothing: leave delta out."
+            "Samples that the network was trained on guarantee nothing: leave bound and delta out."
         )
     if len(seen.costs) == 1:
         raise SettingError("This network has one exit, its end: there is nowhere to leave early.")
@@ -172,33 +184,25 @@ def choose(
         raise DataError(
             f"There are {len(seen.labels)} samples to calibrate on, and two are needed."
         )
-    from scipy.stats import binom  # As above.
-
     made = tested = seen
-    if delta is not None:
+    if bound is not None:
         draw = seeds.generator(seed, "calibration")
         order = torch.randperm(len(seen.labels), generator=draw)
         made, tested = (seen.part(half) for half in order.chunk(2))
-    chosen = ExitPolicy(confidence, (math.inf,) * (len(seen.costs) - 1))
-    for policy in candidates(made, confidence):
-        outcome = follow(policy, tested)
-        newly_wrong, samples = int(outcome.is_newly_wrong.sum()), len(tested.labels)
-        if delta is not None:
-            # What the chance would be of so few, if more than allowed became wrong.
-            assert max_error_increase is not None
-            fits = binom.cdf(newly_wrong, samples, max_error_increase) <= delta
-        elif max_error_increase is not None:
-            fits = newly_wrong <= max_error_increase * samples
-        else:
-            fits = True
-        if not fits:
-            break
-        chosen = policy
-        if target_macs is not None and float(outcome.macs.mean()) <= target_macs:
-            break
+    chosen = full = ExitPolicy(confidence, (math.inf,) * (len(seen.costs) - 1))
+    policies = candidates(made, confidence, risk)
+    if max_error_increase is not None:
+        tried = list(policies)
+        answers = torch.stack([follow(policy, tested).answers for policy in tried])
+        kept = num_kept(tested.losses(answers, risk), max_error_increase, bound, delta)
+        chosen = [full, *tried][kept]
+    else:
+        for policy in policies:
+            chosen = policy
+            if float(follow(policy, seen).macs.mean()) <= (target_macs or 0):
+                break
     outcome = follow(chosen, seen)
     full_wrong = (seen.full != seen.labels).double().mean()
-    full = follow(full_depth(len(seen.costs)), seen)
     if target_macs is not None and float(outcome.macs.mean()) > target_macs:
         raise SettingError(
             f"No policy comes to {target_macs:,.0f} MACs a sample: the first exit costs "
@@ -210,19 +214,63 @@ def choose(
         int(outcome.is_newly_wrong.sum()),
         float(outcome.is_wrong.double().mean() - full_wrong),
         float(outcome.macs.mean()),
-        float(full.macs.mean()),
+        float(follow(full, seen).macs.mean()),
         max_error_increase,
         target_macs,
         delta,
         seen.was_trained_on,
+        bound,
+        risk,
     )
 
 
-def candidates(seen: HeldOut, confidence: str) -> Iterator[ExitPolicy]:
+def _check_asked(
+    max_error_increase: float | None,
+    target_macs: float | None,
+    delta: float | None,
+    bound: str | None,
+    risk: str,
+) -> None:
+    """Raise a `SettingError` where what is asked for does not go together."""
+    if (max_error_increase is None) is (target_macs is None):
+        raise SettingError("Give either max_error_increase or target_macs.")
+    if bound is not None and bound not in BOUNDS:
+        raise SettingError(f"There is no bound {bound}. Known are {', '.join(BOUNDS)}.")
+    if risk not in RISKS:
+        raise SettingError(f"There is no risk {risk}. Known are {', '.join(RISKS)}.")
+    if bound is not None and max_error_increase is None:
+        raise SettingError("delta and bound go with max_error_increase: a cost needs no guarantee.")
+    if max_error_increase is not None and not 0 <= max_error_increase < 1:
+        raise SettingError(
+            f"max_error_increase is a share, from 0 to below 1; got {max_error_increase}."
+        )
+    if delta is not None and not 0 < delta < 1:
+        raise SettingError(f"delta is a probability, above 0 and below 1; got {delta}.")
+    if target_macs is not None and not target_macs > 0:
+        raise SettingError(f"target_macs is a number of operations above 0; got {target_macs}.")
+    if bound == "expectation" and delta is not None:
+        raise SettingError(
+            "The bound expectation promises a mean over calibrations, which has no delta: leave "
+            "delta out, or take the bound ucb or fixed-sequence."
+        )
+    if bound in ("ucb", "fixed-sequence") and delta is None:
+        raise SettingError(
+            f"The bound {bound} holds with probability 1 - delta: give delta, such as 0.05."
+        )
+    if bound is not None and bound != "ucb" and risk == "net":
+        raise SettingError(
+            f"The bound {bound} holds for lost samples alone, and the risk net also counts those "
+            f"that are gained: take the bound ucb, or the risk lost."
+        )
+
+
+def candidates(seen: HeldOut, confidence: str, risk: str = "lost") -> Iterator[ExitPolicy]:
     """Yield policies from cautious to bold, each the cheapest for some price of an error."""
     never = (math.inf,) * (len(seen.costs) - 1)
     shares = (NO_DROPS, *LOST_LABELS) if seen.is_sweep else (NO_DROPS,)
-    starts = [_Start(seen, ExitPolicy(confidence, never, _drops(seen, lost))) for lost in shares]
+    starts = [
+        _Start(seen, ExitPolicy(confidence, never, _drops(seen, lost)), risk) for lost in shares
+    ]
     before = None
     for price in PRICES:
         policy = min((start.cheapest(price) for start in starts), key=lambda found: found[0])[1]
@@ -255,16 +303,17 @@ class _Start:
     Args:
         seen: The samples.
         policy: The policy; under it samples leave only where one label is left.
+        risk: What counts as an error, one of `RISKS`.
     """
 
-    def __init__(self, seen: HeldOut, policy: ExitPolicy) -> None:
+    def __init__(self, seen: HeldOut, policy: ExitPolicy, risk: str) -> None:
         self.policy = policy
         history, macs = dropped(policy, seen)
         before_last = range(1, len(history))
         labels = seen.history.shape[2] if seen.is_sweep else 1
         self.costs = macs / sum(cost.row + cost.each * labels for cost in seen.costs)
         """In full passes, up to each exit."""
-        self.is_newly_wrong = (history.argmax(dim=2) != seen.labels) & (seen.full == seen.labels)
+        self.losses = seen.losses(history.argmax(dim=2), risk)
         self.sure = torch.stack([policy.confidences(history[:n]).double() for n in before_last])
         self.must = torch.stack([policy.leaves(history[:n]) for n in before_last])
 
@@ -277,7 +326,7 @@ class _Start:
         Returns:
             The mean cost, and the policy.
         """
-        value = self.costs + price * self.is_newly_wrong
+        value = self.costs + price * self.losses
         thresholds = [math.inf] * len(self.sure)
         after = value[-1]
         for _ in range(SWEEPS):

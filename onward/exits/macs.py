@@ -23,8 +23,9 @@ network was trained on or built for."""
 class StageCost:
     """Multiply-accumulates (MACs) from one exit to the next, for one sample.
 
-    Matrix products and convolutions of blocks and heads, squares for goodness, and one operation a
-    class to compare scores. Normalisation and ReLU are left out, as is usual.
+    Matrix products and convolutions of blocks, of their heads and of what a network does to samples
+    first (`Network.preprocessing`), squares for goodness, and one operation a class to compare
+    scores. Normalisation, pooling and activation functions are left out, as is usual.
     """
 
     row: int
@@ -56,7 +57,10 @@ def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> 
     forward = Forward(network, batch, shares=shared)
     is_sweep, passes = forward.readout.sweeps, len(forward.samples)
     costs = []
-    row = each = weights = 0
+    with FlopCounterMode(display=False) as counter:
+        network.transformed(batch)
+    row, each = counter.get_total_flops() // 2 // len(batch), 0
+    weights = 0 if network.preprocessing is None else _bytes(network.preprocessing.buffers())
     while forward.visit < forward.num_visits:
         number = forward.visit % len(forward.blocks)
         is_shared = forward.visit == 0 and forward.first is not None

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from onward import seeds
@@ -12,6 +12,11 @@ from onward.batch import Batch
 from onward.exits.macs import StageCost, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
 from onward.networks import Forward, Network, in_chunks
+
+RISKS = ("lost", "net")
+"""What is counted against a policy, by name: samples that the whole network gets right and the
+policy wrong; or those, less the samples for which it is the other way round, which makes it the
+change of the error."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,19 @@ class HeldOut:
         """What the whole network answers."""
         return self.history[-1].argmax(dim=1)
 
+    def losses(
+        self, answers: Int[Tensor, "*exits samples"], risk: str
+    ) -> Int8[Tensor, "*exits samples"]:
+        """Return 1 where answers lose what the whole network gets right, and else 0.
+
+        Args:
+            answers: Classes of these samples.
+            risk: One of `RISKS`. With `net`, -1 where answers gain what it gets wrong.
+        """
+        wrong, full_wrong = answers != self.labels, self.full != self.labels
+        losses = wrong.to(torch.int8) - full_wrong.to(torch.int8)
+        return losses if risk == "net" else losses.clamp_min(0)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -61,6 +79,9 @@ class Outcome:
 
     is_newly_wrong: Bool[Tensor, " samples"]
     """Whether it is not, and that of the whole network is."""
+
+    is_newly_right: Bool[Tensor, " samples"]
+    """Whether it is, and that of the whole network is not."""
 
 
 def look_at(network: Network, batch: Batch) -> HeldOut:
@@ -88,10 +109,9 @@ def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
         exits[policy.leaves(history[: number + 1])] = number
     samples = torch.arange(num_samples)
     answers = history.argmax(dim=2)[exits, samples]
+    losses = seen.losses(answers, "net")
     is_wrong = answers != seen.labels
-    return Outcome(
-        exits, answers, macs[exits, samples], is_wrong, is_wrong & (seen.full == seen.labels)
-    )
+    return Outcome(exits, answers, macs[exits, samples], is_wrong, losses > 0, losses < 0)
 
 
 def dropped(policy: ExitPolicy, seen: HeldOut) -> tuple[Tensor, Tensor]:
