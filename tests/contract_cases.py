@@ -741,6 +741,10 @@ CASES = {
     "whitened": Case(whitened, vectors, 2),
     "predsim": Case(recipe_of("predsim", channels=(4, 6)), images, 2),
     "channel-goodness": Case(recipe_of("channel-goodness", channels=(6, 6)), images, 2),
+    "ff-conv": Case(recipe_of("ff-conv", channels=(4, 6)), images, 2),
+    "ff-conv, hard": Case(
+        recipe_of("ff-conv", channels=(4, 6), negatives="hard", readout="softmax"), images, 1
+    ),
     "stages": Case(stages, vectors, 2),
 }
 

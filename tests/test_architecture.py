@@ -76,6 +76,8 @@ ORDER = [
     "recipes.predsim",
     "recipes.goodness",
     "recipes.channel_goodness",
+    "recipes.labelled",
+    "recipes.ff_conv",
     "recipes.blocks",
     "recipes.dense",
     "recipes.mlp",
