@@ -270,10 +270,9 @@ class Block(nn.Module):
 
     def shipped(self) -> dict[str, Tensor]:
         """Return what inference needs, by name: weights, buffers, and the head if there is one."""
+        ships = {f"objective.{name}" for name in self.objective.shipped()}
         state = self.state_dict()
-        if self.objective.ships:
-            return state
-        return {name: t for name, t in state.items() if not name.startswith("objective.")}
+        return {n: t for n, t in state.items() if not n.startswith("objective.") or n in ships}
 
 
 def _rules(

@@ -40,6 +40,9 @@ class Objective(nn.Module, ABC):
     metric_names: tuple[str, ...] = ()
     """Names of what `metrics` returns."""
 
+    helpers: tuple[str, ...] = ()
+    """Names of its members that are for the training alone, where the others are for inference."""
+
     @abstractmethod
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Losses:
         """Return the loss, to be differentiated by autograd.
@@ -73,8 +76,13 @@ class Objective(nn.Module, ABC):
 
     @property
     def ships(self) -> bool:
-        """Whether inference needs its parameters: they are part of the model then."""
+        """Whether inference needs its parameters, all but `helpers`: they are part of the model."""
         return self.has_scores
+
+    def shipped(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers that inference needs, by name."""
+        state: dict[str, Tensor] = self.state_dict(keep_vars=True) if self.ships else {}
+        return {name: t for name, t in state.items() if name.partition(".")[0] not in self.helpers}
 
     def metrics(self, outputs: Views) -> Metrics:
         """Return figures to watch in training, under the names in `metric_names`."""

@@ -96,8 +96,7 @@ class Readout(ABC):
         self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], number: int
     ) -> list[Tensor]:
         """Return the weights that `scores` reads, beside those of the blocks on the way there."""
-        objective = blocks[number].objective
-        return list(objective.parameters()) if objective.ships else []
+        return list(blocks[number].objective.shipped().values())
 
 
 @dataclass(frozen=True)

@@ -658,6 +658,23 @@ def whitened():
     ]
 
 
+# Recipes of convolutions
+
+
+def recipe_of(name, **settings):
+    """Return what builds the network of a recipe that comes with Onward, for these images."""
+
+    @seeded
+    def build():
+        config = ow.RunConfig(recipe=name).with_settings(
+            {f"network.{n}": value for n, value in ({"pooled": (1,)} | settings).items()}
+        )
+        data = ow.DataInfo(input_shape=(3, 8, 8), num_classes=CLASSES, is_image=True)
+        return [config.method(config.network, data)]
+
+    return build
+
+
 # Stages
 
 
@@ -722,6 +739,12 @@ CASES = {
     "recurrent": Case(recurrent, vectors, 3 * TICKS, kinds=("stream",)),
     "fixed heads": Case(fixed_heads, vectors, 2),
     "whitened": Case(whitened, vectors, 2),
+    "predsim": Case(recipe_of("predsim", channels=(4, 6)), images, 2),
+    "channel-goodness": Case(recipe_of("channel-goodness", channels=(6, 6)), images, 2),
+    "ff-conv": Case(recipe_of("ff-conv", channels=(4, 6)), images, 2),
+    "ff-conv, hard": Case(
+        recipe_of("ff-conv", channels=(4, 6), negatives="hard", readout="softmax"), images, 1
+    ),
     "stages": Case(stages, vectors, 2),
 }
 

@@ -176,6 +176,7 @@ HELPERS = {
     "denoising, no readout": ("decoder",),
     "adversarial": ("decoder", "discriminator"),
     "recurrent": ("predictor",),
+    "predsim": ("convolution",),
 }
 """What objectives need for the training alone."""
 

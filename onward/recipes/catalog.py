@@ -1,13 +1,19 @@
 """The recipes that come with Onward."""
 
 from onward.recipes.backprop import backprop
+from onward.recipes.channel_goodness import channel_goodness
 from onward.recipes.conv import conv
 from onward.recipes.dense import dense
+from onward.recipes.ff_conv import ff_conv
 from onward.recipes.hinton import hinton
 from onward.recipes.one_pass import one_pass
 from onward.recipes.pff import pff
+from onward.recipes.predsim import predsim
 
-RECIPES = {recipe.name: recipe for recipe in (one_pass, conv, hinton, pff, backprop)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (one_pass, conv, predsim, channel_goodness, ff_conv, hinton, pff, backprop)
+}
 """All recipes by name."""
 
 BUILT_IN = {**RECIPES, dense.name: dense}

@@ -58,13 +58,13 @@ def convolution_network(
     Raises:
         SettingError: Samples are no images or signals, or smaller than the pooling.
     """
-    maps = _maps(config, data)
+    maps = maps_of(config, data)
     layers = [
         _layer(before, after, is_pooled=number in config.pooled)
         for number, (before, after) in enumerate(pairwise(maps), start=1)
     ]
     size = len(layers) if config.layers_per_block == "all" else config.layers_per_block
-    rules = _rules(config)
+    rules = rules_of(config)
     blocks = [
         Block(
             nn.Sequential(*layers[first : first + size]),
@@ -104,7 +104,7 @@ def pooled_head(maps: Maps, num_classes: int, *, grid: int, units: int = 0) -> n
     return nn.Sequential(pool, nn.Flatten(), *hidden, last)
 
 
-def _maps(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
+def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
     """Return what goes into the first layer, and what each puts out."""
     axes = len(data.input_shape) - 1
     if axes not in (1, 2, 3):
@@ -148,7 +148,7 @@ def _layer(before: Maps, after: Maps, *, is_pooled: bool) -> nn.Module:
     return nn.Sequential(convolution, *pool, NORMS[kind](after.channels), nn.GELU())
 
 
-def _rules(config: ConvolutionConfig) -> Optimizer | dict[str | Callable[..., bool], Optimizer]:
+def rules_of(config: ConvolutionConfig) -> Optimizer | dict[str | Callable[..., bool], Optimizer]:
     """Return the optimizers: Muon for filters of the module where wished, Adam for the rest."""
     adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer == "adam":

@@ -1,0 +1,87 @@
+"""Channels of convolutions that compete, each group for a class of its own."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from onward.errors import SettingError
+from onward.recipes.convolution_config import ConvolutionConfig
+from onward.recipes.recipe import recipe
+from onward.settings import Count, written
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGoodnessConfig(ConvolutionConfig):
+    """Layers of convolutions whose channels are divided among the classes.
+
+    With layers_per_block = all, the one block learns with a linear classifier on averages over a
+    grid of 4 places a side.
+    """
+
+    channels: tuple[Count, ...] = (60, 120, 120, 180, 180, 180)
+    """Filters of each layer, of 3 places along each axis; as many for each class."""
+
+    goodness: Literal["square", "mean"] = "square"
+    """What counts for a class: the mean square of its channels, or their mean; with all layers in
+    one block (layers_per_block), neither: it has a linear classifier."""
+
+    heads: Literal["all", "last"] = "last"
+    """Whose goodness counts."""
+
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        found = super().without_effect()
+        if self.layers_per_block == "all":
+            reason = "one block learns with a linear classifier (layers_per_block)"
+            found |= dict.fromkeys(("goodness", "heads"), reason)
+        return found
+
+
+@recipe(
+    source="Papachristodoulou et al. 2024, arXiv:2312.12668 (CwC): groups of channels, mean square "
+    "as logits; Sun et al. 2025, ICLR (DeeperForward): mean in place of mean square; layers and "
+    "optimizers are those of the recipe conv",
+    defaults={
+        "training.epochs": 10,
+        "training.batch_size": 128,
+        "training.schedule": "warmup",
+        "plan.kind": "stream",
+    },
+)
+def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
+    """Convolutions whose channels compete, each group for a class: no classifiers, no negatives.
+
+    The goodness of a class is the mean square of its channels, and cross-entropy takes it for a
+    logit.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    from onward.objectives import CrossEntropy
+    from onward.readouts import SumOfHeads
+    from onward.recipes.convolutions import Maps, convolution_network, pooled_head
+    from onward.recipes.goodness import ClassGoodness
+    from onward.samplers import Plain
+
+    classes, is_one_block = data.num_classes, config.layers_per_block == "all"
+    if not is_one_block:
+        _check_channels(config.channels, classes)
+
+    def objective(maps: Maps) -> CrossEntropy:
+        if is_one_block:
+            return CrossEntropy(pooled_head(maps, classes, grid=4))
+        return CrossEntropy(ClassGoodness(classes, config.goodness))
+
+    return convolution_network(config, data, objective, Plain(), SumOfHeads(config.heads))
+
+
+def _check_channels(channels: tuple[int, ...], classes: int) -> None:
+    """Refuse channels that cannot be divided among the classes."""
+    odd = [width for width in channels if width % classes]
+    if odd:
+        fitting = tuple(-(-width // classes) * classes for width in channels)
+        raise SettingError(
+            f"network.channels is {written(channels)}, and {odd[0]} channels cannot be divided "
+            f"among {classes} classes: each has as many. Give a multiple of {classes} for each "
+            f"layer, such as --set network.channels={written(fitting)}."
+        )
+
+
+channel_goodness = replace(channel_goodness, name="channel-goodness")

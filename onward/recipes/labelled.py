@@ -1,0 +1,175 @@
+"""Layers of convolutions that each see a label, and learn from how active they are with it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from onward.batch import Batch
+from onward.blocks import Block, Edge, Reads
+from onward.data import DataInfo
+from onward.layers import normalize_length
+from onward.networks import Network
+from onward.objectives import CrossEntropy, Threshold
+from onward.optimizers import Adam
+from onward.preprocessing import Whitening
+from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
+from onward.recipes.convolution_config import ConvolutionConfig
+from onward.recipes.convolutions import (
+    CONVOLUTIONS,
+    NORMS,
+    POOLS,
+    Maps,
+    maps_of,
+    pooled_head,
+    rules_of,
+)
+from onward.samplers import NEUTRAL, LabelEmbedding, Negatives
+
+MAPS = "maps"
+"""What a block calls the outputs of the block before."""
+
+
+class LabelledLayer(nn.Module):
+    """Length normalization, convolution, pooling, batch normalization, the label, ReLU.
+
+    A label adds a number to each map that is learned for it, the same at all places.
+
+    Args:
+        before: What goes in.
+        after: What comes out.
+        num_classes: How many labels there are.
+        is_pooled: Whether each axis is halved.
+    """
+
+    def __init__(self, before: Maps, after: Maps, num_classes: int, *, is_pooled: bool) -> None:
+        super().__init__()
+        kind = len(after.size) - 1
+        self.convolution = CONVOLUTIONS[kind](
+            before.channels, after.channels, kernel_size=3, padding=1, bias=False
+        )
+        self.pool = POOLS[kind](2) if is_pooled else nn.Identity()
+        self.norm = NORMS[kind](after.channels)
+        self.label = nn.Linear(num_classes, after.channels, bias=False)
+        nn.init.normal_(self.label.weight, std=0.5)
+
+    def forward(
+        self,
+        maps: Float[Tensor, "samples channels *size"],
+        codes: Float[Tensor, "samples classes"],
+    ) -> Float[Tensor, "samples filters *places"]:
+        seen = self.norm(self.pool(self.convolution(normalize_length(maps))))
+        added = self.label(codes)
+        found: Tensor = (seen + added.view(*added.shape, *[1] * (seen.ndim - 2))).relu()
+        return found
+
+
+class LabelledLayers(nn.Module):
+    """Some of these layers, one after the other: the module of a block.
+
+    The label comes in planes before the channels of the samples. A block that reads another one
+    gets these samples as `input` and the outputs of the other as `maps`.
+    """
+
+    def __init__(self, layers: Sequence[LabelledLayer], num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor:
+        samples = x if isinstance(x, Tensor) else x["input"]
+        planes, maps = samples.tensor_split([self.num_classes], dim=1)
+        codes = planes.flatten(2)[:, :, 0]
+        if not isinstance(x, Tensor):
+            maps = x[MAPS]
+        for layer in self.layers:
+            maps = layer(maps, codes)
+        return maps
+
+
+class MapThreshold(Threshold):
+    """A threshold for the mean square of all maps of a sample.
+
+    Its scores are the slope times the mean square: how much more likely than with no activity it
+    thinks the label, as a logit. So blocks with many places do not outvote those with few.
+    """
+
+    def scores(self, outputs: Batch) -> Float[Tensor, " samples"]:
+        return self.slope * self.goodness(outputs.tensor)
+
+
+class MapsHead(nn.Module):
+    """Class scores from the maps of several blocks: a sum over linear maps of their averages.
+
+    Args:
+        several: The maps of each block, in the order in which they are read.
+        num_classes: How many scores.
+    """
+
+    def __init__(self, several: Sequence[Maps], num_classes: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(pooled_head(maps, num_classes, grid=4) for maps in several)
+
+    def forward(self, x: Tensor | dict[str, Tensor]) -> Float[Tensor, "samples classes"]:
+        each = [x] if isinstance(x, Tensor) else list(x.values())
+        parts = [head(normalize_length(maps)) for head, maps in zip(self.heads, each, strict=True)]
+        return torch.stack(parts).sum(dim=0)
+
+
+def labelled_network(
+    config: ConvolutionConfig,
+    data: DataInfo,
+    *,
+    negatives: Negatives,
+    threshold: float,
+    slope: float | None,
+    readout: Literal["goodness", "softmax"],
+) -> Network:
+    """Build blocks that learn to tell true labels from wrong ones.
+
+    Args:
+        config: Layers and optimizers.
+        data: What for.
+        negatives: How wrong labels are chosen.
+        threshold: Mean square at which a sample is a coin toss.
+        slope: Steepness, per mean square; None: the channels of a block.
+        readout: How classes are read off.
+
+    Raises:
+        SettingError: Samples are no images or signals, or smaller than the pooling.
+    """
+    classes, maps, rules = data.num_classes, maps_of(config, data), rules_of(config)
+    layers = [
+        LabelledLayer(before, after, classes, is_pooled=number in config.pooled)
+        for number, (before, after) in enumerate(pairwise(maps), start=1)
+    ]
+    size = len(layers) if config.layers_per_block == "all" else config.layers_per_block
+    blocks: list[Block] = []
+    outputs: list[Maps] = []
+    for first in range(0, len(layers), size):
+        module = LabelledLayers(layers[first : first + size], classes)
+        out = maps[1:][first : first + size][-1]
+        steepness = slope or float(out.channels)
+        objective = MapThreshold(out.channels, threshold=threshold, slope=steepness)
+        reads: Reads = ("input", Edge(len(blocks) - 1, name=MAPS)) if blocks else ("input",)
+        blocks.append(Block(module, objective, rules, reads=reads))
+        outputs.append(out)
+    readouts: dict[str, Readout] = {"goodness": GoodnessSweep()}
+    if negatives == "hard" or readout == "softmax":
+        goal = CrossEntropy(nn.Identity(), views=(NEUTRAL,))
+        head = MapsHead(outputs, classes)
+        adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
+        blocks.append(Block(head, goal, adam, reads=tuple(range(len(outputs)))))
+        readouts["softmax"] = SoftmaxHead()
+    channels, *axes = data.input_shape
+    return Network(
+        blocks,
+        LabelEmbedding(classes, place="append", negatives=negatives),
+        readouts[readout],
+        num_classes=classes,
+        readouts=readouts,
+        preprocessing=Whitening(channels, len(axes)) if config.whitening else None,
+    )

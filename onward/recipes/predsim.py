@@ -1,0 +1,66 @@
+"""Prediction and similarity matching, layer by layer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from onward.recipes.convolution_config import ConvolutionConfig
+from onward.recipes.recipe import recipe
+from onward.settings import Count, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredSimConfig(ConvolutionConfig):
+    """Layers of convolutions, and what each learns.
+
+    With layers_per_block = all, the one block learns from prediction alone, as the networks do that
+    the paper compares with.
+    """
+
+    grid: Count = 4
+    """Places a side of the grid over which a head averages; where maps are smaller, every place."""
+
+    similarity: Share = 0.99
+    """Share of similarity matching in the loss; the rest is prediction. All layers in one block
+    (layers_per_block) learn from prediction alone."""
+
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        found = super().without_effect()
+        if self.layers_per_block == "all":
+            found["similarity"] = "one block learns from prediction alone (layers_per_block)"
+        return found
+
+
+@recipe(
+    source="Nøkland & Eidnes 2019, arXiv:1901.06656, section 2 (predsim); layers and optimizers "
+    "are those of the recipe conv",
+    defaults={
+        "training.epochs": 10,
+        "training.batch_size": 128,
+        "training.schedule": "warmup",
+        "plan.kind": "stream",
+    },
+)
+def predsim(config: PredSimConfig, data: Any) -> Any:
+    """Convolutions, each layer with a linear classifier, and samples of a class made alike.
+
+    Similarity matching compares the samples of a mini-batch with each other, so mini-batches are
+    not cut into slices. The last classifier names the class.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    from onward.objectives import CrossEntropy
+    from onward.readouts import SumOfHeads
+    from onward.recipes.convolutions import CONVOLUTIONS, Maps, convolution_network, pooled_head
+    from onward.recipes.similarity import PredictionAndSimilarity
+    from onward.samplers import Plain
+
+    def objective(maps: Maps) -> CrossEntropy:
+        head = pooled_head(maps, data.num_classes, grid=config.grid)
+        if config.layers_per_block == "all":
+            return CrossEntropy(head)
+        convolution = CONVOLUTIONS[len(maps.size) - 1](
+            maps.channels, maps.channels, kernel_size=3, padding=1, bias=False
+        )
+        return PredictionAndSimilarity(head, convolution, similarity=config.similarity)
+
+    return convolution_network(config, data, objective, Plain(), SumOfHeads("last"))
