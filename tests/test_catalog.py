@@ -111,6 +111,7 @@ def test_the_data_sets_known_by_name_are_listed_with_where_they_are(tmp_path):
         "fashion-mnist": "will be downloaded (31 MB)",
         "cifar10": "will be downloaded (170 MB)",
         "mitbih": "to be made: DIR/mitbih/mitbih_beats.npz",
+        "mitbih-intervals": "to be made: DIR/mitbih/mitbih_beats.npz",
     }
     assert listed["cifar10"].shape == (3, 32, 32)
     assert (listed["cifar10"].num_rows, listed["cifar10"].num_test_rows) == (50_000, 10_000)

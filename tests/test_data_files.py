@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from data_files import assert_holds, cifar_bytes, idx_bytes, write_cifar10, write_mnist
 
 from onward.data import (
@@ -337,6 +338,74 @@ def test_beats_are_split_by_patient_and_lie_around_zero(tmp_path):
     assert (dataset.num_classes, dataset.input_shape) == (5, (8,))
 
 
+def write_intervals(folder, before, after, **changes):
+    """Write beats of two patients, in no order, with their intervals."""
+    number = len(before)
+    members = {
+        "dX": np.ones((number, 8), dtype=np.int16),
+        "y": np.arange(number, dtype=np.uint8) % 5,
+        "ds": np.ones(number, dtype=np.uint8),
+        "record": np.full(number, 101, dtype=np.uint8),
+        "sample": np.arange(number, dtype=np.int32),
+        "rr": np.stack([before, after], axis=1).astype(np.int32),
+    }
+    members["ds"][-1] = 2
+    write_beats(folder, **(members | changes))
+
+
+def test_intervals_are_beside_the_beat_relative_to_those_of_the_patient(tmp_path):
+    write_intervals(tmp_path, before=[0, 100, 50, 100, 100, 200], after=[100, 50, 100, 100, 0, 0])
+
+    dataset = load("mitbih-intervals", data_dir=tmp_path)
+
+    beat, before, after, recent = dataset.x.unbind(dim=1)
+    torch.testing.assert_close(beat, load("mitbih", data_dir=tmp_path).x)
+    assert (before == before[:, :1]).all()
+    np.testing.assert_allclose(before[:, 0], [0, 0, np.log(0.5), 0, 0], atol=1e-6)
+    np.testing.assert_allclose(after[:, 0], [0, np.log(0.5), 0, 0, 0], atol=1e-6)
+    # Of the ten beats before, one was early; those before the first are taken to be as usual.
+    late = -np.log(0.95)
+    np.testing.assert_allclose(recent[:, 0], [0, 0, np.log(0.5), late, late], atol=1e-6)
+
+
+def test_intervals_do_not_depend_on_the_order_of_the_file_or_on_classes(tmp_path):
+    before = np.array([100, 90, 40, 110, 100, 200])
+    after, sample = np.array([90, 40, 110, 100, 200, 0]), np.arange(6)
+    order, found = np.array([3, 0, 4, 2, 1, 5]), []
+    for way in (np.arange(6), order):
+        folder = tmp_path / str(len(found))
+        folder.mkdir()
+        write_intervals(folder, before[way], after[way], sample=sample[way])
+        found.append(load("mitbih-intervals", data_dir=folder).x)
+
+    torch.testing.assert_close(found[1], found[0][order[:5]])
+
+
+def test_intervals_are_relative_to_their_own_patient(tmp_path):
+    record = np.array([101, 101, 101, 106, 106, 106], dtype=np.uint8)
+    before = np.array([100, 100, 50, 200, 200, 100])
+    write_intervals(tmp_path, before, before, record=record, ds=np.array([1, 1, 1, 2, 2, 2]))
+
+    dataset = load("mitbih-intervals", data_dir=tmp_path)
+
+    torch.testing.assert_close(dataset.x_test[:, 1:], dataset.x[:, 1:])
+    assert dataset.x[2, 1, 0] == pytest.approx(np.log(0.5))
+
+
+def test_beats_without_intervals_are_refused_where_these_are_wanted(tmp_path):
+    write_beats(tmp_path)
+
+    with pytest.raises(DataError, match="lacks sample and rr"):
+        load("mitbih-intervals", data_dir=tmp_path)
+
+
+def test_intervals_that_are_not_two_a_beat_are_refused(tmp_path):
+    write_intervals(tmp_path, [100, 100], [100, 100], rr=np.zeros(2, dtype=np.int32))
+
+    with pytest.raises(DataError, match="is damaged: its members have the shapes"):
+        load("mitbih-intervals", data_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -353,6 +422,7 @@ def test_beats_that_do_not_fit_are_refused(tmp_path, changes, message):
         load("mitbih", data_dir=tmp_path)
 
 
-def test_beats_that_are_nowhere_are_not_looked_for_on_the_network(tmp_path):
-    with pytest.raises(DataError, match=r"mitbih is nowhere to be found.*mitbih_beats\.npz"):
-        load("mitbih", data_dir=tmp_path)
+@pytest.mark.parametrize("name", ["mitbih", "mitbih-intervals"])
+def test_beats_that_are_nowhere_are_not_looked_for_on_the_network(tmp_path, name):
+    with pytest.raises(DataError, match=rf"{name} is nowhere to be found.*DIR/mitbih/mitbih_b"):
+        load(name, data_dir=tmp_path)

@@ -16,6 +16,7 @@ _READERS: dict[str, Callable[[Path], Dataset]] = {
     "fashion-mnist": partial(idx.read_mnist, name="fashion-mnist"),
     "cifar10": cifar.read_cifar10,
     "mitbih": mitbih.read_mitbih,
+    "mitbih-intervals": partial(mitbih.read_mitbih, has_intervals=True),
 }
 
 NAMES = ("digits", *PUBLISHED)
@@ -36,7 +37,8 @@ def load(
     ONWARD_DATA names, and in the cache; then they are downloaded into the cache.
 
     Args:
-        name: digits, mnist, fashion-mnist, cifar10, mitbih, or a path that ends in .npz.
+        name: digits, mnist, fashion-mnist, cifar10, mitbih, mitbih-intervals, or a path that
+            ends in .npz.
         data_dir: Folder that holds published data sets.
         split_seed: Decides which rows are test rows where the data bring none of their own.
         test: Share of the rows, or number, that are test rows there.

@@ -61,6 +61,8 @@ class _Published:
     num_test_rows: int
     files: tuple[str, ...]
     may_be_gzipped: bool = False
+    folder: str | None = None
+    """What the folder is called; None: as the data set is."""
 
     def is_complete(self, folder: Path) -> bool:
         """Return whether a folder has all files."""
@@ -74,6 +76,7 @@ PUBLISHED = {
     "fashion-mnist": _Published((1, 28, 28), 10, 60_000, 10_000, IDX_FILES, may_be_gzipped=True),
     "cifar10": _Published((3, 32, 32), 10, 50_000, 10_000, (*CIFAR_TRAIN_FILES, CIFAR_TEST_FILE)),
     "mitbih": _Published((256,), 5, 51_000, 49_691, (MITBIH_FILE,)),
+    "mitbih-intervals": _Published((4, 256), 5, 51_000, 49_691, (MITBIH_FILE,), folder="mitbih"),
 }
 """Data sets that lie in folders, by name."""
 
@@ -117,7 +120,7 @@ def _where(name: str, folders: list[Path]) -> str:
     if found:
         return str(found)
     if name not in download.REMOTES:
-        return f"to be made: DIR/{name}/{MITBIH_FILE}"
+        return f"to be made: DIR/{PUBLISHED[name].folder or name}/{MITBIH_FILE}"
     return f"will be downloaded ({download.REMOTES[name].num_bytes / 1e6:.0f} MB)"
 
 
@@ -131,7 +134,7 @@ def locate(name: str, folders: list[Path]) -> Path:
     if found is None and name not in download.REMOTES:
         raise DataError(
             f"{name} is nowhere to be found, and is not fetched: its beats are cut from records of "
-            f"PhysioNet. Make DIR/{name}/{MITBIH_FILE} with the members that onward.data.mitbih "
+            f"PhysioNet. Make DIR/{PUBLISHED[name].folder or name}/{MITBIH_FILE} with the members that onward.data.mitbih "
             f"describes, and name that folder by --data-dir DIR or ONWARD_DATA=DIR."
         )
     if found is None:
@@ -142,8 +145,9 @@ def locate(name: str, folders: list[Path]) -> Path:
 
 
 def _find(name: str, folders: list[Path]) -> Path | None:
+    own = (PUBLISHED[name].folder or name,)
     for folder in folders:
-        for layout in download.REMOTES[name].layouts if name in download.REMOTES else (name,):
+        for layout in download.REMOTES[name].layouts if name in download.REMOTES else own:
             if PUBLISHED[name].is_complete(folder / layout):
                 return folder / layout
     if name == "cifar10":
