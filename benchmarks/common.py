@@ -6,13 +6,19 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import onward as ow
+from onward.plan.tasks import Task, TaskKind
+from onward.preparation import arrange, make_settings
+from onward.runtime.runtime import Runtime, make_worker
+from onward.sharding import load_shards, split
+from onward.transport.messages import SingleProcessTransport
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -82,3 +88,33 @@ def skip(reason: str) -> None:
     """Say why the benchmark cannot run here, and end well."""
     print(json.dumps({"skipped": reason}))
     raise SystemExit(0)
+
+
+def stream_step(
+    config: ow.RunConfig, network: ow.Network, dataset: ow.Dataset
+) -> Callable[[], None]:
+    """Return a function that trains all blocks on the next mini-batch, as the runtime does it."""
+    transport = SingleProcessTransport()
+    shards, summary = load_shards(config, split(config, dataset), transport)
+    network.inputs = summary.inputs
+    plan, placement = arrange(config, network, dataset.training, summary, 1)
+    worker = make_worker(plan, network, shards, make_settings(config))
+    runtime = Runtime(plan, placement, worker, transport)
+    tasks: Iterator[Task] = plan.tasks()
+    last = len(network.line) - 1
+
+    def step() -> None:
+        for task in tasks:
+            runtime.do(task)
+            if task.kind is TaskKind.TRAIN and task.block == last:
+                return
+
+    return step
+
+
+def seconds(function: Callable[[], None], steps: int) -> float:
+    """Return how long a function takes, as the mean of some calls."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        function()
+    return (time.perf_counter() - start) / steps

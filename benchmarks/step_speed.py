@@ -22,8 +22,7 @@ bandwidth measured there.
 """
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import common
@@ -33,13 +32,6 @@ from torch import Tensor, nn
 
 import onward as ow
 from onward.config import RunConfig
-from onward.placement import place
-from onward.plan.tasks import Task, TaskKind
-from onward.preparation import make_plan
-from onward.runtime.runtime import Runtime, make_worker
-from onward.runtime.workers import Settings
-from onward.sharding import load_shards, split
-from onward.transport.messages import SingleProcessTransport
 
 CLASSES = 10
 ROWS = 5120
@@ -68,23 +60,7 @@ def library(recipe: str, widths: tuple[int, ...], batch: int) -> Callable[[], No
         optimizer=config.optimizer,
         **{name: getattr(config.network, name) for name in config.network.__dataclass_fields__},
     )
-    network.set_precision(torch.bfloat16)
-    transport = SingleProcessTransport()
-    shards, summary = load_shards(config, split(config, dataset), transport)
-    plan = make_plan(config, network, summary)
-    settings = Settings(seed=0, schedule=config.training.schedule)
-    worker = make_worker(plan, network, shards, settings)
-    runtime = Runtime(plan, place(plan, None, 1, [1] * len(widths)), worker, transport)
-    tasks: Iterator[Task] = plan.tasks()
-    last = len(widths) - 1
-
-    def step() -> None:
-        for task in tasks:
-            runtime.do(task)
-            if task.kind is TaskKind.TRAIN and task.block == last:
-                return
-
-    return step
+    return common.stream_step(config, network, dataset)
 
 
 def plain_forward_forward(widths: tuple[int, ...], batch: int) -> Callable[[], None]:
@@ -151,22 +127,17 @@ def plain_backprop(widths: tuple[int, ...], batch: int) -> Callable[[], None]:
     return step
 
 
-def seconds(function: Callable[[], None], steps: int) -> float:
-    start = time.perf_counter()
-    for _ in range(steps):
-        function()
-    return (time.perf_counter() - start) / steps
-
-
 def floor_seconds(widths: tuple[int, ...], batch: int) -> float:
     """Return the least time of a one-pass step on this machine, as measured now."""
     width = widths[-1]
     x, w = torch.rand(batch, width).bfloat16(), torch.rand(width, width).bfloat16()
     out = torch.empty(batch, width, dtype=torch.bfloat16)
-    product = min(seconds(lambda: torch.mm(x, w.T, out=out), 5) for _ in range(3))
+    product = min(common.seconds(lambda: torch.mm(x, w.T, out=out), 5) for _ in range(3))
     rate = 2 * batch * width * width / product
     moved = torch.rand(20_000_000)
-    bandwidth = 8 * moved.numel() / min(seconds(lambda: moved.add_(1.0), 2) for _ in range(3))
+    bandwidth = (
+        8 * moved.numel() / min(common.seconds(lambda: moved.add_(1.0), 2) for _ in range(3))
+    )
     sizes = (784, *widths)
     weights = sum(n * m for n, m in pairwise(sizes))
     return 4 * batch * weights / rate + 28 * weights / bandwidth
@@ -195,11 +166,11 @@ def main() -> None:
             "bf16 bp": plain_backprop(widths, batch),
         }
         for step in contestants.values():
-            seconds(step, 2)
+            common.seconds(step, 2)
         times: dict[str, list[float]] = {name: [] for name in (*contestants, "floor")}
         for _ in range(rounds):
             for name, step in contestants.items():
-                times[name].append(seconds(step, steps))
+                times[name].append(common.seconds(step, steps))
             times["floor"].append(floor_seconds(widths, batch))
         every[str(batch)] = times
         print(f"batch {batch}, widths {list(widths)}, n={rounds} rounds of {steps} steps")

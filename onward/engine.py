@@ -191,7 +191,7 @@ def train_block(
     for views in stretch:
         step = step or make_step(block, training, views)
         _, report = learn(step, views, training, number=number, at=at, batches=batches)
-        total = report if total is None else total.add(report)
+        total = report.added_to(total)
         at = at.after(batches)
     if total is None or step is None:
         raise ValueError("A block cannot be trained for no mini-batch at all.")

@@ -1,7 +1,9 @@
 """One training step of a block, by automatic differentiation: the reference for all faster ones."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,23 +17,34 @@ from onward.optimizers import with_strides
 from onward.samplers import Views
 
 
-@dataclass(slots=True)
 class StepReport:
-    """What one step, or several added up, says of a block."""
+    """What one step, or several added up, says of a block.
 
-    sums: Tensor
-    """For the loss, then for each metric of the objective: a sum, and the samples in it."""
+    Args:
+        sums: For the loss, then for each metric of the objective: a sum, and the samples in it.
+        active: Units that were active in at least one sample; or what finds them, once asked.
+    """
 
-    active: Tensor
-    """Units that were active in at least one sample."""
+    def __init__(self, sums: Tensor, active: Tensor | Callable[[], Tensor]) -> None:
+        self.sums = sums
+        self._active = active
 
     @staticmethod
-    def of(loss: Tensor, samples: int, metrics: Metrics, active: Tensor) -> "StepReport":
+    def of(
+        loss: Tensor, samples: int, metrics: Metrics, active: Tensor | Callable[[], Tensor]
+    ) -> "StepReport":
         """Return the report of a step, from its mean loss over so many samples."""
         sums = [loss.detach() * samples, loss.new_tensor(samples)]
         for total, number in metrics.values():
             sums += [total, loss.new_tensor(number)]
         return StepReport(torch.stack([figure.double() for figure in sums]), active)
+
+    @property
+    def active(self) -> Tensor:
+        """Units that were active in at least one sample."""
+        if not isinstance(self._active, Tensor):
+            self._active = self._active()
+        return self._active
 
     @property
     def loss(self) -> float:
@@ -43,11 +56,17 @@ class StepReport:
         means: list[float] = (self.sums[0::2] / self.sums[1::2]).tolist()
         return means
 
-    def add(self, other: "StepReport") -> "StepReport":
-        """Add the figures of another step, in place, and return the sum."""
-        self.sums += other.sums
-        self.active |= other.active
-        return self
+    def added_to(self, total: "StepReport | None") -> "StepReport":
+        """Return the sum of several reports with this one added, in place; itself as the first.
+
+        Which units were active is not looked for once all have been.
+        """
+        if total is None:
+            return StepReport(self.sums, self.active)
+        total.sums += self.sums
+        if not total.active.all():
+            total.active.logical_or_(self.active)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +217,7 @@ class AutogradStep(Step):
                 named |= own
             loss = torch.stack([part.detach() for part in losses.values()]).sum()
         samples = sum(view.num_counted for view in inputs.values())
-        report = StepReport.of(loss, samples, metrics, active_units(detached))
+        report = StepReport.of(loss, samples, metrics, partial(active_units, detached))
         return Gradients(detached, named, report)
 
     def _forward(self, inputs: Views) -> tuple[dict[str, Batch], Tensor]:
@@ -209,6 +228,8 @@ class AutogradStep(Step):
             return outputs, torch.cat([before for _, before in each.values()])
         whole = Batch(concatenated([view.inputs for view in inputs.values()]))
         found, pre_activations = self._passed(whole)
+        if len(inputs) == 1:
+            return {n: v.replace(inputs=found) for n, v in inputs.items()}, pre_activations
         sizes = [len(view) for view in inputs.values()]
         pieces = [part.split(sizes) for part in parts(found)]
         outputs = {}

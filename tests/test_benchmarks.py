@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 FIGURES = {
     "backprop_pipeline": {"seconds", "megabytes"},
     "chapter_length": {"accuracy", "speedup", "megabytes"},
+    "conv_step": {"onward_vs_local", "onward_vs_backprop", "onward_vs_local_with_muon"},
     "emulated_ranks": {
         "speedup",
         "ideal",

@@ -36,7 +36,7 @@ def trained(block, step, objective, steps=3, dtype=torch.float32):
     total = None
     for seed in range(steps):
         _, report = step(views_of(objective, seed=seed, dtype=dtype), seed=seed, lr_scale=1.0)
-        total = report if total is None else total.add(report)
+        total = report.added_to(total)
     return block, step.finish(total)
 
 

@@ -143,7 +143,8 @@ def test_reports_add_up():
         metrics = {"accuracy": (torch.tensor(right), samples)}
         return StepReport.of(torch.tensor(loss), samples, metrics, torch.tensor(active))
 
-    total = report(1.0, 1, 1, [True, False, False]).add(report(4.0, 3, 0, [False, True, False]))
+    first = report(1.0, 1, 1, [True, False, False]).added_to(None)
+    total = report(4.0, 3, 0, [False, True, False]).added_to(first)
 
     # The loss of a sample counts once, whatever its mini-batch.
     assert total.loss == (1 * 1.0 + 3 * 4.0) / 4

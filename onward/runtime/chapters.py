@@ -73,7 +73,7 @@ class ChapterWorker(Worker):
                 batches=batches,
                 step=step,
             )
-            total = report if total is None else total.add(report)
+            total = report.added_to(total)
         assert isinstance(total, StepReport)
         made = {
             Product(ProductKind.WEIGHTS, chapter, block): self.weights(block),

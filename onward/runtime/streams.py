@@ -208,8 +208,7 @@ class StreamWorker(Worker):
     def _end(self, task: Task, report: StepReport, clock: Clock) -> Made:
         """Return what is made at the end of a chapter; add up figures until then."""
         step, block = task.time, task.block
-        if block in self.totals:
-            report = self.totals[block].add(report)
+        report = report.added_to(self.totals.get(block))
         elapsed = self.elapsed.pop(block, torch.zeros(2, dtype=torch.float64)) + clock.read()
         if step not in self.plan.chapter_ends:
             self.totals[block], self.elapsed[block] = report, elapsed
