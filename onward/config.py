@@ -61,7 +61,8 @@ class RunConfig:
     """
 
     recipe: str = field(default=cast(str, None))
-    """Name of the method. None: that of `method`, else one-pass."""
+    """Name of the method. None: that of `method`, else conv for images of several channels, where
+    the data are known, and one-pass for everything else."""
 
     recipe_sha256: str | None = None
     """Digest of the file that the recipe was read from. None: that of `method`."""
@@ -90,7 +91,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_arguments(RunConfig, {"method": self.method})
         if self.recipe is None:
-            object.__setattr__(self, "recipe", self.method.name if self.method else "one-pass")
+            usual = "one-pass" if self.data is None else usual_recipe(self.data.name)
+            object.__setattr__(self, "recipe", self.method.name if self.method else usual)
         check_arguments(RunConfig, {"recipe": self.recipe})
         method = self.method or RECIPES.get(self.recipe)
         if method is None and ":" in self.recipe:
@@ -239,6 +241,22 @@ class RunConfig:
         return tomli_w.dumps(_none_as_word(tables))
 
 
+def usual_recipe(data: str) -> str:
+    """Return what is trained where no recipe is named.
+
+    Args:
+        data: Name or path of a data set.
+
+    Example:
+        >>> usual_recipe("cifar10"), usual_recipe("mnist")
+        ('conv', 'one-pass')
+    """
+    from onward.data.catalog import row_shape  # Imports torch.
+
+    shape = row_shape(data) or ()
+    return "conv" if len(shape) == 3 and shape[0] == 3 else "one-pass"
+
+
 def no_recipe(name: str) -> str:
     """Say that a recipe does not come with Onward."""
     if name.endswith(".py"):
@@ -269,7 +287,10 @@ def read_run(
         SettingError: There is no such recipe, it is another one, or a setting cannot be used.
     """
     settings = dict(settings)
-    name = str(settings.pop("recipe", method.name if method else "one-pass"))
+    data = str(settings.get("data.name", DataConfig.name))
+    usual = method.name if method else usual_recipe(data)
+    is_named = "recipe" in settings
+    name = str(settings.pop("recipe", usual))
     if name == CUSTOM:
         raise SettingError(
             "A script has built the network of this run: start that script again. A run that is "
@@ -278,12 +299,27 @@ def read_run(
     if method is None:
         if name not in RECIPES:
             raise SettingError(no_recipe(name))
-        return RunConfig(recipe=name).with_settings(settings)
+        own = RunConfig(recipe=name)
+        unknown = [full for full in settings if full not in own.setting_names()]
+        if not is_named and any(full.startswith("network.") for full in unknown):
+            raise SettingError(
+                f"{unknown[0]} is no setting of {name}, which is trained on images of several "
+                f"channels where no recipe is named. Name one: onward train one-pass --data {data}."
+            )
+        return _checked(own, settings)
     digest = settings.pop("recipe_sha256", method.sha256)
     check_same(method, name, digest, may_differ=may_differ)
-    own = RunConfig(recipe=method.name, recipe_sha256=digest, method=method)
-    run = own.with_settings(settings)
-    if run.optimizer != own.optimizer and not method.takes("optimizer"):
+    return _checked(RunConfig(recipe=method.name, recipe_sha256=digest, method=method), settings)
+
+
+def _checked(own: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """Return a run with some settings changed.
+
+    Raises:
+        SettingError: The recipe chooses its optimizers itself, and settings of them are changed.
+    """
+    run, method = own.with_settings(settings), own.method
+    if method is not None and run.optimizer != own.optimizer and not method.takes("optimizer"):
         given = sorted(full for full in settings if full.startswith("optimizer."))
         names = ", ".join(setting.name for setting in fields(method.settings))
         raise SettingError(

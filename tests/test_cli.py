@@ -22,6 +22,7 @@ from onward.cli.parser import BOUNDS, POLICIES, RISKS, make_parser, parse
 from onward.cli.progress import Bars
 from onward.config import RunConfig
 from onward.data import read_shared
+from onward.errors import SettingError
 from onward.recipes import RECIPES
 from onward.runs import FILES, read_result
 
@@ -275,6 +276,44 @@ def test_a_recipe_is_what_its_name_stands_for(recipe):
 
 def test_without_a_recipe_the_first_one_is_trained():
     assert config_of() == RunConfig(recipe="one-pass")
+
+
+def images(folder, shape):
+    np.savez(folder / "images.npz", x=np.zeros((4, *shape), np.uint8), y=[0, 1, 0, 1])
+    return str(folder / "images.npz")
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe"),
+    [((3, 4, 4), "conv"), ((1, 4, 4), "one-pass"), ((4, 4, 3), "one-pass"), ((3,), "one-pass")],
+)
+def test_without_a_recipe_convolutions_are_trained_on_images_of_several_channels(
+    tmp_path, shape, recipe
+):
+    data = images(tmp_path, shape)
+
+    assert config_of("--data", data).recipe == recipe
+    assert config_of("one-pass", "--data", data).recipe == "one-pass"
+    assert ow.RunConfig(data=ow.DataConfig(name=data)).recipe == recipe
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "damaged.npz"])
+def test_a_file_that_cannot_be_read_is_left_for_loading_to_refuse(tmp_path, name):
+    (tmp_path / "damaged.npz").write_bytes(b"PK")
+
+    assert config_of("--data", str(tmp_path / name)).recipe == "one-pass"
+
+
+def test_a_setting_of_dense_blocks_asks_for_a_recipe_by_name(tmp_path):
+    data = images(tmp_path, (3, 4, 4))
+
+    with pytest.raises(SettingError, match=r"network.widths is no setting of conv.* one-pass"):
+        config_of("--data", data, "--widths", "5,5")
+
+
+def test_a_recipe_that_chooses_its_optimizers_refuses_settings_of_them():
+    with pytest.raises(SettingError, match=r"optimizer.lr would have no effect: the recipe conv"):
+        config_of("conv", "--lr", "0.1")
 
 
 def test_a_run_file_changes_the_recipe_that_it_names(tmp_path):

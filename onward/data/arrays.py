@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import psutil
@@ -144,6 +145,23 @@ def _check_known(path: Path, members: Sequence[str], optional: Sequence[str]) ->
         )
 
 
+def row_shape(path: Path) -> tuple[int, ...] | None:
+    """Return the shape of a row of an .npz file, from its header; None where there is none."""
+    try:
+        with ZipFile(path) as archive, archive.open("x.npy") as member:
+            return _announced(member)[0][1:]
+    except Exception:  # What damaged archives raise has no common base; loading says what it is.
+        return None
+
+
+def _announced(member: Any) -> tuple[tuple[int, ...], int]:
+    """Return shape and bytes of a number, from the header of an array."""
+    version = read_magic(member)
+    read_header = read_array_header_1_0 if version == (1, 0) else read_array_header_2_0
+    shape, _, dtype = read_header(member)
+    return tuple(shape), dtype.itemsize
+
+
 def _check_size(file: NpzFile, name: str) -> None:
     """Hold what a member announces against the file before memory is taken for it."""
     archive = file.zip
@@ -156,10 +174,8 @@ def _check_size(file: NpzFile, name: str) -> None:
         if member.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
             return
     with archive.open(entry) as member:
-        version = read_magic(member)
-        read_header = read_array_header_1_0 if version == (1, 0) else read_array_header_2_0
-        shape, _, dtype = read_header(member)
-        announced, held = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
+        shape, itemsize = _announced(member)
+        announced, held = math.prod(shape) * itemsize, entry.file_size - member.tell()
     if announced != held:
         raise ValueError(f"its header announces {announced} bytes, and {held} follow")
 

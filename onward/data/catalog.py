@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from onward.data import cifar, idx, mitbih
+from onward.data import arrays, cifar, idx, mitbih
 from onward.data.arrays import read_npz
 from onward.data.dataset import Dataset, from_arrays
 from onward.data.published import PUBLISHED, folders_to_search, locate
@@ -75,3 +75,11 @@ def load(
         f'There is no data set "{name}".{hint} Known are {", ".join(NAMES)}, and paths that end '
         f"in .npz."
     )
+
+
+def row_shape(name: str) -> tuple[int, ...] | None:
+    """Return the shape of a row of a data set, without loading it; None where it is not known."""
+    if name in PUBLISHED:
+        return PUBLISHED[name].shape
+    path = Path(name).expanduser()
+    return arrays.row_shape(path) if path.suffix == ".npz" else None

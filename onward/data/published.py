@@ -132,10 +132,11 @@ def locate(name: str, folders: list[Path]) -> Path:
     """
     found = _find(name, folders)
     if found is None and name not in download.REMOTES:
+        path = f"DIR/{PUBLISHED[name].folder or name}/{MITBIH_FILE}"
         raise DataError(
             f"{name} is nowhere to be found, and is not fetched: its beats are cut from records of "
-            f"PhysioNet. Make DIR/{PUBLISHED[name].folder or name}/{MITBIH_FILE} with the members that onward.data.mitbih "
-            f"describes, and name that folder by --data-dir DIR or ONWARD_DATA=DIR."
+            f"PhysioNet. Make {path} with the members that onward.data.mitbih describes, and "
+            f"name that folder by --data-dir DIR or ONWARD_DATA=DIR."
         )
     if found is None:
         download.fetch(name)
