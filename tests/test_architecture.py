@@ -109,6 +109,7 @@ ORDER = [
     "runtime.products",
     "runtime.store",
     "runtime.workers",
+    "runtime.activities",
     "runtime.chapters",
     "runtime.streams",
     "runtime.resume",
