@@ -7,6 +7,7 @@ from onward.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from onward import data, exits
+    from onward.augmentation import Cutout, Flip, Translate
     from onward.batch import Batch
     from onward.blocks import Block, Edge
     from onward.checkpoint import load, save
@@ -54,6 +55,7 @@ else:
         __name__,
         {
             "onward": ("data", "exits"),
+            "onward.augmentation": ("Cutout", "Flip", "Translate"),
             "onward.batch": ("Batch",),
             "onward.blocks": ("Block", "Edge"),
             "onward.checkpoint": ("load", "save"),
@@ -114,6 +116,7 @@ __all__ = [
     "calibrate",
     "Calibrated",
     "CrossEntropy",
+    "Cutout",
     "data",
     "DataConfig",
     "DataError",
@@ -129,6 +132,7 @@ __all__ = [
     "exits",
     "export",
     "FileError",
+    "Flip",
     "Fold",
     "GoodnessSweep",
     "LabelEmbedding",
@@ -172,6 +176,7 @@ __all__ = [
     "Threshold",
     "train",
     "TrainingConfig",
+    "Translate",
     "Views",
     "Whitening",
 ]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from onward.errors import SettingError
 
 TAKES = {
+    "augment": "a function of a batch and a generator, such as ow.Translate(2), or several",
     "class_weights": "'balanced' or None",
     "blocks": "a list of ow.Block",
     "config": "an ow.RunConfig, such as ow.RunConfig(recipe='hinton'), or of a recipe of your own "

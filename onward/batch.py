@@ -1,11 +1,13 @@
 """The batch: what travels from the data file to the loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from onward.errors import SettingError
 
 Tensors = Tensor | dict[str, Tensor]
 """One tensor, or several by name; samples first."""
@@ -194,6 +196,33 @@ class Batch:
             tensors.get("index"),
             inside("context"),
         )
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return batches without a structure as one, one after the other.
+
+    Example:
+        >>> batch = Batch(torch.eye(2), {"label": torch.tensor([0, 1])})
+        >>> joined([batch, batch]).label
+        tensor([0, 1, 0, 1])
+    """
+    if len(batches) == 1:
+        return batches[0]
+    each = [batch.tensors() for batch in batches]
+    for tensors in each:
+        tensors.pop("index", None)
+    if any(tensors.keys() != each[0].keys() for tensors in each):
+        names = sorted({", ".join(tensors) for tensors in each})
+        raise SettingError(f"Some mini-batches hold other tensors than others: {'; '.join(names)}.")
+    found = Batch.from_tensors({n: torch.cat([tensors[n] for tensors in each]) for n in each[0]})
+    if all(batch.index is None for batch in batches):
+        return found
+    counts, first = [], 0
+    for batch in batches:
+        own = torch.arange(len(batch)) if batch.index is None else batch.index
+        counts.append(own + first)
+        first += len(batch)
+    return found.replace(index=torch.cat(counts))
 
 
 def concatenated(several: list[Tensors]) -> Tensors:

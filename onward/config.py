@@ -1,7 +1,7 @@
 """A run, complete, and as TOML."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -85,6 +85,9 @@ class RunConfig:
     placement: PlacementConfig = field(default=cast(PlacementConfig, None))
     """Where it is computed."""
 
+    augment: tuple[Callable[..., Any], ...] = field(default=(), repr=False, compare=False)
+    """What a script does to training mini-batches, after what `data` says; see `ow.train`."""
+
     method: Recipe | None = field(default=None, repr=False, compare=False)
     """The recipe itself; None: the one that comes with Onward under that name."""
 
@@ -102,6 +105,12 @@ class RunConfig:
             )
         if method is None and self.recipe != CUSTOM:
             raise SettingError(no_recipe(self.recipe))
+        if self.augment and self.recipe != CUSTOM:
+            raise SettingError(
+                "Functions that augment are for networks that a script has built: "
+                "ow.train(network, dataset, augment=...). A run of a recipe has data.shift, "
+                "data.flip and data.cutout."
+            )
         if method is not None and method.name != self.recipe:
             raise SettingError(
                 f"The run is called one of the recipe {self.recipe}, and its method is "

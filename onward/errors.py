@@ -68,7 +68,18 @@ def line_of_user(error: BaseException) -> str | None:
     own = [place for place in found if "site-packages" not in place[0].parts] or found
     if not own:
         return None
-    path, line = own[-1]
+    return _place(*own[-1])
+
+
+def line_of(function: object) -> str | None:
+    """Return the file and line where a function, or the class of what is called, is written."""
+    function = getattr(function, "func", function)  # That of functools.partial.
+    called = function if hasattr(function, "__code__") else vars(type(function)).get("__call__")
+    code = getattr(called, "__code__", None)
+    return None if code is None else _place(Path(code.co_filename), code.co_firstlineno)
+
+
+def _place(path: Path, line: int) -> str:
     return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
 
 

@@ -16,7 +16,7 @@ import torch
 from onward.batch import Batch, Tensors, parts
 from onward.errors import SettingError
 from onward.kernels.closed_form import SLICE_BYTES, has_closed_form
-from onward.networks import Network, passes
+from onward.networks import CHUNK_ROWS, Network, passes
 from onward.placement import Placement
 from onward.plan.tasks import INPUT, Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.store import MOST_UNWRITTEN
@@ -219,14 +219,17 @@ def _sizes(
         passed = plan.batch_size * plan.work(Task(TaskKind.TRAIN, 0, number)).passed
         copies[number], making[number] = copy, copy + gradients + plan.batch_size * row
         making[number] += unwritten * (weight + states[number])
-        if settings.shift and (passed or (INPUT, 0) in node.reads):
-            # A stream has those of two epochs while it makes others, by way of padded ones.
-            making[number] += ((1 if passed else 4) + is_copied) * sum(plan.rows) * one
-            passed *= len(plan.segments(0))
         # The first block reads the data themselves, unless they are changed or seen as views.
-        kept = rows if settings.shift or is_copied or views > 1 else {**rows, INPUT: 0}
+        kept = rows if is_copied or views > 1 else {**rows, INPUT: 0}
+        if settings.augment:
+            # They are made portion by portion, and what is put out for each epoch is kept.
+            kept = {**rows, INPUT: 0}
+            if passed or (INPUT, 0) in node.reads:
+                portion = max(plan.batch_size, CHUNK_ROWS) if passed else plan.batch_size
+                making[number] += 2 * portion * (one + views * rows[INPUT])
+            passed *= len(plan.segments(0))
         making[number] += round(passed) * _passed(plan, kept, number, views)
-        if is_copied and views > 1 and not settings.shift:
+        if is_copied and views > 1 and not settings.augment:
             # Views are made of a copy of the samples.
             making[number] += round(passed) * one
     products = {

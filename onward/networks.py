@@ -118,13 +118,20 @@ class Network(nn.Module):
         """After how many visits of a block there are class scores; 0 without a readout."""
         return 0 if self.readout is None else len(self.fold().exits)
 
-    def transformed(self, batch: Batch) -> Batch:
-        """Return samples as samplers and blocks see them: scaled, standardized, preprocessed."""
-        if not isinstance(batch.inputs, Tensor):
+    def transformed(self, batch: Batch, augment: Callable[[Batch], Batch] | None = None) -> Batch:
+        """Return samples as samplers and blocks see them: scaled, standardized, preprocessed.
+
+        Args:
+            batch: The samples.
+            augment: Changes those of a training mini-batch, before they are preprocessed.
+        """
+        if isinstance(batch.inputs, Tensor):
+            batch = batch.replace(inputs=self.inputs(batch.inputs))
+        if augment is not None:
+            batch = augment(batch)
+        if self.preprocessing is None or not isinstance(batch.inputs, Tensor):
             return batch
-        inputs = self.inputs(batch.inputs)
-        if self.preprocessing is None:
-            return batch.replace(inputs=inputs)
+        inputs = batch.inputs
         version = None if inputs.is_inference() else inputs._version
         with torch.no_grad():
             found = self.preprocessing(inputs)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from onward import memory
+from onward.augmentation import of_data
 from onward.batch import Batch
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
@@ -35,7 +36,7 @@ from onward.sharding import (
 )
 from onward.slices import check_cut
 from onward.stages import Stage
-from onward.trial import block_costs, check_batch_norm, check_samples
+from onward.trial import block_costs, check_augmentation, check_batch_norm, check_samples
 
 
 class Preview(NamedTuple):
@@ -117,6 +118,7 @@ def arrange(
             f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
         )
     check_samples(network, training, config)
+    check_augmentation(network, training, make_settings(config), plan.batch_size)
     is_balanced = num_ranks > 1 and (config.placement.name or plan.usual_placement) in BALANCED
     costs = block_costs(network, training, is_counted=is_balanced)
     check_batch_norm(network, training, plan)
@@ -171,7 +173,7 @@ def make_settings(config: RunConfig) -> Settings:
         closed_form=uses_closed_forms(config),
         shared_pass=config.training.gradients == "shared-pass",
         bf16_wire=config.plan.wire == "bf16",
-        shift=config.data.shift,
+        augment=(*of_data(config.data), *config.augment),
     )
 
 

@@ -46,6 +46,9 @@ NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 
 
+Fill = Literal["zeros", "reflect"]
+"""What a shift brings in at the border."""
+
 Standardize = Literal["auto", "feature", "channel", "none"]
 """What gets a mean of 0 and a standard deviation of 1."""
 
@@ -94,7 +97,19 @@ class DataConfig(Section):
     many rows they have; blocks are then trained by autograd."""
 
     shift: Annotated[int, Range(0)] = 0
-    """Largest random shift of training images, in pixels, drawn anew for each row and epoch."""
+    """Largest random shift of training images or signals, in pixels, drawn anew for each row and
+    epoch."""
+
+    shift_fill: Fill = "zeros"
+    """What a shift brings in at the border: zeros, or the image mirrored there."""
+
+    flip: Literal["none", "random", "alternating"] = "none"
+    """Whether training images are mirrored left to right. random: a coin is tossed for each row and
+    epoch. alternating: each row turns with every epoch, from a direction that its id decides."""
+
+    cutout: Annotated[int, Range(0)] = 0
+    """Side of a square of zeros at a random place of each training image, in pixels, drawn anew for
+    each row and epoch; 0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +205,7 @@ class TrainingConfig(Section):
     """Rows of a mini-batch."""
 
     seed: Annotated[int, Range(-(1 << 63), 1 << 63)] = 0
-    """Decides the first weights, the order of rows, negatives, shifts and dropout."""
+    """Decides the first weights, the order of rows, negatives, augmentation and dropout."""
 
     schedule: Literal["constant", "warmup", "cosine", "one-cycle", "cooldown"] = "constant"
     """Learning rate over time. warmup: up for 5 %, flat to 30 %, then down to 0 in a line.

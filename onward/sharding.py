@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from onward import data as datasets
-from onward.batch import Batch
+from onward.batch import Batch, Tensors
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.errors import DataError, OnwardWarning, SettingError
@@ -166,14 +166,7 @@ def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:
 
 def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Shard]:
     """Return the shards that a rank has, by number; see `load_shards`."""
-    shift = config.data.shift
-    if shift:
-        shape = dataset.input_shape
-        if len(shape) != 3 or shift >= min(shape[1:]) or datasets.is_channels_last(shape):
-            raise SettingError(
-                f"data.shift is {shift} pixels, but the rows have shape {shape}. It is for images, "
-                f"of shape (channels, height, width), and smaller than they are."
-            )
+    _check_augmentation(config.data, dataset.training.inputs)
     assert dataset.validation is not None
     whole = Shard(dataset.training, dataset.validation)
     number = config.plan.shards
@@ -193,6 +186,27 @@ def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Sh
         shard: Shard(whole.training.take(samples), whole.validation.take(cut))
         for shard, (samples, cut) in enumerate(zip(parts, cuts, strict=True))
     }
+
+
+def _check_augmentation(config: DataConfig, inputs: Tensors) -> None:
+    """Refuse augmentations that are not for samples like these."""
+    shape = tuple(inputs.shape[1:]) if isinstance(inputs, torch.Tensor) else ()
+    what = f"the rows have shape {shape}" if shape else "the rows have several inputs"
+    is_image = len(shape) == 3 and not datasets.is_channels_last(shape)
+    images = "images, of shape (channels, height, width)"
+    signals = f"{images}, or signals, of shape (channels, length)"
+    if config.shift and (not (is_image or len(shape) == 2) or config.shift >= min(shape[1:])):
+        raise SettingError(
+            f"data.shift is {config.shift} pixels, but {what}. It is for {signals}, and smaller "
+            f"than they are."
+        )
+    if config.cutout and (not is_image or config.cutout >= min(shape[1:])):
+        raise SettingError(
+            f"data.cutout is {config.cutout} pixels, but {what}. It is for {images}, and smaller "
+            f"than they are."
+        )
+    if config.flip != "none" and not is_image:
+        raise SettingError(f"data.flip is {config.flip}, but {what}. It is for {images}.")
 
 
 def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from onward import memory
+from onward.augmentation import name_of
 from onward.blocks import Block
 from onward.config import RunConfig
 from onward.data import Dataset
@@ -149,6 +150,7 @@ def _settings(network: Network, config: RunConfig) -> str:
     parts = [
         f"sampler: {_described(network.sampler)}",
         f"ticks: {network.ticks}",
+        f"augmentation: {', '.join(map(name_of, config.augment))}",
         f"inputs: {network.inputs} {tensors_sha256(network.inputs.arrays)}",
         f"preprocessing: {_preprocessing(network)}",
     ]

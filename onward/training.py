@@ -15,6 +15,7 @@ import torch
 
 from onward import memory, runs
 from onward.arguments import check_arguments
+from onward.augmentation import Augmentation, name_of
 from onward.checkpoint import PRECISIONS, weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
@@ -110,6 +111,7 @@ def train(
     standardize: Standardize = "auto",
     class_weights: Literal["balanced"] | None = None,
     shift: int = 0,
+    augment: Augmentation | Sequence[Augmentation] = (),
     listener: Listener | None = None,
     folder: Path | str | None = None,
     overwrite: bool = False,
@@ -134,6 +136,11 @@ def train(
         class_weights: `"balanced"`: all classes together count the same in the loss, however many
             samples they have.
         shift: Largest random shift of training images, in pixels.
+        augment: What is done to each training mini-batch, after the input transformation and the
+            shift: a function of a batch and a generator that returns a batch of as many samples,
+            or several in order. One with a parameter `epoch` is told the epoch. `ow.Translate`,
+            `ow.Flip` and `ow.Cutout` are such functions. A run that goes on compares the names of
+            others, not their bodies.
         listener: Called with how training goes.
         folder: The run folder, which rank 0 writes as `onward train --out` does. Until the run is
             finished, each rank keeps in `state`, in its own folder or a shared one, what it has
@@ -174,7 +181,12 @@ def train(
         shift=shift,
     )
     config = RunConfig(
-        recipe=CUSTOM, data=data, training=stages[0].training, plan=stages[0].plan, placement=where
+        recipe=CUSTOM,
+        data=data,
+        training=stages[0].training,
+        plan=stages[0].plan,
+        placement=where,
+        augment=(augment,) if callable(augment) else tuple(augment),
     )
     return _train_stages(
         config,
@@ -402,6 +414,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             "test": counted(dataset.test),
         },
         "seed": config.training.seed,
+        "augmentation": [name_of(each) for each in make_settings(config).augment],
         "epochs": plan.epochs,
         "chapters": plan.chapters,
         "plan": config.plan.kind,

@@ -7,30 +7,28 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from onward.batch import Batch, parts
+from onward import seeds
+from onward.augmentation import augmented
+from onward.batch import Batch, mapped, parts
 from onward.blocks import Block
 from onward.config import RunConfig
 from onward.errors import OnwardError, SettingError, line_of_user, told
 from onward.networks import Network, passes
 from onward.plan.tasks import Plan
+from onward.runtime.workers import Settings
 
 
 def check_samples(network: Network, training: Batch, config: RunConfig) -> None:
     """Refuse samples, or what is done to them, that the parts of a network do not go with.
 
     Raises:
-        SettingError: Preprocessing has several inputs or shifted images, or samples have weights
-            that an objective does not use.
+        SettingError: Preprocessing has several inputs, or samples have weights that an objective
+            does not use.
     """
     own = network.preprocessing
     if own is not None and not isinstance(training.inputs, Tensor):
         raise SettingError(
             f"The preprocessing {type(own).__name__} is for one input, and samples have several."
-        )
-    if own is not None and config.data.shift:
-        raise SettingError(
-            f"data.shift is {config.data.shift}, and shifted images would be preprocessed already. "
-            f"Leave out the shift, or ow.Network(preprocessing=...)."
         )
     is_weighted = training.weights is not None or config.data.class_weights is not None
     for number, block in enumerate(network.all_blocks):
@@ -41,6 +39,21 @@ def check_samples(network: Network, training: Batch, config: RunConfig) -> None:
                 f"the losses by the weights of the batch and set uses_weights = True, or leave "
                 f"out the weights."
             )
+
+
+def check_augmentation(network: Network, training: Batch, settings: Settings, size: int) -> None:
+    """Refuse what augments where it fails on a mini-batch.
+
+    Raises:
+        SettingError: It does.
+    """
+    if settings.augment:
+        # Of a graph there is one, whole; what augments may work in place, in a copy.
+        batch = training.take(torch.arange(min(size, len(training))))
+        if batch.structure:
+            batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))
+        draw = seeds.generator(settings.seed, "trial")
+        network.transformed(batch, lambda seen: augmented(seen, settings.augment, draw, 0))
 
 
 @torch.no_grad()

@@ -675,6 +675,17 @@ def recipe_of(name, **settings):
     return build
 
 
+# Augmentation
+
+
+def blended(batch, draw, epoch):
+    """Blend each image with another, ever less, and let the class of both count."""
+    other = torch.randperm(len(batch), generator=draw)
+    share = torch.rand(len(batch), 1, 1, 1, generator=draw) / (2 + epoch)
+    inputs = (1 - share) * batch.inputs + share * batch.inputs[other]
+    return batch.replace(inputs=inputs).with_targets(other=batch.label[other])
+
+
 # Stages
 
 
@@ -721,6 +732,9 @@ class Case:
     batch_size: int = BATCH_SIZE
     """Samples of a mini-batch."""
 
+    augment: tuple[Callable, ...] = ()
+    """What is done to each training mini-batch."""
+
 
 CASES = {
     "convolutions, overwritten": Case(convolutions_overwritten, images, 3),
@@ -746,6 +760,7 @@ CASES = {
         recipe_of("ff-conv", channels=(4, 6), negatives="hard", readout="softmax"), images, 1
     ),
     "stages": Case(stages, vectors, 2),
+    "augmented": Case(residual, images, 2, augment=(ow.Translate(1), ow.Flip(), blended)),
 }
 
 RUNS = [(name, kind) for name, case in CASES.items() for kind in case.kinds]
@@ -778,6 +793,7 @@ def train(
         "plan": ow.PlanConfig(kind=kind or case.kinds[0], **plan),
     }
     where = {"placement": ow.PlacementConfig(name=placement), "validation": 0}
+    where["augment"] = case.augment
     dataset = dataset or case.data()
     if len(networks) == 1:
         return networks, ow.train(networks[0], dataset, **settings, **where)

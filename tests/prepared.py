@@ -56,6 +56,18 @@ CHAPTERS = {
         "one-pass",
         {**SMALL, "data.shift": 1, "training.epochs": 8, "plan.chapters": 4},
     ),
+    "shifted, three chapters an epoch": (
+        "pff",
+        {
+            **PFF,
+            "data.shift": 1,
+            "data.flip": "random",
+            "training.epochs": 2,
+            "training.batch_size": 40,
+            "plan.chapters": 6,
+            "plan.hint_age": 1,
+        },
+    ),
     "peer normalisation": ("pff", {**PFF, "network.peer": 0.03}),
     "sgd with decay": (
         "pff",
@@ -108,6 +120,10 @@ SLICED = {
     "rows, adaptive, softmax": (
         "pff",
         {**PFF, "plan.slices": 2, "network.readout": "softmax"},
+    ),
+    "rows, adaptive, softmax, shifted": (
+        "pff",
+        {**PFF, "plan.slices": 2, "network.readout": "softmax", "data.shift": 1},
     ),
     "units": ("one-pass", {**SMALL, "plan.slices": 4, "plan.cut": "units"}),
     "units in bf16": (

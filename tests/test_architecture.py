@@ -119,6 +119,7 @@ ORDER = [
     "runtime.products",
     "runtime.store",
     "runtime.workers",
+    "runtime.activities",
     "runtime.chapters",
     "runtime.streams",
     "runtime.resume",

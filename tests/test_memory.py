@@ -39,7 +39,7 @@ def needed(
     num_ranks,
     *,
     precision="fp32",
-    shift=0,
+    augments=False,
     recipe=None,
     closed_form=True,
     keeps=False,
@@ -67,7 +67,8 @@ def needed(
     if pixels:
         batch = ow.Batch(torch.zeros(1, WIDTH, dtype=torch.uint8))
         network.inputs = InputTransformation("pixels", (WIDTH,), (0.0, 1.0))
-    usual = Settings(seed=0, shift=shift, closed_form=closed_form)
+    augment = (lambda batch, draw: batch,) * augments
+    usual = Settings(seed=0, augment=augment, closed_form=closed_form)
     return estimate(plan, placement, network, batch, usual, keeps=keeps)
 
 
@@ -190,24 +191,24 @@ def test_pixels_are_held_as_floats_too_while_views_are_made_of_them():
     assert pixels - floats == 1_000 * ROW
 
 
-def test_shifted_rows_are_held_for_every_epoch_of_a_chapter():
-    usual, shifted = (
-        needed(ChapterPlan, "sequential", 1, rows=(1_000,), chapters=2, epochs=8, shift=shift)[0]
-        for shift in (0, 1)
+def test_what_is_put_out_is_held_for_every_epoch_of_a_chapter_where_samples_are_augmented():
+    usual, augmented = (
+        needed(ChapterPlan, "sequential", 1, rows=(1_000,), chapters=2, epochs=8, augments=augments)
+        for augments in (False, True)
     )
 
-    # Four epochs of a chapter, and a shifted copy of the rows themselves.
-    assert shifted - usual == 1_000 * (3 * 2 * ROW + ROW)
+    # Two blocks' outputs are held while samples are passed on, in four epochs of a chapter in place
+    # of one; and of the samples themselves, a portion that is made, with its view.
+    assert augmented[0] - usual[0] == 1_000 * 3 * 2 * ROW + 2 * 500 * 2 * ROW
 
 
-def test_only_ranks_of_a_stream_that_read_the_inputs_hold_shifted_rows():
-    usual, shifted = (
-        needed(StreamPlan, "stream", 4, rows=(1_000,), shift=shift) for shift in (0, 1)
+def test_a_stream_makes_augmented_samples_mini_batch_by_mini_batch():
+    usual, augmented = (
+        needed(StreamPlan, "stream", 4, rows=(1_000,), augments=augments)
+        for augments in (False, True)
     )
 
-    # Those of two epochs, and as much again while the next are made.
-    more = [4 * 1_000 * ROW, 0, 0, 0]
-    assert [b - a for a, b in zip(usual, shifted, strict=True)] == more
+    assert [b - a for a, b in zip(usual, augmented, strict=True)] == [2 * 2 * ROW, 0, 0, 0]
 
 
 def test_what_a_head_reads_is_held_twice_while_it_is_joined():

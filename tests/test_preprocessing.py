@@ -105,13 +105,6 @@ def test_preprocessing_that_changes_samples_in_place_is_refused():
     assert dataset.x[1:].equal(before[1:])
 
 
-def test_preprocessing_goes_with_neither_shifts_nor_several_inputs():
-    x = ow.dataset(draw().random((60, 1, 2, 2)), classes())
-
-    with pytest.raises(SettingError, match=r"data\.shift is 1, and shifted images would be prep"):
-        ow.train(whitened(), x, training=SHORT, shift=1)
-
-
 def test_what_fails_in_preprocessing_is_said_with_its_line():
     class Broken(Whitening):
         def fit(self, sums):

@@ -115,6 +115,7 @@ RESULT = {
     "timeline_is_whole": lambda value: value is True,
     "tasks_done_before": lambda value: value == 0,
     "precision": {"fp32", "bf16"}.__contains__,
+    "augmentation": lambda value: value == [],
     "placement": is_text,
     "world_size": is_count,
     "data_sha256": is_digest,

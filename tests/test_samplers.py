@@ -8,8 +8,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import onward as ow
-from onward import seeds
-from onward.augmentation import shift_images
 from onward.batch import Batch
 from onward.errors import SettingError
 from onward.networks import Network
@@ -317,74 +315,3 @@ def test_views_are_all_that_a_sampler_must_make():
     assert not sampler.needs_hints
     assert not sampler.draws_once
     assert sampler.num_candidates == 1
-
-
-# Shifted images
-
-
-def shifted(image, down, right):
-    """Shift an image pixel by pixel, the slow way: positive is down and right."""
-    result = torch.zeros_like(image)
-    channels, height, width = image.shape
-    for row in range(height):
-        for column in range(width):
-            if 0 <= row - down < height and 0 <= column - right < width:
-                for channel in range(channels):
-                    result[channel, row, column] = image[channel, row - down, column - right]
-    return result
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(
-    channels=st.integers(1, 2),
-    height=st.integers(1, 4),
-    width=st.integers(1, 4),
-    largest=st.integers(0, 2),
-    seed=any_seed,
-)
-def test_every_image_is_shifted_whole_by_at_most_some_pixels_with_zeros_coming_in(
-    channels, height, width, largest, seed
-):
-    x = images(3, channels, height, width, seed=seed) + 1
-
-    result = shift_images(x, largest, torch.Generator().manual_seed(seed))
-
-    steps = range(-largest, largest + 1)
-    for image, moved in zip(x, result, strict=True):
-        assert any(moved.equal(shifted(image, d, r)) for d in steps for r in steps)
-
-
-def test_every_shift_is_equally_likely():
-    x = torch.zeros(25_000, 1, 5, 5)
-    x[:, :, 2, 2] = 1
-
-    result = shift_images(x, 2, torch.Generator().manual_seed(0))
-
-    assert (result.sum(dim=(1, 2, 3)) == 1).all()
-    # 1,000 expected in each of 25 places; five standard deviations of the binomial is about 155.
-    assert ((result.sum(dim=(0, 1)) - 1000).abs() < 155).all()
-
-
-def test_no_shift_leaves_images_as_they_are():
-    x = images(4, 2, 3, 3)
-
-    assert shift_images(x, 0, torch.Generator()).equal(x)
-
-
-def test_shifting_makes_new_images():
-    x = images(4, 1, 3, 3)
-    before = x.clone()
-
-    shift_images(x, 1, torch.Generator())
-
-    assert x.equal(before)
-
-
-def test_images_are_shifted_anew_each_epoch_and_alike_in_each_run():
-    x = images(20, 1, 4, 4)
-
-    def epoch(number):
-        return shift_images(x, 1, seeds.generator(0, "shift", number, 0))
-
-    assert epoch(0).equal(epoch(0))
-    assert not epoch(0).equal(epoch(1))

@@ -1,28 +1,20 @@
 """The worker of a chapter plan: blocks take turns, each on samples passed through those below."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 
+import torch
 from torch import Tensor
 
-from onward.batch import Batch
-from onward.blocks import gathered
+from onward.batch import Batch, joined
 from onward.engine import Position, make_step, train_block
-from onward.networks import Network
+from onward.networks import CHUNK_ROWS, Network
 from onward.plan.chapters import ChapterPlan
-from onward.plan.tasks import INPUT, Product, ProductKind, Segment, Task
-from onward.runtime.workers import (
-    Clock,
-    Given,
-    Made,
-    Settings,
-    Shard,
-    Worker,
-    in_chunks,
-    pass_through,
-)
+from onward.plan.tasks import Product, ProductKind, Segment, Task
+from onward.runtime.activities import Activities
+from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker, in_chunks
 from onward.samplers import NEUTRAL, Views
 from onward.steps import StepReport
-from onward.team import Alone
 
 
 class ChapterWorker(Worker):
@@ -43,8 +35,8 @@ class ChapterWorker(Worker):
     ) -> None:
         super().__init__(plan, network, shards, settings)
         self.chapter = -1
-        self.outputs: dict[tuple[Segment, bool], dict[int, Views]] = {}
-        """By inputs, and whether they are neutral: what each block puts out for them."""
+        self.activities: dict[tuple[Segment, bool], Activities] = {}
+        """By samples, and whether they are neutral: what each block puts out for them."""
         self.hints: Tensor | None = None
 
     def train(self, task: Task, given: Given) -> Made:
@@ -54,19 +46,14 @@ class ChapterWorker(Worker):
         self._give_optimizer_state(task, given)
         shard = self.plan.shard(chapter)
         training, batches = self.training(block), self.plan.batches(shard)
-        step, total, key = None, None, None
-        for segment in self.plan.segments(chapter):
-            order = self._order(segment, shard)
-            samples, positions = order.unique(return_inverse=True)
-            if key != self._key(segment):
-                key = self._key(segment)
-                read = self._read(chapter, segment, block, samples)
-                views = {name: learner.prepared(view) for name, view in read.items()}
+        step, total = None, None
+        for segment, stretch in self._stretches(chapter, block):
+            views = next(stretch)
             if step is None:
                 step = make_step(learner, training, views, self.team)
             _, report = train_block(
                 learner,
-                self._mini_batches(views, positions),
+                chain([views], stretch),
                 training,
                 number=block,
                 start=Position(segment.epoch, segment.first),
@@ -93,15 +80,17 @@ class ChapterWorker(Worker):
         else:
             number = len(self.blocks) - 1
             key = self._key(self.plan.segments(chapter)[0])
-            if self._inputs_change:
+            if self.settings.augment or self.plan.chapters > self.plan.epochs:
                 # Those that were learned from are others than those of the next chapters.
                 key = Segment(-1, 0, 0)
             network = self.network
-            read = self._passed_to(
-                number,
+            activities = self._activities(
                 (key, True),
-                lambda: {NEUTRAL: network.sampler.neutral(network.transformed(training))},
-            )[NEUTRAL]
+                1,
+                lambda _: {NEUTRAL: network.sampler.neutral(network.transformed(training))},
+            )
+            activities.pass_to(number)
+            read = activities.read(number, 0)[NEUTRAL]
             hints = self._hinted(read, lambda part: head.scores(head.infer(part)))
         return {Product(ProductKind.HINTS, chapter, 0): [hints.float()]}
 
@@ -116,7 +105,7 @@ class ChapterWorker(Worker):
     def _begin(self, chapter: int, given: Given) -> None:
         if chapter != self.chapter:
             self.chapter = chapter
-            self.outputs.clear()
+            self.activities.clear()
             self.hints = None
         for product, tensors in given.items():
             if product.kind is ProductKind.HINTS:
@@ -131,19 +120,84 @@ class ChapterWorker(Worker):
             state = given[Product(ProductKind.OPTIMIZER_STATE, task.time - age, task.block)]
             learner.set_optimizer_tensors(state)
 
-    @property
-    def _inputs_change(self) -> bool:
-        """Whether the segments of a chapter see different samples, or other shifts of them."""
-        return bool(self.settings.shift) or self.plan.chapters > self.plan.epochs
-
     def _key(self, segment: Segment) -> Segment:
         """Return what tells the inputs of a segment from others of its chapter."""
-        return segment if self._inputs_change else segment._replace(epoch=0)
+        return segment if self.settings.augment else segment._replace(epoch=0)
 
-    def _order(self, segment: Segment, shard: int) -> Tensor:
-        """Return the samples of a segment, in the order in which they are learned from."""
-        size = self.plan.batch_size
-        return self.order(segment.epoch, shard)[segment.first * size : segment.last * size]
+    def _activities(
+        self, key: tuple[Segment, bool], portions: int, first: Callable[[int], Views]
+    ) -> Activities:
+        """Return what the blocks of this chapter put out for some samples.
+
+        Args:
+            key: What tells the samples from others of the chapter, and whether they are neutral.
+            portions: Number of portions.
+            first: Returns a portion as the network begins with it, by view.
+        """
+        if key not in self.activities:
+            self.activities[key] = Activities(
+                self, self.chapter, portions, first, is_neutral=key[1]
+            )
+        return self.activities[key]
+
+    # What a block learns from
+
+    def _stretches(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
+        """Yield the segments of a chapter, each with the mini-batches that a block reads."""
+        make = self._augmented if self.settings.augment else self._alike
+        return make(chapter, block)
+
+    def _alike(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
+        """See `_stretches`; all epochs see the same samples, each in another order."""
+        shard, size = self.plan.shard(chapter), self.plan.batch_size
+        views: Views = {}
+        for segment in self.plan.segments(chapter):
+            order = self.order(segment.epoch, shard)[segment.first * size : segment.last * size]
+            samples, positions = order.unique(return_inverse=True)
+
+            def first(_: int, samples: Tensor = samples) -> Views:
+                is_all = len(samples) == self.plan.rows[shard]
+                batch = self.samples(shard, slice(None) if is_all else samples)
+                return self._views(batch, samples, block, (chapter, shard))
+
+            if not views:
+                activities = self._activities((self._key(segment), self._is_head(block)), 1, first)
+                activities.pass_to(block)
+                views = self._prepared(block, activities.read(block, 0))
+            yield segment, self._mini_batches(views, positions)
+
+    def _augmented(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
+        """See `_stretches`; each epoch sees samples of its own, in portions of mini-batches."""
+        shard, size = self.plan.shard(chapter), self.plan.batch_size
+        each = max(1, CHUNK_ROWS // size)
+        for segment in self.plan.segments(chapter):
+            order = self.order(segment.epoch, shard)
+            numbers = range(segment.first, segment.last)
+
+            def first(
+                portion: int,
+                segment: Segment = segment,
+                order: Tensor = order,
+                numbers: range = numbers,
+            ) -> Views:
+                found = []
+                for number in numbers[portion * each : (portion + 1) * each]:
+                    chosen = order[number * size : (number + 1) * size]
+                    batch = self.mini_batch(segment.epoch, shard, number, chosen)
+                    drawn = (chapter, shard, segment.epoch, number)
+                    found.append(self._views(batch, chosen, block, drawn))
+                return {name: joined([views[name] for views in found]) for name in found[0]}
+
+            portions = -(-len(numbers) // each)
+            activities = self._activities((segment, self._is_head(block)), portions, first)
+            activities.pass_to(block)
+            yield segment, self._in_portions(activities, block)
+
+    def _in_portions(self, activities: Activities, block: int) -> Iterator[Views]:
+        for portion in range(activities.portions):
+            views = self._prepared(block, activities.read(block, portion))
+            rows = torch.arange(len(next(iter(views.values()))))
+            yield from self._mini_batches(views, rows)
 
     def _mini_batches(self, views: Views, positions: Tensor) -> Iterator[Views]:
         for chosen in positions.split(self.plan.batch_size):
@@ -152,67 +206,24 @@ class ChapterWorker(Worker):
             else:
                 yield {name: view.take(chosen) for name, view in views.items()}
 
-    def _read(self, chapter: int, segment: Segment, block: int, samples: Tensor) -> Views:
-        """Return some samples as a block reads them, by view."""
-        shard = self.plan.shard(chapter)
-        is_head = self.plan.nodes[block].is_head
-
-        def first() -> Views:
-            is_all = len(samples) == self.plan.rows[shard]
-            batch = self.samples(segment.epoch, shard, slice(None) if is_all else samples)
-            if is_head:
-                return {NEUTRAL: self.network.sampler.neutral(batch)}
-            hints = None if self.hints is None else self.hints[samples]
-            return self.sampled(batch, hints, chapter, shard)
-
-        return self._passed_to(block, (self._key(segment), is_head), first)
-
-    def _passed_to(
-        self, block: int, key: tuple[Segment, bool], first: Callable[[], Views]
-    ) -> Views:
-        """Return samples as a block reads them, by view.
+    def _views(
+        self, batch: Batch, samples: Tensor, block: int, drawn: tuple[int, ...]
+    ) -> dict[str, Batch]:
+        """Return the views of some samples that the network begins with on the way to a block.
 
         Args:
+            batch: The samples.
+            samples: Their numbers in the shard.
             block: The block.
-            key: What tells these samples from others of the chapter.
-            first: Returns the views that the network begins with.
+            drawn: Chapter and shard, and where they are a mini-batch, epoch and number.
         """
-        known = self.outputs.setdefault(key, {})
-        # Ranks of a team do not share what a head reads: it is small.
-        team = Alone() if key[1] else self.team
+        if self._is_head(block):
+            return {NEUTRAL: self.network.sampler.neutral(batch)}
+        return self.sampled(batch, None if self.hints is None else self.hints[samples], *drawn)
 
-        def output(source: int | str) -> Views:
-            number = INPUT if isinstance(source, str) else source
-            if number == INPUT and INPUT not in known:
-                known[INPUT] = first()
-            elif number not in known:
-                views = read(number)
-                # In their order, which ranks that share the work agree on.
-                passing = dict.fromkeys(map(self.continued, views))
-                with self.recorder.span("forward", f"{number}P{self.chapter}"):
-                    found = {n: pass_through(self.blocks[number], views[n], team) for n in passing}
-                known[number] = self.handed_on(views, found)
-                self._forget(known, block, is_neutral=key[1])
-            return known[number]
+    def _is_head(self, block: int) -> bool:
+        return self.plan.nodes[block].is_head
 
-        def read(number: int) -> Views:
-            edges = self.network.edges[number]
-            each = [(edge, output(edge.source)) for edge in edges]
-            like = each[0][1]
-            return {
-                name: gathered([(edge, views[name].inputs) for edge, views in each], like[name])
-                for name in like
-            }
-
-        return read(block)
-
-    def _forget(self, known: dict[int, Views], block: int, *, is_neutral: bool) -> None:
-        """Let go of outputs that neither a block of the chapter reads nor one on the way to it."""
-        nodes, below = self.plan.nodes, self.plan.below[block]
-        line = range(self.plan.num_blocks)
-        # Heads read neutral samples, and others what the sampler makes.
-        reading = {*self.plan.heads, *self.plan.below_heads} if is_neutral else set(line)
-        for source in list(known):
-            readers = [b for b in reading if (source, 0) in nodes[b].reads]
-            if not any(b >= block or (b in below and b not in known) for b in readers):
-                del known[source]
+    def _prepared(self, block: int, read: Views) -> dict[str, Batch]:
+        """Return what a block reads as its module gets it, by view."""
+        return {name: self.blocks[block].prepared(view) for name, view in read.items()}

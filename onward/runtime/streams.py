@@ -35,11 +35,11 @@ class StreamWorker(Worker):
         self.elapsed: dict[int, Tensor] = {}
         # Of two epochs, since neutral samples may be ahead of the others.
         self.epoch_order = lru_cache(maxsize=2)(partial(self.order, shard=0))
-        self.epoch_shifted = lru_cache(maxsize=2)(super().shifted)
+        # Several ticks, and those who read neutral samples, see the same mini-batch.
+        self.seen = lru_cache(maxsize=2)(self._seen)
         # Of some samples: what each block reads and hands on, for the sizes of messages.
         training = shards[0].training
-        some = training if training.structure else training.take(slice(0, 2))
-        samples = network.transformed(some)
+        samples = self.mini_batch(0, 0, 0, torch.arange(min(2, len(training))))
         views = self.sampled(samples, None, 0, 0)
         views = {**views, NEUTRAL: network.sampler.neutral(samples)}
         passed = {name: list(passes(network, view)) for name, view in views.items()}
@@ -51,9 +51,6 @@ class StreamWorker(Worker):
         # Their shapes are all that is asked for.
         for views in (*self.read, *self.examples):
             views.update({name: view.to("meta") for name, view in views.items()})
-
-    def shifted(self, epoch: int, shard: int) -> Batch:
-        return self.epoch_shifted(epoch, shard)
 
     def train(self, task: Task, given: Given) -> Made:
         clock, step, block = Clock(), task.time, task.block
@@ -130,8 +127,11 @@ class StreamWorker(Worker):
     def _samples(self, step: int, lead: int = 0) -> Batch:
         """Return the samples of a mini-batch as their epoch sees them."""
         epoch, batch, _ = self.plan.position(step + lead * self.plan.ticks)
+        return self.seen(epoch, batch)
+
+    def _seen(self, epoch: int, batch: int) -> Batch:
         size = self.plan.batch_size
-        return self.samples(epoch, 0, self.epoch_order(epoch)[batch * size :][:size])
+        return self.mini_batch(epoch, 0, batch, self.epoch_order(epoch)[batch * size :][:size])
 
     def _views(self, task: Task, given: Given) -> Views:
         """Return a mini-batch as a block learns from it, by view."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onward import seeds
 from onward.arguments import fits, said
-from onward.augmentation import shift_images
+from onward.augmentation import Augmentation, augmented
 from onward.batch import Batch, Tensors, mapped, parts
 from onward.blocks import Block
 from onward.engine import ADVICE, Training
@@ -67,8 +67,8 @@ class Settings:
     bf16_wire: bool = False
     """Whether activities that blocks hand on in a stream are rounded to bf16."""
 
-    shift: int = 0
-    """Largest random shift of training images, in pixels."""
+    augment: tuple[Augmentation, ...] = ()
+    """What is done to each training mini-batch, in order."""
 
 
 class Clock:
@@ -219,24 +219,35 @@ class Worker(ABC):
         draw = seeds.generator(self.settings.seed, "order", epoch)
         return torch.randperm(self.plan.rows[shard], generator=draw)
 
-    def samples(self, epoch: int, shard: int, chosen: Tensor | slice) -> Batch:
-        """Return some training samples as an epoch sees them: transformed, shifted where wished.
-
-        Of samples that belong together, all.
-        """
-        if self.settings.shift:
-            return self.shifted(epoch, shard).take(chosen)
+    def samples(self, shard: int, chosen: Tensor | slice) -> Batch:
+        """Return some training samples as they are, transformed; of a graph, all."""
         training = self.shards[shard].training
         return self.network.transformed(training if training.structure else training.take(chosen))
 
-    def shifted(self, epoch: int, shard: int) -> Batch:
-        """Return the training samples of a shard, transformed and shifted as in an epoch."""
-        whole = self.network.transformed(self.shards[shard].training)
-        draw = seeds.generator(self.settings.seed, "shift", epoch, shard)
-        return whole.replace(inputs=shift_images(whole.tensor, self.settings.shift, draw))
+    def mini_batch(self, epoch: int, shard: int, number: int, chosen: Tensor) -> Batch:
+        """Return a training mini-batch as its epoch sees it: transformed, augmented where wished.
+
+        Args:
+            epoch: The epoch.
+            shard: The shard.
+            number: Number of the mini-batch in the epoch.
+            chosen: Its samples.
+        """
+        if not self.settings.augment:
+            return self.samples(shard, chosen)
+        batch = self.shards[shard].training
+        if not batch.structure:
+            batch = batch.take(chosen)
+        else:
+            # What augments may work in place, in a copy.
+            batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))
+        draw = seeds.generator(self.settings.seed, "augment", epoch, shard, number)
+        return self.network.transformed(
+            batch, lambda seen: augmented(seen, self.settings.augment, draw, epoch)
+        )
 
     def sampled(
-        self, batch: Batch, hints: Tensor | None, time: int, shard: int
+        self, batch: Batch, hints: Tensor | None, time: int, shard: int, *mini_batch: int
     ) -> dict[str, Batch]:
         """Return the views of some samples.
 
@@ -245,10 +256,11 @@ class Worker(ABC):
             hints: Their class scores by an earlier network; None before there are any.
             time: Chapter, or mini-batch of the run.
             shard: Shard of the samples.
+            mini_batch: Epoch and mini-batch, where a chapter is sampled by mini-batch.
         """
         sampler = self.network.sampler
-        drawn_at = 0 if sampler.draws_once else time
-        draw = seeds.generator(self.settings.seed, "negatives", drawn_at, shard)
+        drawn_at = (0, shard) if sampler.draws_once else (time, shard, *mini_batch)
+        draw = seeds.generator(self.settings.seed, "negatives", *drawn_at)
         with seeds.global_generator_kept():
             # A sampler that draws from it after all draws the same on every rank.
             torch.default_generator.manual_seed(draw.initial_seed())
