@@ -6,7 +6,7 @@ one with a parameter `epoch` is told the epoch. It sees samples after the input 
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -122,10 +122,27 @@ class Cutout:
         return batch.replace(inputs=x.masked_fill(is_cut, 0))
 
 
+def with_augmentation(config: DataConfig, shape: tuple[int, ...]) -> DataConfig:
+    """Return the settings of the data in which `auto` has become what fits samples of a shape.
+
+    Example:
+        >>> found = with_augmentation(DataConfig(shift="auto", flip="auto"), (3, 32, 32))
+        >>> found.shift, found.flip
+        (2, 'alternating')
+    """
+    shift, flip = config.shift, config.flip
+    if shift == "auto":
+        shift = round(min(shape[1:]) / 16) if len(shape) in (2, 3) else 0
+    if flip == "auto":
+        flip = "alternating" if len(shape) == 3 and shape[0] == 3 else "none"
+    return replace(config, shift=shift, flip=flip)
+
+
 def of_data(config: DataConfig) -> tuple[Augmentation, ...]:
     """Return the augmentations that settings of the data ask for, in order."""
     found: list[Augmentation] = []
     if config.shift:
+        assert isinstance(config.shift, int)
         found.append(Translate(config.shift, config.shift_fill))
     if config.flip != "none":
         found.append(Flip(alternating=config.flip == "alternating"))

@@ -32,7 +32,7 @@ from onward.sharding import (
     local_shards,
     split,
     weighted,
-    with_private_shards,
+    with_data,
 )
 from onward.slices import check_cut
 from onward.stages import Stage
@@ -76,9 +76,9 @@ def preview(
         OnwardError: Settings or data cannot be used; the message says why.
     """
     config.check()
-    config = with_private_shards(config, num_ranks)
     ranks = range(num_ranks if is_private(config) else 1)
     datasets = [split(config, load_data(config, rank)) for rank in ranks]
+    config = with_data(config, datasets[0], num_ranks)
     shards = [local_shards(config, own, rank) for rank, own in zip(ranks, datasets, strict=True)]
     notes = [describe(config, *each) for each in zip(shards, datasets, strict=True)]
     dataset, shape = datasets[0], agree(config, notes)

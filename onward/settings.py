@@ -96,16 +96,17 @@ class DataConfig(Section):
     """How much training rows count in the loss. balanced: all classes together the same, however
     many rows they have; blocks are then trained by autograd."""
 
-    shift: Annotated[int, Range(0)] = 0
+    shift: Annotated[int, Range(0)] | Literal["auto"] = 0
     """Largest random shift of training images or signals, in pixels, drawn anew for each row and
-    epoch."""
+    epoch. auto: a sixteenth of the shorter axis, rounded; 2 for CIFAR-10."""
 
     shift_fill: Fill = "zeros"
     """What a shift brings in at the border: zeros, or the image mirrored there."""
 
-    flip: Literal["none", "random", "alternating"] = "none"
+    flip: Literal["none", "random", "alternating", "auto"] = "none"
     """Whether training images are mirrored left to right. random: a coin is tossed for each row and
-    epoch. alternating: each row turns with every epoch, from a direction that its id decides."""
+    epoch. alternating: each row turns with every epoch, from a direction that its id decides. auto:
+    alternating for images of three channels, which are mostly photographs, and none for others."""
 
     cutout: Annotated[int, Range(0)] = 0
     """Side of a square of zeros at a random place of each training image, in pixels, drawn anew for

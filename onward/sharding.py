@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from onward import data as datasets
+from onward.augmentation import with_augmentation
 from onward.batch import Batch, Tensors
 from onward.config import RunConfig
 from onward.data import Dataset
@@ -86,8 +87,15 @@ def is_private(config: RunConfig) -> bool:
     return "{rank}" in config.data.name
 
 
-def with_private_shards(config: RunConfig, num_ranks: int) -> RunConfig:
-    """Return the settings with a shard a rank, where each rank has data of its own."""
+def with_data(config: RunConfig, dataset: Dataset, num_ranks: int) -> RunConfig:
+    """Return the settings with what follows from the data.
+
+    Those are augmentations that fit samples of their shape, and a shard a rank, where each rank
+    has data of its own.
+    """
+    inputs = dataset.training.inputs
+    shape = tuple(inputs.shape[1:]) if isinstance(inputs, torch.Tensor) else ()
+    config = replace(config, data=with_augmentation(config.data, shape))
     if not is_private(config):
         return config
     return config.with_settings({"plan.shards": num_ranks})
@@ -195,6 +203,7 @@ def _check_augmentation(config: DataConfig, inputs: Tensors) -> None:
     is_image = len(shape) == 3 and not datasets.is_channels_last(shape)
     images = "images, of shape (channels, height, width)"
     signals = f"{images}, or signals, of shape (channels, length)"
+    assert isinstance(config.shift, int)
     if config.shift and (not (is_image or len(shape) == 2) or config.shift >= min(shape[1:])):
         raise SettingError(
             f"data.shift is {config.shift} pixels, but {what}. It is for {signals}, and smaller "

@@ -45,7 +45,7 @@ from onward.sharding import (
     load_data,
     load_shards,
     split,
-    with_private_shards,
+    with_data,
 )
 from onward.stages import Stage
 from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_done
@@ -230,7 +230,7 @@ def _train_stages(
             with join_ranks(parts[number], listener) as transport:
                 if number == 0:
                     dataset = split(config, load(config, transport.rank))
-                    config = with_private_shards(config, transport.num_ranks)
+                    config = with_data(config, dataset, transport.num_ranks)
                     parts = [config]
                 shards, summary = load_shards(parts[number], dataset, transport)
                 if number == 0:

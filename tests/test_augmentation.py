@@ -12,7 +12,7 @@ from samples import SHORT, classes, draw, pixels
 from test_preprocessing import whitened
 
 import onward as ow
-from onward.augmentation import augmented
+from onward.augmentation import augmented, with_augmentation
 from onward.batch import Batch, joined
 from onward.checkpoint import weights_sha256
 from onward.errors import SettingError
@@ -534,3 +534,38 @@ def test_of_joined_batches_those_count_that_counted():
 def test_batches_that_hold_other_targets_are_not_joined():
     with pytest.raises(SettingError, match=r"inputs; inputs, targets\.label"):
         joined([Batch(images(2, 2)), Batch(images(1, 2), {"label": torch.tensor([0])})])
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift", "flip"),
+    [
+        ((3, 32, 32), 2, "alternating"),
+        ((1, 28, 40), 2, "none"),
+        ((1, 8, 8), 0, "none"),
+        ((3, 64), 4, "none"),
+        ((20,), 0, "none"),
+    ],
+)
+def test_auto_is_what_fits_samples_of_a_shape(shape, shift, flip):
+    found = with_augmentation(ow.DataConfig(shift="auto", flip="auto"), shape)
+
+    assert (found.shift, found.flip) == (shift, flip)
+
+
+def test_what_is_set_stays_whatever_the_shape():
+    config = ow.DataConfig(shift=3, flip="random")
+
+    assert with_augmentation(config, (1, 8, 8)) == config
+
+
+def test_what_auto_has_become_is_in_the_run_folder(tmp_path):
+    np.savez(tmp_path / "x.npz", x=draw().normal(size=(40, 1, 16, 16)), y=classes(40))
+    config = ow.RunConfig(
+        recipe="conv", data=ow.DataConfig(name=str(tmp_path / "x.npz"), shift="auto", flip="auto")
+    ).with_settings({"network.channels": (4,), "network.pooled": (1,), "training.batch_size": 10})
+
+    result = ow.run(config.with_settings({"training.epochs": 1}), folder=tmp_path / "run")
+
+    text = (tmp_path / "run" / "config.toml").read_text()
+    assert ("shift = 1\n" in text, 'flip = "none"\n' in text) == (True, True)
+    assert result.facts["augmentation"] == ["Translate(pixels=1, fill='zeros')"]

@@ -41,6 +41,9 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     "as logits; Sun et al. 2025, ICLR (DeeperForward): mean in place of mean square; layers and "
     "optimizers are those of the recipe conv",
     defaults={
+        "data.shift": "auto",
+        "data.shift_fill": "reflect",
+        "data.flip": "auto",
         "training.epochs": 10,
         "training.batch_size": 128,
         "training.schedule": "warmup",

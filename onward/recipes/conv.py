@@ -30,6 +30,9 @@ class ConvConfig(ConvolutionConfig):
     "Belilovsky et al. 2019, arXiv:1812.11446; whitening, GELU, alternating flips and Muon on "
     "filters as in Jordan 2024, arXiv:2404.00498; label smoothing: Szegedy et al. 2016",
     defaults={
+        "data.shift": "auto",
+        "data.shift_fill": "reflect",
+        "data.flip": "auto",
         "training.epochs": 10,
         "training.batch_size": 128,
         "training.schedule": "warmup",

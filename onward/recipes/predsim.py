@@ -35,6 +35,9 @@ class PredSimConfig(ConvolutionConfig):
     source="Nøkland & Eidnes 2019, arXiv:1901.06656, section 2 (predsim); layers and optimizers "
     "are those of the recipe conv",
     defaults={
+        "data.shift": "auto",
+        "data.shift_fill": "reflect",
+        "data.flip": "auto",
         "training.epochs": 10,
         "training.batch_size": 128,
         "training.schedule": "warmup",
