@@ -31,6 +31,9 @@ FIGURES = {
         "guarantee_kept",
         "onnx_other_exits",
         "int8_error_increase",
+        "ucb_net_macs_saved",
+        "fixed_sequence_violations",
+        "expectation_risk",
     },
     "fuzz": {"inputs", "crashes"},
     "hint_age": {"chapters", "mini_batches"},
@@ -76,6 +79,7 @@ LONG = {
 SCRIPTS = {path.stem for path in BENCHMARKS.glob("*.py")} - {
     "common",
     "control_groups",
+    "exit_splits",
     "hosts",
     "size",
     "versions",

@@ -97,9 +97,10 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
         )
     if calibrated.max_error_increase is None:
         return text
+    flags = "--bound ucb --delta" if calibrated.risk == "net" else "--delta"
     return text + (
         f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
-        f"surprise; --bound guarantees."
+        f"surprise; {flags} guarantees."
     )
 
 

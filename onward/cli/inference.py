@@ -200,7 +200,8 @@ def exits_table(
             right = f"{is_right[here].double().mean():.2%}"
             macs_each = told_macs(float(cost[here].mean()))
         share = f"{here.double().mean():.2%}"
-        shown.add_row(name, threshold, share, right, macs_each, f"{megabytes:.2f}")
+        read_here = f"{megabytes:.2f}" if megabytes >= 0.1 else f"{megabytes:.4f}"
+        shown.add_row(name, threshold, share, right, macs_each, read_here)
 
     for number, threshold in enumerate(thresholds):
         text = {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}")
