@@ -6,6 +6,7 @@ import torch
 import onward as ow
 from onward.config import RunConfig
 from onward.data import DataInfo
+from onward.recipes.convolutions import Maps
 from onward.recipes.ff_conv import FFConvConfig, ff_conv
 from onward.recipes.labelled import MapThreshold
 
@@ -31,15 +32,18 @@ def outputs_of(network, seen):
     found = []
     for block in network.all_blocks:
         block.eval()
-        found.append(block.module({"input": seen, "maps": found[-1]} if found else seen))
+        found.append(block.module(found[-1] if found else seen))
     return found
 
 
 @pytest.mark.parametrize("size", [(5, 4), (7,)])
 def test_the_loss_and_the_scores_are_those_of_the_formula_written_out(size):
     positive, negative = draw(3, 6, *size), draw(3, 6, *size, seed=1)
-    objective = MapThreshold(6, threshold=0.9, slope=5.0)
-    outputs = {"positive": ow.Batch(positive), "negative": ow.Batch(negative)}
+    objective = MapThreshold(2, Maps(6, size), threshold=0.9, slope=5.0)
+    outputs = {
+        name: ow.Batch(torch.cat([draw(3, 2, *size, seed=2), maps], dim=1))
+        for name, maps in (("positive", positive), ("negative", negative))
+    }
 
     loss = objective.loss(outputs, outputs, torch.Generator())
     scores = objective.scores(outputs["positive"])
@@ -68,18 +72,25 @@ def test_a_layer_is_the_formula_written_out():
     torch.testing.assert_close(found, (normed + added.view(5, -1, 1, 1)).clamp(min=0))
 
 
-def test_every_block_sees_the_label_whatever_the_one_before_makes_of_it():
+def test_the_label_is_handed_on_from_block_to_block():
     network = built()
-    x = draw(2, 1, 8, 8)
+    seen = labelled(network, draw(2, 1, 8, 8), [2, 0]).tensor
+
+    for outputs in outputs_of(network, seen):
+        expected = torch.eye(3)[[2, 0]].view(2, 3, 1, 1).expand(-1, -1, *outputs.shape[2:])
+        assert outputs[:, :3].equal(expected)
+
+
+def test_every_block_reads_the_label_from_its_planes():
+    network = built()
 
     for block in network.all_blocks[1:]:
-        before = draw(2, block.module.layers[0].convolution.weight.shape[1], 4, 4)
+        maps = draw(2, block.module.layers[0].convolution.weight.shape[1], 4, 4)
         some, others = (
-            block.module({"input": labelled(network, x, labels).tensor, "maps": before})
+            block.module(labelled(network, maps, labels).tensor)[:, 3:]
             for labels in ([0, 1], [1, 1])
         )
         assert not some[0].equal(others[0])
-        assert some[1].equal(others[1])
 
 
 def test_the_class_is_that_whose_label_has_most_goodness_without_the_first_block():
@@ -90,7 +101,8 @@ def test_the_class_is_that_whose_label_has_most_goodness_without_the_first_block
 
     for label in range(3):
         _, *others = outputs_of(network, labelled(network, x, [label] * 4).tensor)
-        goodness = [maps.shape[1] * (maps**2).mean(dim=(1, 2, 3)) for maps in others]
+        each = [maps[:, 3:] for maps in others]
+        goodness = [maps.shape[1] * (maps**2).mean(dim=(1, 2, 3)) for maps in each]
         torch.testing.assert_close(scores[:, label], sum(goodness))
 
 

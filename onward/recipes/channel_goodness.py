@@ -11,18 +11,18 @@ from onward.settings import Count, written
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelGoodnessConfig(ConvolutionConfig):
-    """Layers of convolutions whose channels are divided among the classes.
-
-    With layers_per_block = all, the one block learns with a linear classifier on averages over a
-    grid of 4 places a side.
-    """
+    """Layers of convolutions whose channels are divided among the classes."""
 
     channels: tuple[Count, ...] = (60, 120, 120, 180, 180, 180)
     """Filters of each layer, of 3 places along each axis; as many for each class."""
 
+    layers_per_block: Count | Literal["all"] = 1
+    """Layers that learn together by backpropagation, from the goodness of the last. all: one block
+    without goodness, which is ordinary backpropagation of the cross-entropy of a linear classifier
+    on averages over 4 places a side, to compare with."""
+
     goodness: Literal["square", "mean"] = "square"
-    """What counts for a class: the mean square of its channels, or their mean; with all layers in
-    one block (layers_per_block), neither: it has a linear classifier."""
+    """What counts for a class: the mean square of its channels, or their mean."""
 
     heads: Literal["all", "last"] = "last"
     """Whose goodness counts."""

@@ -5,16 +5,17 @@ from typing import Any, Literal
 
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import NotNegative, Positive
+from onward.settings import Count, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class FFConvConfig(ConvolutionConfig):
-    """Layers of convolutions, and how they tell true labels from wrong ones.
+    """Layers of convolutions, and how they tell true labels from wrong ones."""
 
-    With layers_per_block = all, the one block learns no labels in the input, but with a linear
-    classifier on averages over a grid of 4 places a side.
-    """
+    layers_per_block: Count | Literal["all"] = 1
+    """Layers that learn together by backpropagation, from the goodness of the last. all: one block
+    that sees no label, which is ordinary backpropagation of the cross-entropy of a linear
+    classifier on averages over 4 places a side, to compare with."""
 
     negatives: Literal["random", "hard"] = "random"
     """How the wrong label of a negative is chosen: any, or in proportion to what a softmax head

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onward.batch import Batch
-from onward.blocks import Block, Edge, Reads
+from onward.blocks import Block
 from onward.data import DataInfo
 from onward.layers import normalize_length
 from onward.networks import Network
@@ -28,9 +28,6 @@ from onward.recipes.convolutions import (
     rules_of,
 )
 from onward.samplers import NEUTRAL, LabelEmbedding, Negatives
-
-MAPS = "maps"
-"""What a block calls the outputs of the block before."""
 
 
 class LabelledLayer(nn.Module):
@@ -70,8 +67,8 @@ class LabelledLayer(nn.Module):
 class LabelledLayers(nn.Module):
     """Some of these layers, one after the other: the module of a block.
 
-    The label comes in planes before the channels of the samples. A block that reads another one
-    gets these samples as `input` and the outputs of the other as `maps`.
+    The label comes in planes before the channels, as the sampler puts it there, and is handed on in
+    the same way, so that the next block sees it too.
     """
 
     def __init__(self, layers: Sequence[LabelledLayer], num_classes: int) -> None:
@@ -79,30 +76,37 @@ class LabelledLayers(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.num_classes = num_classes
 
-    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor:
-        samples = x if isinstance(x, Tensor) else x["input"]
-        planes, maps = samples.tensor_split([self.num_classes], dim=1)
+    def forward(
+        self, x: Float[Tensor, "samples channels *size"]
+    ) -> Float[Tensor, "samples filters *places"]:
+        planes, maps = x.tensor_split([self.num_classes], dim=1)
         codes = planes.flatten(2)[:, :, 0]
-        if not isinstance(x, Tensor):
-            maps = x[MAPS]
         for layer in self.layers:
             maps = layer(maps, codes)
-        return maps
+        planes = codes.view(*codes.shape, *[1] * (maps.ndim - 2)).expand(-1, -1, *maps.shape[2:])
+        return torch.cat([planes.to(maps.dtype), maps], dim=1)
 
 
 class MapThreshold(Threshold):
-    """A threshold for the mean square of all maps of a sample.
+    """A threshold for the mean square of the maps of a sample, without the planes of the label.
 
     Its scores are the slope times the mean square: how much more likely than with no activity it
     thinks the label, as a logit. So blocks with many places do not outvote those with few.
     """
+
+    def __init__(self, num_classes: int, maps: Maps, *, threshold: float, slope: float) -> None:
+        super().__init__(num_classes + maps.channels, threshold=threshold, slope=slope)
+        self.num_classes = num_classes
+
+    def goodness(self, activities: Tensor) -> Float[Tensor, " samples"]:
+        return super().goodness(activities[:, self.num_classes :])
 
     def scores(self, outputs: Batch) -> Float[Tensor, " samples"]:
         return self.slope * self.goodness(outputs.tensor)
 
 
 class MapsHead(nn.Module):
-    """Class scores from the maps of several blocks: a sum over linear maps of their averages.
+    """Class scores from the maps of several blocks: a sum over linear functions of averages.
 
     Args:
         several: The maps of each block, in the order in which they are read.
@@ -111,11 +115,15 @@ class MapsHead(nn.Module):
 
     def __init__(self, several: Sequence[Maps], num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.heads = nn.ModuleList(pooled_head(maps, num_classes, grid=4) for maps in several)
 
     def forward(self, x: Tensor | dict[str, Tensor]) -> Float[Tensor, "samples classes"]:
         each = [x] if isinstance(x, Tensor) else list(x.values())
-        parts = [head(normalize_length(maps)) for head, maps in zip(self.heads, each, strict=True)]
+        parts = [
+            head(normalize_length(maps[:, self.num_classes :]))
+            for head, maps in zip(self.heads, each, strict=True)
+        ]
         return torch.stack(parts).sum(dim=0)
 
 
@@ -153,9 +161,8 @@ def labelled_network(
         module = LabelledLayers(layers[first : first + size], classes)
         out = maps[1:][first : first + size][-1]
         steepness = slope or float(out.channels)
-        objective = MapThreshold(out.channels, threshold=threshold, slope=steepness)
-        reads: Reads = ("input", Edge(len(blocks) - 1, name=MAPS)) if blocks else ("input",)
-        blocks.append(Block(module, objective, rules, reads=reads))
+        objective = MapThreshold(classes, out, threshold=threshold, slope=steepness)
+        blocks.append(Block(module, objective, rules))
         outputs.append(out)
     readouts: dict[str, Readout] = {"goodness": GoodnessSweep()}
     if negatives == "hard" or readout == "softmax":

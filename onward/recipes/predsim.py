@@ -1,7 +1,7 @@
 """Prediction and similarity matching, layer by layer."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.recipes.recipe import recipe
@@ -10,18 +10,18 @@ from onward.settings import Count, Share
 
 @dataclass(frozen=True, kw_only=True)
 class PredSimConfig(ConvolutionConfig):
-    """Layers of convolutions, and what each learns.
+    """Layers of convolutions, and what each learns."""
 
-    With layers_per_block = all, the one block learns from prediction alone, as the networks do that
-    the paper compares with.
-    """
+    layers_per_block: Count | Literal["all"] = 1
+    """Layers that learn together by backpropagation, from one objective at their end. all: one
+    block, which learns from prediction alone: ordinary backpropagation of cross-entropy, to compare
+    with."""
 
     grid: Count = 4
     """Places a side of the grid over which a head averages; where maps are smaller, every place."""
 
     similarity: Share = 0.99
-    """Share of similarity matching in the loss; the rest is prediction. All layers in one block
-    (layers_per_block) learn from prediction alone."""
+    """Share of similarity matching in the loss; the rest is prediction."""
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
