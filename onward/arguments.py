@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from onward.errors import SettingError
 
 TAKES = {
-    "class_weights": "'balanced' or None",
+    "class_weights": "'balanced', a number between 0 and 1, or None",
     "blocks": "a list of ow.Block",
     "config": "an ow.RunConfig, such as ow.RunConfig(recipe='hinton'), or of a recipe of your own "
     "ow.RunConfig(method=recipe)",
