@@ -10,7 +10,7 @@ from onward.errors import SettingError
 
 TAKES = {
     "augment": "a function of a batch and a generator, such as ow.Translate(2), or several",
-    "class_weights": "'balanced' or None",
+    "class_weights": "'balanced', a number between 0 and 1, or None",
     "blocks": "a list of ow.Block",
     "config": "an ow.RunConfig, such as ow.RunConfig(recipe='hinton'), or of a recipe of your own "
     "ow.RunConfig(method=recipe)",

@@ -308,7 +308,7 @@ def _check_hints(network: Network) -> None:
         )
 
 
-def _check_shared_pass(network: Network, slices: int, class_weights: str | None) -> None:
+def _check_shared_pass(network: Network, slices: int, class_weights: float | str | None) -> None:
     """Refuse a first block whose positives and negatives differ in more than the label."""
     first, sampler = network.line[0], network.sampler
     dropout = getattr(first.module, "dropout", 0.0)

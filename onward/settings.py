@@ -92,9 +92,10 @@ class DataConfig(Section):
     each channel, or nothing. auto: features of vectors where these differ much in scale or lie far
     from 0, channels of images that have several."""
 
-    class_weights: Literal["balanced"] | None = None
+    class_weights: Annotated[float, Range(0, 1, above=True)] | Literal["balanced"] | None = None
     """How much training rows count in the loss. balanced: all classes together the same, however
-    many rows they have; blocks are then trained by autograd."""
+    many rows they have. A power p below 1 is milder: a row of a class of n rows counts as n^-p.
+    Blocks are then trained by autograd."""
 
     shift: Annotated[int, Range(0)] | Literal["auto"] = 0
     """Largest random shift of training images or signals, in pixels, drawn anew for each row and

@@ -157,18 +157,20 @@ def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:
     Raises:
         SettingError: They have weights of their own, or no classes.
     """
-    if config.data.class_weights is None:
+    power = config.data.class_weights
+    if power is None:
         return shard
     training = shard.training
     if training.weights is not None or "label" not in training.targets:
         raise SettingError(
-            "data.class_weights is balanced, and the training samples have "
+            f"data.class_weights is {power}, and the training samples have "
             + ("weights of their own" if training.weights is not None else "no classes")
             + ". Leave it out."
         )
     rows = torch.tensor(summary.class_rows, dtype=torch.float64)
-    # The mean over all samples is 1.
-    weights = summary.counted_rows / ((rows > 0).sum() * rows)
+    # What each class counts; the mean over all samples is 1.
+    shares = (rows > 0) if power == "balanced" else rows ** (1 - power)
+    weights = summary.counted_rows * shares / (shares.sum() * rows)
     return Shard(training.replace(weights=weights[training.label].float()), shard.validation)
 
 

@@ -109,7 +109,7 @@ def train(
     placement: PlacementConfig | Placement | None = None,
     validation: float | int = 0.1,
     standardize: Standardize = "auto",
-    class_weights: Literal["balanced"] | None = None,
+    class_weights: float | Literal["balanced"] | None = None,
     shift: int = 0,
     augment: Augmentation | Sequence[Augmentation] = (),
     listener: Listener | None = None,
@@ -134,7 +134,7 @@ def train(
         standardize: What gets a mean of 0 and a standard deviation of 1, see `ow.DataConfig`. A
             network that has been trained before keeps its input transformation.
         class_weights: `"balanced"`: all classes together count the same in the loss, however many
-            samples they have.
+            samples they have. A power p below 1: a sample of a class of n counts as n^-p.
         shift: Largest random shift of training images, in pixels.
         augment: What is done to each training mini-batch, after the input transformation and the
             shift: a function of a batch and a generator that returns a batch of as many samples,

@@ -358,7 +358,7 @@ def test_intervals_are_beside_the_beat_relative_to_those_of_the_patient(tmp_path
 
     dataset = load("mitbih-intervals", data_dir=tmp_path)
 
-    beat, before, after, recent = dataset.x.unbind(dim=1)
+    beat, _, before, after, recent = dataset.x.unbind(dim=1)
     torch.testing.assert_close(beat, load("mitbih", data_dir=tmp_path).x)
     assert (before == before[:, :1]).all()
     np.testing.assert_allclose(before[:, 0], [0, 0, np.log(0.5), 0, 0], atol=1e-6)
@@ -366,6 +366,21 @@ def test_intervals_are_beside_the_beat_relative_to_those_of_the_patient(tmp_path
     # Of the ten beats before, one was early; those before the first are taken to be as usual.
     late = -np.log(0.95)
     np.testing.assert_allclose(recent[:, 0], [0, 0, np.log(0.5), late, late], atol=1e-6)
+
+
+def test_beats_stand_beside_the_median_beat_of_their_patient(tmp_path):
+    changes = np.random.default_rng(0).integers(-9, 9, (6, 8)).astype(np.int16)
+    record = np.array([101, 106, 101, 106, 101, 106], dtype=np.uint8)
+    write_intervals(tmp_path, [0] * 6, [0] * 6, dX=changes, record=record)
+
+    dataset = load("mitbih-intervals", data_dir=tmp_path)
+
+    beats = torch.cat([dataset.x[:, 0], dataset.x_test[:, 0]])
+    differences = torch.cat([dataset.x[:, 1], dataset.x_test[:, 1]])
+    for one in (101, 106):
+        own = torch.from_numpy(record == one)
+        usual = beats[own].median(dim=0).values  # Of three beats.
+        torch.testing.assert_close(differences[own], beats[own] - usual)
 
 
 def test_intervals_do_not_depend_on_the_order_of_the_file_or_on_classes(tmp_path):
@@ -389,7 +404,7 @@ def test_intervals_are_relative_to_their_own_patient(tmp_path):
     dataset = load("mitbih-intervals", data_dir=tmp_path)
 
     torch.testing.assert_close(dataset.x_test[:, 1:], dataset.x[:, 1:])
-    assert dataset.x[2, 1, 0] == pytest.approx(np.log(0.5))
+    assert dataset.x[2, 2, 0] == pytest.approx(np.log(0.5))
 
 
 def test_beats_without_intervals_are_refused_where_these_are_wanted(tmp_path):

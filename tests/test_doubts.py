@@ -209,9 +209,10 @@ def test_balanced_class_weights_find_a_rare_class_that_is_missed_without(tmp_pat
     assert found[None] < 0.5 < found["balanced"]
 
 
-def test_balanced_class_weights_have_a_mean_of_1_over_all_shards():
+@pytest.mark.parametrize(("given", "power"), [("balanced", 1.0), ("0.75", 0.75), (0.5, 0.5)])
+def test_class_weights_have_a_mean_of_1_over_all_shards(given, power):
     config = ow.RunConfig().with_settings(
-        {"plan.shards": 3, "plan.shard_by": "class", "data.class_weights": "balanced"}
+        {"plan.shards": 3, "plan.shard_by": "class", "data.class_weights": given}
     )
     x, y = uneven()
     whole = split(config, ow.dataset(x, y))
@@ -223,8 +224,19 @@ def test_balanced_class_weights_have_a_mean_of_1_over_all_shards():
     weights = torch.cat([batch.weights for batch in batches])
     label = torch.cat([batch.label for batch in batches])
     assert weights.mean().item() == pytest.approx(1)
-    sums = [weights[label == c].sum().item() for c in (0, 1)]
-    assert sums[0] == pytest.approx(sums[1])
+    (many, few), counts = label.unique(return_counts=True)
+    ratio = (counts[many] / counts[few]).item() ** power
+    assert weights[label == few].unique().item() == pytest.approx(
+        ratio * weights[label == many].unique().item()
+    )
+
+
+@pytest.mark.parametrize("weights", [0.0, 1.0, -1.0])
+def test_class_weights_that_are_no_power_between_0_and_1_are_refused(weights):
+    with pytest.raises(SettingError, match=r"data\.class_weights"):
+        ow.RunConfig().with_settings({"data.class_weights": weights})
+    with pytest.raises(SettingError, match="class_weights"):
+        ow.train(ow.mlp((6,), num_classes=2), ow.dataset(*uneven()), class_weights=weights)
 
 
 def test_class_weights_take_the_place_of_no_others():

@@ -34,8 +34,9 @@ def read_mitbih(folder: Path, *, has_intervals: bool = False) -> Dataset:
 
     Args:
         folder: Where the file is.
-        has_intervals: Whether beats are signals of four channels: the beat, and three intervals,
-            each the same number all along; see `relative_intervals`.
+        has_intervals: Whether beats are signals of five channels: the beat, how it differs from
+            the median of all beats of its record, whatever their class, and three intervals, each
+            the same number all along; see `relative_intervals`.
 
     Raises:
         DataError: The file is damaged.
@@ -53,7 +54,7 @@ def read_mitbih(folder: Path, *, has_intervals: bool = False) -> Dataset:
     if has_intervals:
         intervals = relative_intervals(members["rr"], members["sample"], record)
         along = np.broadcast_to(intervals[:, :, None], (*intervals.shape, x.shape[1]))
-        x = np.concatenate([x[:, None], along], axis=1)
+        x = np.concatenate([x[:, None], _beside_usual(x, record)[:, None], along], axis=1)
     train, test = split == 1, split == 2
     return from_arrays(
         x[train],
@@ -64,6 +65,14 @@ def read_mitbih(folder: Path, *, has_intervals: bool = False) -> Dataset:
         num_classes=len(CLASSES),
         name="mitbih-intervals" if has_intervals else "mitbih",
     )
+
+
+def _beside_usual(x: NDArray[np.float32], record: NDArray[Any]) -> NDArray[np.float32]:
+    """Return how each beat differs from the median beat of its record."""
+    found = np.empty_like(x)
+    for one in np.unique(record):
+        found[record == one] = x[record == one] - np.median(x[record == one], axis=0)
+    return found
 
 
 def relative_intervals(

@@ -76,7 +76,7 @@ PUBLISHED = {
     "fashion-mnist": _Published((1, 28, 28), 10, 60_000, 10_000, IDX_FILES, may_be_gzipped=True),
     "cifar10": _Published((3, 32, 32), 10, 50_000, 10_000, (*CIFAR_TRAIN_FILES, CIFAR_TEST_FILE)),
     "mitbih": _Published((256,), 5, 51_000, 49_691, (MITBIH_FILE,)),
-    "mitbih-intervals": _Published((4, 256), 5, 51_000, 49_691, (MITBIH_FILE,), folder="mitbih"),
+    "mitbih-intervals": _Published((5, 256), 5, 51_000, 49_691, (MITBIH_FILE,), folder="mitbih"),
 }
 """Data sets that lie in folders, by name."""
 
