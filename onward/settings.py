@@ -249,6 +249,10 @@ class PlanConfig(Section):
     validate_every: Count | None = None
     """Chapters between validations. None: after the last only."""
 
+    memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
+    """How images and filters lie in memory, on which rounding depends. auto: channels last where
+    there are convolutions of images, which is faster, else contiguous."""
+
     wire: Literal["bf16"] | None = None
     """Type to which the activities are rounded that blocks hand on in a stream plan, wherever
     they run. None: as they come out of the block, which is bf16 where the products are."""
