@@ -25,6 +25,30 @@ def mapped(work: Callable[[Tensor], Tensor], tensors: Tensors) -> Tensors:
     return {name: work(tensor) for name, tensor in tensors.items()}
 
 
+def laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return a tensor as it lies in memory in a format: images channels last, all else row by row.
+
+    Example:
+        >>> laid_out(torch.zeros(2, 3, 4, 5), torch.channels_last).stride()
+        (60, 1, 15, 3)
+    """
+    if memory_format is torch.contiguous_format or tensor.ndim != 4:
+        return tensor.contiguous()
+    tensor = tensor.contiguous(memory_format=memory_format)
+    _, channels, height, width = tensor.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    # An axis of one may have any stride, and torch takes it for a sign of the format.
+    return tensor if tensor.stride() == strides else tensor.as_strided(tensor.shape, strides)
+
+
+def empty(samples: int, like: Tensor) -> Tensor:
+    """Return room for samples, laid out in memory as others are."""
+    is_last = like.ndim == 4 and like.stride()[1] == 1 and not like.is_contiguous()
+    memory_format = torch.channels_last if is_last else torch.contiguous_format
+    shape = (samples, *like.shape[1:])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
 def named(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     """Return tensors by name: the prefix, or the prefix and the name of each.
 

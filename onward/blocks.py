@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onward.arguments import check_arguments
-from onward.batch import Batch, Tensors, named, parts
+from onward.batch import Batch, Tensors, laid_out, mapped, named, parts
 from onward.errors import SettingError
 from onward.objectives import Objective
 from onward.optimizers import Optimizer, OptimizerState, Schedule, lr_scale, name_of
@@ -126,6 +126,7 @@ class Block(nn.Module):
         self.structure = structure
         self.prepare = prepare
         self.precision = torch.float32
+        self.memory_format = torch.contiguous_format
         self.optimizer_state: dict[str, OptimizerState] = {}
         self.optimizer = optimizer
 
@@ -175,10 +176,38 @@ class Block(nn.Module):
 
     def prepared(self, batch: Batch) -> Batch:
         """Return a batch as the module gets it, with all done that does not depend on weights."""
-        if self.prepare is None:
+        if self.prepare is not None:
+            with torch.no_grad():
+                prepared = self.prepare(batch.inputs, **dict(batch.structure))
+            batch = batch.replace(inputs=prepared)
+        if self.memory_format is torch.contiguous_format:
             return batch
-        with torch.no_grad():
-            return batch.replace(inputs=self.prepare(batch.inputs, **dict(batch.structure)))
+        return batch.replace(
+            inputs=mapped(self._laid_out, batch.inputs),
+            context={name: self._laid_out(tensor) for name, tensor in batch.context.items()},
+        )
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return laid_out(tensor, self.memory_format)
+
+    def set_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Choose how images and filters lie in memory, and lay out the filters so."""
+        self.memory_format = memory_format
+        if not self.is_released:
+            for tensor in self.weights():
+                if tensor.ndim == 4:
+                    tensor.data = self._laid_out(tensor.detach())
+
+    def layouts(self) -> list[Tensor]:
+        """Return tensors in no memory that lie as the weights do, or will where they are released.
+
+        In the order of `weights`.
+        """
+        return [self._layout(tensor) for tensor in self.weights()]
+
+    def _layout(self, tensor: Tensor) -> Tensor:
+        layout = tensor.detach().to("meta")
+        return layout if any(tensor.stride()) else self._laid_out(layout)
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that learn, by name; frozen ones are left out."""
@@ -192,7 +221,7 @@ class Block(nn.Module):
         self.optimizer_state = {
             name: {
                 part: tensor.to("meta")
-                for part, tensor in self.rules[name].init(p.detach().to("meta")).items()
+                for part, tensor in self.rules[name].init(self._layout(p)).items()
             }
             for name, p in self.trained()
         }

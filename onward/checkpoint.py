@@ -25,8 +25,9 @@ from onward.networks import Network
 from onward.recipes import BUILT_IN, Recipe
 from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.dense import dense
-from onward.settings import NetworkConfig, changed
+from onward.settings import NetworkConfig
 from onward.trained_on import TrainedOn
+from onward.values import changed
 from onward.version import VERSION
 
 FORMAT = 3
@@ -34,6 +35,9 @@ FORMAT = 3
 
 INPUTS = "inputs."
 """How the names of arrays of the input transformation begin."""
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+"""How images and filters lie in memory, by its name in settings and files."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Arithmetic of matrix products, by its name in settings and files."""
@@ -72,11 +76,13 @@ def save(network: Network, path: Path | str) -> None:
     """
     path = Path(path)
     precision = next(n for n, p in PRECISIONS.items() if p is network.all_blocks[0].precision)
+    layout = next(n for n, known in MEMORY_FORMATS.items() if known is network.memory_format)
     blueprint = network.blueprint
     header: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "precision": precision,
+        "memory_format": layout,
         "blueprint": blueprint.to_json() if blueprint else None,
         "trained_on": network.trained_on.to_json() if network.trained_on else None,
         "blocks": [_describe(block) for block in network.all_blocks],
@@ -166,6 +172,7 @@ def load(
         for name, tensor in weights.items():
             wanted[name].copy_(tensor)
     network.set_precision(PRECISIONS[header["precision"]])
+    network.set_memory_format(MEMORY_FORMATS[header.get("memory_format", "contiguous")])
     network.eval()
     network.inputs, network.trained_on = inputs, trained_on
     if network.preprocessing is not None:
@@ -203,7 +210,9 @@ def _check_header(path: Path, header: Any) -> None:
         )
     if header.get("header_sha256") != _header_digest(header):
         raise FileError(f"The model file {path} is damaged: its header does not have its checksum.")
-    if header.get("precision") not in list(PRECISIONS) or "weights_sha256" not in header:
+    is_known = header.get("precision") in list(PRECISIONS)
+    is_known &= header.get("memory_format", "contiguous") in list(MEMORY_FORMATS)
+    if not is_known or "weights_sha256" not in header:
         raise FileError(f"The model file {path} is damaged: its header is not complete.")
 
 

@@ -11,18 +11,8 @@ import tomli_w
 from onward.arguments import check_arguments, said
 from onward.errors import FileError, SettingError
 from onward.recipes import RECIPES, Recipe
-from onward.settings import (
-    NONE,
-    DataConfig,
-    OptimizerConfig,
-    PlacementConfig,
-    PlanConfig,
-    TrainingConfig,
-    changed,
-    kinds,
-    nearest,
-    read_value,
-)
+from onward.settings import DataConfig, OptimizerConfig, PlacementConfig, PlanConfig, TrainingConfig
+from onward.values import NONE, changed, kinds, nearest, read_value
 
 CUSTOM = "custom"
 """What takes the place of a recipe in a run of a network that a script has built."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from onward.arguments import check_arguments
-from onward.batch import Batch, Tensors, mapped
+from onward.batch import Batch, Tensors, laid_out, mapped
 from onward.blocks import Block, Edge, gathered
 from onward.data.dataset import Numbers
 from onward.errors import SettingError
@@ -126,12 +126,13 @@ class Network(nn.Module):
             augment: Changes those of a training mini-batch, before they are preprocessed.
         """
         if isinstance(batch.inputs, Tensor):
-            batch = batch.replace(inputs=self.inputs(batch.inputs))
+            # Laid out before numbers take more bytes.
+            batch = batch.replace(inputs=self.inputs(self._laid_out(batch.inputs)))
         if augment is not None:
             batch = augment(batch)
         if self.preprocessing is None or not isinstance(batch.inputs, Tensor):
             return batch
-        inputs = batch.inputs
+        inputs = self._laid_out(batch.inputs)
         version = None if inputs.is_inference() else inputs._version
         with torch.no_grad():
             found = self.preprocessing(inputs)
@@ -142,6 +143,10 @@ class Network(nn.Module):
             )
         return batch.replace(inputs=found)
 
+    def _laid_out(self, inputs: Tensor) -> Tensor:
+        is_plain = self.memory_format is torch.contiguous_format
+        return inputs if is_plain else laid_out(inputs, self.memory_format)
+
     def checked(self, x: Numbers | Batch, what: str = "x") -> Batch:
         """Return samples that a user asks about as a batch, see `InputTransformation.checked`."""
         return self.inputs.checked(x, what, is_exact=self.blueprint is not None)
@@ -150,6 +155,21 @@ class Network(nn.Module):
         """Choose the arithmetic of matrix products: `torch.float32` or `torch.bfloat16`."""
         for block in self.all_blocks:
             block.precision = precision
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How images and filters lie in memory."""
+        return self.all_blocks[0].memory_format
+
+    def set_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Choose how images and filters lie in memory, on which rounding depends.
+
+        Args:
+            memory_format: `torch.contiguous_format`, or `torch.channels_last`, which is faster for
+                convolutions.
+        """
+        for block in self.all_blocks:
+            block.set_memory_format(memory_format)
 
     def forward(self, x: Numbers | Batch) -> Float[Tensor, "samples classes"]:
         """Return the class scores of samples, those of `scores`; the largest names the class.
@@ -226,14 +246,15 @@ class Network(nn.Module):
 
 @contextmanager
 def in_fp32(network: Network) -> Iterator[None]:
-    """Have a network compute in fp32 for a while."""
-    before = [block.precision for block in network.all_blocks]
-    network.set_precision(torch.float32)
+    """Have a network compute in fp32 for a while, on images as they lie in memory."""
+    before = [(block.precision, block.memory_format) for block in network.all_blocks]
+    for block in network.all_blocks:
+        block.precision, block.memory_format = torch.float32, torch.contiguous_format
     try:
         yield
     finally:
-        for block, precision in zip(network.all_blocks, before, strict=True):
-            block.precision = precision
+        for block, kept in zip(network.all_blocks, before, strict=True):
+            block.precision, block.memory_format = kept
 
 
 def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from onward import memory
 from onward.augmentation import of_data
 from onward.batch import Batch
-from onward.checkpoint import PRECISIONS
+from onward.checkpoint import MEMORY_FORMATS, PRECISIONS
 from onward.config import RunConfig
 from onward.data import DataInfo, Dataset
 from onward.errors import PlacementError, SettingError
@@ -108,9 +109,9 @@ def arrange(
 ) -> tuple[Plan, Placement]:
     """Return plan and placement of a run.
 
-    The network takes on the precision of the run; its weights may be released.
+    The network takes on the arithmetic of the run; its weights may be released.
     """
-    network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
+    set_arithmetic(network, config)
     plan = make_plan(config, network, summary)
     if training.structure and plan.batch_size != len(training):
         raise SettingError(
@@ -157,6 +158,22 @@ def resolve_precision(name: str) -> str:
         return name
     known = torch.cpu.get_capabilities()
     return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
+
+
+def resolve_memory_format(name: str, network: Network) -> str:
+    """Return the memory format that `auto` stands for with a network."""
+    if name != "auto":
+        return name
+    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+    is_of_images = any(isinstance(module, convolutions) for module in network.modules())
+    return "channels-last" if is_of_images else "contiguous"
+
+
+def set_arithmetic(network: Network, config: RunConfig) -> None:
+    """Have a network compute as a run says."""
+    network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
+    layout = resolve_memory_format(config.plan.memory_format, network)
+    network.set_memory_format(MEMORY_FORMATS[layout])
 
 
 def uses_closed_forms(config: RunConfig) -> bool:

@@ -124,10 +124,11 @@ class RowsStep(Step):
             fractions: Share of each slice in the samples.
             lr_scale: Factor on the learning rate.
         """
-        trained = dict(self.block.trained())
-        for place, name in enumerate(names):
-            total = _weighted([gradients[place] for _, _, *gradients in every], fractions)
-            self.update(name, trained[name], total, lr_scale)
+        totals = {
+            name: _weighted([gradients[place] for _, _, *gradients in every], fractions)
+            for place, name in enumerate(names)
+        }
+        self.update_all(totals, lr_scale)
         self.step.take_weight()
 
 

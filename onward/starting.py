@@ -19,7 +19,12 @@ from onward.idle import idle
 from onward.networks import Network
 from onward.placement import Placement
 from onward.plan.tasks import Plan
-from onward.preparation import arrange, make_settings, resolve_precision
+from onward.preparation import (
+    arrange,
+    make_settings,
+    resolve_memory_format,
+    resolve_precision,
+)
 from onward.results import Listener
 from onward.runtime.resume import Holders, agree_on_rest, open_store
 from onward.runtime.runtime import make_worker
@@ -141,9 +146,13 @@ def get_ready(
 def _settings(network: Network, config: RunConfig) -> str:
     """Return all settings that decide the weights, a line each."""
     # Where data lie may differ, and their content has been compared.
-    precision = resolve_precision(config.training.precision)
     settings = config.with_settings(
-        {"data.name": "", "data.dir": None, "training.precision": precision}
+        {
+            "data.name": "",
+            "data.dir": None,
+            "training.precision": resolve_precision(config.training.precision),
+            "plan.memory_format": resolve_memory_format(config.plan.memory_format, network),
+        }
     )
     settings = replace(settings, placement=PlacementConfig())
     # The settings do not know what a user has built.

@@ -16,7 +16,7 @@ import torch
 from onward import memory, runs
 from onward.arguments import check_arguments
 from onward.augmentation import Augmentation, name_of
-from onward.checkpoint import PRECISIONS, weights_sha256
+from onward.checkpoint import weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
 from onward.doubts import doubts
@@ -26,18 +26,19 @@ from onward.fitting import fit_preprocessing
 from onward.joining import join_ranks
 from onward.networks import Network
 from onward.placement import Placement, first_blocks
-from onward.preparation import make_settings, make_stages, of_stage, resolve_precision
+from onward.preparation import (
+    make_settings,
+    make_stages,
+    of_stage,
+    resolve_memory_format,
+    resolve_precision,
+    set_arithmetic,
+)
 from onward.results import Listener, Log, Result
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import report_fields
 from onward.seeds import global_generator_kept
-from onward.settings import (
-    DataConfig,
-    PlacementConfig,
-    PlanConfig,
-    Standardize,
-    TrainingConfig,
-)
+from onward.settings import DataConfig, PlacementConfig, PlanConfig, Standardize, TrainingConfig
 from onward.sharding import (
     DataSummary,
     counted,
@@ -265,7 +266,7 @@ def _train_stages(
                 if any(block.is_released for block in network.all_blocks):
                     own = first_blocks(ready.plan, ready.placement, transport.rank)
                     network = make(config, dataset, summary, own)[number].network
-                    network.set_precision(PRECISIONS[resolve_precision(part.training.precision)])
+                    set_arithmetic(network, part)
                 with closed_on_error(ready.store):
                     trained = _train(network, ready, listener)
             if name:
@@ -355,7 +356,6 @@ class Trained(NamedTuple):
 def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     config, dataset, shards, summary = ready.config, ready.dataset, ready.shards, ready.summary
     plan, placement, transport = ready.plan, ready.placement, ready.transport
-    precision = resolve_precision(config.training.precision)
     with threads_kept(config.training.threads):
         fit_preprocessing(network, config, shards, transport)
     if placement.name == "federated":
@@ -422,7 +422,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "shards": len(plan.rows),
         "slices": config.plan.slices,
         "teams": list(placement.teams),
-        "precision": precision,
+        "precision": resolve_precision(config.training.precision),
+        "memory_format": resolve_memory_format(config.plan.memory_format, network),
         "placement": placement.name,
         "world_size": transport.num_ranks,
         "data_sha256": summary.data_sha256,

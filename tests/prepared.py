@@ -7,12 +7,12 @@ from functools import cache
 from in_memory import run_in_memory
 
 import onward as ow
-from onward.checkpoint import PRECISIONS, weights_sha256
+from onward.checkpoint import weights_sha256
 from onward.config import RunConfig
 from onward.networks import Network
 from onward.placement import place
 from onward.plan.tasks import Plan
-from onward.preparation import make_plan, make_settings, make_stages
+from onward.preparation import make_plan, make_settings, make_stages, set_arithmetic
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
 from onward.sharding import load_shards, split
@@ -221,7 +221,7 @@ def prepare(recipe, changes):
 
 
 def prepare_network(network, config, shards, shape):
-    network.set_precision(PRECISIONS[config.training.precision])
+    set_arithmetic(network, config)
     plan, settings = make_plan(config, network, shape), make_settings(config)
     return Prepared(plan, network, shards, settings)
 

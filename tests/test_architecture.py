@@ -31,6 +31,7 @@ ORDER = [
     "files",
     "seeds",
     "digests",
+    "values",
     "settings",
     "world",
     "recipes.recipe",

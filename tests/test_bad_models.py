@@ -122,9 +122,11 @@ def test_a_newer_format_is_refused_with_the_version_to_install(path, saved):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"precision": "fp8"}, {"precision": None}], ids=["unknown", "none"]
+    "changes",
+    [{"precision": "fp8"}, {"precision": None}, {"memory_format": "rows"}],
+    ids=["unknown", "none", "memory format"],
 )
-def test_an_unknown_precision_is_damage(path, saved, changes):
+def test_an_unknown_arithmetic_is_damage(path, saved, changes):
     rewrite(path, **changes)
 
     assert_refused(path, "is damaged: its header is not complete")

@@ -5,7 +5,8 @@ import torch
 from small_blocks import CLASSES, INPUTS, RULES, UNITS, close, draw, linear, step_of
 from torch import nn
 
-from onward.batch import Batch
+import onward as ow
+from onward.batch import Batch, laid_out
 from onward.blocks import Block, Edge, gathered
 from onward.errors import SettingError
 from onward.objectives import CrossEntropy, Objective
@@ -290,3 +291,50 @@ def test_a_module_puts_out_tensors():
 
     with pytest.raises(SettingError, match="The module Two puts out a tuple; a block hands on"):
         block.forward(Batch(torch.zeros(2, 4)))
+
+
+# How images and filters lie in memory
+
+
+def convolution():
+    head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, CLASSES))
+    return ow.Block(nn.Conv2d(2, 4, 3), ow.CrossEntropy(head), ow.Adam())
+
+
+def strides(tensors):
+    return [tensor.stride() for tensor in tensors]
+
+
+def test_a_released_block_knows_how_its_weights_will_lie_in_memory():
+    held, released = convolution(), convolution()
+    released.release()
+
+    for block in (held, released):
+        block.set_memory_format(torch.channels_last)
+        block.reset_optimizer()
+
+    assert released.is_released
+    assert (36 // 2, 1, 6, 2) in strides(held.weights())
+    assert strides(released.layouts()) == strides(held.weights())
+    assert strides(released.optimizer_tensors()) == strides(held.optimizer_tensors())
+
+
+def test_a_block_gets_images_as_they_lie_in_memory_from_wherever_they_come():
+    block = convolution()
+    block.set_memory_format(torch.channels_last)
+    rows = Batch(draw(5, 2, 8, 8), context={"above": draw(5, 3, 4, 4)})
+    last = rows.replace(inputs=rows.tensor.contiguous(memory_format=torch.channels_last))
+
+    for batch in (rows, last):
+        prepared = block.prepared(batch)
+        assert prepared.tensor.stride() == (128, 1, 16, 2)
+        assert prepared.context["above"].stride() == (48, 1, 12, 3)
+        assert prepared.tensor.equal(rows.tensor)
+
+
+def test_an_axis_of_one_has_the_stride_of_its_memory_format():
+    image = draw(2, 1, 4, 4)
+
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert laid_out(image, torch.channels_last).stride() == (16, 1, 4, 1)
+    assert laid_out(image, torch.channels_last).equal(image)

@@ -10,6 +10,7 @@ from models import CLASSES, INPUTS, custom_network, draw, header_of, network_of
 from safetensors.torch import load_file
 from test_bad_models import rewrite
 from torch import nn
+from weight_jobs import convolutions
 
 import onward as ow
 from onward import checkpoint
@@ -47,6 +48,20 @@ def test_a_network_that_was_saved_and_loaded_gives_the_same_scores(
     assert_same_scores(loaded, network, x)
     assert weights_sha256(loaded) == weights_sha256(network)
     assert {block.precision for block in loaded.all_blocks} == {PRECISIONS[precision]}
+
+
+def test_a_network_with_channels_last_gives_the_same_scores_once_it_is_loaded(path):
+    network, x = convolutions(), draw(9, 1, 8, 8)
+    network.set_memory_format(torch.channels_last)
+
+    save(network, path)
+    loaded = load(path, convolutions(1))
+
+    assert_same_scores(loaded, network, x)
+    assert loaded.memory_format is torch.channels_last
+    assert [t.stride() for t in loaded.state_dict().values()] == [
+        t.stride() for t in network.state_dict().values()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 import torch
 from torch import nn
+from weight_jobs import convolutions
 
 import onward as ow
 from onward.cli.main import main
@@ -360,6 +361,36 @@ def test_a_network_that_is_read_leaves_early_in_fp32(digits, tmp_path):
 
     network.set_precision(torch.float32)
     assert found.scores.equal(ow.answer(network, digits.x_test, policy).scores)
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    return ow.dataset(digits.x[:200], digits.y[:200], x_test=digits.x_test, y_test=digits.y_test)
+
+
+def train_convolutions(few, folder=None, memory_format="auto", reports=100):
+    return ow.train(
+        convolutions(),
+        few,
+        training=ow.TrainingConfig(epochs=2, batch_size=60, precision="fp32"),
+        plan=ow.PlanConfig(memory_format=memory_format),
+        folder=folder,
+        listener=CutAfter(reports),
+    )
+
+
+def test_a_run_goes_on_with_its_memory_format_and_with_no_other(few, tmp_path):
+    expected = train_convolutions(few)
+    with pytest.raises(Cut):
+        train_convolutions(few, tmp_path / "run", reports=5)
+
+    with pytest.raises(SettingError, match=r'memory_format = "contiguous"'):
+        train_convolutions(few, tmp_path / "run", "contiguous")
+    result = train_convolutions(few, tmp_path / "run", "channels-last")
+
+    assert result.facts["tasks_done_before"] > 0
+    assert read_result(tmp_path / "run")["memory_format"] == "channels-last"
+    assert result.facts["weights_sha256"] == expected.facts["weights_sha256"]
 
 
 def test_a_run_is_replaced_that_was_killed_while_it_was_written(tmp_path):

@@ -14,7 +14,7 @@ from test_runs import RESULT
 from onward.cli.flags import FLAGS
 from onward.cli.parser import make_parser
 from onward.config import RunConfig
-from onward.settings import meanings
+from onward.values import meanings
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ROOT / "docs" / "command.md"

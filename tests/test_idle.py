@@ -9,7 +9,7 @@ import pytest
 
 import onward as ow
 from onward.cli.main import main
-from onward.settings import kinds
+from onward.values import kinds
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from onward.cli.main import main
 from onward.config import RunConfig
 from onward.recipes import RECIPES
-from onward.settings import NetworkConfig, meanings
+from onward.settings import NetworkConfig
+from onward.values import meanings
 
 SOURCE = '''
 from dataclasses import dataclass, make_dataclass

@@ -19,8 +19,9 @@ from prepared import (
 from weight_jobs import convolutions
 
 import onward as ow
-from onward.checkpoint import weights_sha256
+from onward.checkpoint import MEMORY_FORMATS, weights_sha256
 from onward.config import RunConfig
+from onward.networks import passes
 from onward.runtime.workers import Worker
 from onward.samplers import wrong_labels
 from onward.seeds import generator
@@ -85,13 +86,13 @@ def test_ranks_with_private_shards_end_in_the_weights_of_one_that_has_them_all(
 
 
 @cache
-def trained_convolutions(kind, name, num_ranks, layout=torch.contiguous_format):
-    network = convolutions().to(memory_format=layout)
-    return trained_network(network, kind, name, num_ranks)
+def trained_convolutions(kind, name, num_ranks, **settings):
+    return trained_network(convolutions(), kind, name, num_ranks, **settings)
 
 
-def trained_network(network, kind, name, num_ranks):
-    config = RunConfig().with_settings(SMALL | {"training.epochs": 3, "plan.kind": kind})
+def trained_network(network, kind, name, num_ranks, memory_format="auto"):
+    changes = {"training.epochs": 3, "plan.kind": kind, "plan.memory_format": memory_format}
+    config = RunConfig().with_settings(SMALL | changes)
     shards, summary = load_shards(config, split(config, digits()), SingleProcessTransport())
     first, *_ = prepare_network(network, config, shards, summary).run(name, num_ranks)
     return first.worker.network
@@ -101,14 +102,25 @@ def trained_network(network, kind, name, num_ranks):
     ("kind", "name", "num_ranks"),
     [("chapters", "single-layer", 3), ("chapters", "all-layers", 2), ("stream", "stream", 4)],
 )
-def test_convolutions_with_channels_last_obey_the_law_too(kind, name, num_ranks):
-    expected = trained_convolutions(kind, "sequential", 1, torch.channels_last)
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels-last"])
+def test_convolutions_obey_the_law_in_both_memory_formats(memory_format, kind, name, num_ranks):
+    expected = trained_convolutions(kind, "sequential", 1, memory_format=memory_format)
 
-    actual = trained_convolutions(kind, name, num_ranks, torch.channels_last)
+    actual = trained_convolutions(kind, name, num_ranks, memory_format=memory_format)
 
     assert_same_weights(actual, expected)
     # The law is not kept by giving up the layout.
-    assert actual.line[1].module[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert actual.memory_format is MEMORY_FORMATS[memory_format]
+    for network in (actual, expected):
+        assert network.line[1].module[0].weight.is_contiguous(memory_format=network.memory_format)
+        x = torch.zeros(2, *digits().input_shape)
+        *_, last = passes(network, network.sampler.neutral(network.transformed(ow.Batch(x))))
+        assert last.outputs.tensor.is_contiguous(memory_format=network.memory_format)
+
+
+def test_convolutions_have_channels_last_by_themselves():
+    assert trained_convolutions("chapters", "sequential", 1).memory_format is torch.channels_last
+    assert reference("chapters", "one-pass").memory_format is torch.contiguous_format
 
 
 def frozen_late():

@@ -152,6 +152,48 @@ def test_reports_add_up():
     assert total.active.tolist() == [True, True, False]
 
 
+class Counted(nn.Linear):
+    """Counts how often it is used."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_step_uses_its_head_once_and_metrics_of_other_samples_once_more():
+    objective = ow.CrossEntropy(Counted(UNITS, CLASSES))
+    block = ow.Block(nn.Sequential(nn.Linear(INPUTS, UNITS), nn.ReLU()), objective, ow.SGD())
+    views = views_of("cross-entropy", seed=0)
+
+    outputs, report = step_of(block)(views, seed=0, lr_scale=0.0)
+    assert objective.head.calls == 1
+    # Nothing was learned yet, so that they are the figures of that step.
+    metrics = objective.metrics(outputs)
+
+    assert objective.head.calls == 2
+    assert report.means()[1] == float(metrics["accuracy"][0]) / metrics["accuracy"][1]
+
+
+def test_active_units_are_looked_for_until_all_have_been():
+    asked = []
+
+    def report(*active):
+        def find():
+            asked.append(active)
+            return torch.tensor(active)
+
+        return StepReport.of(torch.zeros(()), 1, {}, find)
+
+    total = report(True, False, False).added_to(None)
+    for each in (report(False, True, False), report(False, False, True), report(True, True, True)):
+        total = each.added_to(total)
+
+    assert total.active.tolist() == [True, True, True]
+    assert len(asked) == 3
+
+
 # What a step changes
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onward.cli.flags import FLAGS, add_flag, add_recipe, add_settings, add_traceback
 from onward.errors import SettingError
-from onward.settings import nearest
+from onward.values import nearest
 from onward.version import VERSION
 
 POLICIES = ("margin", "max-score", "probability", "entropy", "patience")

@@ -13,7 +13,7 @@ from onward.cli.output import Output
 from onward.config import RunConfig
 from onward.errors import SettingError
 from onward.recipes import RECIPES
-from onward.settings import kinds, meanings, say_kind, written
+from onward.values import kinds, meanings, say_kind, written
 
 ALL_ELSE = (
     "All other settings have their usual defaults: docs/command.md lists them, and `onward train "

@@ -6,7 +6,8 @@ from typing import Any, Literal
 from onward.errors import SettingError
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Count, written
+from onward.settings import Count
+from onward.values import written
 
 
 @dataclass(frozen=True, kw_only=True)

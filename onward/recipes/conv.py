@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Count, Range, Share
+from onward.settings import Count, Share
+from onward.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)

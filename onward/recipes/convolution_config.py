@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from onward.settings import Count, NotNegative, Positive, Range, Section, Share
+from onward.settings import Count, NotNegative, Positive, Section, Share
+from onward.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)

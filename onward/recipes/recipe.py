@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from onward.errors import SettingError, told
-from onward.settings import is_readable, kinds
+from onward.values import is_readable, kinds
 
 Function = Callable[..., Any]
 """Takes settings and a `DataInfo` and returns a `Network`, or a sequence of `Stage`; by name, where

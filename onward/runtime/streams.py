@@ -6,7 +6,7 @@ from functools import cache, lru_cache, partial
 import torch
 from torch import Tensor
 
-from onward.batch import Batch
+from onward.batch import Batch, laid_out
 from onward.blocks import Edge, gathered
 from onward.engine import Position, learn, make_step
 from onward.networks import Network, passes
@@ -185,7 +185,8 @@ class StreamWorker(Worker):
         is_rounded = (
             self.settings.bf16_wire and name.startswith("inputs") and tensor.is_floating_point()
         )
-        return tensor.to(torch.bfloat16 if is_rounded else tensor.dtype).contiguous()
+        tensor = tensor.to(torch.bfloat16 if is_rounded else tensor.dtype)
+        return laid_out(tensor, self.network.memory_format)
 
     def _to_wire(self, views: Views) -> list[Tensor]:
         """Return views as tensors."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from onward import seeds
 from onward.arguments import fits, said
 from onward.augmentation import Augmentation, augmented
-from onward.batch import Batch, Tensors, mapped, parts
+from onward.batch import Batch, Tensors, empty, mapped, parts
 from onward.blocks import Block
 from onward.engine import ADVICE, Training
 from onward.errors import DivergedError, SettingError
@@ -102,7 +102,7 @@ class Worker(ABC):
         for block in self.blocks:
             # Of what learns now, by the rule of now: the layouts of messages follow it.
             block.reset_optimizer()
-        self.layouts = [[t.detach().to("meta") for t in block.weights()] for block in self.blocks]
+        self.layouts = [block.layouts() for block in self.blocks]
         self.shards = shards
         self.settings = settings
         self.released: list[int] = []
@@ -365,7 +365,7 @@ def in_chunks(samples: int, work: Callable[[slice], Tensors], team: Team) -> Ten
     own = bounds(team.index)
     # A rank without a chunk looks at a sample, to know what others will send.
     first = work(slice(own.start, min(own.start + CHUNK_ROWS, own.stop)) if own else slice(0, 1))
-    found = mapped(lambda tensor: tensor.new_empty(samples, *tensor.shape[1:]), first)
+    found = mapped(lambda tensor: empty(samples, tensor), first)
 
     def put(start: int, tensors: Tensors) -> None:
         for target, tensor in zip(parts(found), parts(tensors), strict=True):
