@@ -204,12 +204,13 @@ def _sizes(
     for number, block in blocks.items():
         weight, node = weights[number], plan.nodes[number]
         is_closed = settings.closed_form and has_closed_form(block)
-        copy = weight // 2 if is_closed and block.precision is torch.bfloat16 else 0
+        # Of weights and gradients, where products are in bf16.
+        copy = weight if is_closed and block.precision is torch.bfloat16 else 0
         # Of automatic differentiation also what the update makes of them.
         gradients = min(weight, 2 * SLICE_BYTES) if is_closed else 2 * weight
         if plan.slices > 1 and plan.cut == "rows":
             # Those of each slice, in the type of the products, and their sum.
-            gradients = plan.slices * (copy or weight) + weight
+            gradients = plan.slices * (weight - copy // 2) + weight
         elif max(placement.teams) > 1:
             # What ranks of a team give each other.
             gradients += weight + states[number]

@@ -7,13 +7,12 @@ plain tensors with names, because it travels between machines and rests in files
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from onward.errors import SettingError
@@ -23,9 +22,6 @@ Schedule = str | Callable[[float], float]
 
 OptimizerState = dict[str, Tensor]
 """State of one parameter: arrays of its shape, and scalars."""
-
-Update = tuple[Tensor, Tensor, OptimizerState]
-"""A parameter, its gradient and its state."""
 
 BEGUN = "begun"
 """Part of the state of optimizers of torch: 0 before the first step, and 1 after it."""
@@ -50,12 +46,6 @@ class Optimizer(ABC):
 
     def count(self, state: OptimizerState) -> None:  # noqa: B027 (most rules count in `step`)
         """Count a step; called once a step and parameter, before `step`."""
-
-    def step_all(self, each: Sequence[Update], *, lr_scale: float) -> None:
-        """Count a step of several parameters, and update them."""
-        for parameter, gradient, state in each:
-            self.count(state)
-            self.step(parameter, gradient, state, lr_scale=lr_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,33 +82,20 @@ class Adam(Optimizer):
     def step(
         self, parameter: Tensor, gradient: Tensor, state: OptimizerState, *, lr_scale: float
     ) -> None:
-        # torch counts too, and a slice must not: it gets a copy, one behind.
-        self._adam([(parameter, gradient, {**state, "step": state["step"] - 1})], lr_scale)
-
-    def step_all(self, each: Sequence[Update], *, lr_scale: float) -> None:
-        # In two calls of torch; each counts.
-        self._adam([update for update in each if update[0].ndim > 1], lr_scale)
-        self._adam([update for update in each if update[0].ndim <= 1], lr_scale)
-
-    def _adam(self, each: Sequence[Update], lr_scale: float) -> None:
-        """Update parameters that are all matrices, or none."""
-        if not each:
-            return
-        parameters, gradients, states = zip(*each, strict=True)
-        adam(
-            list(parameters),
-            list(gradients),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+        # What `torch.optim.adam.adam` ends in: on the way there it counts, which a slice must not,
+        # and takes as long as a small parameter does.
+        torch._fused_adamw_(
+            [parameter],
+            [gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
             [],
-            [state["step"] for state in states],
-            fused=True,
-            decoupled_weight_decay=True,
+            [state["step"]],
             amsgrad=False,
             beta1=self.beta1,
             beta2=self.beta2,
             lr=self.lr * lr_scale,
-            weight_decay=self.weight_decay if parameters[0].ndim > 1 else 0.0,
+            weight_decay=self.weight_decay if parameter.ndim > 1 else 0.0,
             eps=self.eps,
             maximize=False,
         )

@@ -1,7 +1,7 @@
 """One training step of a block, by automatic differentiation: the reference for all faster ones."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from onward.blocks import Block, is_inside
 from onward.errors import SettingError
 from onward.layers import Dense
 from onward.objectives import Metrics
-from onward.optimizers import Optimizer, Update, with_strides
+from onward.optimizers import with_strides
 from onward.samplers import Views
 
 
@@ -150,17 +150,6 @@ class Step(ABC):
         gradient = with_strides(gradient, like=parameter)
         rule.step(parameter.detach(), gradient, state, lr_scale=lr_scale)
 
-    def update_all(self, gradients: Mapping[str, Tensor], lr_scale: float) -> None:
-        """Let parameters follow their gradients, those of one rule together."""
-        trained, state = dict(self.block.trained()), self.block.optimizer_state
-        by_rule: dict[int, tuple[Optimizer, list[Update]]] = {}
-        for name, gradient in gradients.items():
-            rule, parameter = self.block.rules[name], trained[name].detach()
-            update = parameter, with_strides(gradient, like=parameter), state[name]
-            by_rule.setdefault(id(rule), (rule, []))[1].append(update)
-        for rule, each in by_rule.values():
-            rule.step_all(each, lr_scale=lr_scale)
-
     def count(self, name: str) -> None:
         """Count a step of a parameter."""
         self.block.rules[name].count(self.block.optimizer_state[name])
@@ -173,7 +162,9 @@ class AutogradStep(Step):
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, Batch], StepReport]:
         found = self.gradients(views, seed=seed)
-        self.update_all(found.named, lr_scale)
+        trained = dict(self.block.trained())
+        for name, gradient in found.named.items():
+            self.update(name, trained[name], gradient, lr_scale)
         return found.outputs, found.report
 
     @torch.enable_grad()

@@ -85,12 +85,12 @@ def test_one_rank_holds_all_blocks_with_their_moments_and_the_gradients_of_one()
     assert chapters == about(4 * (WEIGHTS + MOMENTS) + WEIGHTS)
 
 
-def test_a_copy_of_the_weights_is_held_where_products_are_in_bf16():
+def test_copies_of_weights_and_gradients_are_held_where_products_are_in_bf16():
     (fp32,), (bf16,) = (
         needed(StreamPlan, "sequential", 1, precision=precision) for precision in ("fp32", "bf16")
     )
 
-    assert bf16 - fp32 == about(4 * WEIGHTS / 2)
+    assert bf16 - fp32 == about(4 * 2 * WEIGHTS / 2)
 
 
 def test_a_rank_of_a_stream_holds_its_own_block_and_rank_0_all_weights_in_the_end():

@@ -275,20 +275,3 @@ def test_no_mini_batch_is_without_effect_and_none_exceeds_the_learning_rate(sche
 
 def test_a_constant_schedule_is_one_throughout():
     assert {lr_scale("constant", epoch, 0.5, 5) for epoch in range(5)} == {1.0}
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_parameters_that_are_updated_together_get_the_bits_of_each_alone(rule):
-    shapes = (6, 5), (6,), (3, 2, 2, 2)
-    alone, together = ([draw(*s, seed=n) for n, s in enumerate(shapes)] for _ in range(2))
-    states = [rule.init(p) for p in together]
-
-    expected = [[gradient(t + n, p) for n, p in enumerate(alone)] for t in range(5)]
-    kept = follow(rule, alone, expected, lr_scale=0.5)
-    for gradients in expected:
-        rule.step_all(list(zip(together, gradients, states, strict=True)), lr_scale=0.5)
-
-    for mine, theirs in zip(together, alone, strict=True):
-        assert mine.equal(theirs)
-    for mine, theirs in zip(states, kept, strict=True):
-        assert all(mine[name].equal(theirs[name]) for name in mine)
