@@ -43,8 +43,8 @@ class FFConvConfig(ConvolutionConfig):
 
 @recipe(
     source="Hinton 2022, arXiv:2212.13345, section 3.3, on maps of convolutions. That every layer "
-    "sees the label, and batch normalization, are ours; layers and optimizers are those of the "
-    "recipe conv",
+    "sees the label, and how maps are normalized, are ours; whitening and optimizers are those of "
+    "the recipe conv",
     defaults={
         "training.epochs": 10,
         "training.batch_size": 128,

@@ -31,9 +31,12 @@ from onward.samplers import NEUTRAL, LabelEmbedding, Negatives
 
 
 class LabelledLayer(nn.Module):
-    """Length normalization, convolution, pooling, batch normalization, the label, ReLU.
+    """Convolution, pooling, two normalizations, the label, ReLU.
 
-    A label adds a number to each map that is learned for it, the same at all places.
+    Maps are normalized over the mini-batch, each by itself, and then all of a sample together, to a
+    mean of 0 and a mean square of 1. How active a sample is then depends on how its label fits, and
+    not on the sample alone, nor on the goodness of the block before. A label adds a number to each
+    map that is learned for it, the same at all places.
 
     Args:
         before: What goes in.
@@ -49,7 +52,9 @@ class LabelledLayer(nn.Module):
             before.channels, after.channels, kernel_size=3, padding=1, bias=False
         )
         self.pool = POOLS[kind](2) if is_pooled else nn.Identity()
-        self.norm = NORMS[kind](after.channels)
+        self.norm = nn.Sequential(
+            NORMS[kind](after.channels, affine=False), nn.GroupNorm(1, after.channels)
+        )
         self.label = nn.Linear(num_classes, after.channels, bias=False)
         nn.init.normal_(self.label.weight, std=0.5)
 
