@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 FIGURES = {
     "backprop_pipeline": {"seconds", "megabytes"},
     "chapter_length": {"accuracy", "speedup", "megabytes"},
+    "ecg": {"error", "macro_f1", "sensitivity S", "predictivity S", "error_of_always_n"},
     "emulated_ranks": {
         "speedup",
         "ideal",
@@ -60,6 +61,7 @@ FIGURES = {
 LONG = {
     "backprop_pipeline",
     "chapter_length",
+    "ecg",
     "emulated_ranks",
     "exits",
     "hint_age",
