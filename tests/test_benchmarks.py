@@ -13,6 +13,7 @@ FIGURES = {
     "backprop_pipeline": {"seconds", "megabytes"},
     "chapter_length": {"accuracy", "speedup", "megabytes"},
     "conv_step": {"onward_vs_local", "onward_vs_backprop", "onward_vs_local_with_muon"},
+    "ecg": {"error", "macro_f1", "sensitivity S", "predictivity S", "error_of_always_n"},
     "emulated_ranks": {
         "speedup",
         "ideal",
@@ -65,6 +66,7 @@ FIGURES = {
 LONG = {
     "backprop_pipeline",
     "chapter_length",
+    "ecg",
     "emulated_ranks",
     "exits",
     "hint_age",

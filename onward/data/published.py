@@ -120,7 +120,7 @@ def _where(name: str, folders: list[Path]) -> str:
     if found:
         return str(found)
     if name not in download.REMOTES:
-        return f"to be made: DIR/{PUBLISHED[name].folder or name}/{MITBIH_FILE}"
+        return f"to be made: DIR/{_folder(name)}/{MITBIH_FILE}"
     return f"will be downloaded ({download.REMOTES[name].num_bytes / 1e6:.0f} MB)"
 
 
@@ -132,11 +132,11 @@ def locate(name: str, folders: list[Path]) -> Path:
     """
     found = _find(name, folders)
     if found is None and name not in download.REMOTES:
-        path = f"DIR/{PUBLISHED[name].folder or name}/{MITBIH_FILE}"
         raise DataError(
             f"{name} is nowhere to be found, and is not fetched: its beats are cut from records of "
-            f"PhysioNet. Make {path} with the members that onward.data.mitbih describes, and "
-            f"name that folder by --data-dir DIR or ONWARD_DATA=DIR."
+            f"PhysioNet. Make DIR/{_folder(name)}/{MITBIH_FILE} with the members that "
+            f"onward.data.mitbih describes, and name that folder by --data-dir DIR or "
+            f"ONWARD_DATA=DIR."
         )
     if found is None:
         download.fetch(name)
@@ -145,10 +145,15 @@ def locate(name: str, folders: list[Path]) -> Path:
     return found
 
 
+def _folder(name: str) -> str:
+    """Return what the folder of a data set is called that is not downloaded."""
+    return PUBLISHED[name].folder or name
+
+
 def _find(name: str, folders: list[Path]) -> Path | None:
-    own = (PUBLISHED[name].folder or name,)
+    remote = download.REMOTES.get(name)
     for folder in folders:
-        for layout in download.REMOTES[name].layouts if name in download.REMOTES else own:
+        for layout in remote.layouts if remote else (_folder(name),):
             if PUBLISHED[name].is_complete(folder / layout):
                 return folder / layout
     if name == "cifar10":
