@@ -97,8 +97,7 @@ class DataConfig(Section):
     many rows they have; blocks are then trained by autograd."""
 
     shift: Annotated[int, Range(0)] = 0
-    """Largest random shift of training images or signals, in pixels, drawn anew for each row and
-    epoch."""
+    """Largest random shift of training images or signals, in pixels, anew for each epoch."""
 
     shift_fill: Fill = "zeros"
     """What a shift brings in at the border: zeros, or the image mirrored there."""
@@ -108,8 +107,7 @@ class DataConfig(Section):
     epoch. alternating: each row turns with every epoch, from a direction that its id decides."""
 
     cutout: Annotated[int, Range(0)] = 0
-    """Side of a square of zeros at a random place of each training image, in pixels, drawn anew for
-    each row and epoch; 0 for none."""
+    """Side in pixels of a square of zeros, at a random place of each training image; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +296,10 @@ class PlacementConfig(Section):
 
     peer_timeout: float = 600.0
     """Seconds without a word after which a rank that others wait for counts as gone."""
+
+    memory: Positive | None = None
+    """Gigabytes a rank may hold in memory of what frozen blocks put out for a chapter; more goes to
+    a file, or is computed again. None: half of what is free, divided by the machine's ranks."""
 
     checkpoint_every: Count | None = None
     """Checkpoint interval, in chapters. None: an epoch."""
