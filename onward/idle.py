@@ -57,6 +57,8 @@ def _without_effect(
         yield "plan.cut", "mini-batches are not cut (plan.slices)"
     if not plan.has_validation:
         yield "plan.validate_every", "there are no validation samples"
+    if config.plan.kind == "stream":
+        yield "placement.memory", "a stream holds no samples of a chapter"
     if num_ranks == 1:
         for name in ("iface", "peer_timeout", "replicas", "restarts"):
             yield f"placement.{name}", "there is one rank"

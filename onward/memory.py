@@ -19,12 +19,17 @@ from onward.kernels.closed_form import SLICE_BYTES, has_closed_form
 from onward.networks import CHUNK_ROWS, Network, passes
 from onward.placement import Placement
 from onward.plan.tasks import INPUT, Plan, Product, ProductKind, Task, TaskKind
+from onward.runtime.holding import Way
 from onward.runtime.store import MOST_UNWRITTEN
 from onward.runtime.workers import Settings
 from onward.transport.distributed import IN_FLIGHT, POSTED
 
 NO_LIMIT = 1 << 60
 """Bytes from which on a limit is none: how the first version of control groups says so."""
+
+
+MACHINE = " the memory of the machine"
+"""How the name of the limit ends that is the machine itself."""
 
 
 class Room(NamedTuple):
@@ -80,6 +85,7 @@ def estimate(
     settings: Settings,
     *,
     keeps: bool = False,
+    ways: Sequence[Way | None] = (),
 ) -> list[int]:
     """Return the bytes that each rank needs for blocks, activities and messages, about.
 
@@ -94,15 +100,16 @@ def estimate(
         training: Samples like those of the data.
         settings: How it is computed.
         keeps: Whether states are kept to go on from.
+        ways: How each rank holds what frozen blocks put out; none: all in memory.
     """
-    sizes = _sizes(plan, placement, network, training, settings, MOST_UNWRITTEN + 1 if keeps else 0)
-    trains: dict[int, list[Task]] = defaultdict(list)
+    sizes = sizes_of(
+        plan, placement, network, training, settings, MOST_UNWRITTEN + 1 if keeps else 0
+    )
+    training_tasks = trains(plan, placement)
     sent: dict[int, set[Product]] = defaultdict(set)
     coming: dict[int, dict[int, set[Product]]] = defaultdict(lambda: defaultdict(set))
     for task in _first_and_last(plan, placement):
         ranks = placement.ranks(task)
-        for rank in ranks if task.kind is TaskKind.TRAIN else ():
-            trains[rank].append(task)
         for product in plan.needs(task):
             makers = placement.ranks(plan.maker(product))
             for rank in set(ranks).difference(makers):
@@ -113,11 +120,22 @@ def estimate(
     # Where blocks stay, a rank of a cheap block is ahead of those that read it.
     ahead, behind = (plan.most_waiting + 1, IN_FLIGHT) if placement.owners else (0, 1)
     return [
-        _trained(plan, placement, rank, trains[rank], sizes)
+        _trained(
+            plan, placement, rank, training_tasks[rank], sizes, ways[rank] if ways else "memory"
+        )
         + sum(sizes.largest(plan, each, POSTED + 1 + ahead) for each in coming[rank].values())
         + sizes.largest(plan, sent[rank], behind)
         for rank in range(placement.num_ranks)
     ]
+
+
+def trains(plan: Plan, placement: Placement) -> dict[int, list[Task]]:
+    """Return the first tasks of each rank that train."""
+    found: dict[int, list[Task]] = defaultdict(list)
+    for task in _first_and_last(plan, placement):
+        for rank in placement.ranks(task) if task.kind is TaskKind.TRAIN else ():
+            found[rank].append(task)
+    return found
 
 
 def _first_and_last(plan: Plan, placement: Placement) -> list[Task]:
@@ -140,7 +158,20 @@ class Sizes:
     """Copies of weights for products in another type, by block."""
 
     making: dict[int, int]
-    """What is there while a task trains a block, beside its weights and optimizer state."""
+    """What is there while a task trains a block, beside its weights, its optimizer state and what
+    frozen blocks put out."""
+
+    activities: dict[int, int]
+    """What frozen blocks put out for the samples of a chapter, by the block that reads it."""
+
+    in_memory: dict[int, int]
+    """The same with the samples as the network begins with them."""
+
+    elsewhere: dict[int, int]
+    """What is in memory where it is held elsewhere."""
+
+    chunks: dict[int, int]
+    """What frozen blocks put out for a chunk."""
 
     def largest(self, plan: Plan, products: Iterable[Product], most: int) -> int:
         """Return the bytes of some of the messages that bring products, the largest ones."""
@@ -151,7 +182,12 @@ class Sizes:
 
 
 def _trained(
-    plan: Plan, placement: Placement, rank: int, tasks: Sequence[Task], sizes: Sizes
+    plan: Plan,
+    placement: Placement,
+    rank: int,
+    tasks: Sequence[Task],
+    sizes: Sizes,
+    way: Way | None,
 ) -> int:
     """Return what a rank holds at its peak of the blocks that it trains, messages left out.
 
@@ -161,6 +197,7 @@ def _trained(
         rank: The rank.
         tasks: Its first tasks that train.
         sizes: Bytes of the blocks.
+        way: How it holds what frozen blocks put out.
     """
     weights, states = (
         {block: sizes.products[kind][block] for _, _, block in tasks}
@@ -172,7 +209,9 @@ def _trained(
     for task in tasks:
         block = task.block
         left.pop(task, None)
-        most = max(most, sum(left.values()) + states[block] + sizes.making[block])
+        making = sizes.making[block]
+        making += sizes.in_memory[block] if way == "memory" else sizes.elsewhere[block]
+        most = max(most, sum(left.values()) + states[block] + making)
         left |= {
             use: states[block] + (sizes.copies[block] if plan.follows(use) else 0)
             for use in plan.uses(Product(ProductKind.OPTIMIZER_STATE, task.time, block))
@@ -182,13 +221,13 @@ def _trained(
 
 
 @torch.no_grad()
-def _sizes(
+def sizes_of(
     plan: Plan,
     placement: Placement,
     network: Network,
     training: Batch,
     settings: Settings,
-    unwritten: int,
+    unwritten: int = 0,
 ) -> Sizes:
     """Return the bytes of blocks, of which copies of some states may wait to be written."""
     blocks, views = dict(enumerate(network.all_blocks)), len(network.sampler.names)
@@ -200,7 +239,8 @@ def _sizes(
     rows |= {number: _bytes_each(out.inputs) for number, _, out in passes(network, batch)}
     weights = {number: block.num_bytes for number, block in blocks.items()}
     states = {n: sum(t.nbytes for t in block.optimizer_tensors()) for n, block in blocks.items()}
-    copies, making = {}, {}
+    copies, making, activities, chunks = {}, {}, {}, {}
+    in_memory, elsewhere = {}, {}
     for number, block in blocks.items():
         weight, node = weights[number], plan.nodes[number]
         is_closed = settings.closed_form and has_closed_form(block)
@@ -222,14 +262,19 @@ def _sizes(
         making[number] += unwritten * (weight + states[number])
         # The first block reads the data themselves, unless they are changed or seen as views.
         kept = rows if is_copied or views > 1 else {**rows, INPUT: 0}
+        chunk = min(round(passed), CHUNK_ROWS)
         if settings.augment:
             # They are made portion by portion, and what is put out for each epoch is kept.
             kept = {**rows, INPUT: 0}
+            chunk = min(round(passed), max(CHUNK_ROWS, plan.batch_size))
             if passed or (INPUT, 0) in node.reads:
-                portion = max(plan.batch_size, CHUNK_ROWS) if passed else plan.batch_size
-                making[number] += 2 * portion * (one + views * rows[INPUT])
+                making[number] += 2 * (chunk or plan.batch_size) * (one + views * rows[INPUT])
             passed *= len(plan.segments(0))
-        making[number] += round(passed) * _passed(plan, kept, number, views)
+        in_memory[number] = round(passed) * _passed(plan, kept, number, views)
+        # A graph is one whole, and stays in memory.
+        put_out = 0 if training.structure else _passed(plan, {**rows, INPUT: 0}, number, views)
+        activities[number], chunks[number] = round(passed) * put_out, chunk * put_out
+        elsewhere[number] = round(passed) * views * kept[INPUT] + chunks[number]
         if is_copied and views > 1 and not settings.augment:
             # Views are made of a copy of the samples.
             making[number] += round(passed) * one
@@ -239,7 +284,7 @@ def _sizes(
         ProductKind.ACTIVITIES: {n: plan.batch_size * views * rows[n] for n in blocks},
         ProductKind.NEUTRAL: {n: plan.batch_size * rows[n] for n in blocks},
     }
-    return Sizes(products, copies, making)
+    return Sizes(products, copies, making, activities, in_memory, elsewhere, chunks)
 
 
 def _bytes_each(tensors: Tensors) -> int:
@@ -298,7 +343,7 @@ def limits() -> dict[str, int]:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         machine = socket.gethostname()
-    found = {f"{machine} the memory of the machine": int(psutil.virtual_memory().total)}
+    found = {f"{machine}{MACHINE}": int(psutil.virtual_memory().total)}
     for folder, limit in _group_limits().items():
         found[f"{machine}-{folder.stat().st_ino} control group {folder}"] = limit
     return found

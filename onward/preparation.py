@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from onward import memory
+from onward import budget, memory
 from onward.augmentation import of_data
 from onward.batch import Batch
 from onward.checkpoint import MEMORY_FORMATS, PRECISIONS
@@ -56,6 +56,8 @@ class Preview(NamedTuple):
     """What each block of the line costs of a pass through it, see `block_costs`."""
     memory: list[int]
     """Bytes that each rank holds at its peak, about; see `onward.memory.estimate`."""
+    held: list[budget.Held]
+    """What frozen blocks put out on each rank, were all of them on this machine."""
     config: RunConfig
     """The run, with the settings of the stage."""
 
@@ -93,9 +95,24 @@ def preview(
         plan, placement = arrange(own, network, dataset.training, shape, num_ranks)
         costs = block_costs(network, dataset.training)
         settings = make_settings(own)
-        needed = memory.estimate(plan, placement, network, shard.training, settings, keeps=keeps)
+        put_out = budget.with_room(
+            budget.held_on_ranks(plan, placement, network, shard.training, settings),
+            [budget.place(own.placement.memory)] * num_ranks,
+            placement,
+        )
+        needed = memory.estimate(
+            plan,
+            placement,
+            network,
+            shard.training,
+            settings,
+            keeps=keeps,
+            ways=[each.way for each in put_out],
+        )
         peaks = [before + more for more in needed]
-        found.append(Preview(plan, placement, network, dataset, shard, settings, costs, peaks, own))
+        found.append(
+            Preview(plan, placement, network, dataset, shard, settings, costs, peaks, put_out, own)
+        )
     return found
 
 

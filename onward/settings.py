@@ -75,8 +75,7 @@ class DataConfig(Section):
     alternating for images of three channels, which are mostly photographs, and none for others."""
 
     cutout: Annotated[int, Range(0)] = 0
-    """Side of a square of zeros at a random place of each training image, in pixels, drawn anew for
-    each row and epoch; 0 for none."""
+    """Side in pixels of a square of zeros, at a random place of each training image; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +268,10 @@ class PlacementConfig(Section):
 
     peer_timeout: float = 600.0
     """Seconds without a word after which a rank that others wait for counts as gone."""
+
+    memory: Positive | None = None
+    """Gigabytes a rank may hold in memory of what frozen blocks put out for a chapter; more goes to
+    a file, or is computed again. None: half of what is free, divided by the machine's ranks."""
 
     checkpoint_every: Count | None = None
     """Checkpoint interval, in chapters. None: an epoch."""

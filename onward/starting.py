@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from onward import memory
+from onward import budget, memory
 from onward.augmentation import name_of
 from onward.blocks import Block
 from onward.config import RunConfig
@@ -65,6 +65,9 @@ class Ready:
     memory: int
     """Bytes that this rank will hold at its peak, about."""
 
+    held: list[budget.Held]
+    """What frozen blocks put out on each rank, and how it is held."""
+
     transport: Transport
     """The way to the others."""
 
@@ -98,12 +101,28 @@ def get_ready(
         folder = None  # Ranks that keep nothing could not say what is done.
     keeps = folder is not None or not transport.carries
     peak = memory.resident()
+    gigabytes = config.placement.memory
+    places = [
+        budget.Place(*other) for other in transport.all_gather("place", budget.place(gigabytes))
+    ]
     # This one last: stages may have blocks in common, which take on its precision.
     for each, own in (*later, (network, config)):
         plan, placement = arrange(own, each, dataset.training, summary, transport.num_ranks, given)
-        before = memory.beside(each)
+        before, settings = memory.beside(each), make_settings(own)
+        held = budget.with_room(
+            budget.held_on_ranks(plan, placement, each, dataset.training, settings),
+            places,
+            placement,
+        )
+        budget.check(held, places)
         needed = memory.estimate(
-            plan, placement, each, dataset.training, make_settings(own), keeps=keeps
+            plan,
+            placement,
+            each,
+            dataset.training,
+            settings,
+            keeps=keeps,
+            ways=[each.way for each in held],
         )
         peak = max(peak, before + needed[transport.rank])
     room = memory.room(peak)
@@ -116,6 +135,13 @@ def get_ready(
         listener.note(
             "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "
             "ow.train(..., folder=FOLDER)."
+        )
+    own_held = held[transport.rank]
+    if own_held.way == "file" and transport.rank == 0:
+        listener.note(
+            f"What frozen blocks put out, about {own_held.bytes / 1e9:,.1f} GB, is held in a file "
+            f"in {places[0].folder}: more than {own_held.memory / 1e9:,.1f} GB are not to be held "
+            f"in memory (placement.memory)."
         )
     if not transport.carries:
         folder = Path(config.placement.directory or "")
@@ -139,7 +165,17 @@ def get_ready(
                     f"Going on: {num_done(plan):,} of {num_tasks:,} tasks are done already."
                 )
     return Ready(
-        config, dataset, shards, summary, plan, placement, room.needed, transport, store, holders
+        config,
+        dataset,
+        shards,
+        summary,
+        plan,
+        placement,
+        room.needed,
+        held,
+        transport,
+        store,
+        holders,
     )
 
 

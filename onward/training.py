@@ -368,6 +368,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     # Others hear of reports where all ranks gather them.
     log = Log(plan, fields, listener if transport.rank == 0 else Listener())
     worker = make_worker(plan, network, shards, make_settings(config))
+    worker.way = ready.held[transport.rank].way or worker.way
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
     store, holders = ready.store, ready.holders
     runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, holders)
@@ -419,6 +420,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "chapters": plan.chapters,
         "plan": config.plan.kind,
         "hint_age": plan.hint_age,
+        "activities": [each.way for each in ready.held],
         "shards": len(plan.rows),
         "slices": config.plan.slices,
         "teams": list(placement.teams),

@@ -96,7 +96,7 @@ def copies(tensors):
     return [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
 
 
-def run_in_memory(plan, placement, networks, shards, settings):
+def run_in_memory(plan, placement, networks, shards, settings, way="memory"):
     """Run all ranks in this process, each with a network of its own; return their runtimes.
 
     Rank 0's network is the trained one. In a federated run each rank holds its own shards only.
@@ -111,6 +111,7 @@ def run_in_memory(plan, placement, networks, shards, settings):
             if placement.name != "federated" or shard % placement.num_ranks == transport.rank
         }
         worker = make_worker(plan, network, own, settings)
+        worker.way = way
         runtimes.append(Runtime(plan, placement, worker, transport))
     if max(placement.teams) > 1:
         _run_in_threads(runtimes)

@@ -198,12 +198,12 @@ class Prepared:
     def costs(self):
         return block_costs(self.network, self.shards[0].training)
 
-    def run(self, name, num_ranks, replicas=1):
+    def run(self, name, num_ranks, replicas=1, way="memory"):
         """Run a placement in this process; return its runtimes, rank 0 first."""
         placement = place(self.plan, name, num_ranks, self.costs(), replicas)
         networks = [copy.deepcopy(self.network) for _ in range(num_ranks)]
         with global_generator_kept():
-            return run_in_memory(self.plan, placement, networks, self.shards, self.settings)
+            return run_in_memory(self.plan, placement, networks, self.shards, self.settings, way)
 
 
 @cache

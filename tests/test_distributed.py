@@ -73,6 +73,14 @@ def test_processes_that_share_a_folder_end_in_the_weights_of_one_process(group, 
     assert first["weights"] == alone(case)["weights"]
 
 
+def test_processes_that_hold_activities_in_files_end_in_the_weights_of_one_process(group):
+    first, _ = group["held_in_files"]
+
+    assert first["activities"] == ["file", "file"]
+    assert alone("older moments")["activities"] == ["memory"]
+    assert first["weights"] == alone("older moments")["weights"]
+
+
 @pytest.mark.parametrize("cut", ["rows", "units"])
 def test_processes_that_share_tasks_end_in_the_weights_of_one_process(group, cut):
     config = config_of("bf16", group["folder"], "sequential")

@@ -4,6 +4,7 @@ import pytest
 from placements import for_all_placements, plans
 from plans import chapters_of_two_blocks, stream_of_two_blocks
 
+from onward.budget import Held
 from onward.cli.drawing import STYLES, clock_times, legend, plan_table, staircase
 from onward.placement import place
 
@@ -123,10 +124,12 @@ def test_the_table_counts_the_tasks_and_messages_of_each_rank():
         epochs=3, chapters=3, head_reads=(1,), hint_age=2, has_validation=True
     )
     placement = place(plan, "all-layers", 2, [1, 1])
+    ways, room = ("memory", "file"), 1_500_000_000
+    held = [Held(room, 0, ways, 0, room), Held(2_000_000_000, 0, ways, 0, room)]
 
     columns = {
         str(c.header): list(c.cells)
-        for c in plan_table(plan, placement, [1_000_000, 2_000_000]).columns
+        for c in plan_table(plan, placement, [1_000_000, 2_000_000], held).columns
     }
 
     assert columns == {
@@ -139,6 +142,7 @@ def test_the_table_counts_the_tasks_and_messages_of_each_rank():
         "messages": ["3", "3"],
         "to ranks": ["1", "0"],
         "holds, MB": ["1", "2"],
+        "passed on, GB": ["1.5 file", "2.0 no room"],
     }
 
 

@@ -60,6 +60,18 @@ def test_a_setting_without_effect_is_named_with_its_value_and_the_reason(
     assert text.startswith(f"{name} = {value} has no effect: {reason}")
 
 
+def test_a_stream_holds_no_activities_of_a_chapter(said):
+    (text,) = said("one-pass", "plan.kind=stream", "placement.memory=2.5")
+
+    assert text == "placement.memory = 2.5 has no effect: a stream holds no samples of a chapter."
+
+
+def test_without_shifts_nothing_is_filled(said):
+    (text,) = said("one-pass", "data.shift_fill=reflect")
+
+    assert text == "data.shift_fill = reflect has no effect: nothing is shifted (data.shift)."
+
+
 def test_without_validation_rows_there_is_nothing_to_validate_often(said):
     (text,) = said("one-pass", "data.validation=0", "plan.validate_every=1")
 

@@ -116,6 +116,7 @@ RESULT = {
     "tasks_done_before": lambda value: value == 0,
     "precision": {"fp32", "bf16"}.__contains__,
     "augmentation": lambda value: value == [],
+    "activities": listed({"memory"}.__contains__),
     "placement": is_text,
     "world_size": is_count,
     "data_sha256": is_digest,

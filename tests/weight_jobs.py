@@ -151,6 +151,7 @@ def told(result):
         "weights": result.facts["weights_sha256"],
         "accuracy": result.accuracy,
         "placement": result.facts["placement"],
+        "activities": result.facts["activities"],
         "bytes_sent": result.facts["bytes_sent"],
         "reports": sorted([p.chapter, -1 if p.block is None else p.block] for p in result.progress),
     }
@@ -196,6 +197,13 @@ def private_files(folder):
 @job(3)
 def convolutions_on_three(folder):
     return told(train_convolutions(folder))
+
+
+@job(2)
+def held_in_files(folder):
+    config = config_of("older moments", folder, "all-layers")
+    # Less than 590 samples take, and more than a chunk of 500.
+    return told(run(config.with_settings({"placement.memory": 0.00019})))
 
 
 @job(2)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from onward.budget import Held
 from onward.cli.planner import Choice, alone
 from onward.placement import Placement, messages
 from onward.plan.tasks import Plan, Product, Task, TaskKind
@@ -17,13 +18,19 @@ MOST_CHOICES = 8
 """Ways to run that a table shows."""
 
 
-def plan_table(plan: Plan, placement: Placement, memory: Sequence[int]) -> Table:
+def plan_table(
+    plan: Plan, placement: Placement, memory: Sequence[int], held: Sequence[Held]
+) -> Table:
     """Return a table of each rank: how many tasks of each kind, messages sent, bytes held."""
     ranks = "1 rank" if placement.num_ranks == 1 else f"{placement.num_ranks} ranks"
     table = Table(title=f"{placement.name}: {ranks}")
     for name in ("rank", "blocks", "train", "pass", "score", "validate", "messages", "to ranks"):
         table.add_column(name, justify="right")
     table.add_column("holds, MB", justify="right")
+    # A stream holds no samples of a chapter.
+    passes = any(each.bytes for each in held)
+    if passes:
+        table.add_column("passed on, GB", justify="right")
     tasks: dict[int, list[Task]] = {rank: [] for rank in range(placement.num_ranks)}
     sent: dict[int, list[int]] = {rank: [] for rank in range(placement.num_ranks)}
     for task in plan.tasks():
@@ -44,8 +51,14 @@ def plan_table(plan: Plan, placement: Placement, memory: Sequence[int]) -> Table
             str(len(sent[rank])),
             ", ".join(map(str, sorted(set(sent[rank])))) or "-",
             f"{memory[rank] / 1e6:,.0f}",
+            *[_said(held[rank])] * passes,
         )
     return table
+
+
+def _said(held: Held) -> str:
+    """Say how much frozen blocks put out, and where it is held."""
+    return f"{held.bytes / 1e9:,.1f} {held.way or 'no room'}"
 
 
 def staircase(plan: Plan, placement: Placement, *, clocks: int, width: int) -> Text:

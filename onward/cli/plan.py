@@ -54,7 +54,7 @@ def _show(
     """Print the tasks of each rank in a stage, and where that is asked, how long they take."""
     plan, placement = begun.plan, begun.placement
     console = Output()
-    console.print(plan_table(plan, placement, begun.memory))
+    console.print(plan_table(plan, placement, begun.memory, begun.held))
     console.print(staircase(plan, placement, clocks=40, width=console.width), soft_wrap=True)
     console.print(legend(plan), soft_wrap=True)
     warning = stall(plan, placement)

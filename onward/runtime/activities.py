@@ -6,13 +6,14 @@ samples are augmented, a portion is some mini-batches in the order in which they
 The plan alone decides the portions, so that rounding does not depend on who passes them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from onward.batch import Batch, mapped, parts
 from onward.blocks import gathered
 from onward.plan.tasks import INPUT
+from onward.runtime.holding import HOLDS, Hold, in_memory
 from onward.runtime.workers import Worker, pass_through
 from onward.samplers import Views
 from onward.team import Alone, Team
@@ -24,7 +25,7 @@ class Activities:
     Args:
         worker: Has the blocks.
         chapter: The chapter.
-        portions: Number of portions.
+        rows: Samples of each portion.
         first: Returns a portion as the network begins with it, by view.
         is_neutral: Whether heads learn from these samples, and not the blocks of the line.
     """
@@ -33,81 +34,95 @@ class Activities:
         self,
         worker: Worker,
         chapter: int,
-        portions: int,
+        rows: Sequence[int],
         first: Callable[[int], Views],
         *,
         is_neutral: bool,
     ) -> None:
         self.worker, self.chapter, self.is_neutral = worker, chapter, is_neutral
-        self.portions, self.first = portions, first
+        self.rows, self.portions, self.first = rows, len(rows), first
         # Ranks of a team do not share what a head reads: it is small.
         self.team = Alone() if is_neutral else worker.team
         self.known: dict[int, list[Views]] = {}
         """What each block puts out, by portion."""
 
     def pass_to(self, block: int) -> None:
-        """Pass all samples through the blocks below, to `read` what they put out."""
-        self._pass_to(block, block)
+        """Pass all samples through the blocks below, where what they put out is held."""
+        if self.worker.way != "again" or self.portions == 1:
+            self._pass_to(block, block)
 
     def _pass_to(self, block: int, goal: int) -> None:
         for source in self.worker.plan.sources(block):
             if source not in self.known:
                 self._pass_to(source, goal)
                 with self.worker.recorder.span("forward", f"{source}P{self.chapter}"):
-                    self.known[source] = list(self._passed(source))
+                    self.known[source] = self._passed(source)
                 self._forget(goal)
 
     def read(self, block: int, portion: int) -> Views:
         """Return a portion as a block reads it, by view."""
-        edges = self.worker.network.edges[block]
-        outputs = {e.source: self._output(e.source, portion) for e in edges}
-        like = outputs[edges[0].source]
+        return self._read(block, portion, {n: each[portion] for n, each in self.known.items()})
+
+    def _read(self, block: int, portion: int, found: dict[int, Views]) -> Views:
+        """See `read`; what is found of this portion on the way is added to what is known."""
+        reads = []
+        for edge in self.worker.network.edges[block]:
+            source = INPUT if isinstance(edge.source, str) else edge.source
+            if source not in found and source == INPUT:
+                found[INPUT] = self.first(portion)
+                if self.portions == 1:
+                    self.known[INPUT] = [found[INPUT]]
+            elif source not in found:
+                views = self._read(source, portion, found)
+                outputs = self._through(source, views, Alone(), in_memory)
+                found[source] = self.worker.handed_on(views, outputs)
+            reads.append((edge, found[source]))
+        like = reads[0][1]
         return {
-            name: gathered([(e, outputs[e.source][name].inputs) for e in edges], like[name])
+            name: gathered([(edge, views[name].inputs) for edge, views in reads], like[name])
             for name in like
         }
 
-    def _output(self, source: int | str, portion: int) -> Views:
-        number = INPUT if isinstance(source, str) else source
-        if number in self.known:
-            return self.known[number][portion]
-        assert number == INPUT
-        views = self.first(portion)
-        if self.portions == 1:
-            self.known[INPUT] = [views]
-        return views
-
-    def _passed(self, number: int) -> Iterator[Views]:
-        """Yield what a block puts out, by portion."""
+    def _passed(self, number: int) -> list[Views]:
+        """Return what a block puts out, by portion, held as it is to be."""
+        hold = HOLDS.get(self.worker.way, in_memory)
         if self.portions == 1:
             views = self.read(number, 0)
-            yield self.worker.handed_on(views, self._through(number, views, self.team))
-            return
+            outputs = self._through(number, views, self.team, hold)
+            return [self.worker.handed_on(views, outputs)]
+        held: list[list[Tensor]] = []
+        found: list[Views] = []
         for start in range(0, self.portions, self.team.size):
             # One portion for each rank of the team.
             numbers = range(start, min(start + self.team.size, self.portions))
             several = [self.read(number, portion) for portion in numbers]
-            for views, outputs in zip(several, self._shared(number, several), strict=True):
-                yield self.worker.handed_on(views, outputs)
+            for portion, views, outputs in zip(
+                numbers, several, self._shared(number, several), strict=True
+            ):
+                tensors = _tensors(outputs)
+                held = held or [hold(self.rows, tensor) for tensor in tensors]
+                places = [places[portion].copy_(t) for places, t in zip(held, tensors, strict=True)]
+                found.append(self.worker.handed_on(views, _like(outputs, places)))
+        return found
 
     def _shared(self, number: int, several: Sequence[Views]) -> list[dict[str, Batch]]:
         """Pass several portions through a block, each on another rank of the team."""
         team, has_own = self.team, self.team.index < len(several)
         # A rank without a portion passes another's, to know what they will send.
-        found = self._through(number, several[team.index if has_own else 0], Alone())
-        own = [t if has_own else t[:0] for out in found.values() for t in parts(out.inputs)]
+        found = self._through(number, several[team.index if has_own else 0], Alone(), in_memory)
+        own = [t if has_own else t[:0] for t in _tensors(found)]
         rows = [len(next(iter(views.values()))) for views in several]
         rows += [0] * (team.size - len(several))
         layouts = [[t.new_empty(n, *t.shape[1:]) for t in own] for n in rows]
         every = team.all_gather(own, layouts)[: len(several)]
         return [_like(found, tensors) for tensors in every]
 
-    def _through(self, number: int, views: Views, team: Team) -> dict[str, Batch]:
+    def _through(self, number: int, views: Views, team: Team, hold: Hold) -> dict[str, Batch]:
         """Pass the views that go on through a block."""
         # In their order, which ranks that share the work agree on.
         passing = dict.fromkeys(map(self.worker.continued, views))
         block = self.worker.blocks[number]
-        return {name: pass_through(block, views[name], team) for name in passing}
+        return {name: pass_through(block, views[name], team, hold) for name in passing}
 
     def _forget(self, goal: int) -> None:
         """Let go of outputs that neither a block of the chapter reads nor one on the way to it."""
@@ -120,6 +135,11 @@ class Activities:
             readers = [b for b in reading if (source, 0) in plan.nodes[b].reads]
             if not any(b >= goal or (b in below and b not in known) for b in readers):
                 del known[source]
+
+
+def _tensors(found: dict[str, Batch]) -> list[Tensor]:
+    """Return the inputs of batches."""
+    return [tensor for out in found.values() for tensor in parts(out.inputs)]
 
 
 def _like(found: dict[str, Batch], tensors: Sequence[Tensor]) -> dict[str, Batch]:

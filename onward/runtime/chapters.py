@@ -1,6 +1,6 @@
 """The worker of a chapter plan: blocks take turns, each on samples passed through those below."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -77,22 +77,34 @@ class ChapterWorker(Worker):
         training = self.shards[self.plan.shard(chapter)].training
         if head is None:
             hints = self._hinted(training, lambda part: self.network.scores(part).network)
+        elif self.settings.augment:
+            # Those that were learned from are others: chunk by chunk, and nothing is held.
+            hints = self._hinted(
+                training, lambda part: head.scores(head.infer(self._read_by_head(part)))
+            )
         else:
-            number = len(self.blocks) - 1
             key = self._key(self.plan.segments(chapter)[0])
-            if self.settings.augment or self.plan.chapters > self.plan.epochs:
+            if self.plan.chapters > self.plan.epochs:
                 # Those that were learned from are others than those of the next chapters.
                 key = Segment(-1, 0, 0)
-            network = self.network
             activities = self._activities(
-                (key, True),
-                1,
-                lambda _: {NEUTRAL: network.sampler.neutral(network.transformed(training))},
+                (key, True), [len(training)], lambda _: self._neutral(training)
             )
-            activities.pass_to(number)
-            read = activities.read(number, 0)[NEUTRAL]
+            activities.pass_to(len(self.blocks) - 1)
+            read = activities.read(len(self.blocks) - 1, 0)[NEUTRAL]
             hints = self._hinted(read, lambda part: head.scores(head.infer(part)))
         return {Product(ProductKind.HINTS, chapter, 0): [hints.float()]}
+
+    def _neutral(self, batch: Batch) -> Views:
+        """Return samples of the data as inference sees them."""
+        return {NEUTRAL: self.network.sampler.neutral(self.network.transformed(batch))}
+
+    def _read_by_head(self, batch: Batch) -> Batch:
+        """Return samples of the data as the last head reads them."""
+        activities = Activities(
+            self, self.chapter, [len(batch)], lambda _: self._neutral(batch), is_neutral=True
+        )
+        return activities.read(len(self.blocks) - 1, 0)[NEUTRAL]
 
     def _hinted(self, batch: Batch, scored: Callable[[Batch], Tensor]) -> Tensor:
         """Return the class scores of samples, which ranks of a team share; a graph is one whole."""
@@ -125,19 +137,17 @@ class ChapterWorker(Worker):
         return segment if self.settings.augment else segment._replace(epoch=0)
 
     def _activities(
-        self, key: tuple[Segment, bool], portions: int, first: Callable[[int], Views]
+        self, key: tuple[Segment, bool], rows: Sequence[int], first: Callable[[int], Views]
     ) -> Activities:
         """Return what the blocks of this chapter put out for some samples.
 
         Args:
             key: What tells the samples from others of the chapter, and whether they are neutral.
-            portions: Number of portions.
+            rows: Samples of each portion.
             first: Returns a portion as the network begins with it, by view.
         """
         if key not in self.activities:
-            self.activities[key] = Activities(
-                self, self.chapter, portions, first, is_neutral=key[1]
-            )
+            self.activities[key] = Activities(self, self.chapter, rows, first, is_neutral=key[1])
         return self.activities[key]
 
     # What a block learns from
@@ -161,7 +171,8 @@ class ChapterWorker(Worker):
                 return self._views(batch, samples, block, (chapter, shard))
 
             if not views:
-                activities = self._activities((self._key(segment), self._is_head(block)), 1, first)
+                key = (self._key(segment), self._is_head(block))
+                activities = self._activities(key, [len(samples)], first)
                 activities.pass_to(block)
                 views = self._prepared(block, activities.read(block, 0))
             yield segment, self._mini_batches(views, positions)
@@ -188,8 +199,9 @@ class ChapterWorker(Worker):
                     found.append(self._views(batch, chosen, block, drawn))
                 return {name: joined([views[name] for views in found]) for name in found[0]}
 
-            portions = -(-len(numbers) // each)
-            activities = self._activities((segment, self._is_head(block)), portions, first)
+            learned = order[segment.first * size : segment.last * size]
+            rows = [len(part) for part in learned.split(each * size)]
+            activities = self._activities((segment, self._is_head(block)), rows, first)
             activities.pass_to(block)
             yield segment, self._in_portions(activities, block)
 

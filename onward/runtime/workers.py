@@ -16,7 +16,7 @@ from torch import Tensor
 from onward import seeds
 from onward.arguments import fits, said
 from onward.augmentation import Augmentation, augmented
-from onward.batch import Batch, Tensors, empty, mapped, parts
+from onward.batch import Batch, Tensors, mapped, parts
 from onward.blocks import Block
 from onward.engine import ADVICE, Training
 from onward.errors import DivergedError, SettingError
@@ -25,6 +25,7 @@ from onward.networks import CHUNK_ROWS, Network
 from onward.optimizers import with_strides
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
+from onward.runtime.holding import Hold, Way, in_memory
 from onward.samplers import Views
 from onward.steps import StepReport
 from onward.team import Alone, Team
@@ -109,6 +110,8 @@ class Worker(ABC):
         self.validation_seconds = 0.0
         self.recorder = Recorder(0, most=0)
         self.team: Team = Alone()
+        self.way: Way = "memory"
+        """How what frozen blocks put out is held."""
 
     def execute(self, task: Task, given: Given) -> Made:
         """Do a task.
@@ -336,17 +339,21 @@ def report_fields(block: Block) -> tuple[str, ...]:
     )
 
 
-def pass_through(block: Block, batch: Batch, team: Team | None = None) -> Batch:
+def pass_through(
+    block: Block, batch: Batch, team: Team | None = None, hold: Hold = in_memory
+) -> Batch:
     """Pass samples through a block in chunks, without training it."""
     if batch.structure:
         return block.infer(batch)
     outputs = in_chunks(
-        len(batch), lambda part: block.infer(batch.take(part)).inputs, team or Alone()
+        len(batch), lambda part: block.infer(batch.take(part)).inputs, team or Alone(), hold
     )
     return batch.replace(inputs=outputs, context={})
 
 
-def in_chunks(samples: int, work: Callable[[slice], Tensors], team: Team) -> Tensors:
+def in_chunks(
+    samples: int, work: Callable[[slice], Tensors], team: Team, hold: Hold = in_memory
+) -> Tensors:
     """Do something with samples, chunk by chunk, and join what it yields.
 
     Chunks of `CHUNK_ROWS` are assigned to the ranks of a team, each of which gets all results.
@@ -355,6 +362,7 @@ def in_chunks(samples: int, work: Callable[[slice], Tensors], team: Team) -> Ten
         samples: Number of samples.
         work: Returns a row for each sample of a chunk.
         team: Who shares the work.
+        hold: Makes room for the results.
     """
     firsts = range(0, samples, CHUNK_ROWS)
 
@@ -365,7 +373,7 @@ def in_chunks(samples: int, work: Callable[[slice], Tensors], team: Team) -> Ten
     own = bounds(team.index)
     # A rank without a chunk looks at a sample, to know what others will send.
     first = work(slice(own.start, min(own.start + CHUNK_ROWS, own.stop)) if own else slice(0, 1))
-    found = mapped(lambda tensor: empty(samples, tensor), first)
+    found = mapped(lambda tensor: hold([samples], tensor)[0], first)
 
     def put(start: int, tensors: Tensors) -> None:
         for target, tensor in zip(parts(found), parts(tensors), strict=True):

@@ -1,0 +1,165 @@
+"""The memory budget: what frozen blocks put out for a chapter, and where a rank may hold it."""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import psutil
+
+from onward.batch import Batch
+from onward.errors import SettingError
+from onward.memory import MACHINE, limits, sizes_of, trains
+from onward.networks import Network
+from onward.placement import Placement
+from onward.plan.tasks import Plan
+from onward.runtime.holding import Way, folder, is_in_memory
+from onward.runtime.workers import Settings
+
+ROOMS = ("memory", "disk")
+"""What ranks that share tasks have all as much of as the one with the least."""
+
+SHARE = 0.5
+"""Part of the free memory that activities may take where nothing is set."""
+
+
+class Place(NamedTuple):
+    """What a rank has for activities, as far as it is not used now."""
+
+    machine: str
+    """Name of the machine."""
+
+    memory: int
+    """Bytes that are free in memory."""
+
+    disk: int
+    """Bytes that are free on the disk for files; 0 where their folder lies in memory."""
+
+    folder: str
+    """Where such files are."""
+
+    gigabytes: float | None = None
+    """The setting `placement.memory`."""
+
+
+class Held(NamedTuple):
+    """What frozen blocks put out for the samples of a chapter, on a rank."""
+
+    bytes: int
+    """All that is held at the peak, about."""
+
+    chunk: int
+    """What is there of it, about, while a chunk is passed through the blocks."""
+
+    ways: tuple[Way, ...]
+    """Ways to hold it, the best first: computing it again is one where that costs no more passes,
+    or where each epoch sees samples of its own."""
+
+    memory: int = 0
+    """Bytes that may be held in memory."""
+
+    disk: int = 0
+    """Bytes that may be held in a file."""
+
+    @property
+    def way(self) -> Way | None:
+        """How it is held; None where there is no room for it."""
+        if not self.bytes:
+            return "memory"
+        rooms: dict[Way, int] = {"memory": self.memory, "file": self.disk, "again": self.bytes}
+        fits = (way for way in self.ways if self.bytes <= rooms[way])
+        return next(fits, None) if self.chunk <= self.memory else None
+
+
+def place(gigabytes: float | None = None) -> Place:
+    """Return what this process has for activities; see `placement.memory`."""
+    limit = limits()
+    machine = next(name for name in limit if name.endswith(MACHINE))
+    where = folder()
+    disk = 0 if is_in_memory(where) else shutil.disk_usage(where).free
+    free = min(psutil.virtual_memory().available, *limit.values())
+    return Place(machine, free, disk, str(where), gigabytes)
+
+
+def with_room(held: Sequence[Held], places: Sequence[Place], placement: Placement) -> list[Held]:
+    """Return what is held on each rank with the room for it.
+
+    Ranks that share tasks hold it alike, since they exchange it.
+
+    Args:
+        held: On each rank.
+        places: What each rank has.
+        placement: Where tasks run.
+    """
+    sharing = Counter(place.machine for place in places)
+    own = [
+        each._replace(
+            memory=round(
+                SHARE * there.memory / sharing[there.machine]
+                if there.gigabytes is None
+                else there.gigabytes * 1e9
+            ),
+            disk=there.disk // sharing[there.machine],
+        )
+        for each, there in zip(held, places, strict=True)
+    ]
+    found = []
+    for members in placement.members:
+        least = {name: min(getattr(own[rank], name) for rank in members) for name in ROOMS}
+        found += [own[rank]._replace(**least) for rank in members]
+    return found
+
+
+def check(held: Sequence[Held], places: Sequence[Place]) -> None:
+    """Refuse a run of which some rank has no room for what frozen blocks put out.
+
+    Raises:
+        SettingError: One has none.
+    """
+    for rank, each in enumerate(held):
+        if each.way is not None:
+            continue
+        what = "What frozen blocks put out"
+        if each.chunk > each.memory:
+            raise SettingError(
+                f"{what} for a chunk of samples takes about {each.chunk / 1e9:,.3f} GB on rank "
+                f"{rank}, which may hold {each.memory / 1e9:,.3f} GB. Set placement.memory to "
+                f"more, or use a smaller --batch-size or network."
+            )
+        raise SettingError(
+            f"{what} for the samples of a chapter takes about {each.bytes / 1e9:,.1f} GB on rank "
+            f"{rank}, which may hold {each.memory / 1e9:,.1f} GB in memory and has "
+            f"{each.disk / 1e9:,.1f} GB for it on the disk of {places[rank].folder}. Set "
+            f"placement.memory to more gigabytes, or TMPDIR to a folder on a disk with room."
+        )
+
+
+def held_on_ranks(
+    plan: Plan, placement: Placement, network: Network, training: Batch, settings: Settings
+) -> list[Held]:
+    """Return what frozen blocks put out on each rank, about, and how it may be held.
+
+    Args:
+        plan: What is computed.
+        placement: Where.
+        network: The blocks; their weights may be released.
+        training: Samples like those of the data.
+        settings: How it is computed.
+    """
+    sizes = sizes_of(plan, placement, network, training, settings)
+    tasks = trains(plan, placement)
+    found = []
+    for rank in range(placement.num_ranks):
+        blocks = {task.block for task in tasks[rank]}
+        ways: tuple[Way, ...] = ("memory", "file")
+        if settings.augment:
+            ways = ("memory", "file", "again")
+            heads = blocks.intersection(plan.heads)
+            is_shared = placement.teams[placement.team_of(rank)] > 1
+            if len(heads) < 2 and len(blocks - heads) < 2 and not is_shared:
+                # Nobody else reads here what is put out.
+                ways = ("again",)
+        most = max((sizes.activities[block] for block in blocks), default=0)
+        chunk = max((sizes.chunks[block] for block in blocks), default=0)
+        found.append(Held(most, chunk if most else 0, ways))
+    return found
