@@ -303,6 +303,7 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
         "epochs": training.epochs,
         "chapters": plan.chapters or training.epochs,
         "batch_size": training.batch_size,
+        "drop_last": training.drop_last,
         "rows": summary.rows,
         "hint_age": hint_age,
         "validate_every": plan.validate_every,

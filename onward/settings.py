@@ -170,6 +170,9 @@ class TrainingConfig(Section):
     batch_size: Count = 100
     """Rows of a mini-batch."""
 
+    drop_last: bool = False
+    """Whether the last mini-batch of an epoch is left out where it has fewer rows."""
+
     seed: Annotated[int, Range(-(1 << 63), 1 << 63)] = 0
     """Decides the first weights, the order of rows, negatives, augmentation and dropout."""
 

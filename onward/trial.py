@@ -125,6 +125,8 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
             single.append(module)
 
     def smallest(batch_size: int) -> int:
+        if plan.drop_last:
+            return batch_size
         return min(rows % batch_size or batch_size for rows in plan.rows)
 
     size, single = plan.batch_size, []  # type: int, list[nn.Module]
@@ -144,7 +146,8 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
             f"{type(single[0]).__name__} takes means over a mini-batch, and of "
             f"{', '.join(map(str, plan.rows))} samples in mini-batches of {size} the last one has "
             f"one sample. "
-            + (f"Set training.batch_size to {fits}." if fits else "It takes more samples.")
+            + (f"Set training.batch_size to {fits}" if fits else "It takes more samples")
+            + (", or training.drop_last to true." if size > 1 else ".")
         )
 
 

@@ -51,6 +51,10 @@ CHAPTERS = {
     "moments three chapters old": ("pff", {**PFF, "plan.optimizer_state": "aged:3"}),
     "three chapters an epoch": ("pff", {**PFF, "training.epochs": 2, "plan.chapters": 6}),
     "two epochs a chapter": ("pff", {**PFF, "training.epochs": 8, "plan.chapters": 4}),
+    "last mini-batch left out": (
+        "pff",
+        {**PFF, "training.drop_last": True, "training.epochs": 8, "plan.chapters": 4},
+    ),
     "shifted": ("pff", {**PFF, "network.readout": "softmax", "data.shift": 1}),
     "shifted, two epochs a chapter": (
         "one-pass",

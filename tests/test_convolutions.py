@@ -102,6 +102,27 @@ def test_what_convolutions_cannot_be_built_for_is_refused(shape, settings, said)
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["chapters", "stream"])
+def test_a_last_mini_batch_of_one_is_refused_under_batch_normalization_or_left_out(kind):
+    x, y = draw().normal(size=(41, 1, 8, 8)).astype("float32"), classes(41)
+    data = DataInfo(input_shape=(1, 8, 8), num_classes=2)
+    dataset = ow.dataset(x, y, x_test=x, y_test=y)
+
+    def train(**settings):
+        torch.manual_seed(0)
+        network = conv(ConvConfig(channels=(8,), pooled=(1,)), data)
+        training = ow.TrainingConfig(epochs=3, batch_size=10, precision="fp32", **settings)
+        return ow.train(
+            network, dataset, training=training, plan=ow.PlanConfig(kind=kind), validation=0
+        )
+
+    with pytest.raises(SettingError, match=r"batch_size to 11, or training.drop_last to true"):
+        train()
+    result = train(drop_last=True)
+    # Of batch normalization, which counts the mini-batches.
+    assert result.network.all_blocks[0].module[0][2].num_batches_tracked == 3 * 4
+
+
 def correlated_images(samples=200):
     mixed = draw().normal(size=(samples, 2, 6, 6))
     mixed[:, 1] = mixed[:, 0] + 0.1 * mixed[:, 1]

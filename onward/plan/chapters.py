@@ -37,7 +37,7 @@ class ChapterPlan(Plan):
             )
         shards = len(self.rows)
         for rows in self.rows if self.cut == "rows" else ():
-            last = (rows - 1) % self.batch_size + 1
+            last = self.batch_size if self.drop_last else (rows - 1) % self.batch_size + 1
             if last < self.slices:
                 raise SettingError(
                     f"plan.slices is {self.slices}, but the last mini-batch of an epoch has "
@@ -65,7 +65,7 @@ class ChapterPlan(Plan):
 
     def work(self, task: Task) -> Work:
         shard = self.shard(task.time)
-        epoch = self.rows[shard] / self.batch_size
+        epoch = min(self.rows[shard] / self.batch_size, self.batches(shard))
         if task.kind is TaskKind.SCORE:
             return Work(0.0, epoch)
         # A chapter passes each of its samples once, however often it learns from them.

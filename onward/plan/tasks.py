@@ -143,6 +143,9 @@ class Plan(ABC):
     cut: Cut = field(default="rows", kw_only=True)
     """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
 
+    drop_last: bool = field(default=False, kw_only=True)
+    """Whether the last mini-batch of an epoch is left out where it is smaller."""
+
     held: frozenset[Product] = field(default=frozenset(), kw_only=True, repr=False)
     """What an earlier part of the run has made, and need not be made again."""
 
@@ -252,7 +255,8 @@ class Plan(ABC):
 
     def batches(self, shard: int) -> int:
         """Return the number of mini-batches in an epoch over a shard."""
-        return -(-self.rows[shard] // self.batch_size)
+        whole, rest = divmod(self.rows[shard], self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
 
     def shard(self, chapter: int) -> int:
         """Return the shard that a chapter learns from."""

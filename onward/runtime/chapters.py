@@ -163,7 +163,11 @@ class ChapterWorker(Worker):
         views: Views = {}
         for segment in self.plan.segments(chapter):
             order = self.order(segment.epoch, shard)[segment.first * size : segment.last * size]
-            samples, positions = order.unique(return_inverse=True)
+            if segment.last - segment.first == self.plan.batches(shard):
+                # All of them, though another epoch may leave out others at its end.
+                samples, positions = torch.arange(self.plan.rows[shard]), order
+            else:
+                samples, positions = order.unique(return_inverse=True)
 
             def first(_: int, samples: Tensor = samples) -> Views:
                 is_all = len(samples) == self.plan.rows[shard]
