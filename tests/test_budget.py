@@ -26,7 +26,8 @@ from onward.config import RunConfig
 from onward.errors import FileError, SettingError
 from onward.placement import Placement, place
 from onward.runtime import holding, workers
-from onward.runtime.holding import ALIGNED, in_file, in_memory
+from onward.runtime.chapters import ChapterWorker
+from onward.runtime.holding import in_file, in_memory
 from onward.sharding import load_shards, split
 from onward.transport.messages import SingleProcessTransport
 
@@ -108,6 +109,22 @@ def test_teams_end_in_the_same_weights_wherever_activities_are(case, way):
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("way", ["memory", "file", "again"])
+def test_activities_are_laid_out_alike_wherever_they_are(way, monkeypatch):
+    seen, prepared = set(), ChapterWorker._prepared
+
+    def noted(worker, block, read):
+        seen.update(view.tensor.is_contiguous() for view in read.values())
+        return prepared(worker, block, read)
+
+    monkeypatch.setattr(ChapterWorker, "_prepared", noted)
+    convolved.__wrapped__("sequential", 1, way, augmented=True, epochs=1, chapters=1)
+
+    # Blocks whose channels lie last put out what is not.
+    assert seen == {True}
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_augmented_samples_are_never_all_in_memory_where_they_pass_again(monkeypatch):
     drawn, passed = set(), set()
     sampled, infer = workers.Worker.sampled, ow.Block.infer
@@ -125,8 +142,10 @@ def test_augmented_samples_are_never_all_in_memory_where_they_pass_again(monkeyp
     monkeypatch.setattr(workers.Worker, "sampled", noted)
     monkeypatch.setattr(ow.Block, "infer", noted_pass)
 
-    prepared.run("sequential", 1, way="again")
+    (runtime,) = prepared.run("sequential", 1, way="again")
 
+    assert runtime.worker.activities
+    assert not any(each.known for each in runtime.worker.activities.values())
     # Of 650 samples twelve mini-batches, and what is left; chunks where they are scored.
     assert drawn == {40, 10}
     assert {480, 170} <= passed
@@ -145,7 +164,7 @@ def test_tensors_in_a_file_are_apart_aligned_and_like_those_in_memory():
         assert tensor.shape == usual.shape
         assert tensor.stride() == usual.stride()
         assert tensor.dtype is torch.bfloat16
-        assert tensor.data_ptr() % ALIGNED == 0
+        assert tensor.data_ptr() % 64 == 0
     for number, tensor in enumerate(held):
         tensor.fill_(number)
     assert [set(tensor.flatten().tolist()) for tensor in held] == [{0.0}, {1.0}, {2.0}]
