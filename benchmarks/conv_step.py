@@ -41,7 +41,7 @@ LR, DECAY = 1e-3, 1e-2
 
 def images(form: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    rows = (2 if form == "smoke" else 16) * BATCH
+    rows = (2 if form == "smoke" else 64) * BATCH
     x = torch.rand(rows, 3, 32, 32, generator=generator)
     return x, torch.randint(CLASSES, (rows,), generator=generator)
 

@@ -124,10 +124,9 @@ class RowsStep(Step):
             fractions: Share of each slice in the samples.
             lr_scale: Factor on the learning rate.
         """
-        trained = dict(self.block.trained())
         for place, name in enumerate(names):
             total = _weighted([gradients[place] for _, _, *gradients in every], fractions)
-            self.update(name, trained[name], total, lr_scale)
+            self.update(name, self.trained[name], total, lr_scale)
         self.step.take_weight()
 
 

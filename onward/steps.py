@@ -97,6 +97,7 @@ class Step(ABC):
 
     def __init__(self, block: Block) -> None:
         self.block = block
+        self.trained = dict(block.trained())
         block.init_optimizer()
 
     @abstractmethod
@@ -162,9 +163,8 @@ class AutogradStep(Step):
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, Batch], StepReport]:
         found = self.gradients(views, seed=seed)
-        trained = dict(self.block.trained())
         for name, gradient in found.named.items():
-            self.update(name, trained[name], gradient, lr_scale)
+            self.update(name, self.trained[name], gradient, lr_scale)
         return found.outputs, found.report
 
     @torch.enable_grad()
@@ -185,7 +185,7 @@ class AutogradStep(Step):
                     f"The loss of {type(objective).__name__} is {text}; it must be a tensor "
                     f"without axes, such as a mean, or a dict of such by name."
                 )
-            if not loss.requires_grad and any(True for _ in block.trained()):
+            if not loss.requires_grad and self.trained:
                 raise SettingError(
                     f"The loss of {type(objective).__name__} does not depend on the parameters of "
                     f"its block: nothing could be learned. Was it detached?"
@@ -251,7 +251,7 @@ class AutogradStep(Step):
 
     def _derivatives(self, loss: Tensor, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         """Return the derivatives with respect to the parameters whose names begin so."""
-        chosen = {n: p for n, p in self.block.trained() if is_inside(n, prefixes)}
+        chosen = {n: p for n, p in self.trained.items() if is_inside(n, prefixes)}
         if not chosen:
             return {}
         found = torch.autograd.grad(
