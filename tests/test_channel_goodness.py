@@ -23,7 +23,7 @@ def built(data=IMAGES, **settings):
 def test_the_loss_and_the_scores_are_those_of_the_formula_written_out(goodness, size):
     maps = torch.randn(4, 6, *size, generator=torch.Generator().manual_seed(0))
     labels, samples = torch.tensor([0, 1, 1, 2]), range(4)
-    objective = ow.CrossEntropy(ClassGoodness(3, goodness))
+    objective = ow.CrossEntropy(ClassGoodness(3, goodness, slope=4.0))
     outputs = {"input": ow.Batch(maps, {"label": labels})}
 
     loss = objective.loss(outputs, outputs, torch.Generator())
@@ -31,9 +31,18 @@ def test_the_loss_and_the_scores_are_those_of_the_formula_written_out(goodness, 
 
     power = 2 if goodness == "square" else 1
     each = [[(sample[2 * c : 2 * c + 2] ** power).mean() for c in range(3)] for sample in maps]
-    logs = torch.tensor(each).log_softmax(dim=1)
+    logs = (4 * torch.tensor(each)).log_softmax(dim=1)
     torch.testing.assert_close(scores, logs)
     torch.testing.assert_close(loss, -sum(logs[i, labels[i]] for i in samples) / 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "slope"),
+    [({}, 3.0), ({"goodness": "mean"}, 10.0), ({"goodness": "mean", "slope": 2.0}, 2.0)],
+)
+def test_the_slope_is_usual_for_its_goodness_or_given(settings, slope):
+    for block in built(**settings).all_blocks:
+        assert block.objective.head.slope == slope
 
 
 def test_objectives_have_no_weights_of_their_own():
@@ -71,7 +80,7 @@ def test_one_block_learns_with_a_classifier_and_any_channels():
     (block,) = network.all_blocks
     assert "objective.head.2.weight" in dict(block.named_parameters())
     idle = ChannelGoodnessConfig(layers_per_block="all").without_effect()
-    assert {"goodness", "heads"} <= idle.keys()
+    assert {"goodness", "slope", "heads"} <= idle.keys()
 
 
 @pytest.mark.parametrize("goodness", ["square", "mean"])

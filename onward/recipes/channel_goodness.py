@@ -6,7 +6,7 @@ from typing import Any, Literal
 from onward.errors import SettingError
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Count
+from onward.settings import Count, Positive
 from onward.values import written
 
 
@@ -25,6 +25,10 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     goodness: Literal["square", "mean"] = "square"
     """What counts for a class: the mean square of its channels, or their mean."""
 
+    slope: Positive | None = None
+    """What goodness is multiplied by, to be a logit. None: 3 for mean squares, 10 for means. The
+    papers have 1, with which maps that are normalized learn much less."""
+
     heads: Literal["all", "last"] = "last"
     """Whose goodness counts."""
 
@@ -33,14 +37,14 @@ class ChannelGoodnessConfig(ConvolutionConfig):
         found = super().without_effect()
         if self.layers_per_block == "all":
             reason = "one block learns with a linear classifier (layers_per_block)"
-            found |= dict.fromkeys(("goodness", "heads"), reason)
+            found |= dict.fromkeys(("goodness", "slope", "heads"), reason)
         return found
 
 
 @recipe(
     source="Papachristodoulou et al. 2024, arXiv:2312.12668 (CwC): groups of channels, mean square "
-    "as logits; Sun et al. 2025, ICLR (DeeperForward): mean in place of mean square; layers and "
-    "optimizers are those of the recipe conv",
+    "as logits; Sun et al. 2025, ICLR (DeeperForward): mean in place of mean square; layers "
+    "and optimizers are those of the recipe conv, and the slope is ours",
     defaults={
         "data.shift": "auto",
         "data.shift_fill": "reflect",
@@ -54,8 +58,8 @@ class ChannelGoodnessConfig(ConvolutionConfig):
 def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
     """Convolutions whose channels compete, each group for a class: no classifiers, no negatives.
 
-    The goodness of a class is the mean square of its channels, and cross-entropy takes it for a
-    logit.
+    The goodness of a class is the mean square of its channels, and cross-entropy takes it, times a
+    slope, for a logit.
     """
     # Lists of recipes and the help of the command do without torch.
     from onward.objectives import CrossEntropy
@@ -64,6 +68,7 @@ def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
     from onward.recipes.goodness import ClassGoodness
     from onward.samplers import Plain
 
+    slope = config.slope or {"square": 3.0, "mean": 10.0}[config.goodness]
     classes, is_one_block = data.num_classes, config.layers_per_block == "all"
     if not is_one_block:
         _check_channels(config.channels, classes)
@@ -71,7 +76,7 @@ def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
     def objective(maps: Maps) -> CrossEntropy:
         if is_one_block:
             return CrossEntropy(pooled_head(maps, classes, grid=4))
-        return CrossEntropy(ClassGoodness(classes, config.goodness))
+        return CrossEntropy(ClassGoodness(classes, config.goodness, slope=slope))
 
     return convolution_network(config, data, objective, Plain(), SumOfHeads(config.heads))
 
