@@ -24,7 +24,6 @@ from onward.errors import DataError
 CLASSES = ("N", "S", "V", "F", "Q")
 """Normal, supraventricular, ventricular, fusion, and all other beats."""
 
-
 RECENT = 10
 """Beats before a beat whose mean interval says how fast the heart was just then."""
 
