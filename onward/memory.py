@@ -234,6 +234,7 @@ def sizes_of(
     batch = network.transformed(training.take(slice(0, 1)))
     one, types = _bytes_each(batch.inputs), [part.dtype for part in parts(training.inputs)]
     is_copied = network.preprocessing is not None or network.inputs.changes(types[0])
+    is_copied |= network.memory_format is not torch.contiguous_format
     batch = network.sampler.neutral(batch)
     rows = {INPUT: _bytes_each(batch.inputs)}
     rows |= {number: _bytes_each(out.inputs) for number, _, out in passes(network, batch)}

@@ -129,6 +129,7 @@ def test_torch_exports_a_network_to_onnx_with_the_same_scores(
     # A number of samples that is left open is no int.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     network.set_precision(precision)
+    network.set_memory_format(torch.channels_last)
     shapes = ({0: torch.export.Dim("samples", min=1)},) if is_open else None
 
     program = torch.onnx.export(
@@ -137,6 +138,7 @@ def test_torch_exports_a_network_to_onnx_with_the_same_scores(
     program.save(tmp_path / "network.onnx")
 
     assert all(block.precision is precision for block in network.all_blocks)
+    assert network.memory_format is torch.channels_last
     network.set_precision(torch.float32)
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
     (name,) = (given.name for given in session.get_inputs())
