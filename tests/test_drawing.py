@@ -5,7 +5,7 @@ from placements import for_all_placements, plans
 from plans import chapters_of_two_blocks, stream_of_two_blocks
 
 from onward.budget import Held
-from onward.cli.drawing import STYLES, clock_times, legend, plan_table, staircase
+from onward.cli.drawing import STYLES, clock_times, legend, passed_on, plan_table, staircase
 from onward.placement import place
 
 
@@ -124,12 +124,10 @@ def test_the_table_counts_the_tasks_and_messages_of_each_rank():
         epochs=3, chapters=3, head_reads=(1,), hint_age=2, has_validation=True
     )
     placement = place(plan, "all-layers", 2, [1, 1])
-    ways, room = ("memory", "file"), 1_500_000_000
-    held = [Held(room, 0, ways, 0, room), Held(2_000_000_000, 0, ways, 0, room)]
 
     columns = {
         str(c.header): list(c.cells)
-        for c in plan_table(plan, placement, [1_000_000, 2_000_000], held).columns
+        for c in plan_table(plan, placement, [1_000_000, 2_000_000]).columns
     }
 
     assert columns == {
@@ -142,8 +140,17 @@ def test_the_table_counts_the_tasks_and_messages_of_each_rank():
         "messages": ["3", "3"],
         "to ranks": ["1", "0"],
         "holds, MB": ["1", "2"],
-        "passed on, GB": ["1.5 file", "2.0 no room"],
     }
+
+
+def test_what_is_passed_on_is_said_with_where_it_is_held():
+    ways, room = ("memory", "file"), 1_500_000_000
+    held = [Held(size, 0, ways, 10, room) for size in (0, room, 2_000_000_000, room)]
+
+    assert passed_on(held) == [
+        "What frozen blocks put out, about 1.5 GB on rank 1, 3: file.",
+        "What frozen blocks put out, about 2.0 GB on rank 2: no room.",
+    ]
 
 
 def test_the_legend_names_the_unit_of_time():

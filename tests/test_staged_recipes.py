@@ -312,7 +312,7 @@ def test_mistakes_in_a_later_stage_show_before_the_first_is_trained(monkeypatch,
 
 
 def test_a_run_without_room_for_a_later_stage_is_refused_before_the_first(monkeypatch, capsys):
-    def estimate(plan, placement, network, training, settings, *, keeps):
+    def estimate(plan, placement, network, training, settings, *, keeps, ways):
         return [1 << 50 if len(network.blocks) == 2 else 0]
 
     monkeypatch.setattr(memory, "estimate", estimate)

@@ -18,19 +18,13 @@ MOST_CHOICES = 8
 """Ways to run that a table shows."""
 
 
-def plan_table(
-    plan: Plan, placement: Placement, memory: Sequence[int], held: Sequence[Held]
-) -> Table:
+def plan_table(plan: Plan, placement: Placement, memory: Sequence[int]) -> Table:
     """Return a table of each rank: how many tasks of each kind, messages sent, bytes held."""
     ranks = "1 rank" if placement.num_ranks == 1 else f"{placement.num_ranks} ranks"
     table = Table(title=f"{placement.name}: {ranks}")
     for name in ("rank", "blocks", "train", "pass", "score", "validate", "messages", "to ranks"):
         table.add_column(name, justify="right")
     table.add_column("holds, MB", justify="right")
-    # A stream holds no samples of a chapter.
-    passes = any(each.bytes for each in held)
-    if passes:
-        table.add_column("passed on, GB", justify="right")
     tasks: dict[int, list[Task]] = {rank: [] for rank in range(placement.num_ranks)}
     sent: dict[int, list[int]] = {rank: [] for rank in range(placement.num_ranks)}
     for task in plan.tasks():
@@ -51,14 +45,32 @@ def plan_table(
             str(len(sent[rank])),
             ", ".join(map(str, sorted(set(sent[rank])))) or "-",
             f"{memory[rank] / 1e6:,.0f}",
-            *[_said(held[rank])] * passes,
         )
     return table
 
 
-def _said(held: Held) -> str:
-    """Say how much frozen blocks put out, and where it is held."""
-    return f"{held.bytes / 1e9:,.1f} {held.way or 'no room'}"
+def passed_on(held: Sequence[Held]) -> list[str]:
+    """Say how much frozen blocks put out on each rank, and where it is held, alike ranks at once.
+
+    Example:
+        >>> passed_on([Held(2_500_000_000, 0, ("memory",), 3_000_000_000)] * 2)
+        ['What frozen blocks put out, about 2.5 GB on rank 0, 1: memory.']
+    """
+    ranks: dict[str, list[str]] = {}
+    for rank, each in enumerate(held):
+        # The first blocks, and those of a stream, read no others' outputs of a chapter.
+        if each.bytes:
+            size = (
+                f"{each.bytes / 1e9:,.1f} GB"
+                if each.bytes >= 1e8
+                else f"{each.bytes / 1e6:,.1f} MB"
+            )
+            ranks.setdefault(f"{size}|{each.way or 'no room'}", []).append(str(rank))
+    return [
+        f"What frozen blocks put out, about {text.partition('|')[0]} on rank "
+        f"{', '.join(own)}: {text.partition('|')[2]}."
+        for text, own in ranks.items()
+    ]
 
 
 def staircase(plan: Plan, placement: Placement, *, clocks: int, width: int) -> Text:

@@ -10,6 +10,7 @@ from onward.cli.drawing import (
     choices_table,
     forecast_table,
     legend,
+    passed_on,
     plan_table,
     staircase,
 )
@@ -54,9 +55,11 @@ def _show(
     """Print the tasks of each rank in a stage, and where that is asked, how long they take."""
     plan, placement = begun.plan, begun.placement
     console = Output()
-    console.print(plan_table(plan, placement, begun.memory, begun.held))
+    console.print(plan_table(plan, placement, begun.memory))
     console.print(staircase(plan, placement, clocks=40, width=console.width), soft_wrap=True)
     console.print(legend(plan), soft_wrap=True)
+    for text in passed_on(begun.held):
+        console.print(text, soft_wrap=True, highlight=False)
     warning = stall(plan, placement)
     if warning:
         console.print(f"Note: {warning}", soft_wrap=True)
