@@ -46,6 +46,9 @@ class FFConvConfig(ConvolutionConfig):
     "sees the label, and how maps are normalized, are ours; whitening and optimizers are those of "
     "the recipe conv",
     defaults={
+        "data.shift": "auto",
+        "data.shift_fill": "reflect",
+        "data.flip": "auto",
         "training.epochs": 10,
         "training.batch_size": 128,
         "training.schedule": "warmup",
