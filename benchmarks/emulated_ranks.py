@@ -4,6 +4,7 @@
     sudo python benchmarks/emulated_ranks.py --quick       1 pair, under 150 seconds
     sudo python benchmarks/emulated_ranks.py --hints       1 pair with adaptive negatives, 6 minutes
     sudo python benchmarks/emulated_ranks.py --replicas    8 ranks on 4 blocks, 10 minutes
+    sudo python benchmarks/emulated_ranks.py --conv        convolutions, both plans, 15 minutes
 
 Four processes on two cores say nothing about four machines, unless each gets the same fixed share
 of a core. So every rank is put into a control group (cgroup v1, cpu controller, root only) with a
@@ -30,6 +31,13 @@ mini-batches.
 --hints: threshold blocks with adaptive negatives by goodness, hints of age 4; 8 chapters of 8
 mini-batches. A task's costs are as above, those of scoring the wall time of the run itself.
 
+--conv: the recipe conv on images of CIFAR-10's size, filled at random, in six blocks: all-layers, 4
+chapters of 16 mini-batches of 128, and a stream of 64. Figures for each, median of 3 pairs:
+
+    NAME_speedup                time of one rank over time of four
+    NAME_schedule_efficiency    as above; costs are those of a block's chapter, spread evenly over
+                                its mini-batches
+
 --replicas: eight ranks in four teams of two, which share each task by rows or by units, beside one
 rank that trains without slices, all under a quota of an eighth of a core; 32 chapters of 16
 mini-batches. One rank does 8 of them, and its time counts four times: its chapters are alike.
@@ -47,6 +55,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -151,6 +160,81 @@ def train_body(work: Mapping[str, Any]) -> None:
         tasks = [[p.chapter, p.block, p.figures["cpu_seconds"]] for p in result.progress]
         told = {"tasks": tasks, "timeline": result.timeline}
         Path(work["out"]).write_text(json.dumps({**result.to_json(), **told}))
+
+
+class Noted(ow.Listener):
+    """Keeps what is computed, and where."""
+
+    def begin(self, plan: Plan, placement: Placement) -> None:
+        self.plan, self.placement = plan, placement
+
+
+def conv_body(work: Mapping[str, Any]) -> None:
+    """Train convolutions as one rank of a run; rank 0 writes times, and what they should be."""
+    torch.set_num_threads(1)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(work["rows"], 3, 32, 32, generator=draw)
+    y = torch.randint(CLASSES, (len(x),), generator=draw)
+    info = ow.DataInfo(input_shape=(3, 32, 32), num_classes=CLASSES, is_image=True)
+    recipe, noted = ow.RECIPES["conv"], Noted()
+    torch.manual_seed(0)
+    network = recipe(recipe.settings(**work["network"]), info)
+    groups = work["groups"]
+    control_groups.join(groups[int(os.environ.get("RANK", "0"))] if groups else None)
+    result = ow.train(
+        network,
+        ow.dataset(x, y, x_test=x[:100], y_test=y[:100]),
+        training=ow.TrainingConfig(epochs=work["epochs"], batch_size=work["batch_size"]),
+        plan=ow.PlanConfig(kind=work["kind"]),
+        placement=ow.PlacementConfig(name=work["placement"]),
+        validation=0,
+        listener=noted,
+    )
+    if result is not None:
+        plan, spent = noted.plan, {}
+        for entry in result.progress:
+            spent[entry.chapter, entry.block] = entry.figures["cpu_seconds"] / QUOTA
+        tasks = [task for task in plan.tasks() if task.kind is TaskKind.TRAIN]
+        each = Counter((plan.chapter(task), task.block) for task in tasks)
+        costs = {
+            task: spent[plan.chapter(task), task.block] / each[plan.chapter(task), task.block]
+            for task in tasks
+        }
+        told = {"should_take": makespan(plan, noted.placement, costs)}
+        Path(work["out"]).write_text(json.dumps({**result.to_json(), **told}))
+
+
+def convolutions(form: str, out: Path) -> dict[str, Any]:
+    """Compare four ranks with one, in chapters and in a stream."""
+    is_smoke = form == "smoke"
+    pairs, ranks = {"full": 3, "quick": 1, "smoke": 1}[form], 2 if is_smoke else 4
+    small = {"channels": (4, 4, 4), "pooled": (1, 2)}
+    work = {"network": small if is_smoke else {}, "batch_size": 8 if is_smoke else 128}
+    kinds = {
+        "all-layers": {"kind": "chapters", "epochs": 4, "rows": 16 * work["batch_size"]},
+        "stream": {"kind": "stream", "epochs": 1, "rows": 64 * work["batch_size"]},
+    }
+    figures: dict[str, Any] = {"load": os.getloadavg()[0]}
+    runs = []
+    for name, kind in kinds.items():
+        speedups, efficiencies = [], []
+        for _ in range(pairs):
+            one = run(1, {**work, **kind}, QUOTA)
+            four = run(ranks, {**work, **kind, "placement": name}, QUOTA)
+            assert one["weights_sha256"] == four["weights_sha256"]
+            runs.append({"placement": name, "one": one, "four": four})
+            speedups.append(one["seconds"] / four["seconds"])
+            efficiencies.append(four["should_take"] / four["seconds"])
+            print(
+                f"{name}: {one['seconds']:.1f} s on one rank, {four['seconds']:.1f} s on {ranks}, "
+                f"of {four['should_take']:.1f}: schedule efficiency {efficiencies[-1]:.3f}",
+                flush=True,
+            )
+        figures[f"{name}_speedup"] = statistics.median(speedups)
+        figures[f"{name}_schedule_efficiency"] = statistics.median(efficiencies)
+    if form == "full":
+        common.record(out / "emulated_ranks_conv.json", {"figures": figures, "runs": runs})
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def run(ranks: int, options: Mapping[str, Any], quota: float | None) -> dict[str, Any]:
@@ -267,20 +351,24 @@ def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--replicas", action="store_true", help="8 ranks on 4 blocks")
+    parser.add_argument("--conv", action="store_true", help="convolutions, both plans")
     parser.add_argument("--hints", action="store_true", help="adaptive negatives by goodness")
     parser.add_argument("--pairs", type=int, default=5, help="of the full form")
     parser.add_argument("--body", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.body:
-        return train_body(json.loads(options.body))
+        work = json.loads(options.body)
+        return conv_body(work) if "network" in work else train_body(work)
     torch.set_num_threads(1)
     form = common.form_of(options)
     control_groups.need("cpu")
+    if options.conv:
+        return common.last_line(convolutions(form, options.out), form)
     chapters = {"full": 5, "quick": 4, "smoke": 4}[form]
     pairs = options.pairs if form == "full" else 1
     batch_size = 32 if form == "smoke" else BATCH_SIZE
     batches = LONG_BATCHES if form == "full" and not options.replicas else BATCHES
-    work: dict[str, Any] = {
+    work = {
         "chapters": chapters,
         "width": 64 if form == "smoke" else 2000,
         "rows": batches * batch_size,
