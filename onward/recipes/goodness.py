@@ -16,6 +16,10 @@ class ClassGoodness(nn.Module):
         goodness: Mean square or mean of all places of the channels of a class.
         slope: What goodness is multiplied by, to be a logit.
 
+    Source:
+        Papachristodoulou et al. 2024, arXiv:2312.12668 (mean square); Sun et al. 2025, ICLR (mean).
+        Inferred from their published code, not from the papers; the slope is ours.
+
     Example:
         >>> import torch
         >>> ClassGoodness(2, "square", slope=2.0)(torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]))

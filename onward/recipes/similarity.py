@@ -23,7 +23,9 @@ class PredictionAndSimilarity(CrossEntropy):
         similarity: Share of this in the loss; the rest is cross-entropy.
 
     Source:
-        Nøkland & Eidnes 2019, arXiv:1901.06656, section 2 ("predsim").
+        Nøkland & Eidnes 2019, arXiv:1901.06656, section 2 ("predsim"). Its text was not at hand:
+        that cosines are of features less their mean, that features are standard deviations, and
+        the share of 0.99 are inferred from descriptions of public implementations.
     """
 
     is_mean = False
