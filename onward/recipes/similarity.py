@@ -62,7 +62,7 @@ def cosines(features: Float[Tensor, "samples features"]) -> Float[Tensor, "sampl
     """Return the cosine of every two samples, each less the mean of its features.
 
     Example:
-        >>> cosines(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]))
+        >>> cosines(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])).round()
         tensor([[ 1., -1.,  1.],
                 [-1.,  1., -1.],
                 [ 1., -1.,  1.]])
