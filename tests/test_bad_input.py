@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
         (["onepass"], "There is no recipe onepass. Did you mean one-pass? There are one-pass, "),
         (
             ["x"],
-            "There is no recipe x. There are one-pass, hinton, pff, backprop; one ",
+            "There is no recipe x. There are one-pass, conv, predsim, channel-goodness, ",
         ),
         (["none.toml"], "The run file none.toml cannot be read: No such file or directory."),
         (["--epoch", "3"], "There is no flag --epoch. Did you mean --epochs?"),
@@ -142,7 +142,7 @@ def test_more_ranks_than_there_is_work_for_are_refused(refused, arguments, messa
         (["--threads", "9999"], "training.threads must be a whole number of 1 or more and below"),
         (["--shards", "0"], "plan.shards must be a whole number of 1 or more; got '0'."),
         (["--validate-every", "0"], "plan.validate_every must be a whole number of 1 or more; got"),
-        (["--shift", "-1"], "data.shift must be a whole number of 0 or more; got '-1'."),
+        (["--shift", "-1"], "data.shift must be a whole number of 0 or more, or auto; got '-1'."),
         (
             ["--validation", "-0.1"],
             "data.validation must be a number of 0 or more, or a whole number",
