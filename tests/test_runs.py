@@ -115,7 +115,7 @@ RESULT = {
     "timeline_is_whole": lambda value: value is True,
     "tasks_done_before": lambda value: value == 0,
     "precision": {"fp32", "bf16"}.__contains__,
-    "memory_format": {"fp32", "bf16"}.__contains__,
+    "memory_format": {"contiguous", "channels-last"}.__contains__,
     "augmentation": lambda value: value == [],
     "activities": listed({"memory"}.__contains__),
     "placement": is_text,
