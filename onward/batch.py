@@ -32,11 +32,14 @@ def laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
         >>> laid_out(torch.zeros(2, 3, 4, 5), torch.channels_last).stride()
         (60, 1, 15, 3)
     """
-    if memory_format is torch.contiguous_format or tensor.ndim != 4:
+    if tensor.ndim != 4:
         return tensor.contiguous()
     tensor = tensor.contiguous(memory_format=memory_format)
     _, channels, height, width = tensor.shape
-    strides = (channels * height * width, 1, width * channels, channels)
+    places = height * width
+    strides = (channels * places, places, width, 1)
+    if memory_format is torch.channels_last:
+        strides = (channels * places, 1, width * channels, channels)
     # An axis of one may have any stride, and torch takes it for a sign of the format.
     return tensor if tensor.stride() == strides else tensor.as_strided(tensor.shape, strides)
 

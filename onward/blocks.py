@@ -191,8 +191,10 @@ class Block(nn.Module):
         return laid_out(tensor, self.memory_format)
 
     def set_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Choose how images and filters lie in memory, and lay out the filters so."""
+        """Choose how images lie in memory, and lay out filters and optimizer state so."""
         self.memory_format = memory_format
+        for state in self.optimizer_state.values():
+            state |= {part: self._laid_out(t) for part, t in state.items() if t.ndim == 4}
         if not self.is_released:
             for tensor in self.weights():
                 if tensor.ndim == 4:

@@ -8,6 +8,7 @@ from torch import nn
 import onward as ow
 from onward.batch import Batch, laid_out
 from onward.blocks import Block, Edge, gathered
+from onward.engine import Position, Training, train_block
 from onward.errors import SettingError
 from onward.objectives import CrossEntropy, Objective
 from onward.optimizers import SGD
@@ -336,5 +337,26 @@ def test_an_axis_of_one_has_the_stride_of_its_memory_format():
     image = draw(2, 1, 4, 4)
 
     assert image.is_contiguous(memory_format=torch.channels_last)
-    assert laid_out(image, torch.channels_last).stride() == (16, 1, 4, 1)
-    assert laid_out(image, torch.channels_last).equal(image)
+    last = laid_out(image, torch.channels_last)
+    assert last.stride() == (16, 1, 4, 1)
+    assert last.equal(image)
+    # Torch takes it for contiguous, and convolutions round otherwise.
+    assert last.is_contiguous()
+    assert laid_out(last, torch.contiguous_format).stride() == image.stride()
+    assert laid_out(last, torch.contiguous_format).equal(image)
+
+
+def test_a_block_learns_alike_when_its_memory_format_is_chosen_on_the_way():
+    def learned(memory_format):
+        torch.manual_seed(0)
+        block = convolution()
+        for number in range(2):
+            train_block(block, stretch, Training(seed=0), start=Position(number, 0), batches=5)
+            block.set_memory_format(memory_format)
+        return block
+
+    batch = Batch(draw(12, 2, 8, 8), {"label": torch.arange(12) % CLASSES})
+    stretch = [{"input": batch}] * 5
+    rows, last = learned(torch.contiguous_format), learned(torch.channels_last)
+
+    torch.testing.assert_close(last.weights(), rows.weights(), rtol=0, atol=1e-4)
