@@ -38,20 +38,22 @@ class RunConfig:
     """One run, complete.
 
     What a recipe, a run file, a flag or `--set section.name=value` changes is a field of this. A
-    section that is left out is as the recipe sets it; one that is given counts as it is.
+    section that is left out is as the recipe sets it; one that is given counts as it is, without
+    what the recipe sets there, such as augmentation in `data`. `with_settings` changes some
+    settings and keeps the others.
 
     Raises:
         SettingError: There is no such recipe.
 
     Example:
         >>> import onward as ow
-        >>> run = ow.RunConfig(recipe="hinton", data=ow.DataConfig(name="digits"))
-        >>> run.network.objective, run.training.epochs
-        ('threshold', 60)
+        >>> run = ow.RunConfig(recipe="conv").with_settings({"data.name": "cifar10"})
+        >>> run.data.flip, run.training.epochs
+        ('auto', 10)
     """
 
     recipe: str = field(default=cast(str, None))
-    """Name of the method. None: that of `method`, else conv for images of several channels, where
+    """Name of the method. None: that of `method`, else conv for images of three channels, where
     the data are known, and one-pass for everything else."""
 
     recipe_sha256: str | None = None
@@ -300,11 +302,13 @@ def read_run(
             raise SettingError(no_recipe(name))
         own = RunConfig(recipe=name)
         unknown = [full for full in settings if full not in own.setting_names()]
-        if not is_named and any(full.startswith("network.") for full in unknown):
-            raise SettingError(
-                f"{unknown[0]} is no setting of {name}, which is trained on images of several "
-                f"channels where no recipe is named. Name one: onward train one-pass --data {data}."
-            )
+        for full in () if is_named else unknown:
+            others = [r for r in RECIPES if full in RunConfig(recipe=r).setting_names()]
+            if others:
+                raise SettingError(
+                    f"{full} is no setting of {name}, which is trained on {data} where no recipe "
+                    f"is named. Name one that has it: {', '.join(others)}."
+                )
         return _checked(own, settings)
     digest = settings.pop("recipe_sha256", method.sha256)
     check_same(method, name, digest, may_differ=may_differ)

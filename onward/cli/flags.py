@@ -61,7 +61,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help=f"{', '.join(RECIPES)}, one of your own as FILE.py:FUNCTION or "
         f"PACKAGE.MODULE:FUNCTION, or a TOML run file (default: conv for "
-        f"images of several channels, else one-pass)",
+        f"images of three channels, else one-pass)",
     )
     add_recipe(parser)
     for flag in FLAGS:
