@@ -186,6 +186,7 @@ def say_kind(kind: Any) -> str:
     """Say in words what a setting of a type may be.
 
     Example:
+        >>> from onward.settings import Count
         >>> say_kind(Count | None), say_kind(tuple[int, ...])
         ('a whole number of 1 or more, or none', 'whole numbers with commas between them')
     """
@@ -211,6 +212,7 @@ def meanings(owner: type) -> dict[str, str]:
     there are none where that cannot be read.
 
     Example:
+        >>> from onward.settings import OptimizerConfig
         >>> meanings(OptimizerConfig)["lr"]
         'Learning rate of the blocks.'
     """
