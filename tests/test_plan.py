@@ -150,6 +150,22 @@ def test_chapters_learn_from_the_shards_in_turn(plan):
     assert shards == [chapter % len(plan.rows) for chapter in range(plan.chapters)]
 
 
+@for_all(chapter_plans())
+def test_a_shard_counts_the_epochs_that_learned_from_it(plan):
+    learned = {
+        shard: [
+            segment.epoch
+            for chapter in range(shard, plan.chapters, len(plan.rows))
+            for segment in plan.segments(chapter)
+        ]
+        for shard in range(len(plan.rows))
+    }
+
+    for shard, epochs in learned.items():
+        for number, epoch in enumerate(sorted(set(epochs))):
+            assert plan.epochs_before(epoch, shard) == number
+
+
 def test_a_chapter_of_several_epochs_learns_from_all_mini_batches_of_each():
     plan = chapters_of_two_blocks(epochs=6, chapters=2)
 
