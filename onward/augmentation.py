@@ -1,7 +1,8 @@
 """Augmentation: random changes of training mini-batches, from a generator that is handed to them.
 
 An augmentation is any function of a batch and a generator that returns a batch of as many samples;
-one with a parameter `epoch` is told the epoch. It sees samples after the input transformation.
+one with a parameter `epoch` is told how many epochs have learned from these samples before. It sees
+samples after the input transformation.
 """
 
 import inspect
@@ -160,7 +161,7 @@ def augmented(
         batch: A copy of samples of the data set, after the input transformation.
         augmentations: What is done to them.
         draw: Draws whatever is random. What draws from global generators gets its seed there.
-        epoch: The epoch.
+        epoch: How many epochs have learned from these samples before.
 
     Raises:
         SettingError: One fails, or returns something else than as many samples of the same shape.

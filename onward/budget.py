@@ -9,7 +9,7 @@ import psutil
 
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.memory import MACHINE, limits, sizes_of, trains
+from onward.memory import MACHINE, limits, resident, sizes_of, trains
 from onward.networks import Network
 from onward.placement import Placement
 from onward.plan.tasks import Plan
@@ -77,7 +77,8 @@ def place(gigabytes: float | None = None) -> Place:
     machine = next(name for name in limit if name.endswith(MACHINE))
     where = folder()
     disk = 0 if is_in_memory(where) else shutil.disk_usage(where).free
-    free = min(psutil.virtual_memory().available, *limit.values())
+    left = max(min(limit.values()) - resident(), 0)
+    free = min(psutil.virtual_memory().available, left)
     return Place(machine, free, disk, str(where), gigabytes)
 
 

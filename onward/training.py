@@ -139,9 +139,9 @@ def train(
         shift: Largest random shift of training images, in pixels.
         augment: What is done to each training mini-batch, after the input transformation and the
             shift: a function of a batch and a generator that returns a batch of as many samples,
-            or several in order. One with a parameter `epoch` is told the epoch. `ow.Translate`,
-            `ow.Flip` and `ow.Cutout` are such functions. A run that goes on compares the names of
-            others, not their bodies.
+            or several in order. One with a parameter `epoch` is told how many epochs have
+            learned from these samples before. `ow.Translate`, `ow.Flip` and `ow.Cutout` are such
+            functions. A run that goes on compares the names of others, not their bodies.
         listener: Called with how training goes.
         folder: The run folder, which rank 0 writes as `onward train --out` does. Until the run is
             finished, each rank keeps in `state`, in its own folder or a shared one, what it has

@@ -388,6 +388,26 @@ def test_views_of_each_augmented_mini_batch_are_drawn_anew_and_alike_for_all_blo
     assert len({seed for seeds in drawn.values() for seed in seeds}) == 20
 
 
+def test_an_alternating_image_turns_with_every_visit_to_its_shard():
+    turned = {}
+
+    def noted(batch, draw):
+        for id, image in zip(batch.ids.tolist(), batch.tensor, strict=True):
+            turned.setdefault(id, []).append(bool(image[0, 0, 0] > image[0, 0, -1]))
+        return batch
+
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(len(pixels()), 1, 4, 4)
+    dataset = ow.dataset(x, classes(), x_val=x, y_val=classes())
+    training = ow.TrainingConfig(epochs=4, batch_size=10)
+    augment = (ow.Flip(alternating=True), noted)
+    ow.train(network(), dataset, training=training, plan=ow.PlanConfig(shards=2), augment=augment)
+
+    # The trial sees the first samples once more.
+    both = [turns[-2:] for turns in turned.values()]
+    assert len(both) == len(dataset.training)
+    assert all(first != second for first, second in both)
+
+
 def test_settings_of_the_data_are_the_same_as_functions():
     config = {"shift": 1, "shift_fill": "reflect", "flip": "alternating", "cutout": 2}
     digits = ow.load_data("digits")

@@ -219,6 +219,15 @@ def test_files_are_in_no_folder_that_lies_in_memory(tmp_path, monkeypatch):
     assert budget.place().disk == 0
 
 
+def test_what_a_process_holds_is_no_room_in_the_limit_of_its_group(monkeypatch):
+    kept = [100, 1000]
+    known = {"x the memory of the machine": 1 << 60, "x control group": 1000}
+    monkeypatch.setattr(budget, "limits", lambda: known)
+    monkeypatch.setattr(budget, "resident", kept.pop)
+
+    assert [budget.place().memory, budget.place().memory] == [0, 900]
+
+
 # The choice
 
 

@@ -15,7 +15,7 @@ from plans import (
 )
 
 from onward.errors import SettingError
-from onward.plan.tasks import INPUT, Node, Product, ProductKind, Segment, Task, TaskKind, line
+from onward.plan.tasks import INPUT, Node, Product, ProductKind, Segment, Task, TaskKind, Work, line
 
 
 def hints_needed(plan):
@@ -150,10 +150,35 @@ def test_chapters_learn_from_the_shards_in_turn(plan):
     assert shards == [chapter % len(plan.rows) for chapter in range(plan.chapters)]
 
 
+@for_all(chapter_plans())
+def test_a_shard_counts_the_epochs_that_learned_from_it(plan):
+    learned = {
+        shard: [
+            segment.epoch
+            for chapter in range(shard, plan.chapters, len(plan.rows))
+            for segment in plan.segments(chapter)
+        ]
+        for shard in range(len(plan.rows))
+    }
+
+    for shard, epochs in learned.items():
+        for number, epoch in enumerate(sorted(set(epochs))):
+            assert plan.epochs_before(epoch, shard) == number
+
+
 def test_a_chapter_of_several_epochs_learns_from_all_mini_batches_of_each():
     plan = chapters_of_two_blocks(epochs=6, chapters=2)
 
     assert plan.segments(1) == [Segment(3, 0, 5), Segment(4, 0, 5), Segment(5, 0, 5)]
+
+
+def test_samples_that_an_epoch_leaves_out_are_passed_and_scored():
+    plan = chapters_of_two_blocks(batch_size=4, chapters=2, drop_last=True, hint_age=1)
+    short = chapters_of_two_blocks(batch_size=4, chapters=8, drop_last=True)
+
+    assert plan.work(Task(TaskKind.TRAIN, 0, 1)) == Work(learned=4.0, passed=2.5)
+    assert plan.work(Task(TaskKind.SCORE, 0, 0)) == Work(learned=0.0, passed=2.5)
+    assert short.work(Task(TaskKind.TRAIN, 0, 1)) == Work(learned=1.0, passed=1.0)
 
 
 def test_a_chapter_shorter_than_an_epoch_learns_from_a_part_of_its_mini_batches():

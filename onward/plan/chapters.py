@@ -65,13 +65,15 @@ class ChapterPlan(Plan):
 
     def work(self, task: Task) -> Work:
         shard = self.shard(task.time)
-        epoch = min(self.rows[shard] / self.batch_size, self.batches(shard))
+        whole, batches = self.rows[shard] / self.batch_size, self.batches(shard)
         if task.kind is TaskKind.SCORE:
-            return Work(0.0, epoch)
-        # A chapter passes each of its samples once, however often it learns from them.
+            return Work(0.0, whole)
         segments = self.segments(task.time)
-        passed = epoch * (segments[0].last - segments[0].first) / self.batches(shard)
-        return Work(passed * len(segments), passed)
+        share = (segments[0].last - segments[0].first) / batches
+        learned = min(whole, batches) * share
+        # A chapter passes each of its samples once, however often it learns from them; of whole
+        # epochs also those at the end that one of them leaves out.
+        return Work(learned * len(segments), whole if share == 1 else learned)
 
     def samples_of(self, product: Product) -> int:
         return self.rows[self.shard(product.time)]

@@ -272,6 +272,16 @@ class Plan(ABC):
         epoch, part = divmod(chapter, parts)
         return [Segment(epoch, part * batches // parts, (part + 1) * batches // parts)]
 
+    def epochs_before(self, epoch: int, shard: int) -> int:
+        """Return in how many epochs before this one samples of a shard were learned from."""
+        shards = len(self.rows)
+        if self.chapters <= self.epochs:
+            chapter, within = divmod(epoch, self.epochs // self.chapters)
+            return chapter // shards * (self.epochs // self.chapters) + within
+        # Chapters of the shard, of which one epoch may have several.
+        chapters = epoch * (self.chapters // self.epochs)
+        return min(epoch, -(-(chapters - shard) // shards))
+
     def validations(self, chapter: int) -> list[Task]:
         """Return the validation tasks at the end of a chapter, timed by chapter."""
         if not self.has_validation:

@@ -245,8 +245,9 @@ class Worker(ABC):
             # What augments may work in place, in a copy.
             batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))
         draw = seeds.generator(self.settings.seed, "augment", epoch, shard, number)
+        own = self.plan.epochs_before(epoch, shard)
         return self.network.transformed(
-            batch, lambda seen: augmented(seen, self.settings.augment, draw, epoch)
+            batch, lambda seen: augmented(seen, self.settings.augment, draw, own)
         )
 
     def sampled(
