@@ -111,6 +111,17 @@ def with_room(held: Sequence[Held], places: Sequence[Place], placement: Placemen
     return found
 
 
+def gigabytes(number: int) -> str:
+    """Return a number of bytes as people read it, in the unit of `placement.memory`.
+
+    Example:
+        >>> gigabytes(12_340_000_000), gigabytes(1_520_000)
+        ('12.3 GB', '0.0015 GB')
+    """
+    amount = number / 1e9
+    return f"{amount:,.1f} GB" if amount >= 0.1 else f"{amount:.2g} GB"
+
+
 def check(held: Sequence[Held], places: Sequence[Place]) -> None:
     """Refuse a run of which some rank has no room for what frozen blocks put out.
 
@@ -123,14 +134,14 @@ def check(held: Sequence[Held], places: Sequence[Place]) -> None:
         what = "What frozen blocks put out"
         if each.chunk > each.memory:
             raise SettingError(
-                f"{what} for a chunk of samples takes about {each.chunk / 1e9:,.3f} GB on rank "
-                f"{rank}, which may hold {each.memory / 1e9:,.3f} GB. Set placement.memory to "
+                f"{what} for a chunk of samples takes about {gigabytes(each.chunk)} on rank "
+                f"{rank}, which may hold {gigabytes(each.memory)}. Set placement.memory to "
                 f"more, or use a smaller --batch-size or network."
             )
         raise SettingError(
-            f"{what} for the samples of a chapter takes about {each.bytes / 1e9:,.1f} GB on rank "
-            f"{rank}, which may hold {each.memory / 1e9:,.1f} GB in memory and has "
-            f"{each.disk / 1e9:,.1f} GB for it on the disk of {places[rank].folder}. Set "
+            f"{what} for the samples of a chapter takes about {gigabytes(each.bytes)} on rank "
+            f"{rank}, which may hold {gigabytes(each.memory)} in memory and has "
+            f"{gigabytes(each.disk)} for it on the disk of {places[rank].folder}. Set "
             f"placement.memory to more gigabytes, or TMPDIR to a folder on a disk with room."
         )
 

@@ -50,11 +50,11 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
         shares = _shares(silent.values())
         found.append(
             f"Silent units: {shares} of the units of {_blocks(silent)} are 0 for every sample. "
-            f"Lower optimizer.lr, or scale the inputs (data.standardize)."
+            f"Lower the learning rate, or scale the inputs (data.standardize)."
         )
     if flat:
         found.append(
-            f"The loss of {_blocks(flat)} did not fall. Change optimizer.lr, raise "
+            f"The loss of {_blocks(flat)} did not fall. Change the learning rate, raise "
             f"training.epochs, or lower training.batch_size."
         )
     tally = test.tally
@@ -66,7 +66,7 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     if tally is not None and len(named) == 1 and sum(rows > 0 for rows in tally.rows) > 1:
         found.append(
             f"All {test.rows:,} test samples were classified as class {named[0]}. Check "
-            f"optimizer.lr, and, if most samples are of that class, data.class_weights."
+            f"the learning rate, and, if most samples are of that class, data.class_weights."
         )
     return found
 
@@ -75,7 +75,7 @@ def _no_better(who: str, tallies: Sequence[Tally]) -> str:
     return (
         f"No better than chance: {who}, with an accuracy of {_shares(t.accuracy for t in tallies)} "
         f"on {sum(tallies[0].rows):,} test samples. The same answers, shuffled, would have "
-        f"{_shares(t.by_chance for t in tallies)}. Check optimizer.lr, training.epochs, "
+        f"{_shares(t.by_chance for t in tallies)}. Check the learning rate, training.epochs, "
         f"training.batch_size and the scale of the inputs."
     )
 

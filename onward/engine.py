@@ -19,7 +19,7 @@ from onward.slices import RowsStep, check_cut
 from onward.steps import AutogradStep, Step, StepReport
 from onward.team import Alone, Team
 
-ADVICE = "A smaller optimizer.lr usually helps."
+ADVICE = "A smaller learning rate usually helps."
 """What to do about training that leaves the finite numbers."""
 
 

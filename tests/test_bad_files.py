@@ -198,7 +198,7 @@ def test_shards_of_one_class_each_are_refused_where_all_have_the_same(capfd):
 def test_a_training_that_leaves_the_finite_numbers_says_so(refused):
     message = (
         "The loss of block 0 is no longer finite (nan) in mini-batch 1 of epoch 0, both counted "
-        "from 0. A smaller optimizer.lr usually helps."
+        "from 0. A smaller learning rate usually helps."
     )
     assert message in refused("train", *QUICK, "--set", "optimizer.lr=1e30", "--out", "run")
 
@@ -210,7 +210,7 @@ def test_weights_that_leave_the_finite_numbers_after_the_last_mini_batch_are_not
 
     assert said == (
         "The module.weight of block 0 is no longer finite at the end of chapter 0. A smaller "
-        "optimizer.lr usually helps."
+        "learning rate usually helps."
     )
 
 

@@ -90,8 +90,10 @@ def test_filters_are_updated_by_muon_and_keep_their_length():
     ("shape", "settings", "said"),
     [
         ((3, 9, 9), {"pooled": (1, 2, 3, 4)}, "names layer 4, and network.channels has 3"),
-        ((3, 4, 9), {"pooled": (1, 3)}, "shape (3, 4, 9) are too small to be halved 2 times"),
-        ((3, 1, 9), {}, "too small"),
+        ((3, 4, 9), {"pooled": (1, 3)}, "pooled in layer 3: nothing would be left. Pool fewer"),
+        ((3, 4, 9), {"pooled": (1, 3)}, "such as --set network.pooled=1, or"),
+        ((3, 2, 9), {"pooled": (1, 3)}, "such as --set network.pooled=0, or"),
+        ((3, 1, 9), {}, "network.whitening=false"),
         ((7,), {}, "x.reshape(len(x), 1, -1)"),
     ],
 )

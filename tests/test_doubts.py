@@ -47,7 +47,7 @@ def test_silent_units_are_named_with_their_block_and_setting():
 
     assert len(found) == 1
     assert "97.0% of the units of block 1" in found[0]
-    assert "Lower optimizer.lr" in found[0]
+    assert "Lower the learning rate" in found[0]
 
 
 @pytest.mark.parametrize(("right", "is_doubted"), [(25, True), (27, True), (28, False)])

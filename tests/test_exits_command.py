@@ -201,7 +201,7 @@ def test_a_guarantee_that_cannot_be_given_says_what_it_takes(runs, capsys):
 
     said = " ".join(capsys.readouterr().out.split())
     assert "every row goes the whole way" in said
-    assert "The test needs 2,302 rows of which none becomes wrong" in said
+    assert "That half needs 2,302 rows of which none becomes wrong" in said
     assert "1.0 times fewer" in said
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from onward.budget import Held
+from onward.budget import Held, gigabytes
 from onward.cli.planner import Choice, alone
 from onward.placement import Placement, messages
 from onward.plan.tasks import Plan, Product, Task, TaskKind
@@ -60,12 +60,7 @@ def passed_on(held: Sequence[Held]) -> list[str]:
     for rank, each in enumerate(held):
         # The first blocks, and those of a stream, read no others' outputs of a chapter.
         if each.bytes:
-            size = (
-                f"{each.bytes / 1e9:,.1f} GB"
-                if each.bytes >= 1e8
-                else f"{each.bytes / 1e6:,.1f} MB"
-            )
-            ranks.setdefault(f"{size}|{each.way or 'no room'}", []).append(str(rank))
+            ranks.setdefault(f"{gigabytes(each.bytes)}|{each.way or 'no room'}", []).append(str(rank))
     return [
         f"What frozen blocks put out, about {text.partition('|')[0]} on rank "
         f"{', '.join(own)}: {text.partition('|')[2]}."

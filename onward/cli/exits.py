@@ -113,8 +113,8 @@ def _promise(calibrated: Calibrated) -> str:
         needed = samples_needed(allowed, bound, delta)
         number = "infinitely many" if needed is None else f"{needed:,}"
         return (
-            f"No policy passed the test on half of the rows, so every row goes the whole way. The "
-            f"test needs {number} rows of which none becomes wrong, or more rows: keep more for "
+            f"No policy passed the test on half of the rows, so every row goes the whole way. That "
+            f"half needs {number} rows of which none becomes wrong, or more rows: keep more for "
             f"validation, or allow more."
         )
     if delta is None:

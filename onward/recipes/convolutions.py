@@ -18,6 +18,7 @@ from onward.preprocessing import Whitening
 from onward.readouts import Readout
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.samplers import Sampler
+from onward.values import written
 
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -122,17 +123,23 @@ def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
         )
     channels, *sizes = data.input_shape
     if config.whitening:
+        if min(sizes) < 2:
+            raise SettingError(
+                f"Samples of shape {data.input_shape}, channels first, are too small for "
+                f"whitening, which takes patches of 2 places along each axis. Use --set "
+                f"network.whitening=false, or give larger samples."
+            )
         channels, sizes = 2 * channels * 2**axes, [places - 1 for places in sizes]
     found = [Maps(channels, tuple(sizes))]
     for number, width in enumerate(config.channels, start=1):
         if number in config.pooled:
             sizes = [places // 2 for places in sizes]
         if min(sizes) < 1:
-            halved = sum(n <= number for n in config.pooled)
+            fits = written(tuple(n for n in config.pooled if n < number) or (0,))
             raise SettingError(
-                f"Samples of shape {data.input_shape} are too small to be halved {halved} times: "
-                f"nothing is left after layer {number}. Pool after fewer layers (network.pooled, "
-                f"now {list(config.pooled)}), or give larger samples."
+                f"Samples of shape {data.input_shape}, channels first, are too small to be pooled in "
+                f"layer {number}: nothing would be left. Pool fewer layers, such as --set "
+                f"network.pooled={fits}, or give larger samples."
             )
         found.append(Maps(width, tuple(sizes)))
     return found
