@@ -66,6 +66,7 @@ FIGURES = {
 LONG = {
     "backprop_pipeline",
     "chapter_length",
+    "conv_step",
     "ecg",
     "emulated_ranks",
     "exits",
