@@ -140,8 +140,8 @@ def get_ready(
     if own_held.way == "file" and transport.rank == 0:
         listener.note(
             f"What frozen blocks put out, about {own_held.bytes / 1e9:,.1f} GB, is held in a file "
-            f"in {places[0].folder}: more than {own_held.memory / 1e9:,.1f} GB are not to be held "
-            f"in memory (placement.memory)."
+            f"in {places[0].folder}: no more than {own_held.memory / 1e9:,.1f} GB may be held in "
+            f"memory (placement.memory)."
         )
     if not transport.carries:
         folder = Path(config.placement.directory or "")
