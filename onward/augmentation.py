@@ -8,6 +8,7 @@ samples after the input transformation.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -232,9 +233,12 @@ def _has_epoch(augment: Augmentation) -> bool:
 
 
 def name_of(augment: Augmentation) -> str:
-    """Return what an augmentation is called: with its fields, where it is a dataclass."""
+    """Return what an augmentation is called: with its fields or arguments, where it has some."""
     if is_dataclass(augment):
         return repr(augment)
+    if isinstance(augment, partial):
+        given = [*map(repr, augment.args), *(f"{n}={v!r}" for n, v in augment.keywords.items())]
+        return f"{name_of(augment.func)}({', '.join(given)})"
     return str(getattr(augment, "__qualname__", type(augment).__qualname__))
 
 

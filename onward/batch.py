@@ -240,7 +240,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         tensors.pop("index", None)
     if any(tensors.keys() != each[0].keys() for tensors in each):
         names = sorted({", ".join(tensors) for tensors in each})
-        raise SettingError(f"Some mini-batches hold other tensors than others: {'; '.join(names)}.")
+        raise SettingError(f"Mini-batches hold different tensors: {'; '.join(names)}.")
     found = Batch.from_tensors({n: torch.cat([tensors[n] for tensors in each]) for n in each[0]})
     if all(batch.index is None for batch in batches):
         return found

@@ -84,8 +84,9 @@ class Adam(Optimizer):
     ) -> None:
         # What `torch.optim.adam.adam` ends in: on the way there it counts, which a slice must not,
         # and takes as long as a small parameter does.
+        own, gradient = (with_strides(t, like=state["exp_avg"]) for t in (parameter, gradient))
         torch._fused_adamw_(
-            [parameter],
+            [own],
             [gradient],
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
@@ -99,6 +100,8 @@ class Adam(Optimizer):
             eps=self.eps,
             maximize=False,
         )
+        if own is not parameter:
+            parameter.copy_(own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +133,9 @@ class SGD(Optimizer):
         lr = self.lr * lr_scale
         if self.weight_decay and parameter.ndim > 1:
             parameter.mul_(1 - lr * self.weight_decay)
+        own, gradient = (with_strides(t, like=state["momentum"]) for t in (parameter, gradient))
         sgd(
-            [parameter],
+            [own],
             [gradient],
             [state["momentum"]],
             fused=True,
@@ -142,6 +146,8 @@ class SGD(Optimizer):
             nesterov=False,
             maximize=False,
         )
+        if own is not parameter:
+            parameter.copy_(own)
 
 
 class TorchOptimizer(Optimizer):
@@ -346,8 +352,9 @@ def _zeros_like(parameter: Tensor) -> Tensor:
 def with_strides(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor with the strides of another.
 
-    Messages hold rows one after the other; a network may hold its channels last. Products may
-    round by strides, and the fused rules of torch go through memory without looking at them.
+    Messages hold rows one after the other; a network may hold its channels last, or a part of a
+    larger tensor. Products may round by strides, and the fused rules of torch go through memory
+    without looking at them.
     """
     if tensor.stride() == like.stride():
         return tensor

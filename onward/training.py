@@ -141,7 +141,8 @@ def train(
             shift: a function of a batch and a generator that returns a batch of as many samples,
             or several in order. One with a parameter `epoch` is told how many epochs have
             learned from these samples before. `ow.Translate`, `ow.Flip` and `ow.Cutout` are such
-            functions. A run that goes on compares the names of others, not their bodies.
+            functions. A run that goes on compares the names of others, and the arguments of a
+            `functools.partial`, not their bodies.
         listener: Called with how training goes.
         folder: The run folder, which rank 0 writes as `onward train --out` does. Until the run is
             finished, each rank keeps in `state`, in its own folder or a shared one, what it has

@@ -42,13 +42,13 @@ def check_samples(network: Network, training: Batch, config: RunConfig) -> None:
 
 
 def check_augmentation(network: Network, training: Batch, settings: Settings, size: int) -> None:
-    """Refuse what augments where it fails on a mini-batch.
+    """Refuse augmentations that fail on a mini-batch.
 
     Raises:
-        SettingError: It does.
+        SettingError: One does.
     """
     if settings.augment:
-        # Of a graph there is one, whole; what augments may work in place, in a copy.
+        # A graph is taken whole. An augmentation may work in place, and so gets a copy.
         batch = training.take(torch.arange(min(size, len(training))))
         if batch.structure:
             batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))

@@ -516,16 +516,21 @@ def test_a_run_says_what_augments_it_and_does_not_go_on_with_another(tmp_path, m
     def other(batch, draw):
         return batch
 
-    result = trained([one, functools.partial(one), ow.Translate(2, fill="reflect")])
+    def scaled(batch, draw, by):
+        return batch
+
+    once, twice = (functools.partial(scaled, by=factor) for factor in (1, 2))
+    result = trained([one, twice, ow.Translate(2, fill="reflect")])
     assert result.to_json()["augmentation"] == [
         one.__qualname__,
-        "partial",
+        f"{scaled.__qualname__}(by=2)",
         "Translate(pixels=2, fill='reflect')",
     ]
-    with pytest.raises(Stopped):
-        trained(one, folder=tmp_path / "run", listener=Stopping())
-    with pytest.raises(SettingError, match="other settings"):
-        trained(other, folder=tmp_path / "run")
+    for begun, changed in ((one, other), (once, twice)):
+        with pytest.raises(Stopped):
+            trained(begun, folder=tmp_path / begun.__class__.__name__, listener=Stopping())
+        with pytest.raises(SettingError, match="other settings"):
+            trained(changed, folder=tmp_path / begun.__class__.__name__)
 
 
 # Batches that are joined

@@ -180,6 +180,22 @@ def in_slices(rule, rows, columns, size):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("place", [(slice(None), slice(3)), (slice(1, None, 2),)])
+def test_a_part_of_a_larger_tensor_learns_like_one_alone_and_leaves_the_rest(rule, place):
+    whole = draw(6, 8)
+    part, alone = whole[place], whole[place].clone()
+    gradients = [[gradient(step, alone)] for step in range(5)]
+    rest = torch.ones_like(whole, dtype=torch.bool)
+    rest[place] = False
+
+    follow(rule, [part], gradients)
+    follow(rule, [alone], gradients)
+
+    assert part.equal(alone)
+    assert whole[rest].equal(draw(6, 8)[rest])
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("rows", "size"), [(12, 12), (12, 4), (12, 5), (13, 1)])
 def test_updating_in_slices_gives_the_same_bits_as_at_once(rule, rows, size):
     whole, sliced = in_slices(rule, rows, 64, size)

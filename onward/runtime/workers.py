@@ -242,7 +242,7 @@ class Worker(ABC):
         if not batch.structure:
             batch = batch.take(chosen)
         else:
-            # What augments may work in place, in a copy.
+            # An augmentation may work in place, and so gets a copy.
             batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))
         draw = seeds.generator(self.settings.seed, "augment", epoch, shard, number)
         own = self.plan.epochs_before(epoch, shard)
