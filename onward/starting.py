@@ -140,8 +140,8 @@ def get_ready(
     if own_held.way == "file" and transport.rank == 0:
         listener.note(
             f"What frozen blocks put out, about {budget.gigabytes(own_held.bytes)}, is held in a "
-            f"file in {places[0].folder}: more than {budget.gigabytes(own_held.memory)} are not to be held "
-            f"in memory (placement.memory)."
+            f"file in {places[0].folder}: more than {budget.gigabytes(own_held.memory)} are not to "
+            f"be held in memory (placement.memory)."
         )
     if not transport.carries:
         folder = Path(config.placement.directory or "")

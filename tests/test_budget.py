@@ -354,7 +354,9 @@ def test_a_run_keeps_to_its_budget_and_says_so(files):
 
 
 def test_a_budget_below_a_chunk_is_refused():
-    with pytest.raises(SettingError, match=r"about 0\.0013 GB on rank 0, which may hold 0\.0001 GB"):
+    with pytest.raises(
+        SettingError, match=r"about 0\.0013 GB on rank 0, which may hold 0\.0001 GB"
+    ):
         trained(0.0001)
 
 

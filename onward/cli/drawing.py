@@ -60,7 +60,9 @@ def passed_on(held: Sequence[Held]) -> list[str]:
     for rank, each in enumerate(held):
         # The first blocks, and those of a stream, read no others' outputs of a chapter.
         if each.bytes:
-            ranks.setdefault(f"{gigabytes(each.bytes)}|{each.way or 'no room'}", []).append(str(rank))
+            ranks.setdefault(f"{gigabytes(each.bytes)}|{each.way or 'no room'}", []).append(
+                str(rank)
+            )
     return [
         f"What frozen blocks put out, about {text.partition('|')[0]} on rank "
         f"{', '.join(own)}: {text.partition('|')[2]}."

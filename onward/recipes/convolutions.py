@@ -137,8 +137,8 @@ def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
         if min(sizes) < 1:
             fits = written(tuple(n for n in config.pooled if n < number) or (0,))
             raise SettingError(
-                f"Samples of shape {data.input_shape}, channels first, are too small to be pooled in "
-                f"layer {number}: nothing would be left. Pool fewer layers, such as --set "
+                f"Samples of shape {data.input_shape}, channels first, are too small to be pooled "
+                f"in layer {number}: nothing would be left. Pool fewer layers, such as --set "
                 f"network.pooled={fits}, or give larger samples."
             )
         found.append(Maps(width, tuple(sizes)))
