@@ -139,8 +139,8 @@ def get_ready(
     own_held = held[transport.rank]
     if own_held.way == "file" and transport.rank == 0:
         listener.note(
-            f"What frozen blocks put out, about {budget.gigabytes(own_held.bytes)}, is held in a "
-            f"file in {places[0].folder}: more than {budget.gigabytes(own_held.memory)} are not to "
+            f"What frozen blocks put out, about {budget.told_size(own_held.bytes)}, is held in a "
+            f"file in {places[0].folder}: more than {budget.told_size(own_held.memory)} are not to "
             f"be held in memory (placement.memory)."
         )
     if not transport.carries:
