@@ -95,7 +95,7 @@ def fits(value: Any, kind: Any) -> bool:
             fits(key, keys) and fits(each, values) for key, each in value.items()
         )
     if origin is Callable:
-        return callable(value)
+        return callable(value) and not isinstance(value, type)
     is_several = hasattr(type(value), "__getitem__") and not isinstance(value, str | Mapping)
     return is_several and all(fits(each, inner[0]) for each in value)
 

@@ -113,6 +113,11 @@ class Cutout:
 
     def __call__(self, batch: Batch, draw: torch.Generator) -> Batch:
         x = _pixels(self, batch, dims=(2,))
+        if self.pixels >= min(x.shape[2:]):
+            raise SettingError(
+                f"ow.Cutout cuts squares of {self.pixels} x {self.pixels} pixels, and samples are "
+                f"of {' x '.join(map(str, x.shape[2:]))}. Cut smaller ones."
+            )
 
         def inside(size: int) -> Tensor:
             first = torch.randint(size, (len(x), 1), generator=draw) - self.pixels // 2

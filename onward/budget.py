@@ -111,15 +111,14 @@ def with_room(held: Sequence[Held], places: Sequence[Place], placement: Placemen
     return found
 
 
-def gigabytes(number: int) -> str:
-    """Return a number of bytes as people read it, in the unit of `placement.memory`.
+def told_size(number: int) -> str:
+    """Return a number of bytes as people read it.
 
     Example:
-        >>> gigabytes(12_340_000_000), gigabytes(1_520_000)
-        ('12.3 GB', '0.0015 GB')
+        >>> told_size(12_340_000_000), told_size(1_520_000)
+        ('12.3 GB', '1.52 MB')
     """
-    amount = number / 1e9
-    return f"{amount:,.1f} GB" if amount >= 0.1 else f"{amount:.2g} GB"
+    return f"{number / 1e9:,.1f} GB" if number >= 1e8 else f"{number / 1e6:.3g} MB"
 
 
 def check(held: Sequence[Held], places: Sequence[Place]) -> None:
@@ -134,14 +133,14 @@ def check(held: Sequence[Held], places: Sequence[Place]) -> None:
         what = "What frozen blocks put out"
         if each.chunk > each.memory:
             raise SettingError(
-                f"{what} for a chunk of samples takes about {gigabytes(each.chunk)} on rank "
-                f"{rank}, which may hold {gigabytes(each.memory)}. Set placement.memory to "
-                f"more, or use a smaller --batch-size or network."
+                f"{what} for a chunk of samples takes about {told_size(each.chunk)} on rank "
+                f"{rank}, which may hold {told_size(each.memory)}. Set placement.memory to "
+                f"more gigabytes, or use a smaller --batch-size or network."
             )
         raise SettingError(
-            f"{what} for the samples of a chapter takes about {gigabytes(each.bytes)} on rank "
-            f"{rank}, which may hold {gigabytes(each.memory)} in memory and has "
-            f"{gigabytes(each.disk)} for it on the disk of {places[rank].folder}. Set "
+            f"{what} for the samples of a chapter takes about {told_size(each.bytes)} on rank "
+            f"{rank}, which may hold {told_size(each.memory)} in memory and has "
+            f"{told_size(each.disk)} for it on the disk of {places[rank].folder}. Set "
             f"placement.memory to more gigabytes, or TMPDIR to a folder on a disk with room."
         )
 

@@ -1,7 +1,7 @@
 """Settings: dataclasses in which each has one home, a field with its meaning and unit."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from onward.values import Range, kinds, read_value
 
@@ -21,21 +21,25 @@ Standardize = Literal["auto", "feature", "channel", "none"]
 class Section:
     """A section of a run; its settings are read by their types when it is made."""
 
+    section: ClassVar[str] = "network"
+    """Its name in a run; settings of all recipes are called `network`."""
+
     def __post_init__(self) -> None:
         """Refuse values that settings cannot have.
 
         Raises:
             SettingError: There is one.
         """
-        section = type(self).__name__.removesuffix("Config").lower()
         for name, kind in kinds(type(self)).items():
-            value = read_value(f"{section}.{name}", getattr(self, name), kind)
+            value = read_value(f"{self.section}.{name}", getattr(self, name), kind)
             object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
     """What is learned from."""
+
+    section = "data"
 
     name: str = "digits"
     """A known data set, or a path to an .npz file."""
@@ -141,6 +145,8 @@ class NetworkConfig(Section):
 class OptimizerConfig(Section):
     """How the weights follow their gradients."""
 
+    section = "optimizer"
+
     name: Literal["adam", "sgd"] = "adam"
     """Update rule; both have decoupled weight decay, and sgd averages the gradient."""
 
@@ -163,6 +169,8 @@ class OptimizerConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Section):
     """How long, in what steps, and with which arithmetic."""
+
+    section = "training"
 
     epochs: Count = 10
     """Passes of each block over the training rows, or over those of the shard it visits."""
@@ -201,6 +209,8 @@ Cut = Literal["rows", "units"]
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(Section):
     """What is computed, and from what: this decides the weights."""
+
+    section = "plan"
 
     kind: Literal["chapters", "stream"] = "chapters"
     """Blocks take turns of a chapter, or all learn from every mini-batch."""
@@ -252,6 +262,8 @@ class PlanConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class PlacementConfig(Section):
     """Where tasks run: this decides time and traffic, never the weights."""
+
+    section = "placement"
 
     name: Literal["sequential", "single-layer", "all-layers", "federated", "stream"] | None = None
     """None: sequential on one rank, else all-layers, federated (several shards) or stream."""

@@ -139,9 +139,9 @@ def get_ready(
     own_held = held[transport.rank]
     if own_held.way == "file" and transport.rank == 0:
         listener.note(
-            f"What frozen blocks put out, about {budget.gigabytes(own_held.bytes)}, is held in a "
-            f"file in {places[0].folder}: no more than {budget.gigabytes(own_held.memory)} may be "
-            f"held in memory (placement.memory)."
+            f"What frozen blocks put out, about {budget.told_size(own_held.bytes)}, is held in a "
+            f"file in {places[0].folder}: no more than {budget.told_size(own_held.memory)} may "
+            f"be held in memory (placement.memory)."
         )
     if not transport.carries:
         folder = Path(config.placement.directory or "")

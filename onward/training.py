@@ -136,7 +136,7 @@ def train(
             network that has been trained before keeps its input transformation.
         class_weights: `"balanced"`: all classes together count the same in the loss, however many
             samples they have. A power p below 1: a sample of a class of n counts as n^-p.
-        shift: Largest random shift of training images, in pixels.
+        shift: Largest random shift of training images or signals, in pixels.
         augment: What is done to each training mini-batch, after the input transformation and the
             shift: a function of a batch and a generator that returns a batch of as many samples,
             or several in order. One with a parameter `epoch` is told how many epochs have

@@ -220,6 +220,7 @@ def test_what_is_neither_network_nor_stages_is_refused(trained, got):
     [
         ("listener", print, "must be an ow.Listener: a class of your own whose methods"),
         ("listener", ow.Listener, "got the class Listener, not an instance."),
+        ("augment", ow.Flip, "got the class Flip, not an instance."),
         ("training", {"epochs": 3}, "must be an ow.TrainingConfig, such as ow.TrainingConfig(ep"),
         ("training", ow.PlanConfig(), "got a PlanConfig."),
         ("plan", "stream", "must be an ow.PlanConfig, such as ow.PlanConfig(kind='stream'); got"),
@@ -270,6 +271,10 @@ def test_what_is_calibrated_has_its_policy():
         (lambda: ow.OptimizerConfig(lr=-1), "optimizer.lr must be a number above 0; got -1."),
         (lambda: ow.PlacementConfig(processes=1.5), "placement.processes must be a whole number"),
         (lambda: ow.DataConfig(name=3), "data.name must be text; got 3."),
+        (
+            lambda: ow.RECIPES["conv"].settings(channels=6),
+            "network.channels must be whole numbers with commas",
+        ),
         (lambda: ow.RunConfig(training={"epochs": 3}), "training must be an ow.TrainingConfig"),
         (
             lambda: ow.RunConfig(network={"widths": 3}),

@@ -195,6 +195,11 @@ def test_settings_that_none_can_have_are_refused(make, message):
         (ow.Translate(1), images(3, 9), r"or signals of shape \(channels, length\); the samples"),
         (ow.Translate(3), images(2, 1, 3, 8), "by up to 3 pixels, and they are of 3 x 8"),
         (ow.Flip(), images(3, 2, 9), r"ow.Flip takes images of .* samples have shape \(2, 9\)"),
+        (
+            ow.Cutout(3),
+            images(2, 1, 3, 8),
+            "cuts squares of 3 x 3 pixels, and samples are of 3 x 8",
+        ),
         (ow.Cutout(2), images(3, 9), r"takes images of shape \(channels, height, width\); the"),
         (ow.Flip(), {"left": images(2, 1), "right": images(2, 1)}, r"inputs \(left, right\)"),
         (ow.Flip(alternating=True), images(2, 1, 3, 3), "by their ids, and the batch has none"),

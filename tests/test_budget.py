@@ -276,7 +276,7 @@ def test_ranks_share_what_their_machine_has_and_teams_hold_alike():
         ),
         (
             Held(8_000_000_000, 50_000_000, ("memory", "file", "again"), 2_000_000),
-            r"for a chunk of samples takes about 0\.05 GB on rank 1, which may hold 0\.002 GB\.",
+            r"for a chunk of samples takes about 50 MB on rank 1, which may hold 2 MB\.",
         ),
     ],
 )
@@ -359,13 +359,11 @@ def test_a_run_keeps_to_its_budget_and_says_so(files):
     assert small.facts["weights_sha256"] == usual.facts["weights_sha256"]
     assert sorted(set(files)) == [594 * 4 * 64 * channels for channels in (4, 6)]
     (text,) = notes.texts
-    assert text.startswith("What frozen blocks put out, about 0.0015 GB, is held in a file in ")
+    assert text.startswith("What frozen blocks put out, about 1.52 MB, is held in a file in ")
 
 
 def test_a_budget_below_a_chunk_is_refused():
-    with pytest.raises(
-        SettingError, match=r"about 0\.0013 GB on rank 0, which may hold 0\.0001 GB"
-    ):
+    with pytest.raises(SettingError, match=r"about 1\.28 MB on rank 0, which may hold 0\.1 MB"):
         trained(0.0001)
 
 

@@ -435,6 +435,15 @@ def test_train_prints_results_on_one_stream_and_progress_on_the_other(capsys):
     assert f"{found['accuracy']['test']:.2%}" in shown.out
     assert found["weights_sha256"][:16] in shown.out
     assert shown.err.startswith("2 blocks, 2 epochs in 2 chapters, 1,293 rows; sequential on 1 ")
+    assert "augmentation" not in shown.out
+
+
+def test_train_says_how_samples_were_augmented(capsys):
+    onward("train", *SMALL, "--shift", "auto", "--set", "data.flip=random", "--out", "run")
+
+    shown = capsys.readouterr().out
+    assert "augmentation" in shown
+    assert "Flip(alternating=False)" in shown
 
 
 def test_run_folders_are_named_by_date_recipe_and_data_and_never_meet(monkeypatch):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from onward.budget import Held, gigabytes
+from onward.budget import Held, told_size
 from onward.cli.planner import Choice, alone
 from onward.placement import Placement, messages
 from onward.plan.tasks import Plan, Product, Task, TaskKind
@@ -60,7 +60,7 @@ def passed_on(held: Sequence[Held]) -> list[str]:
     for rank, each in enumerate(held):
         # The first blocks, and those of a stream, read no others' outputs of a chapter.
         if each.bytes:
-            ranks.setdefault(f"{gigabytes(each.bytes)}|{each.way or 'no room'}", []).append(
+            ranks.setdefault(f"{told_size(each.bytes)}|{each.way or 'no room'}", []).append(
                 str(rank)
             )
     return [

@@ -15,7 +15,10 @@ FLAGS = {
     "--data": ("data.name", "a name that `onward data` lists, or a path to an .npz file"),
     "--data-dir": ("data.dir", "folder with data sets (or the variable ONWARD_DATA)"),
     "--validation": ("data.validation", "training rows kept apart: a share, or a number; 0: none"),
-    "--shift": ("data.shift", "largest random shift of training images, in pixels"),
+    "--shift": (
+        "data.shift",
+        "largest random shift of training images or signals, in pixels, or auto",
+    ),
     "--widths": ("network.widths", "units of each block, first to last: 500,500,500,500"),
     "--heads": ("network.heads", "whose heads vote: all or last"),
     "--negatives": ("network.negatives", "fixed, random, adaptive or hard"),

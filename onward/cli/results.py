@@ -36,6 +36,8 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
     if accuracy["per_block"]:
         per_block = "  ".join(f"{value:.2%}" for value in accuracy["per_block"])
         table.add_row("test accuracy, each block alone", per_block)
+    if found["augmentation"]:
+        table.add_row("augmentation", "\n".join(found["augmentation"]))
     table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
     table.add_row("training time", f"{found['seconds']:.1f} s")
     for name, text, unit in (
