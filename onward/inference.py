@@ -1,5 +1,6 @@
 """Evaluates, calibrates, queries and exports a network, given as an object or as a path."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from onward import evaluation, exits, onnx_files, runs
 from onward.batch import Batch
 from onward.checkpoint import load
 from onward.data.dataset import Dataset, Numbers, real
-from onward.errors import DataError, SettingError
+from onward.errors import DataError, OnwardWarning, SettingError
 from onward.evaluation import Evaluation, checked_labels
 from onward.exits.answers import Answers
 from onward.exits.calibration import Calibrated, choose, held_out
@@ -151,6 +152,8 @@ def calibrate(
         bound=bound,
         risk=risk,
     )
+    if calibrated.failure is not None:
+        warnings.warn(calibrated.failure, OnwardWarning, stacklevel=2)
     folder = _folder(trained)
     if folder is not None:
         runs.write_exits(folder, asked, calibrated)

@@ -428,6 +428,15 @@ def test_a_batch_that_has_its_classes_needs_no_others(digits, trained):
     assert found == calibrate(network, digits.x_test, digits.y_test, max_error_increase=0.01)
 
 
+def test_a_guarantee_that_cannot_be_given_is_warned_of(digits, trained):
+    network = trained["heads"]
+
+    with pytest.warns(ow.OnwardWarning, match="That half needs 2,995 samples of which none"):
+        found = calibrate(network, digits.test, max_error_increase=0.001, delta=0.05)
+
+    assert found.mean_macs == found.full_macs
+
+
 def test_samples_that_do_not_count_are_left_out(digits, trained):
     network, some = trained["heads"], torch.arange(0, 360, 3)
 

@@ -200,8 +200,8 @@ def test_a_guarantee_that_cannot_be_given_says_what_it_takes(runs, capsys):
     assert onward("exits", runs / "heads", "--max-error-increase", "0.001", "--delta", "0.1") == 0
 
     said = " ".join(capsys.readouterr().out.split())
-    assert "every row goes the whole way" in said
-    assert "That half needs 2,302 rows of which none becomes wrong" in said
+    assert "every sample goes the whole way" in said
+    assert "That half needs 2,302 samples of which none becomes wrong" in said
     assert "1.0 times fewer" in said
 
 

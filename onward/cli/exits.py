@@ -13,7 +13,6 @@ from onward.cli.progress import count
 from onward.cli.report import Curve, draw_exits
 from onward.errors import SettingError
 from onward.exits.answers import answer
-from onward.exits.bounds import samples_needed
 from onward.exits.calibration import Calibrated, candidates, choose, held_out, mean_minus_std
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
@@ -106,17 +105,10 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
 
 def _promise(calibrated: Calibrated) -> str:
     """Return what the bound of a calibration guarantees, or why it guarantees nothing."""
-    allowed, bound, delta = calibrated.max_error_increase, calibrated.bound, calibrated.delta
+    allowed, delta = calibrated.max_error_increase, calibrated.delta
     assert allowed is not None
-    assert bound is not None
-    if calibrated.mean_macs == calibrated.full_macs:
-        needed = samples_needed(allowed, bound, delta)
-        number = "infinitely many" if needed is None else f"{needed:,}"
-        return (
-            f"No policy passed the test on half of the rows, so every row goes the whole way. That "
-            f"half needs {number} rows of which none becomes wrong, or more rows: keep more for "
-            f"validation, or allow more."
-        )
+    if calibrated.failure is not None:
+        return calibrated.failure
     if delta is None:
         return (
             f"On new rows like these it rises by at most {allowed * 100:g} points on average over "

@@ -14,7 +14,7 @@ from onward.batch import Batch
 from onward.data.dataset import Numbers, real
 from onward.errors import DataError, SettingError
 from onward.evaluation import checked_labels
-from onward.exits.bounds import BOUNDS, num_kept
+from onward.exits.bounds import BOUNDS, num_kept, samples_needed
 from onward.exits.outcomes import RISKS, HeldOut, dropped, follow, look_at
 from onward.exits.policies import ExitPolicy, max_score
 from onward.networks import Network
@@ -100,6 +100,20 @@ class Calibrated:
         from scipy.stats import beta  # Takes half a second, and few processes need it.
 
         return float(beta.ppf(0.95, self.newly_wrong + 1, self.rows - self.newly_wrong))
+
+    @property
+    def failure(self) -> str | None:
+        """Why no sample leaves early, where a bound was asked for and no policy keeps to it."""
+        if self.bound is None or self.mean_macs < self.full_macs:
+            return None
+        assert self.max_error_increase is not None
+        needed = samples_needed(self.max_error_increase, self.bound, self.delta)
+        number = "infinitely many" if needed is None else f"{needed:,}"
+        return (
+            f"No policy passed the test on half of the samples, so every sample goes the whole "
+            f"way. That half needs {number} samples of which none becomes wrong, or more samples: "
+            f"keep more for validation, or allow more."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""
