@@ -90,7 +90,8 @@ def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> 
         "core_seconds": sum(result.facts["cpu_seconds"]),
         "parameters": sum(p.numel() for p in result.network.parameters()),
         "precision": result.facts["precision"],
-        "settings": config.to_toml(),
+        # Where the data lie says nothing of a figure.
+        "settings": config.with_settings({"data.dir": None}).to_toml(),
     }
 
 
