@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import onward as ow
 from onward.engine import Training, make_step
-from onward.networks import Network
+from onward.networks import Network, passes
+from onward.samplers import NEUTRAL, Views
 
 
 class Case(NamedTuple):
@@ -38,12 +40,16 @@ class Case(NamedTuple):
 
 
 SHIFTED = {"data.shift": 2, "network.widths": (2000,) * 4}
+FF = {"network.channels": (48, 96, 192), "network.pooled": (1, 2, 3), "network.readout": "softmax"}
 TWIN = {"network.layers_per_block": "all"}
 CASES = {
     "cifar10": Case("cifar10", "conv", {}),
     "cifar10, two layers a block": Case("cifar10", "conv", {"network.layers_per_block": 2}, 1),
     "cifar10, three layers a block": Case("cifar10", "conv", {"network.layers_per_block": 3}, 1),
     "cifar10, twin": Case("cifar10", "conv", TWIN, 1),
+    "cifar10, predsim": Case("cifar10", "predsim", {}, 1),
+    "cifar10, channel goodness": Case("cifar10", "channel-goodness", {}, 1),
+    "cifar10, ff-conv": Case("cifar10", "ff-conv", FF),
     "mnist": Case("mnist", "conv", {}),
     "mnist, twin": Case("mnist", "conv", TWIN, 1),
     "mnist, dense": Case("mnist", "one-pass", SHIFTED | {"training.epochs": 40}),
@@ -57,13 +63,17 @@ SMALL = Case("digits", "conv", {"network.channels": (16, 32, 32), "network.poole
 
 def flops_of_step(network: Network, batch: ow.Batch) -> int:
     """Return the floating-point operations with which all blocks learn from a mini-batch."""
-    network = deepcopy(network)
+    network, draw = deepcopy(network), torch.Generator().manual_seed(0)
     with FlopCounterMode(display=False) as counter:
-        views = {"input": network.transformed(batch)}
-        for block in network.all_blocks:
-            prepared = {name: block.prepared(view) for name, view in views.items()}
-            step = make_step(block, Training(seed=0), prepared)
-            views, _ = step(prepared, seed=0, lr_scale=0.0)
+        samples = network.transformed(batch)
+        views: Views = network.sampler.views(samples, draw, None)
+        for block in network.line:
+            views, _ = make_step(block, Training(seed=0), views)(views, seed=0, lr_scale=0.0)
+        if network.head is not None:
+            # It learns from what inference sees.
+            *_, last = passes(network, network.sampler.neutral(samples))
+            read = {NEUTRAL: last.read}
+            make_step(network.head, Training(seed=0), read)(read, seed=0, lr_scale=0.0)
     return int(counter.get_total_flops())
 
 
