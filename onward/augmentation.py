@@ -7,8 +7,7 @@ samples after the input transformation.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from onward.arguments import said
 from onward.batch import Batch, Tensors, named
-from onward.errors import OnwardError, SettingError, line_of, told
+from onward.errors import OnwardError, SettingError, line_of, name_of, told
 from onward.seeds import global_generators_seeded
 from onward.settings import DataConfig, Fill
 
@@ -235,16 +234,6 @@ def _has_epoch(augment: Augmentation) -> bool:
         return "epoch" in inspect.signature(augment).parameters
     except ValueError:  # Some functions that are not written in Python have none.
         return False
-
-
-def name_of(augment: Augmentation) -> str:
-    """Return what an augmentation is called: with its fields or arguments, where it has some."""
-    if is_dataclass(augment):
-        return repr(augment)
-    if isinstance(augment, partial):
-        given = [*map(repr, augment.args), *(f"{n}={v!r}" for n, v in augment.keywords.items())]
-        return f"{name_of(augment.func)}({', '.join(given)})"
-    return str(getattr(augment, "__qualname__", type(augment).__qualname__))
 
 
 def _check_pixels(augment: object, pixels: object, *, least: Literal[0, 1]) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from onward.arguments import check_arguments
 from onward.batch import Batch, Tensors, laid_out, mapped, named, parts
-from onward.errors import SettingError
+from onward.errors import SettingError, name_of
 from onward.objectives import Objective
-from onward.optimizers import Optimizer, OptimizerState, Schedule, lr_scale, name_of
+from onward.optimizers import Optimizer, OptimizerState, Schedule, lr_scale
 
 
 @dataclass(frozen=True, slots=True)

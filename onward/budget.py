@@ -1,4 +1,4 @@
-"""The memory budget: what frozen blocks put out for a chapter, and where a rank may hold it."""
+"""The memory budget: outputs of frozen blocks for a chapter, and where a rank may hold them."""
 
 import shutil
 from collections import Counter
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import psutil
 
+from onward import memory
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.memory import MACHINE, limits, resident, sizes_of, trains
 from onward.networks import Network
 from onward.placement import Placement
 from onward.plan.tasks import Plan
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What frozen blocks put out for the samples of a chapter, on a rank."""
+    """Outputs of frozen blocks for the samples of a chapter, on a rank."""
 
     bytes: int
     """All that is held at the peak, about."""
@@ -73,11 +73,11 @@ class Held(NamedTuple):
 
 def place(gigabytes: float | None = None) -> Place:
     """Return what this process has for activities; see `placement.memory`."""
-    limit = limits()
-    machine = next(name for name in limit if name.endswith(MACHINE))
+    limit = memory.limits()
+    machine = next(name for name in limit if name.endswith(memory.MACHINE))
     where = folder()
     disk = 0 if is_in_memory(where) else shutil.disk_usage(where).free
-    left = max(min(limit.values()) - resident(), 0)
+    left = max(min(limit.values()) - memory.resident(), 0)
     free = min(psutil.virtual_memory().available, left)
     return Place(machine, free, disk, str(where), gigabytes)
 
@@ -122,7 +122,7 @@ def told_size(number: int) -> str:
 
 
 def check(held: Sequence[Held], places: Sequence[Place]) -> None:
-    """Refuse a run of which some rank has no room for what frozen blocks put out.
+    """Refuse a run of which some rank has no room for the outputs of frozen blocks.
 
     Raises:
         SettingError: One has none.
@@ -130,25 +130,53 @@ def check(held: Sequence[Held], places: Sequence[Place]) -> None:
     for rank, each in enumerate(held):
         if each.way is not None:
             continue
-        what = "What frozen blocks put out"
+        what = "The outputs of frozen blocks"
         if each.chunk > each.memory:
             raise SettingError(
-                f"{what} for a chunk of samples takes about {told_size(each.chunk)} on rank "
+                f"{what} for a chunk of samples take about {told_size(each.chunk)} on rank "
                 f"{rank}, which may hold {told_size(each.memory)}. Set placement.memory to "
                 f"more gigabytes, or use a smaller --batch-size or network."
             )
         raise SettingError(
-            f"{what} for the samples of a chapter takes about {told_size(each.bytes)} on rank "
+            f"{what} for the samples of a chapter take about {told_size(each.bytes)} on rank "
             f"{rank}, which may hold {told_size(each.memory)} in memory and has "
             f"{told_size(each.disk)} for it on the disk of {places[rank].folder}. Set "
             f"placement.memory to more gigabytes, or TMPDIR to a folder on a disk with room."
         )
 
 
+def estimate(
+    plan: Plan,
+    placement: Placement,
+    network: Network,
+    training: Batch,
+    settings: Settings,
+    places: Sequence[Place],
+    *,
+    keeps: bool = False,
+) -> tuple[list[Held], list[int]]:
+    """Return how each rank holds the outputs of frozen blocks, and all bytes it holds at its peak.
+
+    Args:
+        plan: What is computed.
+        placement: Where.
+        network: The blocks; their weights may be released.
+        training: Samples like those of the data.
+        settings: How it is computed.
+        places: What each rank has.
+        keeps: Whether states are kept to go on from.
+    """
+    held = with_room(held_on_ranks(plan, placement, network, training, settings), places, placement)
+    ways = [each.way for each in held]
+    return held, memory.estimate(
+        plan, placement, network, training, settings, keeps=keeps, ways=ways
+    )
+
+
 def held_on_ranks(
     plan: Plan, placement: Placement, network: Network, training: Batch, settings: Settings
 ) -> list[Held]:
-    """Return what frozen blocks put out on each rank, about, and how it may be held.
+    """Return how large the outputs of frozen blocks are on each rank, and how they may be held.
 
     Args:
         plan: What is computed.
@@ -157,8 +185,8 @@ def held_on_ranks(
         training: Samples like those of the data.
         settings: How it is computed.
     """
-    sizes = sizes_of(plan, placement, network, training, settings)
-    tasks = trains(plan, placement)
+    sizes = memory.sizes_of(plan, placement, network, training, settings)
+    tasks = memory.trains(plan, placement)
     found = []
     for rank in range(placement.num_ranks):
         blocks = {task.block for task in tasks[rank]}

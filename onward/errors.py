@@ -14,6 +14,8 @@ The command prints the message alone and exits with status 2.
 
 import sys
 import traceback
+from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 
 NOT_USERS = ("onward", "torch", "numpy", "scipy", "sklearn", "jaxtyping", "beartype")
@@ -77,6 +79,21 @@ def line_of(function: object) -> str | None:
     called = function if hasattr(function, "__code__") else vars(type(function)).get("__call__")
     code = getattr(called, "__code__", None)
     return None if code is None else _place(Path(code.co_filename), code.co_firstlineno)
+
+
+def name_of(function: object) -> str:
+    """Return the name of a function or its class, with its fields or arguments where it has some.
+
+    Example:
+        >>> name_of(partial(sorted, reverse=True))
+        'sorted(reverse=True)'
+    """
+    if is_dataclass(function):
+        return repr(function)
+    if isinstance(function, partial):
+        given = [*map(repr, function.args), *(f"{n}={v!r}" for n, v in function.keywords.items())]
+        return f"{name_of(function.func)}({', '.join(given)})"
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _place(path: Path, line: int) -> str:

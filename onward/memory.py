@@ -100,7 +100,7 @@ def estimate(
         training: Samples like those of the data.
         settings: How it is computed.
         keeps: Whether states are kept to go on from.
-        ways: How each rank holds what frozen blocks put out; none: all in memory.
+        ways: How each rank holds the outputs of frozen blocks; none: all in memory.
     """
     sizes = sizes_of(
         plan, placement, network, training, settings, MOST_UNWRITTEN + 1 if keeps else 0
@@ -158,11 +158,11 @@ class Sizes:
     """Copies of weights for products in another type, by block."""
 
     making: dict[int, int]
-    """What is there while a task trains a block, beside its weights, its optimizer state and what
-    frozen blocks put out."""
+    """What is there while a task trains a block, beside its weights, its optimizer state and the
+    outputs of frozen blocks."""
 
     activities: dict[int, int]
-    """What frozen blocks put out for the samples of a chapter, by the block that reads it."""
+    """Outputs of frozen blocks for the samples of a chapter, by the block that reads them."""
 
     in_memory: dict[int, int]
     """The same with the samples as the network begins with them."""
@@ -171,7 +171,7 @@ class Sizes:
     """What is in memory where it is held elsewhere."""
 
     chunks: dict[int, int]
-    """What frozen blocks put out for a chunk."""
+    """Outputs of frozen blocks for a chunk."""
 
     def largest(self, plan: Plan, products: Iterable[Product], most: int) -> int:
         """Return the bytes of some of the messages that bring products, the largest ones."""
@@ -197,7 +197,7 @@ def _trained(
         rank: The rank.
         tasks: Its first tasks that train.
         sizes: Bytes of the blocks.
-        way: How it holds what frozen blocks put out.
+        way: How it holds the outputs of frozen blocks.
     """
     weights, states = (
         {block: sizes.products[kind][block] for _, _, block in tasks}

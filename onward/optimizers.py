@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from onward.errors import SettingError
+from onward.errors import SettingError, name_of
 
 Schedule = str | Callable[[float], float]
 """Learning rate over time: a name, or a function of the share of the training that is done."""
@@ -282,11 +282,6 @@ class TorchOptimizer(Optimizer):
         given += ["flatten=True"] * self.flattens
         given += [f"project={name_of(self.project)}"] if self.project is not None else []
         return f"{self.kind.__name__}({', '.join(given)})"
-
-
-def name_of(function: object) -> str:
-    """Return the name of a function, or that of its class where it has none."""
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _beside_state(made: torch.optim.Optimizer) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Preview(NamedTuple):
     memory: list[int]
     """Bytes that each rank holds at its peak, about; see `onward.memory.estimate`."""
     held: list[budget.Held]
-    """What frozen blocks put out on each rank, were all of them on this machine."""
+    """Outputs of frozen blocks on each rank, were all of them on this machine."""
     config: RunConfig
     """The run, with the settings of the stage."""
 
@@ -95,19 +95,9 @@ def preview(
         plan, placement = arrange(own, network, dataset.training, shape, num_ranks)
         costs = block_costs(network, dataset.training)
         settings = make_settings(own)
-        put_out = budget.with_room(
-            budget.held_on_ranks(plan, placement, network, shard.training, settings),
-            [budget.place(own.placement.memory)] * num_ranks,
-            placement,
-        )
-        needed = memory.estimate(
-            plan,
-            placement,
-            network,
-            shard.training,
-            settings,
-            keeps=keeps,
-            ways=[each.way for each in put_out],
+        places = [budget.place(own.placement.memory)] * num_ranks
+        put_out, needed = budget.estimate(
+            plan, placement, network, shard.training, settings, places, keeps=keeps
         )
         peaks = [before + more for more in needed]
         found.append(

@@ -285,8 +285,8 @@ class PlacementConfig(Section):
     """Seconds without a word after which a rank that others wait for counts as gone."""
 
     memory: Positive | None = None
-    """Gigabytes a rank may hold in memory of what frozen blocks put out for a chapter; more goes to
-    a file, or is computed again. None: half of what is free, divided by the machine's ranks."""
+    """Gigabytes of outputs of frozen blocks that a rank may hold in memory for a chapter; more go
+    to a file, or are computed again. None: half of what is free, divided by the machine's ranks."""
 
     checkpoint_every: Count | None = None
     """Checkpoint interval, in chapters. None: an epoch."""

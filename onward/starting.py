@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 
 from onward import budget, memory
-from onward.augmentation import name_of
 from onward.blocks import Block
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.digests import tensors_sha256
-from onward.errors import FileError, OnwardWarning, SettingError
+from onward.errors import FileError, OnwardWarning, SettingError, name_of
 from onward.idle import idle
 from onward.networks import Network
 from onward.placement import Placement
@@ -66,7 +65,7 @@ class Ready:
     """Bytes that this rank will hold at its peak, about."""
 
     held: list[budget.Held]
-    """What frozen blocks put out on each rank, and how it is held."""
+    """Outputs of frozen blocks on each rank, and how they are held."""
 
     transport: Transport
     """The way to the others."""
@@ -109,21 +108,10 @@ def get_ready(
     for each, own in (*later, (network, config)):
         plan, placement = arrange(own, each, dataset.training, summary, transport.num_ranks, given)
         before, settings = memory.beside(each), make_settings(own)
-        held = budget.with_room(
-            budget.held_on_ranks(plan, placement, each, dataset.training, settings),
-            places,
-            placement,
+        held, needed = budget.estimate(
+            plan, placement, each, dataset.training, settings, places, keeps=keeps
         )
         budget.check(held, places)
-        needed = memory.estimate(
-            plan,
-            placement,
-            each,
-            dataset.training,
-            settings,
-            keeps=keeps,
-            ways=[each.way for each in held],
-        )
         peak = max(peak, before + needed[transport.rank])
     room = memory.room(peak)
     memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
@@ -139,8 +127,8 @@ def get_ready(
     own_held = held[transport.rank]
     if own_held.way == "file" and transport.rank == 0:
         listener.note(
-            f"What frozen blocks put out, about {budget.told_size(own_held.bytes)}, is held in a "
-            f"file in {places[0].folder}: no more than {budget.told_size(own_held.memory)} may "
+            f"The outputs of frozen blocks, about {budget.told_size(own_held.bytes)}, are held in "
+            f"a file in {places[0].folder}: no more than {budget.told_size(own_held.memory)} may "
             f"be held in memory (placement.memory)."
         )
     if not transport.carries:

@@ -15,12 +15,12 @@ import torch
 
 from onward import memory, runs
 from onward.arguments import check_arguments
-from onward.augmentation import Augmentation, name_of
+from onward.augmentation import Augmentation
 from onward.checkpoint import weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
 from onward.doubts import doubts
-from onward.errors import OnwardWarning, SettingError
+from onward.errors import OnwardWarning, SettingError, name_of
 from onward.evaluation import evaluate
 from onward.fitting import fit_preprocessing
 from onward.joining import join_ranks

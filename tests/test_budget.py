@@ -1,4 +1,4 @@
-"""What frozen blocks put out: where it is held, within a budget, to the same bits."""
+"""Outputs of frozen blocks: where they are held, within a budget, to the same bits."""
 
 import errno
 import os
@@ -196,7 +196,7 @@ def test_a_disk_without_room_is_refused_with_the_numbers(monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
 
-    with pytest.raises(FileError, match=r"takes 1\.2 GB in a file in .*: No space left on device"):
+    with pytest.raises(FileError, match=r"take 1\.2 GB in a file in .*: No space left on device"):
         in_file([100_000_000], torch.empty(1, 3))
 
 
@@ -222,8 +222,8 @@ def test_files_are_in_no_folder_that_lies_in_memory(tmp_path, monkeypatch):
 def test_what_a_process_holds_is_no_room_in_the_limit_of_its_group(monkeypatch):
     kept = [100, 1000]
     known = {"x the memory of the machine": 1 << 60, "x control group": 1000}
-    monkeypatch.setattr(budget, "limits", lambda: known)
-    monkeypatch.setattr(budget, "resident", kept.pop)
+    monkeypatch.setattr(memory, "limits", lambda: known)
+    monkeypatch.setattr(memory, "resident", kept.pop)
 
     assert [budget.place().memory, budget.place().memory] == [0, 900]
 
@@ -271,12 +271,12 @@ def test_ranks_share_what_their_machine_has_and_teams_hold_alike():
     [
         (
             Held(8_000_000_000, 10, ("memory", "file"), 2_000_000_000, 3_000_000_000),
-            r"for the samples of a chapter takes about 8\.0 GB on rank 1, which may hold 2\.0 GB "
+            r"for the samples of a chapter take about 8\.0 GB on rank 1, which may hold 2\.0 GB "
             r"in memory and has 3\.0 GB for it on the disk of /tmp\. Set placement\.memory",
         ),
         (
             Held(8_000_000_000, 50_000_000, ("memory", "file", "again"), 2_000_000),
-            r"for a chunk of samples takes about 50 MB on rank 1, which may hold 2 MB\.",
+            r"for a chunk of samples take about 50 MB on rank 1, which may hold 2 MB\.",
         ),
     ],
 )
@@ -359,7 +359,7 @@ def test_a_run_keeps_to_its_budget_and_says_so(files):
     assert small.facts["weights_sha256"] == usual.facts["weights_sha256"]
     assert sorted(set(files)) == [594 * 4 * 64 * channels for channels in (4, 6)]
     (text,) = notes.texts
-    assert text.startswith("What frozen blocks put out, about 1.52 MB, is held in a file in ")
+    assert text.startswith("The outputs of frozen blocks, about 1.52 MB, are held in a file in ")
 
 
 def test_a_budget_below_a_chunk_is_refused():

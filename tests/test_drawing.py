@@ -148,8 +148,8 @@ def test_what_is_passed_on_is_said_with_where_it_is_held():
     held = [Held(size, 0, ways, 10, room) for size in (0, room, 2_000_000_000, room)]
 
     assert passed_on(held) == [
-        "What frozen blocks put out, about 1.5 GB on rank 1, 3: file.",
-        "What frozen blocks put out, about 2.0 GB on rank 2: no room.",
+        "Outputs of frozen blocks, about 1.5 GB on each of the ranks 1, 3: held in a file.",
+        "Outputs of frozen blocks, about 2.0 GB on rank 2: no room for them.",
     ]
 
 

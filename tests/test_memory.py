@@ -304,9 +304,11 @@ def test_a_run_without_room_is_refused(rooms, message):
 
 
 def test_training_is_refused_before_it_starts_where_there_is_no_room(monkeypatch):
-    monkeypatch.setattr(memory, "limits", lambda: {"x the machine": 1_000_000})
+    monkeypatch.setattr(memory, "limits", lambda: {"x the memory of the machine": 1_000_000})
 
-    with pytest.raises(ow.SettingError, match=re.escape("may hold 1 MB (the machine)")):
+    with pytest.raises(
+        ow.SettingError, match=re.escape("may hold 1 MB (the memory of the machine)")
+    ):
         ow.train(ow.mlp((1, 8, 8), num_classes=10, widths=(16,)), ow.load_data("digits"))
 
 

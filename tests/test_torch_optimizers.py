@@ -1,5 +1,6 @@
 """Optimizers of torch.optim as rules of a block."""
 
+from functools import partial
 from itertools import pairwise
 
 import jaxtyping
@@ -336,3 +337,13 @@ def test_schedules_with_a_name_of_torchs_are_torchs(name, scheduler):
         assert lr_scale(name, 0, step / STRETCH, 1) == pytest.approx(expected, abs=0.01)
         sgd.step()
         reference.step()
+
+
+def test_a_projection_is_known_by_its_arguments_too():
+    rules = [
+        ow.optimizer(torch.optim.SGD, lr=0.1, project=partial(torch.clamp_, max=most))
+        for most in (1, 2)
+    ]
+
+    assert repr(rules[0]) == "SGD(lr=0.1, project=clamp_(max=1))"
+    assert repr(rules[0]) != repr(rules[1])

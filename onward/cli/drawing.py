@@ -49,24 +49,32 @@ def plan_table(plan: Plan, placement: Placement, memory: Sequence[int]) -> Table
     return table
 
 
+WAYS = {
+    "memory": "held in memory",
+    "file": "held in a file",
+    "again": "computed again when they are read",
+    None: "no room for them",
+}
+"""How outputs of frozen blocks are held, in words."""
+
+
 def passed_on(held: Sequence[Held]) -> list[str]:
-    """Say how much frozen blocks put out on each rank, and where it is held, alike ranks at once.
+    """Say how large the outputs of frozen blocks are, and where they are held, alike ranks at once.
 
     Example:
         >>> passed_on([Held(2_500_000_000, 0, ("memory",), 3_000_000_000)] * 2)
-        ['What frozen blocks put out, about 2.5 GB on rank 0, 1: memory.']
+        ['Outputs of frozen blocks, about 2.5 GB on each of the ranks 0, 1: held in memory.']
     """
-    ranks: dict[str, list[str]] = {}
+    ranks: dict[tuple[str, str], list[str]] = {}
     for rank, each in enumerate(held):
         # The first blocks, and those of a stream, read no others' outputs of a chapter.
         if each.bytes:
-            ranks.setdefault(f"{told_size(each.bytes)}|{each.way or 'no room'}", []).append(
-                str(rank)
-            )
+            alike = told_size(each.bytes), WAYS[each.way]
+            ranks.setdefault(alike, []).append(str(rank))
     return [
-        f"What frozen blocks put out, about {text.partition('|')[0]} on rank "
-        f"{', '.join(own)}: {text.partition('|')[2]}."
-        for text, own in ranks.items()
+        f"Outputs of frozen blocks, about {size} on "
+        f"{'each of the ranks' if len(own) > 1 else 'rank'} {', '.join(own)}: {way}."
+        for (size, way), own in ranks.items()
     ]
 
 

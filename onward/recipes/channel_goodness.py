@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from onward.errors import SettingError
-from onward.recipes.convolution_config import ConvolutionConfig
+from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
 from onward.settings import Count, Positive
 from onward.values import written
@@ -45,15 +45,7 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     source="Papachristodoulou et al. 2024, arXiv:2312.12668 (CwC): groups of channels, mean square "
     "as logits; Sun et al. 2025, ICLR (DeeperForward): mean in place of mean square; layers "
     "and optimizers are those of the recipe conv, and the slope is ours",
-    defaults={
-        "data.shift": "auto",
-        "data.shift_fill": "reflect",
-        "data.flip": "auto",
-        "training.epochs": 10,
-        "training.batch_size": 128,
-        "training.schedule": "warmup",
-        "plan.kind": "stream",
-    },
+    defaults=DEFAULTS,
 )
 def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
     """Convolutions whose channels compete, each group for a class: no classifiers, no negatives.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from onward.recipes.convolution_config import ConvolutionConfig
+from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
 from onward.settings import Count, Share
 from onward.values import Range
@@ -30,15 +30,7 @@ class ConvConfig(ConvolutionConfig):
     source="strictly local cross-entropy as in Nøkland & Eidnes 2019, arXiv:1901.06656, and "
     "Belilovsky et al. 2019, arXiv:1812.11446; whitening, GELU, alternating flips and Muon on "
     "filters as in Jordan 2024, arXiv:2404.00498; label smoothing: Szegedy et al. 2016",
-    defaults={
-        "data.shift": "auto",
-        "data.shift_fill": "reflect",
-        "data.flip": "auto",
-        "training.epochs": 10,
-        "training.batch_size": 128,
-        "training.schedule": "warmup",
-        "plan.kind": "stream",
-    },
+    defaults=DEFAULTS,
 )
 def conv(config: ConvConfig, data: Any) -> Any:
     """Convolutions, each layer with a small classifier of its own on averaged maps.

@@ -6,6 +6,17 @@ from typing import Annotated, Literal
 from onward.settings import Count, NotNegative, Positive, Section, Share
 from onward.values import Range
 
+DEFAULTS = {
+    "data.shift": "auto",
+    "data.shift_fill": "reflect",
+    "data.flip": "auto",
+    "training.epochs": 10,
+    "training.batch_size": 128,
+    "training.schedule": "warmup",
+    "plan.kind": "stream",
+}
+"""What differs from the defaults of a run, for all of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionConfig(Section):

@@ -1,9 +1,9 @@
 """Layers of convolutions in blocks, which the recipes for images and signals share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from onward.readouts import Readout
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.samplers import Sampler
 from onward.values import written
+
+T = TypeVar("T")
 
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -64,24 +66,30 @@ def convolution_network(
         _layer(before, after, is_pooled=number in config.pooled)
         for number, (before, after) in enumerate(pairwise(maps), start=1)
     ]
-    size = len(layers) if config.layers_per_block == "all" else config.layers_per_block
     rules = rules_of(config)
     blocks = [
-        Block(
-            nn.Sequential(*layers[first : first + size]),
-            objective(maps[1:][first : first + size][-1]),
-            rules,
-        )
-        for first in range(0, len(layers), size)
+        Block(nn.Sequential(*own), objective(put_out[-1]), rules)
+        for own, put_out in zip(in_blocks(config, layers), in_blocks(config, maps[1:]), strict=True)
     ]
-    channels, *axes = data.input_shape
     return Network(
         blocks,
         sampler,
         readout,
         num_classes=data.num_classes,
-        preprocessing=Whitening(channels, len(axes)) if config.whitening else None,
+        preprocessing=whitening_of(config, data),
     )
+
+
+def in_blocks(config: ConvolutionConfig, layers: Sequence[T]) -> list[Sequence[T]]:
+    """Return what there is for each layer, grouped into blocks."""
+    size = len(layers) if config.layers_per_block == "all" else config.layers_per_block
+    return [layers[first : first + size] for first in range(0, len(layers), size)]
+
+
+def whitening_of(config: ConvolutionConfig, data: DataInfo) -> Whitening | None:
+    """Return what whitens samples, where that is wished."""
+    channels, *axes = data.input_shape
+    return Whitening(channels, len(axes)) if config.whitening else None
 
 
 def pooled_head(maps: Maps, num_classes: int, *, grid: int, units: int = 0) -> nn.Module:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from onward.recipes.convolution_config import ConvolutionConfig
+from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
 from onward.settings import Count, NotNegative, Positive
 
@@ -45,15 +45,7 @@ class FFConvConfig(ConvolutionConfig):
     source="Hinton 2022, arXiv:2212.13345, section 3.3, on maps of convolutions. That every layer "
     "sees the label, and how maps are normalized, are ours; whitening and optimizers are those of "
     "the recipe conv",
-    defaults={
-        "data.shift": "auto",
-        "data.shift_fill": "reflect",
-        "data.flip": "auto",
-        "training.epochs": 10,
-        "training.batch_size": 128,
-        "training.schedule": "warmup",
-        "plan.kind": "stream",
-    },
+    defaults=DEFAULTS,
 )
 def ff_conv(config: FFConvConfig, data: Any) -> Any:
     """Forward-Forward with convolutions: a label in planes of the input, which every layer sees.

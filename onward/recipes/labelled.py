@@ -15,7 +15,6 @@ from onward.layers import normalize_length
 from onward.networks import Network
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import Adam
-from onward.preprocessing import Whitening
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
 from onward.recipes.convolution_config import ConvolutionConfig
 from onward.recipes.convolutions import (
@@ -23,9 +22,11 @@ from onward.recipes.convolutions import (
     NORMS,
     POOLS,
     Maps,
+    in_blocks,
     maps_of,
     pooled_head,
     rules_of,
+    whitening_of,
 )
 from onward.samplers import NEUTRAL, LabelEmbedding, Negatives
 
@@ -159,12 +160,11 @@ def labelled_network(
         LabelledLayer(before, after, classes, is_pooled=number in config.pooled)
         for number, (before, after) in enumerate(pairwise(maps), start=1)
     ]
-    size = len(layers) if config.layers_per_block == "all" else config.layers_per_block
     blocks: list[Block] = []
     outputs: list[Maps] = []
-    for first in range(0, len(layers), size):
-        module = LabelledLayers(layers[first : first + size], classes)
-        out = maps[1:][first : first + size][-1]
+    several = zip(in_blocks(config, layers), in_blocks(config, maps[1:]), strict=True)
+    for own, (*_, out) in several:
+        module = LabelledLayers(own, classes)
         steepness = slope or float(out.channels)
         objective = MapThreshold(classes, out, threshold=threshold, slope=steepness)
         blocks.append(Block(module, objective, rules))
@@ -176,12 +176,11 @@ def labelled_network(
         adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
         blocks.append(Block(head, goal, adam, reads=tuple(range(len(outputs)))))
         readouts["softmax"] = SoftmaxHead()
-    channels, *axes = data.input_shape
     return Network(
         blocks,
         LabelEmbedding(classes, place="append", negatives=negatives),
         readouts[readout],
         num_classes=classes,
         readouts=readouts,
-        preprocessing=Whitening(channels, len(axes)) if config.whitening else None,
+        preprocessing=whitening_of(config, data),
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from onward.recipes.convolution_config import ConvolutionConfig
+from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
 from onward.settings import Count, Share
 
@@ -34,15 +34,7 @@ class PredSimConfig(ConvolutionConfig):
 @recipe(
     source="Nøkland & Eidnes 2019, arXiv:1901.06656, section 2 (predsim); layers and optimizers "
     "are those of the recipe conv",
-    defaults={
-        "data.shift": "auto",
-        "data.shift_fill": "reflect",
-        "data.flip": "auto",
-        "training.epochs": 10,
-        "training.batch_size": 128,
-        "training.schedule": "warmup",
-        "plan.kind": "stream",
-    },
+    defaults=DEFAULTS,
 )
 def predsim(config: PredSimConfig, data: Any) -> Any:
     """Convolutions, each layer with a linear classifier, and samples of a class made alike.

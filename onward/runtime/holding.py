@@ -1,4 +1,4 @@
-"""Where what frozen blocks put out is held for a chapter: in memory, in a file, or nowhere."""
+"""Where outputs of frozen blocks are held for a chapter: in memory, in a file, or nowhere."""
 
 import math
 import mmap
@@ -68,7 +68,7 @@ def in_file(rows: Sequence[int], like: Tensor) -> list[Tensor]:
             mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise FileError(
-            f"What frozen blocks put out takes {size / 1e9:.1f} GB in a file in {where}, which "
+            f"The outputs of frozen blocks take {size / 1e9:.1f} GB in a file in {where}, which "
             f"cannot be written: {error.strerror}. Set TMPDIR to a folder on a disk with room, or "
             f"placement.memory to more gigabytes."
         ) from error

@@ -111,7 +111,7 @@ class Worker(ABC):
         self.recorder = Recorder(0, most=0)
         self.team: Team = Alone()
         self.way: Way = "memory"
-        """How what frozen blocks put out is held."""
+        """How outputs of frozen blocks are held."""
 
     def execute(self, task: Task, given: Given) -> Made:
         """Do a task.
