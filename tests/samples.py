@@ -1,6 +1,7 @@
 """Small samples, and small networks that are trained on them."""
 
 import numpy as np
+import torch
 
 import onward as ow
 
@@ -26,3 +27,17 @@ def classes(rows=60):
 
 def pixels(rows=60):
     return draw().integers(256, size=(rows, 1, 4, 4), dtype=np.uint8)
+
+
+def seeded(seed=0):
+    """Return a generator of torch."""
+    return torch.Generator().manual_seed(seed)
+
+
+def images(*shape, seed=0):
+    return torch.rand(*shape, generator=seeded(seed))
+
+
+def network():
+    """Return a network for samples such as `pixels`."""
+    return ow.mlp((1, 4, 4), num_classes=2, widths=(8, 8))

@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import images
 
-from onward.batch import Batch, concatenated, mapped, named, parts
+from onward.batch import Batch, concatenated, joined, mapped, named, parts
+from onward.errors import SettingError
 
 several = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -284,3 +286,31 @@ def test_taking_nodes_of_a_graph_never_makes_others_count():
 def test_targets_of_another_number_of_samples_are_refused():
     with pytest.raises(ValueError, match="The batch has 3 samples, and label is of 2"):
         Batch(torch.eye(3), {"label": torch.tensor([0, 1])})
+
+
+# Batches that are joined
+
+
+def test_joined_batches_are_those_of_all_samples():
+    parts = [
+        Batch(images(n, 2, seed=n), {"label": torch.arange(n)}, torch.arange(n), torch.ones(n))
+        for n in (2, 3)
+    ]
+
+    whole = joined(parts)
+
+    assert whole.inputs.equal(torch.cat([part.inputs for part in parts]))
+    assert whole.ids.tolist() == whole.label.tolist() == [0, 1, 0, 1, 2]
+    assert whole.weights.equal(torch.ones(5))
+    assert whole.index is None
+
+
+def test_of_joined_batches_those_count_that_counted():
+    parts = [Batch(images(2, 2), index=torch.tensor([1])), Batch(images(3, 2))]
+
+    assert joined(parts).index.tolist() == [1, 2, 3, 4]
+
+
+def test_batches_that_hold_other_targets_are_not_joined():
+    with pytest.raises(SettingError, match=r"inputs; inputs, targets\.label"):
+        joined([Batch(images(2, 2)), Batch(images(1, 2), {"label": torch.tensor([0])})])
