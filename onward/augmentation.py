@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onward.arguments import said
 from onward.batch import Batch, Tensors, named
+from onward.data.dataset import is_channels_last
 from onward.errors import OnwardError, SettingError, line_of, name_of, told
 from onward.seeds import global_generators_seeded
 from onward.settings import DataConfig, Fill
@@ -131,16 +132,39 @@ class Cutout:
 def with_augmentation(config: DataConfig, shape: tuple[int, ...]) -> DataConfig:
     """Return the settings of the data in which `auto` has become what fits samples of a shape.
 
+    Args:
+        config: The settings.
+        shape: Shape of a sample; () where there are several inputs.
+
+    Raises:
+        SettingError: An augmentation is not for samples like these.
+
     Example:
         >>> found = with_augmentation(DataConfig(shift="auto", flip="auto"), (3, 32, 32))
         >>> found.shift, found.flip
         (2, 'alternating')
     """
+    is_image = len(shape) == 3 and not is_channels_last(shape)
     shift, flip = config.shift, config.flip
     if shift == "auto":
         shift = round(min(shape[1:]) / 16) if len(shape) in (2, 3) else 0
     if flip == "auto":
-        flip = "alternating" if len(shape) == 3 and shape[0] == 3 else "none"
+        flip = "alternating" if is_image and shape[0] == 3 else "none"
+    what = f"the rows have shape {shape}" if shape else "the rows have several inputs"
+    images = "images, of shape (channels, height, width)"
+    signals = f"{images}, or signals, of shape (channels, length)"
+    if shift and (not (is_image or len(shape) == 2) or shift >= min(shape[1:])):
+        raise SettingError(
+            f"data.shift is {shift} pixels, but {what}. It is for {signals}, and smaller than they "
+            f"are."
+        )
+    if config.cutout and (not is_image or config.cutout >= min(shape[1:])):
+        raise SettingError(
+            f"data.cutout is {config.cutout} pixels, but {what}. It is for {images}, and smaller "
+            f"than they are."
+        )
+    if flip != "none" and not is_image:
+        raise SettingError(f"data.flip is {flip}, but {what}. It is for {images}.")
     return replace(config, shift=shift, flip=flip)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from onward import data as datasets
 from onward.augmentation import with_augmentation
-from onward.batch import Batch, Tensors
+from onward.batch import Batch
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.errors import DataError, OnwardWarning, SettingError
@@ -92,6 +92,9 @@ def with_data(config: RunConfig, dataset: Dataset, num_ranks: int) -> RunConfig:
 
     Those are augmentations that fit samples of their shape, and a shard a rank, where each rank
     has data of its own.
+
+    Raises:
+        SettingError: An augmentation is not for samples like these.
     """
     inputs = dataset.training.inputs
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, torch.Tensor) else ()
@@ -176,7 +179,6 @@ def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:
 
 def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Shard]:
     """Return the shards that a rank has, by number; see `load_shards`."""
-    _check_augmentation(config.data, dataset.training.inputs)
     assert dataset.validation is not None
     whole = Shard(dataset.training, dataset.validation)
     number = config.plan.shards
@@ -196,28 +198,6 @@ def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Sh
         shard: Shard(whole.training.take(samples), whole.validation.take(cut))
         for shard, (samples, cut) in enumerate(zip(parts, cuts, strict=True))
     }
-
-
-def _check_augmentation(config: DataConfig, inputs: Tensors) -> None:
-    """Refuse augmentations that are not for samples like these."""
-    shape = tuple(inputs.shape[1:]) if isinstance(inputs, torch.Tensor) else ()
-    what = f"the rows have shape {shape}" if shape else "the rows have several inputs"
-    is_image = len(shape) == 3 and not datasets.is_channels_last(shape)
-    images = "images, of shape (channels, height, width)"
-    signals = f"{images}, or signals, of shape (channels, length)"
-    assert isinstance(config.shift, int)
-    if config.shift and (not (is_image or len(shape) == 2) or config.shift >= min(shape[1:])):
-        raise SettingError(
-            f"data.shift is {config.shift} pixels, but {what}. It is for {signals}, and smaller "
-            f"than they are."
-        )
-    if config.cutout and (not is_image or config.cutout >= min(shape[1:])):
-        raise SettingError(
-            f"data.cutout is {config.cutout} pixels, but {what}. It is for {images}, and smaller "
-            f"than they are."
-        )
-    if config.flip != "none" and not is_image:
-        raise SettingError(f"data.flip is {config.flip}, but {what}. It is for {images}.")
 
 
 def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -> dict[str, Any]:

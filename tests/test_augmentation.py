@@ -5,13 +5,12 @@ import torch
 from contract_cases import two_sides
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SHORT, classes, draw, images, network, pixels, seeded
+from samples import SHORT, classes, images, network, pixels, seeded
 
 import onward as ow
-from onward.augmentation import augmented
+from onward.augmentation import augmented, with_augmentation
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.sharding import DataConfig, local_shards, split
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 any_seed = st.integers(0, 2**40)
@@ -271,19 +270,15 @@ def test_what_fails_is_told_with_its_line():
     ],
 )
 def test_settings_are_refused_where_samples_are_no_images(changes, shape, message):
-    x = draw().random((20, *shape))
-    dataset = ow.dataset(x, classes(20), x_val=x, y_val=classes(20), is_image=False)
-    config = ow.RunConfig(data=DataConfig(**changes))
-
     with pytest.raises(SettingError, match=message):
-        local_shards(config, dataset, 0)
+        with_augmentation(ow.DataConfig(**changes), shape)
 
 
 def test_settings_are_refused_where_samples_have_several_inputs():
-    config = ow.RunConfig(data=DataConfig(shift=1, validation=0))
+    network = ow.mlp((4,), num_classes=3)
 
     with pytest.raises(SettingError, match=r"data\.shift is 1 pixels, but the rows have several"):
-        local_shards(config, split(config, two_sides()), 0)
+        ow.train(network, two_sides(), training=SHORT, shift=1, validation=0)
 
 
 def test_functions_do_not_go_with_a_run_that_settings_repeat():
