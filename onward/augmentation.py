@@ -146,7 +146,7 @@ def with_augmentation(config: DataConfig, shape: tuple[int, ...]) -> DataConfig:
     """
     is_image = len(shape) == 3 and not is_channels_last(shape)
     shift, flip = config.shift, config.flip
-    if shift == "auto":
+    if not isinstance(shift, int):
         shift = round(min(shape[1:]) / 16) if len(shape) in (2, 3) else 0
     if flip == "auto":
         flip = "alternating" if is_image and shape[0] == 3 else "none"
