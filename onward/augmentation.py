@@ -145,9 +145,9 @@ def with_augmentation(config: DataConfig, shape: tuple[int, ...]) -> DataConfig:
         (2, 'alternating')
     """
     is_image = len(shape) == 3 and not is_channels_last(shape)
-    shift, flip = config.shift, config.flip
-    if not isinstance(shift, int):
-        shift = round(min(shape[1:]) / 16) if len(shape) in (2, 3) else 0
+    sixteenth = round(min(shape[1:]) / 16) if len(shape) in (2, 3) else 0
+    shift = config.shift if isinstance(config.shift, int) else sixteenth
+    flip = config.flip
     if flip == "auto":
         flip = "alternating" if is_image and shape[0] == 3 else "none"
     what = f"the rows have shape {shape}" if shape else "the rows have several inputs"
