@@ -45,19 +45,19 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import common
 import exit_splits
+import exit_tables
 import torch
 from sklearn.metrics import f1_score, recall_score
 from torch import nn
 
 import onward as ow
-from onward.cli.report import Curve, draw_exits
 from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.calibration import candidates, choose, mean_minus_std
@@ -82,9 +82,6 @@ ALLOWED_OF_FEW = 0.02
 
 GUARANTEED = ("mnist",)
 """Cases in which the guarantee is tried, a hundred times."""
-
-WHO = ("full_on_test", "policy_on_test")
-"""What a result says of the test rows at full depth, and under the calibrated policy."""
 
 
 def config_of(case: str, seed: int, form: str, data_dir: str | None) -> ow.RunConfig:
@@ -322,24 +319,6 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
     return result
 
 
-def picture(result: dict[str, Any], path: Path) -> None:
-    """Draw error against cost, of test rows."""
-    curves = [Curve(name, points, "-") for name, points in result["curves"].items()]
-
-    def point(title: str, form: str, *those: dict[str, float]) -> Curve:
-        return Curve(title, [(each["macs"], each["error"]) for each in those], form)
-
-    early = result["policy_on_test"]
-    curves += [
-        point("mean - std", "D", result["mean_minus_std"]),
-        point("fixed depth", "s", *result["fixed_depths"]),
-        point("as many, any rows", "x", result["any_rows_as_many"]),
-        point("oracle (knows the classes; drops no labels)", "^", result["oracle"]),
-        point("calibrated margin", "*", early),
-    ]
-    draw_exits(curves, path, f"{result['case']}, {result['rows']:,} test rows")
-
-
 def guarantee(
     held_out: HeldOut, tested: HeldOut, allowed: float = 0.002, delta: float = 0.1
 ) -> dict[str, float]:
@@ -387,74 +366,6 @@ def compare_bounds(options: argparse.Namespace, form: str) -> dict[str, float]:
     return exit_splits.figures(result)
 
 
-def told_of(values: Sequence[float], form: str = ".2f") -> str:
-    """Return mean and standard deviation as text, or the one value."""
-    mean = f"{statistics.mean(values):{form}}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}"
-
-
-def points(result: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return error and mean MACs under each policy, by name."""
-    depths = result["fixed_depths"][:-1]
-    return {
-        "full depth": result["full_on_test"],
-        **{name: result["policies"][name] for name in CONFIDENCES},
-        "mean - std": result["mean_minus_std"],
-        **{f"all leave after block {number}": depth for number, depth in enumerate(depths)},
-        "as many as under the margin, any rows": result["any_rows_as_many"],
-        "oracle (knows the classes; drops no labels)": result["oracle"],
-    }
-
-
-def tables(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Return all results as the tables of the README.
-
-    A row a case; then a column a case: error in % and million MACs under each policy.
-    """
-    lines = [
-        "| case | n | one class, error | error, % | leaving early | change | macro-F1 | leaving "
-        "early | million MACs | leaving early | times fewer | batch 1, median | 1,024, rows a "
-        "second |",
-        "| --- " * 2 + "| ---: " * 11 + "|",
-    ]
-    for case, results in found.items():
-        full, early = ([result[who] for result in results] for who in WHO)
-        speeds = [result["speed"] for result in results]
-        cells = [
-            case,
-            str(len(results)),
-            f"{100 * results[0]['majority_error']:.1f}",
-            told_of([100 * each["error"] for each in full]),
-            told_of([100 * each["error"] for each in early]),
-            told_of([100 * result["error_increase"] for result in results], "+.2f"),
-            told_of([each["macro_f1"] for each in full], ".3f"),
-            told_of([each["macro_f1"] for each in early], ".3f"),
-            told_of([result["plain_macs"] * 1e-6 for result in results]),
-            told_of([each["macs"] * 1e-6 for each in early]),
-            told_of([result["plain_macs_ratio"] for result in results], ".1f"),
-            told_of([figure(speed, "1", "median_ms") for speed in speeds], ".1f"),
-            told_of([1 / figure(speed, "1024", "rows_a_second") for speed in speeds], ".1f"),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"| | {' | '.join(found)} |", "| --- " + "| ---: " * len(found) + "|"]
-    every = [[points(result) for result in results] for results in found.values()]
-    for name in every[0][0]:
-        cells = [name]
-        for seen in every:
-            error = told_of([100 * each[name]["error"] for each in seen])
-            cells.append(f"{error}; {told_of([each[name]['macs'] * 1e-6 for each in seen])}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def figure(speed: dict[str, Any], size: str, name: str) -> float:
-    """Return a figure of the speed at full depth over that under the policy."""
-    full, policy = (speed[size][who][name] for who in ("full", "policy"))
-    return float(full / policy)
-
-
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--case", choices=CASES, action="append")
@@ -486,7 +397,7 @@ def main() -> None:
                 if form == "full":
                     common.record(path, result)
             if form == "full" and seed == 0:
-                picture(result, path.with_suffix(".png"))
+                exit_tables.picture(result, path.with_suffix(".png"))
             found.setdefault(case, []).append(result)
 
     def mean(case: str, value: Callable[[dict[str, Any]], float]) -> float | None:
@@ -496,12 +407,14 @@ def main() -> None:
     figures = {
         "error_increase": mean("mnist", lambda r: r["error_increase"]),
         "macs_ratio": mean("mnist", lambda r: r["macs_ratio"]),
-        "latency_ratio_batch1": mean("mnist", lambda r: figure(r["speed"], "1", "median_ms")),
+        "latency_ratio_batch1": mean(
+            "mnist", lambda r: exit_tables.figure(r["speed"], "1", "median_ms")
+        ),
         "mean_time_ratio_batch1": mean(
-            "mnist", lambda r: 1 / figure(r["speed"], "1", "rows_a_second")
+            "mnist", lambda r: 1 / exit_tables.figure(r["speed"], "1", "rows_a_second")
         ),
         "throughput_ratio_batch1024": mean(
-            "mnist", lambda r: 1 / figure(r["speed"], "1024", "rows_a_second")
+            "mnist", lambda r: 1 / exit_tables.figure(r["speed"], "1024", "rows_a_second")
         ),
         "sweep_macs_ratio": mean("mnist-sweep", lambda r: r["plain_macs_ratio"]),
         "guarantee_kept": mean("mnist", lambda r: r["guarantee"]["kept"]),
@@ -511,7 +424,7 @@ def main() -> None:
         ),
     }
     if form == "full":
-        print(tables(found))
+        print(exit_tables.tables(found))
     else:
         figures |= compare_bounds(options, form)
     common.last_line(figures, form)

@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, a report of versions, and folders that are not the user's."""
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from data_files import QUICK, arrays
 from models import network_of
+from own_recipe import SOURCE
 
 from onward.checkpoint import save
 from onward.cli.main import main
@@ -73,6 +75,16 @@ def in_a_folder_of_its_own(empty_cache, monkeypatch, tmp_path):
     """Work in an empty folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def own_recipe(tmp_path, monkeypatch):
+    """Work in a folder in which `mine.py` holds a recipe."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(SOURCE)
+    yield
+    # The next test has another file of that name.
+    sys.modules.pop("onward_recipe_mine", None)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.data import Dataset
+from onward.data import Dataset, from_arrays
 from onward.data.published import CIFAR_TEST_FILE, CIFAR_TRAIN_FILES, IDX_FILES
 
 Bytes = NDArray[np.uint8]
@@ -104,3 +104,9 @@ def arrays(**changes):
     random = np.random.default_rng(0)
     members = {"x": random.random((40, 4)), "y": np.arange(40) % 2} | changes
     return {name: member for name, member in members.items() if member is not None}
+
+
+def of_classes(y, **settings):
+    """Make a data set of these labels whose only input is the number of the row."""
+    y = np.asarray(y)
+    return from_arrays(np.arange(len(y), dtype=np.float32)[:, None], y, **settings)

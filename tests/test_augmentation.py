@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract_cases import two_sides
+from contract_data import two_sides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import SHORT, classes, images, network, pixels, seeded

@@ -5,7 +5,8 @@ import functools
 import numpy as np
 import pytest
 import torch
-from contract_cases import CASES, graph, two_sides
+from contract_cases import CASES
+from contract_data import graph, two_sides
 from samples import classes, draw, images, network, pixels, seeded
 from test_preprocessing import whitened
 

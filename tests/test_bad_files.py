@@ -490,12 +490,3 @@ def test_predictions_into_a_folder_that_is_not_there_are_refused(refused, finish
 
     message = "nowhere/found.npz cannot be written: No such file or directory."
     assert message in refused("predict", finished, "new.npz", "--out", "nowhere/found.npz")
-
-
-def test_widths_that_no_machine_has_memory_for_are_refused(refused):
-    said = refused("train", "--epochs", "1", "--widths", "1000000000000")
-
-    assert said == (
-        "network.widths = [1000000000000] with 64 inputs needs 256,000 GB for its weights alone, "
-        "and this machine has no room for them."
-    )

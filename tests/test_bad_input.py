@@ -159,6 +159,15 @@ def test_a_number_out_of_range_is_refused(refused, arguments, message):
     assert message in refused("train", *QUICK, *arguments)
 
 
+def test_widths_that_no_machine_has_memory_for_are_refused(refused):
+    said = refused("train", "--epochs", "1", "--widths", "1000000000000")
+
+    assert said == (
+        "network.widths = [1000000000000] with 64 inputs needs 256,000 GB for its weights alone, "
+        "and this machine has no room for them."
+    )
+
+
 # Forecasts and timelines
 
 

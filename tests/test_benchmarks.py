@@ -83,6 +83,7 @@ SCRIPTS = {path.stem for path in BENCHMARKS.glob("*.py")} - {
     "common",
     "control_groups",
     "exit_splits",
+    "exit_tables",
     "hosts",
     "size",
     "versions",

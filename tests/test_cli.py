@@ -1,3 +1,5 @@
+"""The command: what is common to all of it, then train, plan, evaluate, predict and the lists."""
+
 import csv
 import inspect
 import io
@@ -11,22 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from commands import SMALL, onward
 
 import onward as ow
-from onward import preparation, training
-from onward.cli import doctor, progress, train
-from onward.cli.flags import FLAGS, read_config
+from onward import training
+from onward.cli import train
 from onward.cli.main import COMMANDS, main
-from onward.cli.parser import BOUNDS, POLICIES, RISKS, make_parser, parse
-from onward.cli.progress import Bars
-from onward.config import RunConfig
+from onward.cli.parser import BOUNDS, POLICIES, RISKS, make_parser
 from onward.data import read_shared
-from onward.errors import SettingError
 from onward.recipes import RECIPES
 from onward.runs import FILES, read_result
-
-SMALL = ("--epochs", "2", "--widths", "24,16", "--batch-size", "200")
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +42,6 @@ def finished(tmp_path_factory):
     arguments = ("--data", folder / "data.npz", *SMALL, "--batch-size", 50, "--out", folder / "run")
     assert onward("train", *arguments) == 0
     return folder / "run"
-
-
-def onward(*arguments):
-    """Run the command in this process, and return its exit status."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return ended.value.code
-
-
-def config_of(*arguments):
-    return read_config(parse(["train", *arguments]))
 
 
 # All commands
@@ -215,208 +200,6 @@ def test_a_message_in_a_distributed_run_says_which_rank_it_comes_from(monkeypatc
     assert capsys.readouterr().err.startswith("onward: rank 3: There is no recipe nothing.")
 
 
-# Settings
-
-VALUES = {
-    "--data": ("data.name", "mnist", "mnist"),
-    "--data-dir": ("data.dir", "/data", "/data"),
-    "--validation": ("data.validation", "0.25", 0.25),
-    "--shift": ("data.shift", "2", 2),
-    "--widths": ("network.widths", "32,16", (32, 16)),
-    "--heads": ("network.heads", "last", "last"),
-    "--negatives": ("network.negatives", "random", "random"),
-    "--readout": ("network.readout", "softmax", "softmax"),
-    "--dropout": ("network.dropout", "0.5", 0.5),
-    "--lr": ("optimizer.lr", "0.25", 0.25),
-    "--epochs": ("training.epochs", "12", 12),
-    "--batch-size": ("training.batch_size", "64", 64),
-    "--seed": ("training.seed", "7", 7),
-    "--precision": ("training.precision", "fp32", "fp32"),
-    "--threads": ("training.threads", "2", 2),
-    "--plan": ("plan.kind", "stream", "stream"),
-    "--chapters": ("plan.chapters", "6", 6),
-    "--hint-age": ("plan.hint_age", "never", "never"),
-    "--shards": ("plan.shards", "4", 4),
-    "--shard-by": ("plan.shard_by", "class", "class"),
-    "--validate-every": ("plan.validate_every", "3", 3),
-    "--placement": ("placement.name", "single-layer", "single-layer"),
-    "--processes": ("placement.processes", "4", 4),
-    "--slices": ("plan.slices", "2", 2),
-    "--cut": ("plan.cut", "units", "units"),
-    "--replicas": ("placement.replicas", "2", 2),
-    "--iface": ("placement.iface", "eth0", "eth0"),
-    "--directory": ("placement.directory", "shared", "shared"),
-}
-
-
-@pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_sets_its_setting_and_no_other(flag):
-    setting, text, value = VALUES[flag]
-
-    assert config_of(flag, text) == RunConfig(recipe="one-pass").with_settings({setting: value})
-
-
-def test_set_reaches_any_setting():
-    config = config_of("--set", "optimizer.lr=0.5", "--set", "network.one_block = true")
-
-    assert (config.optimizer.lr, config.network.one_block) == (0.5, True)
-
-
-def test_set_goes_before_a_flag_and_a_flag_before_the_recipe():
-    config = config_of("pff", "--epochs", "5", "--seed", "1", "--set", "training.seed=2")
-
-    assert (config.training.epochs, config.training.seed) == (5, 2)
-    assert config.network.negatives == "adaptive"
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_is_what_its_name_stands_for(recipe):
-    assert config_of(recipe) == RunConfig(recipe=recipe)
-
-
-def test_without_a_recipe_the_first_one_is_trained():
-    assert config_of() == RunConfig(recipe="one-pass")
-
-
-def images(folder, shape):
-    np.savez(folder / "images.npz", x=np.zeros((4, *shape), np.uint8), y=[0, 1, 0, 1])
-    return str(folder / "images.npz")
-
-
-@pytest.mark.parametrize(
-    ("shape", "recipe"),
-    [((3, 4, 4), "conv"), ((1, 4, 4), "one-pass"), ((4, 4, 3), "one-pass"), ((3,), "one-pass")],
-)
-def test_without_a_recipe_convolutions_are_trained_on_images_of_several_channels(
-    tmp_path, shape, recipe
-):
-    data = images(tmp_path, shape)
-
-    assert config_of("--data", data).recipe == recipe
-    assert config_of("one-pass", "--data", data).recipe == "one-pass"
-    assert ow.RunConfig(data=ow.DataConfig(name=data)).recipe == recipe
-
-
-@pytest.mark.parametrize("name", ["missing.npz", "damaged.npz"])
-def test_a_file_that_cannot_be_read_is_left_for_loading_to_refuse(tmp_path, name):
-    (tmp_path / "damaged.npz").write_bytes(b"PK")
-
-    assert config_of("--data", str(tmp_path / name)).recipe == "one-pass"
-
-
-def test_a_setting_of_dense_blocks_asks_for_a_recipe_by_name(tmp_path):
-    data = images(tmp_path, (3, 4, 4))
-
-    with pytest.raises(
-        SettingError, match=r"network.widths is no setting of conv.*: one-pass, hin"
-    ):
-        config_of("--data", data, "--widths", "5,5")
-    with pytest.raises(SettingError, match=r"channels is no setting of one-pass.* digits.*: conv,"):
-        config_of("--data", "digits", "--set", "network.channels=4")
-
-
-def test_a_setting_that_no_recipe_has_is_guessed_where_no_recipe_is_named():
-    with pytest.raises(SettingError, match=r"network.width\. Did you mean network.widths\?"):
-        config_of("--data", "digits", "--set", "network.width=4")
-
-
-def test_a_recipe_that_chooses_its_optimizers_refuses_settings_of_them():
-    with pytest.raises(SettingError, match=r"optimizer.lr would have no effect: the recipe conv"):
-        config_of("conv", "--lr", "0.1")
-
-
-def test_a_run_file_changes_the_recipe_that_it_names(tmp_path):
-    (tmp_path / "run.toml").write_text('recipe = "hinton"\n[training]\nepochs = 3\n')
-
-    expected = RunConfig(recipe="hinton").with_settings({"training.epochs": 3, "training.seed": 5})
-    assert config_of("run.toml", "--seed", "5") == expected
-
-
-def test_a_run_file_that_names_no_recipe_changes_the_first_one(tmp_path):
-    (tmp_path / "run.toml").write_text("[training]\nepochs = 3\n")
-
-    expected = RunConfig(recipe="one-pass").with_settings({"training.epochs": 3})
-    assert config_of("run.toml") == expected
-
-
-# Names of flags and settings
-
-
-def test_processes_have_a_short_flag():
-    assert config_of("-n", "4") == config_of("--processes", "4")
-
-
-def test_a_flag_that_was_renamed_is_read_by_its_old_name_with_a_note(capsys):
-    assert config_of("--nodes", "4") == config_of("--processes", "4")
-
-    assert capsys.readouterr().err == "onward: note: --nodes is now called --processes.\n"
-
-
-@pytest.mark.parametrize(
-    "arguments", [["run.toml"], ["--set", "placement.nodes=4"]], ids=["run file", "--set"]
-)
-def test_a_setting_that_was_renamed_is_read_by_its_old_name_with_a_note(arguments, capsys):
-    Path("run.toml").write_text("[placement]\nnodes = 4\n")
-
-    assert config_of(*arguments) == config_of("--processes", "4")
-
-    said = "onward: note: placement.nodes is now called placement.processes.\n"
-    assert capsys.readouterr().err == said
-
-
-def test_set_goes_before_a_flag_and_a_flag_before_a_file_by_old_names_too():
-    Path("run.toml").write_text("[placement]\nnodes = 2\n")
-
-    assert config_of("run.toml", "-n", "3").placement.processes == 3
-    old = config_of("run.toml", "-n", "3", "--set", "placement.nodes=4")
-    assert old.placement.processes == 4
-
-
-def test_names_of_now_need_no_note(capsys):
-    config_of("-n", "4", "--set", "placement.processes=4")
-
-    assert capsys.readouterr().err == ""
-
-
-def test_of_several_ranks_one_notes_an_old_name(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "3")
-
-    config_of("--nodes", "4", "--set", "placement.nodes=4")
-
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("command", ["train", "plan", "doctor"])
-def test_old_flags_are_not_in_the_help(command, capsys):
-    onward(command, "--help")
-
-    shown = capsys.readouterr().out
-    assert "--processes" in shown
-    assert "--nodes" not in shown
-
-
-def test_a_flag_that_is_misspelled_suggests_the_name_of_now(capsys):
-    assert onward("plan", "--process", "2") == 2
-
-    said = "onward: There is no flag --process. Did you mean --processes?\n"
-    assert capsys.readouterr().err == said
-
-
-@pytest.mark.parametrize(
-    ("flag", "note"),
-    [("--processes", ""), ("-n", ""), ("--nodes", "onward: note: --nodes is now called --proc")],
-)
-def test_doctor_starts_processes(flag, note, monkeypatch, capsys):
-    started = []
-    monkeypatch.setattr(doctor, "launch", lambda num, command: started.append(num))
-
-    assert onward("doctor", flag, "2") == 0
-
-    assert started == [2]
-    assert capsys.readouterr().err.startswith(note)
-
-
 # onward train
 
 
@@ -494,72 +277,6 @@ def test_ranks_of_this_machine_are_handed_the_data_that_was_read_here(private, m
     assert [len(each.validation) for each in handed] == ([] if private else [4])
 
 
-# Progress
-
-
-class Telling:
-    """A run of two chapters of two blocks, told to a listener."""
-
-    def __init__(self, **console):
-        self.file = io.StringIO()
-        self.bars = Bars(Console(file=self.file, width=100, **console))
-        config = config_of(*SMALL)
-        plan, placement, *_ = preparation.preview(config, 1)[0]
-        self.bars.begin(plan, placement)
-        for chapter in range(2):
-            for block in range(2):
-                figures = {"loss": 0.5 / (chapter + 1), "accuracy": 0.75 + 0.1 * chapter}
-                self.bars.progress(ow.Progress(chapter, block, figures))
-        self.bars.progress(ow.Progress(1, None, {"validation_accuracy": 0.625}))
-        self.bars.end()
-        self.text = self.file.getvalue()
-
-
-def test_in_a_terminal_each_block_has_a_bar_with_its_loss_accuracy_and_time_left():
-    lines = Telling(force_terminal=True, color_system=None).text.splitlines()
-
-    for block in range(2):
-        bar = next(line for line in reversed(lines) if f"block {block} " in line)
-        assert "2/2 loss 0.2500  accuracy 85.00% 0:00:00" in bar
-
-
-def test_in_a_terminal_validation_stands_above_the_bars():
-    lines = Telling(force_terminal=True, color_system=None).text.splitlines()
-
-    first = next(n for n, line in enumerate(lines) if "validation accuracy 62.50%" in line)
-    assert "block 0" in lines[first + 1]
-
-
-@pytest.mark.parametrize("dumb", [False, True], ids=["no terminal", "dumb terminal"])
-def test_elsewhere_there_are_few_lines_and_no_control_codes(dumb, monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
-
-    text = Telling(force_terminal=dumb).text
-
-    assert text.splitlines() == [
-        "2 blocks, 2 epochs in 2 chapters, 1,293 rows; sequential on 1 rank",
-        "chapter 2, block 1: loss 0.2500  accuracy 85.00%; 0 s, about 0 s left",
-        "chapter 2: validation accuracy 62.50%",
-    ]
-
-
-def test_elsewhere_a_long_run_says_a_line_now_and_then(monkeypatch):
-    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
-
-    lines = Telling().text.splitlines()
-
-    assert [line.partition(":")[0] for line in lines[1:5]] == [
-        f"chapter {chapter}, block {block}" for chapter in (1, 2) for block in (0, 1)
-    ]
-
-
-def test_a_run_that_will_stall_says_so_beforehand(capsys):
-    onward("plan", "hinton", "--processes", "2", "--widths", "8,8", "--epochs", "1")
-
-    note = capsys.readouterr().out.splitlines()[-1]
-    assert note.startswith("Note: plan.hint_age is 0 mini-batches and there are 2 ranks: ")
-
-
 # onward plan
 
 
@@ -581,6 +298,13 @@ def test_the_plan_of_ranks_with_files_of_their_own_is_shown_as_well(capsys):
     assert onward("plan", *arguments, "--processes", "2", "--widths", "8") == 0
 
     assert "federated: 2 ranks" in capsys.readouterr().out
+
+
+def test_a_run_that_will_stall_says_so_beforehand(capsys):
+    onward("plan", "hinton", "--processes", "2", "--widths", "8,8", "--epochs", "1")
+
+    note = capsys.readouterr().out.splitlines()[-1]
+    assert note.startswith("Note: plan.hint_age is 0 mini-batches and there are 2 ranks: ")
 
 
 # onward evaluate
@@ -688,10 +412,6 @@ def test_data_lists_each_set_uncut_and_where_it_was_found(tmp_path, monkeypatch,
         assert f"│ {name} " in shown
     where = "".join(line.split("│")[-2].strip() for line in shown.splitlines() if "│" in line)
     assert str(folder) in where
-
-
-def test_the_defaults_of_the_command_are_those_of_the_settings():
-    assert RunConfig().recipe == read_config(parse(["train"])).recipe
 
 
 @pytest.mark.parametrize("command", ["recipes", "data", "plan"])

@@ -14,7 +14,6 @@ from contract_cases import (
     AGGREGATED,
     CASES,
     RUNS,
-    SAMPLES,
     Adversarial,
     Case,
     Corrupted,
@@ -25,8 +24,8 @@ from contract_cases import (
     seeded,
     staged_networks,
     train,
-    vectors,
 )
+from contract_data import SAMPLES, vectors
 from safetensors import safe_open
 
 import onward as ow

@@ -6,36 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
+from data_files import of_classes
 
 from onward.batch import Batch
-from onward.data import (
-    Dataset,
-    check_classes,
-    from_arrays,
-    read_shared,
-    write_shared,
-)
+from onward.data import Dataset, check_classes, from_arrays, read_shared, write_shared
 from onward.errors import DataError
 
-any_seed = st.integers(0, 2**40)
-several = settings(max_examples=50, deadline=None, derandomize=True)
-
 pytestmark = pytest.mark.usefixtures("empty_cache")
-
-
-def of_classes(y, **settings):
-    """Make a data set of these labels whose only input is the number of the row."""
-    y = np.asarray(y)
-    return from_arrays(np.arange(len(y), dtype=np.float32)[:, None], y, **settings)
-
-
-def without_test_rows(y, **settings):
-    """Make a data set all of whose labels are training rows."""
-    return of_classes(
-        y, x_test=np.zeros((1, 1)), y_test=np.zeros(1), allow_one_class=True, **settings
-    )
 
 
 # Arrays

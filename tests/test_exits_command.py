@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from commands import onward
 
 import onward as ow
-from onward.cli.main import main
 from onward.onnx_files import export, run_exported
 
 READOUTS = {
@@ -21,12 +21,6 @@ READOUTS = {
     "sweep": ["pff", "--negatives", "random", "--widths", "64,48,32", "--epochs", "8"],
     "softmax": ["pff", "--readout", "softmax", "--widths", "64,48,32", "--epochs", "8"],
 }
-
-
-def onward(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return ended.value.code
 
 
 @pytest.fixture(scope="module")

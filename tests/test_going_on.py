@@ -9,18 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import onward
 
-from onward.cli.main import main
 from onward.errors import DivergedError
 from onward.runs import read_result
 from onward.runtime.chapters import ChapterWorker
-
-
-def onward(*arguments):
-    """Run the command here and return its exit status."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return ended.value.code
 
 
 @pytest.fixture(autouse=True)

@@ -5,26 +5,17 @@ import re
 import numpy as np
 import pytest
 import torch
+from data_files import of_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onward.data import (
-    from_arrays,
-    shards,
-    split_validation,
-)
+from onward.data import shards, split_validation
 from onward.errors import DataError
 
 any_seed = st.integers(0, 2**40)
 several = settings(max_examples=50, deadline=None, derandomize=True)
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
-
-
-def of_classes(y, **settings):
-    """Make a data set of these labels whose only input is the number of the row."""
-    y = np.asarray(y)
-    return from_arrays(np.arange(len(y), dtype=np.float32)[:, None], y, **settings)
 
 
 def without_test_rows(y, **settings):

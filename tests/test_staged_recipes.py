@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import onward
 
 import onward as ow
 from onward import memory, preparation
 from onward.checkpoint import weights_sha256
-from onward.cli.main import main
 from onward.config import RunConfig
 from onward.runs import FILES
 from onward.runtime.chapters import ChapterWorker
@@ -77,13 +77,6 @@ def here(tmp_path, monkeypatch):
 def trained():
     """A run of the recipe, in `run`."""
     assert onward("train", RECIPE, "--out", "run") == 0
-
-
-def onward(*arguments):
-    """Run the command here and return its exit status."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return ended.value.code
 
 
 def results(folder="run"):

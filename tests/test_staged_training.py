@@ -3,7 +3,8 @@
 import jaxtyping
 import pytest
 import torch
-from contract_cases import CASES, staged_networks, train, vectors
+from contract_cases import CASES, staged_networks, train
+from contract_data import vectors
 
 import onward as ow
 from onward.results import Listener

@@ -1,0 +1,68 @@
+"""What is said of a run while it goes on."""
+
+import io
+
+import pytest
+from commands import SMALL, config_of
+from rich.console import Console
+
+import onward as ow
+from onward import preparation
+from onward.cli import progress
+from onward.cli.progress import Bars
+
+
+class Telling:
+    """A run of two chapters of two blocks, told to a listener."""
+
+    def __init__(self, **console):
+        self.file = io.StringIO()
+        self.bars = Bars(Console(file=self.file, width=100, **console))
+        config = config_of(*SMALL)
+        plan, placement, *_ = preparation.preview(config, 1)[0]
+        self.bars.begin(plan, placement)
+        for chapter in range(2):
+            for block in range(2):
+                figures = {"loss": 0.5 / (chapter + 1), "accuracy": 0.75 + 0.1 * chapter}
+                self.bars.progress(ow.Progress(chapter, block, figures))
+        self.bars.progress(ow.Progress(1, None, {"validation_accuracy": 0.625}))
+        self.bars.end()
+        self.text = self.file.getvalue()
+
+
+def test_in_a_terminal_each_block_has_a_bar_with_its_loss_accuracy_and_time_left():
+    lines = Telling(force_terminal=True, color_system=None).text.splitlines()
+
+    for block in range(2):
+        bar = next(line for line in reversed(lines) if f"block {block} " in line)
+        assert "2/2 loss 0.2500  accuracy 85.00% 0:00:00" in bar
+
+
+def test_in_a_terminal_validation_stands_above_the_bars():
+    lines = Telling(force_terminal=True, color_system=None).text.splitlines()
+
+    first = next(n for n, line in enumerate(lines) if "validation accuracy 62.50%" in line)
+    assert "block 0" in lines[first + 1]
+
+
+@pytest.mark.parametrize("dumb", [False, True], ids=["no terminal", "dumb terminal"])
+def test_elsewhere_there_are_few_lines_and_no_control_codes(dumb, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+
+    text = Telling(force_terminal=dumb).text
+
+    assert text.splitlines() == [
+        "2 blocks, 2 epochs in 2 chapters, 1,293 rows; sequential on 1 rank",
+        "chapter 2, block 1: loss 0.2500  accuracy 85.00%; 0 s, about 0 s left",
+        "chapter 2: validation accuracy 62.50%",
+    ]
+
+
+def test_elsewhere_a_long_run_says_a_line_now_and_then(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
+
+    lines = Telling().text.splitlines()
+
+    assert [line.partition(":")[0] for line in lines[1:5]] == [
+        f"chapter {chapter}, block {block}" for chapter in (1, 2) for block in (0, 1)
+    ]
