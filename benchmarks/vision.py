@@ -41,9 +41,12 @@ class Case(NamedTuple):
 
 SHIFTED = {"data.shift": 2, "network.widths": (2000,) * 4}
 FF = {"network.channels": (48, 96, 192), "network.pooled": (1, 2, 3), "network.readout": "softmax"}
+WIDE = {"network.channels": (96, 192, 192, 384, 384, 384), "training.epochs": 16}
 TWIN = {"network.layers_per_block": "all"}
 CASES = {
     "cifar10": Case("cifar10", "conv", {}),
+    "cifar10, 13 epochs": Case("cifar10", "conv", {"training.epochs": 13}),
+    "cifar10, wide": Case("cifar10", "conv", WIDE),
     "cifar10, two layers a block": Case("cifar10", "conv", {"network.layers_per_block": 2}, 1),
     "cifar10, three layers a block": Case("cifar10", "conv", {"network.layers_per_block": 3}, 1),
     "cifar10, twin": Case("cifar10", "conv", TWIN, 1),
