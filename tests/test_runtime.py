@@ -3,8 +3,8 @@
 import threading
 
 import torch
-from in_memory import run_in_memory
-from prepared import CHAPTERS, prepare
+from in_memory import InMemoryTransport, run_in_memory
+from prepared import CHAPTERS, assert_same_weights, prepare
 
 import onward as ow
 from onward.config import RunConfig
@@ -159,3 +159,26 @@ def test_what_another_rank_has_kept_at_the_last_moment_is_found(tmp_path):
 
     assert found.equal(figures)
     assert heard == [report]
+
+
+def test_images_of_a_stream_travel_as_they_lie_in_memory(monkeypatch):
+    sent, send = [], InMemoryTransport.send
+
+    def noted(transport, dest, tensors, label=""):
+        sent.extend(tensors)
+        send(transport, dest, tensors, label)
+
+    monkeypatch.setattr(InMemoryTransport, "send", noted)
+    small = {"network.channels": (4, 6, 8), "network.pooled": "2", "network.head_units": 0}
+    run = {"data.flip": "none", "data.shift": 0, "training.epochs": 1, "data.validation": 0}
+    prepared = prepare("conv", {**small, **run, "plan.kind": "stream"})
+    assert prepared.network.memory_format is torch.channels_last
+
+    one, *_ = prepared.run("sequential", 1)
+    two, *_ = prepared.run("stream", 2)
+
+    assert_same_weights(two.worker.network, one.worker.network)
+    # Neither end then has to lay them out anew: messages are elements one after the other.
+    images = [tensor for tensor in sent if tensor.ndim == 4 and len(tensor) > 8]
+    assert images
+    assert all(tensor.is_contiguous() for tensor in images)

@@ -117,7 +117,7 @@ class StreamWorker(Worker):
             self._on_the_wire(name, like)
             # A graph is one whole, whatever its size.
             if view.structure
-            else self._on_the_wire(name, like[:1]).expand(samples, *like.shape[1:])
+            else (one := self._on_the_wire(name, like[:1])).expand(samples, *one.shape[1:])
             for view in self._examples(product).values()
             for name, like in view.tensors().items()
         ]
@@ -181,12 +181,25 @@ class StreamWorker(Worker):
         return {name: examples[name] for name in names}
 
     def _on_the_wire(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor as it travels, also where the next block is on the same rank."""
+        """Return a tensor as it travels, also where the next block is on the same rank.
+
+        Images go as they lie in memory, with channels for their last axis where that is so:
+        messages are of elements one after the other.
+        """
         is_rounded = (
             self.settings.bf16_wire and name.startswith("inputs") and tensor.is_floating_point()
         )
         tensor = tensor.to(torch.bfloat16 if is_rounded else tensor.dtype)
-        return laid_out(tensor, self.network.memory_format)
+        tensor = laid_out(tensor, self.network.memory_format)
+        return tensor.movedim(1, -1) if self._has_channels_last(tensor) else tensor
+
+    def _off_the_wire(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """Return a tensor that has travelled, in the type and with the axes it was made in."""
+        tensor = tensor.movedim(-1, 1) if self._has_channels_last(tensor) else tensor
+        return tensor.to(like.dtype)
+
+    def _has_channels_last(self, tensor: Tensor) -> bool:
+        return tensor.ndim == 4 and self.network.memory_format is torch.channels_last
 
     def _to_wire(self, views: Views) -> list[Tensor]:
         """Return views as tensors."""
@@ -201,7 +214,7 @@ class StreamWorker(Worker):
         rest = iter(tensors)
         return {
             view: Batch.from_tensors(
-                {name: next(rest).to(like.dtype) for name, like in example.tensors().items()}
+                {n: self._off_the_wire(next(rest), like) for n, like in example.tensors().items()}
             )
             for view, example in self._examples(product).items()
         }
