@@ -4,7 +4,7 @@
     sudo python benchmarks/emulated_ranks.py --quick       1 pair, under 150 seconds
     sudo python benchmarks/emulated_ranks.py --hints       1 pair with adaptive negatives, 6 minutes
     sudo python benchmarks/emulated_ranks.py --replicas    8 ranks on 4 blocks, 10 minutes
-    sudo python benchmarks/emulated_ranks.py --conv        convolutions, both plans, 15 minutes
+    sudo python benchmarks/emulated_ranks.py --conv        convolutions, both plans, 20 minutes
 
 Four processes on two cores say nothing about four machines, unless each gets the same fixed share
 of a core. So every rank is put into a control group (cgroup v1, cpu controller, root only) with a
@@ -32,7 +32,7 @@ mini-batches.
 mini-batches. A task's costs are as above, those of scoring the wall time of the run itself.
 
 --conv: the recipe conv on images of CIFAR-10's size, filled at random, in six blocks: all-layers, 4
-chapters of 16 mini-batches of 128, and a stream of 64. Figures for each, median of 3 pairs:
+chapters of 16 mini-batches of 128, and a stream of 192. Figures for each, median of 3 pairs:
 
     NAME_speedup                time of one rank over time of four
     NAME_schedule_efficiency    as above; costs are those of a block's chapter, spread evenly over
@@ -212,7 +212,11 @@ def convolutions(form: str, out: Path) -> dict[str, Any]:
     work = {"network": small if is_smoke else {}, "batch_size": 8 if is_smoke else 128}
     kinds = {
         "all-layers": {"kind": "chapters", "epochs": 4, "rows": 16 * work["batch_size"]},
-        "stream": {"kind": "stream", "epochs": 1, "rows": 64 * work["batch_size"]},
+        "stream": {
+            "kind": "stream",
+            "epochs": 1,
+            "rows": (8 if is_smoke else 192) * work["batch_size"],
+        },
     }
     figures: dict[str, Any] = {"load": os.getloadavg()[0]}
     runs = []
