@@ -1,7 +1,7 @@
 """Networks of dense blocks, as Hinton and Aktemur et al. build them."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,6 +16,7 @@ from onward.networks import Network
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
+from onward.recipes.contrasts import Symba
 from onward.samplers import NEUTRAL, LabelEmbedding, Plain, Sampler
 from onward.settings import NetworkConfig, OptimizerConfig
 
@@ -57,28 +58,21 @@ def dense_network(
     def is_held(block: int) -> bool:
         return held is None or block in held
 
-    def layer(number: int) -> Dense:
-        block = 0 if config.one_block else number
-        try:
-            return Dense(
-                *widths[number : number + 2],
-                generator=seeds.generator(seed, "weights", number) if is_held(block) else None,
-                dropout=config.dropout,
-                gain=config.gain,
-            )
-        except RuntimeError as error:
-            gigabytes = 4e-9 * sum(n * m for n, m in pairwise(widths))
-            raise SettingError(
-                f"network.widths = {list(config.widths)} with {inputs} inputs needs "
-                f"{gigabytes:,.0f} GB for its weights alone, and this machine has no room for them."
-            ) from error
-
-    rule, head_rule = _rules(optimizer)
+    depth = len(config.widths)
+    layers = dense_layers(
+        widths,
+        dropout=config.dropout,
+        gain=config.gain,
+        held=[number for number in range(depth) if is_held(0 if config.one_block else number)],
+    )
+    rule, head_rule = rules(optimizer)
 
     def objective(number: int) -> Objective:
         width = widths[number + 1]
+        slope = config.slope if config.slope is not None else float(width)
+        if config.objective == "symba":
+            return Symba(slope)
         if config.objective == "threshold":
-            slope = config.slope if config.slope is not None else float(width)
             return Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
         # Without its own first weights, which torch's global generator would draw.
         head = nn.Linear(width, num_classes, bias=False, device="meta")
@@ -87,7 +81,6 @@ def dense_network(
         nn.init.normal_(head.weight, std=width**-0.5, generator=draw)
         return CrossEntropy(head)
 
-    depth = len(config.widths)
     blocks: list[Block] = []
 
     def add(block: Block) -> None:
@@ -96,18 +89,15 @@ def dense_network(
         blocks.append(block)
 
     if config.one_block:
-        add(Block(nn.Sequential(*map(layer, range(depth))), objective(depth - 1), rule))
+        add(Block(nn.Sequential(*layers), objective(depth - 1), rule))
     else:
         for number in range(depth):
-            add(Block(layer(number), objective(number), rule))
+            add(Block(layers[number], objective(number), rule))
     has_head = config.negatives is not None and (
         config.readout == "softmax" or config.negatives == "hard"
     )
     if has_head:
-        first = 1 if config.skip_first and depth > 1 else 0
-        head = ReadoutLayer(tuple(config.widths[first:]), num_classes)
-        goal = CrossEntropy(nn.Identity(), views=(NEUTRAL,))
-        add(Block(head, goal, head_rule, reads=tuple(range(first, depth))))
+        add(softmax_head(config.widths, num_classes, head_rule, skip_first=config.skip_first))
     readouts: dict[str, Readout] = {}
     if config.negatives is not None:
         readouts["goodness"] = GoodnessSweep(config.skip_first)
@@ -119,6 +109,66 @@ def dense_network(
         readouts.get(config.readout, SumOfHeads(config.heads)),
         num_classes=num_classes,
         readouts=readouts,
+    )
+
+
+def dense_layers(
+    widths: Sequence[int],
+    *,
+    dropout: float = 0.0,
+    gain: float = 1.0,
+    held: Collection[int] | None = None,
+) -> list[Dense]:
+    """Return dense layers, whose first weights follow from torch's seed and their number.
+
+    Args:
+        widths: Inputs of the first, and units of each.
+        dropout: Share of a layer's inputs that is dropped in training.
+        gain: Standard deviation of the first weights, times the square root of the inputs.
+        held: Layers that get weights; None for all.
+
+    Raises:
+        SettingError: The machine has no room for them.
+    """
+    seed = torch.initial_seed()
+    try:
+        return [
+            Dense(
+                *sizes,
+                generator=seeds.generator(seed, "weights", number)
+                if held is None or number in held
+                else None,
+                dropout=dropout,
+                gain=gain,
+            )
+            for number, sizes in enumerate(pairwise(widths))
+        ]
+    except RuntimeError as error:
+        inputs, *units = widths
+        gigabytes = 4e-9 * sum(n * m for n, m in pairwise(widths))
+        raise SettingError(
+            f"network.widths = {units} with {inputs} inputs needs {gigabytes:,.0f} GB for its "
+            f"weights alone, and this machine has no room for them."
+        ) from error
+
+
+def softmax_head(
+    widths: Sequence[int], num_classes: int, rule: Optimizer, *, skip_first: bool
+) -> Block:
+    """Return a head that learns classes from the normalized activities of all blocks.
+
+    Args:
+        widths: Units of each block.
+        num_classes: How many classes.
+        rule: How its weights follow their gradients.
+        skip_first: Whether it leaves the first block out, if there are others.
+    """
+    first = 1 if skip_first and len(widths) > 1 else 0
+    return Block(
+        ReadoutLayer(tuple(widths[first:]), num_classes),
+        CrossEntropy(nn.Identity(), views=(NEUTRAL,)),
+        rule,
+        reads=tuple(range(first, len(widths))),
     )
 
 
@@ -143,22 +193,23 @@ def check_network(config: NetworkConfig) -> None:
         raise SettingError(
             f"network.dropout is a share of the inputs, from 0 to below 1; got {config.dropout}."
         )
-    if (config.objective == "threshold") is (config.negatives is None):
+    has_heads = config.objective == "cross-entropy"
+    if has_heads is not (config.negatives is None):
         raise SettingError(
             f"network.objective = {config.objective} and network.negatives = {config.negatives} "
-            f"do not fit: a threshold needs negatives, and cross-entropy has none."
+            f"do not fit: threshold and symba need negatives, and cross-entropy has none."
         )
-    if (config.readout == "heads") is (config.objective == "threshold"):
+    if (config.readout == "heads") is not has_heads:
         raise SettingError(
             f"network.readout = {config.readout} does not fit network.objective = "
-            f"{config.objective}: blocks with cross-entropy have heads to read, blocks with a "
-            f"threshold are read by goodness or softmax."
+            f"{config.objective}: blocks with cross-entropy have heads to read, those with a "
+            f"threshold or symba are read by goodness or softmax."
         )
-    if config.one_block and config.objective == "threshold":
+    if config.one_block and not has_heads:
         raise SettingError("network.one_block is backpropagation, and goes with cross-entropy.")
 
 
-def _rules(config: OptimizerConfig) -> tuple[Optimizer, Optimizer]:
+def rules(config: OptimizerConfig) -> tuple[Optimizer, Optimizer]:
     """Return the update rules of the blocks, and of a head that reads several."""
     if config.name == "adam":
         return (

@@ -6,13 +6,32 @@ from onward.recipes.conv import conv
 from onward.recipes.dense import dense
 from onward.recipes.ff_conv import ff_conv
 from onward.recipes.hinton import hinton
+from onward.recipes.hinton_unsupervised import hinton_unsupervised
+from onward.recipes.mono_forward import mono_forward
 from onward.recipes.one_pass import one_pass
 from onward.recipes.pff import pff
 from onward.recipes.predsim import predsim
+from onward.recipes.supcon import supcon
+from onward.recipes.symba import symba
+from onward.recipes.tinyfoa import tinyfoa
 
 RECIPES = {
     recipe.name: recipe
-    for recipe in (one_pass, conv, predsim, channel_goodness, ff_conv, hinton, pff, backprop)
+    for recipe in (
+        one_pass,
+        mono_forward,
+        tinyfoa,
+        supcon,
+        conv,
+        predsim,
+        channel_goodness,
+        ff_conv,
+        hinton,
+        hinton_unsupervised,
+        symba,
+        pff,
+        backprop,
+    )
 }
 """All recipes by name."""
 

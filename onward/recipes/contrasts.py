@@ -1,0 +1,120 @@
+"""Objectives that compare: a positive with its negative, or samples with each other."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from onward.batch import Batch
+from onward.objectives import Metrics, Objective
+from onward.samplers import Views
+
+
+class Symba(Objective):
+    """More goodness for the positive than for the negative of the same sample, with no threshold.
+
+    With goodness the mean square of the activities, the loss is softplus(-slope (g+ - g-)).
+
+    Args:
+        slope: How steep it is, per mean square.
+
+    Source:
+        Lee & Song 2023, arXiv:2303.08418 (SymBa).
+    """
+
+    views = ("positive", "negative")
+    uses_weights = True
+    metric_names = ("accuracy", "goodness_gap")
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def scores(self, outputs: Batch) -> Float[Tensor, " samples"]:
+        """Return the goodness of each sample."""
+        flat = outputs.tensor.flatten(1)
+        return flat.square().mean(dim=1, dtype=torch.promote_types(flat.dtype, torch.float32))
+
+    def gap(self, outputs: Views) -> Float[Tensor, " samples"]:
+        """Return by how much the positive of each sample leads."""
+        return self.scores(outputs["positive"].counted) - self.scores(outputs["negative"].counted)
+
+    def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
+        losses = F.softplus(-self.slope * self.gap(outputs))
+        weights = outputs["positive"].counted.weights
+        return (losses if weights is None else losses * weights).mean()
+
+    def metrics(self, outputs: Views) -> Metrics:
+        gap = self.gap(outputs)
+        return {"accuracy": ((gap > 0).sum(), len(gap)), "goodness_gap": (gap.sum(), len(gap))}
+
+
+class SupervisedContrast(Objective):
+    """Samples of a class have activities that point the same way, and others do not.
+
+    For each sample, the mean over those of its class of the negative log of a softmax, over all
+    other samples of the mini-batch, of cosines divided by a temperature. Samples that are alone of
+    their class count nothing.
+
+    Args:
+        temperature: What cosines are divided by.
+        views: Names of one view or several, whose samples are compared together.
+
+    Source:
+        Khosla et al. 2020, arXiv:2004.11362, equation 2, of each layer by itself.
+    """
+
+    is_mean = False
+
+    def __init__(self, temperature: float, views: tuple[str, ...] = ("input",)) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.views = views
+
+    def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
+        each = [view.counted for view in outputs.values()]
+        units = torch.cat([F.normalize(view.tensor.flatten(1).float()) for view in each])
+        labels = torch.cat([view.label for view in each])
+        is_other = ~torch.eye(len(units), dtype=torch.bool)
+        cosines = (units @ units.T / self.temperature).masked_fill(~is_other, float("-inf"))
+        log_p = cosines.log_softmax(dim=1).masked_fill(~is_other, 0.0)
+        is_alike = (labels[:, None] == labels) & is_other
+        alike = is_alike.sum(dim=1)
+        losses = -(log_p * is_alike).sum(dim=1) / alike.clamp_min(1)
+        return losses.sum() / (alike > 0).sum().clamp_min(1)
+
+
+class PairContrast(Objective):
+    """Activities of two samples point the same way where their classes agree, and else do not.
+
+    The loss of a pair is 1 - cosine where they agree, and else the cosine, where it is above the
+    margin. Sampled by `Pairs`.
+
+    Args:
+        margin: Cosine below which pairs of different classes are left alone.
+
+    Source:
+        Ahamed et al. 2023, arXiv:2305.02927, the local and the global stage.
+    """
+
+    views = ("first", "second")
+    metric_names = ("accuracy",)
+
+    def __init__(self, margin: float) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def cosines(self, outputs: Views) -> Float[Tensor, " pairs"]:
+        first, second = (outputs[name].counted.tensor.flatten(1).float() for name in self.views)
+        return F.cosine_similarity(first, second)
+
+    def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
+        agree = inputs["first"].counted.targets["agree"]
+        cosines = self.cosines(outputs)
+        return torch.where(agree, 1 - cosines, (cosines - self.margin).relu()).mean()
+
+    def metrics(self, outputs: Views) -> Metrics:
+        """Return how many pairs lie on their side of the middle between the margin and 1."""
+        agree = outputs["first"].counted.targets["agree"]
+        right = (self.cosines(outputs) > (self.margin + 1) / 2) == agree
+        return {"accuracy": (right.sum(), len(right))}

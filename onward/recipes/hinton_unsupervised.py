@@ -1,0 +1,137 @@
+"""Unsupervised Forward-Forward: images against hybrids of two of them."""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from onward.errors import SettingError
+from onward.recipes.recipe import recipe
+from onward.settings import Count, NotNegative, OptimizerConfig, Positive, Section, Share
+from onward.values import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintonUnsupervisedConfig(Section):
+    """Blocks that learn without labels, and the head that learns with them."""
+
+    layers: Literal["dense", "local-fields"] = "dense"
+    """Dense layers; or three of units that each see a part of the image, with weights of their
+    own."""
+
+    widths: tuple[Count, ...] = (2000, 2000, 2000, 2000)
+    """Units of each dense layer."""
+
+    fields: tuple[Count, ...] = (128, 220, 512)
+    """Units at each place, of layers of local fields. The first has a grid of 4 places a side, and
+    each of the others sees squares of 2 by 2 places of the one before."""
+
+    smoothing: Annotated[int, Range(0)] = 6
+    """How often the mask of a hybrid is blurred. The paper says "repeatedly"."""
+
+    threshold: NotNegative = 1.0
+    """Mean square of the activities at which a sample is a coin toss between image and hybrid."""
+
+    slope: Positive | None = None
+    """Steepness of the threshold, per mean square. None: the number of units, as Hinton."""
+
+    peer: NotNegative = 0.03
+    """Strength of peer normalization; 0 turns it off."""
+
+    dropout: Share = 0.0
+    """Share of each dense layer's inputs that is dropped in training."""
+
+    skip_first: bool = True
+    """Whether the head leaves the first block out, if there are others."""
+
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        if self.layers == "dense":
+            return {"fields": "layers are dense (network.layers)"}
+        reason = "layers are local fields (network.layers)"
+        return dict.fromkeys(("widths", "dropout"), reason)
+
+
+@recipe(
+    source="Hinton 2022, arXiv:2212.13345, section 3.2; optimizer and peer normalization are those "
+    "of his published Matlab code for section 3.3",
+    defaults={
+        "optimizer.name": "sgd",
+        "optimizer.lr": 0.01,
+        "optimizer.weight_decay": 0.001,
+        "optimizer.head_lr": 0.1,
+        "optimizer.head_weight_decay": 0.003,
+        "training.epochs": 60,
+        "training.schedule": "cooldown",
+        "plan.kind": "stream",
+    },
+)
+def hinton_unsupervised(
+    config: HintonUnsupervisedConfig, data: Any, *, optimizer: OptimizerConfig
+) -> Any:
+    """Blocks learn images against hybrids of two, without labels; a softmax names classes.
+
+    The softmax reads the normalized activities of all blocks but the first. It learns along with
+    the blocks, and nothing flows back from it.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    from torch import nn
+
+    from onward.blocks import Block
+    from onward.networks import Network
+    from onward.objectives import Threshold
+    from onward.readouts import SoftmaxHead
+    from onward.recipes.blocks import dense_layers, rules, softmax_head
+    from onward.recipes.hybrids import Hybrids, LocalFields
+
+    if len(data.input_shape) < 2:
+        raise SettingError(
+            f"Hybrids are of images or signals, whose neighbours belong together; these samples "
+            f"have shape {data.input_shape}. Use hinton or one-pass."
+        )
+    layers: list[nn.Module]
+    if config.layers == "dense":
+        widths = config.widths
+        layers = [*dense_layers((data.num_inputs, *widths), dropout=config.dropout)]
+    else:
+        local = [
+            LocalFields(channels, side, field=field, stride=stride, units=units)
+            for channels, side, field, stride, units in _geometry(config.fields, data.input_shape)
+        ]
+        widths = tuple(layer.bias.numel() for layer in local)
+        layers = [*local]
+    rule, head_rule = rules(optimizer)
+    blocks = []
+    for layer, width in zip(layers, widths, strict=True):
+        slope = config.slope or float(width)
+        objective = Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
+        blocks.append(Block(layer, objective, rule))
+    head = softmax_head(widths, data.num_classes, head_rule, skip_first=config.skip_first)
+    return Network(
+        [*blocks, head], Hybrids(config.smoothing), SoftmaxHead(), num_classes=data.num_classes
+    )
+
+
+def _geometry(
+    fields: tuple[int, ...], input_shape: tuple[int, ...]
+) -> list[tuple[int, int, int, int, int]]:
+    """Return channels, side, side of a field, stride and units of each layer.
+
+    For images of 28 pixels a side these are the paper's: fields of 10 pixels, 6 apart, then grids
+    of 4, 3 and 2 places a side.
+    """
+    channels, *sides = input_shape
+    if len(sides) != 2 or sides[0] != sides[1] or sides[0] < 4 or not 1 <= len(fields) <= 4:
+        raise SettingError(
+            f"Local fields are one to four layers (network.fields, which lists {len(fields)}) on "
+            f"square images of 4 pixels a side or more; these samples have shape {input_shape}, "
+            f"channels first. Use --set network.layers=dense."
+        )
+    (side, _) = sides
+    stride = max(1, min(round(side * 6 / 28), (side - 1) // 3))
+    found = [(channels, side, side - 3 * stride, stride, fields[0])]
+    for place, (before, units) in enumerate(pairwise(fields)):
+        found.append((before, 4 - place, 2, 1, units))
+    return found
+
+
+hinton_unsupervised = replace(hinton_unsupervised, name="hinton-unsupervised")

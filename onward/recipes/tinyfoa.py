@@ -1,0 +1,65 @@
+"""TinyFoA: layers that learn from fixed random heads, for small devices."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from onward.recipes.recipe import recipe
+from onward.settings import Count, Positive, Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyFoAConfig(Section):
+    """Dense layers, and heads that are drawn once."""
+
+    widths: tuple[Count, ...] = (2000, 2000, 2000, 2000)
+    """Units of each block."""
+
+    binary: bool = True
+    """Whether weights count by their sign alone and units are 0 or 1, in training as in inference;
+    otherwise both are ordinary numbers."""
+
+    heads: Literal["all", "last"] = "all"
+    """Whose heads count."""
+
+    lr: Positive = 1e-4
+    """Learning rate of Adam."""
+
+
+@recipe(
+    source="Huang & Aminifar 2025, AAAI (TinyFoA), but for its slices of a layer that are trained "
+    "in turn; how products are scaled is ours",
+    defaults={"training.epochs": 30, "training.schedule": "warmup"},
+)
+def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
+    """Each layer learns from a random head of its own, which is never trained; may be binary."""
+    # Lists of recipes and the help of the command do without torch.
+    from itertools import pairwise
+
+    import torch
+    from torch import nn
+
+    from onward.blocks import Block
+    from onward.networks import Network
+    from onward.objectives import CrossEntropy
+    from onward.optimizers import Adam, optimizer
+    from onward.readouts import SumOfHeads
+    from onward.recipes.binary import BinaryDense, clamp_weights, fixed_head
+    from onward.recipes.blocks import dense_layers
+    from onward.samplers import Plain
+
+    widths = (data.num_inputs, *config.widths)
+    layers: list[nn.Module] = (
+        [BinaryDense(*sizes) for sizes in pairwise(widths)]
+        if config.binary
+        else [*dense_layers(widths, gain=2**0.5)]
+    )
+    rule = (
+        optimizer(torch.optim.Adam, project=clamp_weights, lr=config.lr)
+        if config.binary
+        else Adam(lr=config.lr)
+    )
+    blocks = [
+        Block(layer, CrossEntropy(fixed_head(width, data.num_classes)), rule)
+        for layer, width in zip(layers, config.widths, strict=True)
+    ]
+    return Network(blocks, Plain(), SumOfHeads(config.heads), num_classes=data.num_classes)

@@ -1,0 +1,86 @@
+"""What every method keeps to: it learns, anywhere to the same weights, each block by itself."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from prepared import assert_same_weights, prepare
+
+import onward as ow
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+WIDE = {"network.widths": (64, 48, 32)}
+QUICK = {"training.epochs": 3, "training.batch_size": 100, "data.validation": 0}
+METHODS = {
+    "symba": ("symba", WIDE),
+    "mono-forward": ("mono-forward", WIDE),
+    "supcon": ("supcon", WIDE),
+    "tinyfoa": ("tinyfoa", WIDE | {"network.lr": 1e-2}),
+    "tinyfoa, real": ("tinyfoa", WIDE | {"network.binary": False, "network.lr": 1e-2}),
+    "hinton-unsupervised": ("hinton-unsupervised", WIDE),
+    "local fields": (
+        "hinton-unsupervised",
+        {"network.layers": "local-fields", "network.fields": (8, 12, 16)},
+    ),
+}
+"""By name: recipe, and what is changed in it."""
+
+each = pytest.mark.parametrize("method", METHODS)
+
+
+def prepared(method, **changes):
+    recipe, small = METHODS[method]
+    return prepare(recipe, QUICK | {"training.precision": "fp32"} | small | changes)
+
+
+@each
+def test_a_method_learns_digits_and_is_read_back_as_it_was(method, tmp_path):
+    recipe, small = METHODS[method]
+    config = ow.RunConfig(recipe=recipe).with_settings(QUICK | {"training.epochs": 15} | small)
+
+    result = ow.run(config, folder=tmp_path / "run")
+
+    assert result.accuracy > 0.8
+    loaded = ow.load(tmp_path / "run" / "model.safetensors")
+    digits = ow.load_data("digits")
+    assert loaded.scores(digits.x_test).network.equal(result.network.scores(digits.x_test).network)
+
+
+@each
+@pytest.mark.parametrize("kind", ["chapters", "stream"])
+def test_a_method_ends_in_the_same_weights_on_two_ranks(method, kind):
+    placement = {"chapters": "all-layers", "stream": "stream"}[kind]
+    (one,) = prepared(method, **{"plan.kind": kind}).run("sequential", 1)
+    two, _ = prepared(method, **{"plan.kind": kind}).run(placement, 2)
+
+    assert_same_weights(two.worker.network, one.worker.network)
+
+
+@each
+def test_a_block_of_a_method_does_not_depend_on_those_after_it(method):
+    reference, changed = prepared(method), prepared(method)
+    last = changed.network.line[-1]
+    with torch.no_grad():
+        for weights in last.parameters():
+            weights.mul_(-0.5)
+    expected, found = (
+        deepcopy(run.run("sequential", 1)[0].worker.network) for run in (reference, changed)
+    )
+
+    same = [
+        all(t.equal(b.state_dict()[name]) for name, t in a.state_dict().items())
+        for a, b in zip(found.line, expected.line, strict=True)
+    ]
+    assert same == [True] * (len(same) - 1) + [False]
+
+
+@each
+def test_all_weights_of_a_method_that_learn_have_moved(method):
+    run = prepared(method)
+    before = {n: p.clone() for n, p in run.network.named_parameters()}
+    (runtime,) = run.run("sequential", 1)
+
+    moved = {n: not p.equal(before[n]) for n, p in runtime.worker.network.named_parameters()}
+    learns = {n: p.requires_grad for n, p in runtime.worker.network.named_parameters()}
+    assert moved == learns
