@@ -40,6 +40,7 @@ class Case(NamedTuple):
 
 
 SHIFTED = {"data.shift": 2, "network.widths": (2000,) * 4}
+FLIPPED = {"data.flip": "alternating"}
 FF = {"network.channels": (48, 96, 192), "network.pooled": (1, 2, 3), "network.readout": "softmax"}
 WIDE = {"network.channels": (96, 192, 192, 384, 384, 384), "training.epochs": 16}
 TWIN = {"network.layers_per_block": "all"}
@@ -56,7 +57,7 @@ CASES = {
     "mnist": Case("mnist", "conv", {}),
     "mnist, twin": Case("mnist", "conv", TWIN, 1),
     "mnist, dense": Case("mnist", "one-pass", SHIFTED | {"training.epochs": 40}),
-    "cifar10, dense": Case("cifar10", "one-pass", SHIFTED | {"training.epochs": 40}),
+    "cifar10, dense": Case("cifar10", "one-pass", SHIFTED | FLIPPED | {"training.epochs": 20}),
 }
 """All cases by name."""
 

@@ -94,6 +94,8 @@ ORDER = [
     "recipes.binary",
     "recipes.tinyfoa",
     "recipes.supcon",
+    "recipes.cells",
+    "recipes.uff",
     "recipes.catalog",
     "recipes.user",
     "recipes",

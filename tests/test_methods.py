@@ -19,6 +19,13 @@ METHODS = {
     "tinyfoa": ("tinyfoa", WIDE | {"network.lr": 1e-2}),
     "tinyfoa, real": ("tinyfoa", WIDE | {"network.binary": False, "network.lr": 1e-2}),
     "hinton-unsupervised": ("hinton-unsupervised", WIDE),
+    "uff": ("uff", WIDE),
+    "uff, denoising": ("uff", WIDE | {"network.cell": "denoising"}),
+    "uff, adversarial": ("uff", WIDE | {"network.cell": "gan"}),
+    "uff, convolutional": (
+        "uff",
+        {"network.cell": "convolutional", "network.channels": (8, 12, 16)},
+    ),
     "local fields": (
         "hinton-unsupervised",
         {"network.layers": "local-fields", "network.fields": (8, 12, 16)},

@@ -14,6 +14,7 @@ from onward.recipes.predsim import predsim
 from onward.recipes.supcon import supcon
 from onward.recipes.symba import symba
 from onward.recipes.tinyfoa import tinyfoa
+from onward.recipes.uff import uff
 
 RECIPES = {
     recipe.name: recipe
@@ -28,6 +29,7 @@ RECIPES = {
         ff_conv,
         hinton,
         hinton_unsupervised,
+        uff,
         symba,
         pff,
         backprop,

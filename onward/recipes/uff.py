@@ -1,0 +1,126 @@
+"""Unsupervised Forward-Forward: a chain of autoencoders, and a classifier on their latents."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from onward.errors import SettingError
+from onward.recipes.recipe import recipe
+from onward.settings import Count, NotNegative, Positive, Section, Share
+from onward.values import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class UFFConfig(Section):
+    """Cells that learn without labels, and the classifier on their latents."""
+
+    cell: Literal["autoencoder", "denoising", "convolutional", "gan"] = "autoencoder"
+    """What a cell is: an autoencoder of one dense layer; one that sees part of its input; one of
+    one convolution; or a dense one whose reconstructions a discriminator is not to tell from true
+    inputs."""
+
+    widths: tuple[Count, ...] = (1000, 1000, 1000)
+    """Units of each dense cell."""
+
+    channels: tuple[Count, ...] = (32, 64, 128)
+    """Filters of each convolutional cell, which halves each axis."""
+
+    dropped: Share = 0.3
+    """Share of its inputs that a denoising cell does not see in training."""
+
+    adversarial: NotNegative = 0.01
+    """How much fooling the discriminator counts beside the squared error."""
+
+    head_units: Annotated[int, Range(0)] = 500
+    """Hidden units of the classifier; 0: it is linear."""
+
+    lr: Positive = 1e-3
+    """Learning rate of AdamW."""
+
+    weight_decay: NotNegative = 0.01
+    """Decay of weights a step, times the learning rate."""
+
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        reason = f"cells are of the kind {self.cell} (network.cell)"
+        names = ["widths" if self.cell == "convolutional" else "channels"]
+        names += [] if self.cell == "denoising" else ["dropped"]
+        names += [] if self.cell == "gan" else ["adversarial"]
+        return dict.fromkeys(names, reason)
+
+
+@recipe(
+    source="Hwang, Seo & Jung 2024, arXiv:2404.14664 (UFF), later Applied Sciences 15(15), 8207 "
+    "(local back-propagation). The text was not at hand: sizes, learning rate, what a cell "
+    "rebuilds and how its adversary learns are inferred",
+    defaults={"training.epochs": 20, "training.schedule": "warmup"},
+)
+def uff(config: UFFConfig, data: Any) -> Any:
+    """Each block is an autoencoder that learns without labels; a classifier reads all latents.
+
+    Decoders and discriminators are trained beside the encoders, and are not part of the model.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    import math
+
+    from torch import nn
+
+    from onward.blocks import Block
+    from onward.networks import Network
+    from onward.objectives import CrossEntropy
+    from onward.optimizers import Adam
+    from onward.readouts import SoftmaxHead
+    from onward.recipes.cells import (
+        AdversarialReconstruction,
+        Latents,
+        Reconstruction,
+        convolutional_decoder,
+        convolutional_encoder,
+        dense_decoder,
+        dense_encoder,
+    )
+    from onward.recipes.convolutions import Maps
+    from onward.samplers import NEUTRAL, Plain
+
+    rule = Adam(lr=config.lr, weight_decay=config.weight_decay)
+    shape, blocks, features = tuple(data.input_shape), [], 0
+    if config.cell == "convolutional":
+        _check_size(config.channels, shape)
+        for channels in config.channels:
+            before = Maps(shape[0], shape[1:])
+            objective = Reconstruction(convolutional_decoder(before, channels))
+            blocks.append(Block(convolutional_encoder(before, channels), objective, rule))
+            shape = (channels, *(places // 2 for places in before.size))
+            features += math.prod(shape)
+    else:
+        for units in config.widths:
+            inputs, decoder = math.prod(shape), dense_decoder(shape, units)
+            objective = Reconstruction(decoder)
+            if config.cell == "gan":
+                hidden = nn.Linear(inputs, units)
+                judge = nn.Sequential(nn.Flatten(), hidden, nn.LeakyReLU(0.2), nn.Linear(units, 1))
+                objective = AdversarialReconstruction(decoder, judge, weight=config.adversarial)
+            dropped = config.dropped if config.cell == "denoising" else 0.0
+            blocks.append(Block(dense_encoder(inputs, units, dropped), objective, rule))
+            shape = (units,)
+            features += units
+    layers: list[nn.Module] = [nn.Linear(config.head_units or features, data.num_classes)]
+    if config.head_units:
+        layers = [nn.Linear(features, config.head_units), nn.ReLU(), *layers]
+    head = Block(
+        nn.Sequential(Latents(), *layers),
+        CrossEntropy(nn.Identity(), views=(NEUTRAL,)),
+        rule,
+        reads=tuple(range(len(blocks))),
+    )
+    return Network([*blocks, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
+
+
+def _check_size(channels: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Refuse samples that cannot be halved as often as there are convolutional cells."""
+    axes = shape[1:]
+    if len(axes) not in (1, 2, 3) or min(axes) < 2 ** len(channels):
+        raise SettingError(
+            f"{len(channels)} convolutional cells halve each axis as often, and need images or "
+            f"signals of {2 ** len(channels)} places a side or more; these samples have shape "
+            f"{shape}, channels first. Use fewer network.channels, or network.cell=autoencoder."
+        )
