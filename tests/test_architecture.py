@@ -96,6 +96,8 @@ ORDER = [
     "recipes.supcon",
     "recipes.cells",
     "recipes.uff",
+    "recipes.residual",
+    "recipes.ffcl",
     "recipes.catalog",
     "recipes.user",
     "recipes",

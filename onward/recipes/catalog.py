@@ -5,6 +5,7 @@ from onward.recipes.channel_goodness import channel_goodness
 from onward.recipes.conv import conv
 from onward.recipes.dense import dense
 from onward.recipes.ff_conv import ff_conv
+from onward.recipes.ffcl import ffcl
 from onward.recipes.hinton import hinton
 from onward.recipes.hinton_unsupervised import hinton_unsupervised
 from onward.recipes.mono_forward import mono_forward
@@ -30,6 +31,7 @@ RECIPES = {
         hinton,
         hinton_unsupervised,
         uff,
+        ffcl,
         symba,
         pff,
         backprop,

@@ -1,4 +1,4 @@
-"""Objectives that compare: a positive with its negative, or samples with each other."""
+"""Pairs of samples, and objectives that compare: positive and negative, pairs, whole batches."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.objectives import Metrics, Objective
-from onward.samplers import Views
+from onward.samplers import Sampler, Views
 
 
 class Symba(Objective):
@@ -82,6 +82,32 @@ class SupervisedContrast(Objective):
         alike = is_alike.sum(dim=1)
         losses = -(log_p * is_alike).sum(dim=1) / alike.clamp_min(1)
         return losses.sum() / (alike > 0).sum().clamp_min(1)
+
+
+class Pairs(Sampler):
+    """Each sample with another of its mini-batch, and whether the two are of one class.
+
+    Of a mini-batch in a random order each is paired with the next.
+
+    Source:
+        Ahamed et al. 2023, arXiv:2305.02927.
+
+    Example:
+        >>> batch = Batch(torch.eye(2), {"label": torch.tensor([3, 3])})
+        >>> views = Pairs().views(batch, torch.Generator(), None)
+        >>> views["second"].tensor.flip(0).equal(views["first"].tensor), views["first"].targets
+        (True, {'label': tensor([3, 3]), 'agree': tensor([True, True])})
+    """
+
+    names = ("first", "second")
+
+    def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
+        order = torch.randperm(len(batch), generator=draw)
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(-1)
+        second = batch.take(partner)
+        agree = batch.label == second.label
+        return {"first": batch.with_targets(agree=agree), "second": second}
 
 
 class PairContrast(Objective):

@@ -1,0 +1,100 @@
+"""Forward-Forward contrastive learning: three stages over the same layers."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from onward.errors import SettingError
+from onward.recipes.recipe import recipe
+from onward.settings import Count, NotNegative, PlanConfig, Positive, Section, TrainingConfig
+from onward.values import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFCLConfig(Section):
+    """A residual network, and how long each stage trains it."""
+
+    channels: tuple[Count, ...] = (16, 32, 64)
+    """Channels of each pair of layers, whose second adds what went into the first. All pairs but
+    the first halve both axes."""
+
+    margin: Annotated[float, Range(0, 1)] = 0.0
+    """Cosine below which pairs of different classes are left alone."""
+
+    local_epochs: Annotated[int, Range(0)] | None = None
+    """Epochs of the first stage, in which each layer learns by itself. None: training.epochs."""
+
+    global_epochs: Annotated[int, Range(0)] | None = None
+    """Epochs of the second stage, in which all layers learn together from pairs: backpropagation.
+    None: training.epochs."""
+
+    lr: Positive = 1e-3
+    """Learning rate of AdamW."""
+
+    weight_decay: NotNegative = 1e-5
+    """Decay of weights a step, times the learning rate."""
+
+
+@recipe(
+    source="Ahamed, Chen & Imran 2023, arXiv:2305.02927; stages and losses as in the authors' "
+    "published notebook, whose first stage leaves residual connections out, as this one does not. "
+    "Layers start from random weights; no weights are chosen by validation",
+    defaults={"training.epochs": 5, "training.schedule": "cosine", "training.batch_size": 50},
+)
+def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConfig) -> Any:
+    """Layers learn from pairs, each by itself; then all together; then all learn classes.
+
+    The first stage is local. The second and the third are backpropagation through the whole
+    network. Stages of 0 epochs are left out: with both, what remains is the twin to compare with.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    from torch import nn
+
+    from onward.blocks import Block
+    from onward.networks import Network
+    from onward.objectives import CrossEntropy
+    from onward.optimizers import Adam
+    from onward.readouts import SumOfHeads
+    from onward.recipes.contrasts import PairContrast, Pairs
+    from onward.recipes.residual import Whole, residual_layers
+    from onward.samplers import Plain
+    from onward.stages import Stage
+
+    if len(data.input_shape) != 3 or not config.channels:
+        raise SettingError(
+            f"ffcl is for images, and network.channels lists one number or more; these samples "
+            f"have shape {data.input_shape}, channels first, and it is {list(config.channels)}."
+        )
+    layers = residual_layers(data.input_shape[0], config.channels)
+    rule = Adam(lr=config.lr, weight_decay=config.weight_decay)
+    contrast, whole = PairContrast(config.margin), Whole(layers)
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    head = nn.Sequential(*pool, nn.Linear(config.channels[-1], data.num_classes))
+    local = [
+        Block(layer.module, PairContrast(config.margin), rule, reads=layer.reads)
+        for layer in layers
+    ]
+    stages = [
+        (config.local_epochs, Network(local, Pairs(), None, num_classes=0)),
+        (
+            config.global_epochs,
+            Network([Block(whole, contrast, rule)], Pairs(), None, num_classes=0),
+        ),
+    ]
+    named = Network(
+        [Block(whole, CrossEntropy(head), rule)],
+        Plain(),
+        SumOfHeads(),
+        num_classes=data.num_classes,
+    )
+    return [
+        *(
+            Stage(
+                network=network,
+                training=replace(training, epochs=training.epochs if epochs is None else epochs),
+                plan=plan,
+            )
+            for epochs, network in stages
+            if epochs != 0
+        ),
+        Stage(network=named, training=training, plan=plan),
+    ]
