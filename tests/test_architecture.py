@@ -98,6 +98,8 @@ ORDER = [
     "recipes.uff",
     "recipes.residual",
     "recipes.ffcl",
+    "recipes.towers",
+    "recipes.iffcl",
     "recipes.catalog",
     "recipes.user",
     "recipes",

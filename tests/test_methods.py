@@ -26,6 +26,11 @@ METHODS = {
         "uff",
         {"network.cell": "convolutional", "network.channels": (8, 12, 16)},
     ),
+    "iffcl": ("iffcl", WIDE | {"network.lr": 0.01, "training.batch_size": 40}),
+    "iffcl, classifier": (
+        "iffcl",
+        WIDE | {"network.lr": 0.01, "network.loss": "classifier"},
+    ),
     "local fields": (
         "hinton-unsupervised",
         {"network.layers": "local-fields", "network.fields": (8, 12, 16)},

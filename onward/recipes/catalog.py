@@ -8,6 +8,7 @@ from onward.recipes.ff_conv import ff_conv
 from onward.recipes.ffcl import ffcl
 from onward.recipes.hinton import hinton
 from onward.recipes.hinton_unsupervised import hinton_unsupervised
+from onward.recipes.iffcl import iffcl
 from onward.recipes.mono_forward import mono_forward
 from onward.recipes.one_pass import one_pass
 from onward.recipes.pff import pff
@@ -32,6 +33,7 @@ RECIPES = {
         hinton_unsupervised,
         uff,
         ffcl,
+        iffcl,
         symba,
         pff,
         backprop,
