@@ -104,7 +104,8 @@ class Objective(nn.Module, ABC):
         """Return what to add to the derivative with respect to the pre-activations, by view.
 
         For rules that are no derivative of a loss, and that also reach units that are silent.
-        (Where a module does not show its pre-activations, it is added to that of its outputs.)
+        A module shows its pre-activations by a method of that name, in the class whose `forward`
+        returns their ReLU; for others it is added to the derivative of what they put out.
         Called once a step, before the update, and may change running state.
         """
         return {}

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onward.batch import Batch, Tensors, concatenated, mapped, parts
 from onward.blocks import Block, is_inside
 from onward.errors import SettingError
-from onward.layers import Dense
 from onward.objectives import Metrics
 from onward.optimizers import with_strides
 from onward.samplers import Views
@@ -242,9 +241,8 @@ class AutogradStep(Step):
     def _passed(self, batch: Batch) -> tuple[Tensors, Tensor]:
         """Return what the block puts out, and what an extra gradient is added to."""
         module = self.block.module
-        # A subclass may have another forward pass.
-        if self.block.objective.has_extra_gradient and type(module) is Dense:
-            pre_activations = module.pre_activations(batch.tensor)
+        if self.block.objective.has_extra_gradient and _shows_pre_activations(module):
+            pre_activations: Tensor = module.pre_activations(batch.tensor)  # type: ignore[operator]
             return pre_activations.relu(), pre_activations
         found = self.block(batch)
         return found, parts(found)[0]
@@ -258,6 +256,15 @@ class AutogradStep(Step):
             loss, list(chosen.values()), allow_unused=True, retain_graph=prefixes != ("",)
         )
         return {n: g for n, g in zip(chosen, found, strict=True) if g is not None}
+
+
+def _shows_pre_activations(module: nn.Module) -> bool:
+    """Return whether a module puts out the ReLU of its `pre_activations`.
+
+    A subclass with another forward pass, and no such method of its own, does not.
+    """
+    forward = next(owner for owner in type(module).__mro__ if "forward" in vars(owner))
+    return "pre_activations" in vars(forward)
 
 
 def active_units(outputs: Views) -> Tensor:

@@ -7,6 +7,7 @@ from onward.recipes.dense import dense
 from onward.recipes.ff_conv import ff_conv
 from onward.recipes.ffcl import ffcl
 from onward.recipes.hinton import hinton
+from onward.recipes.hinton_recurrent import hinton_recurrent
 from onward.recipes.hinton_unsupervised import hinton_unsupervised
 from onward.recipes.iffcl import iffcl
 from onward.recipes.mono_forward import mono_forward
@@ -31,6 +32,7 @@ RECIPES = {
         ff_conv,
         hinton,
         hinton_unsupervised,
+        hinton_recurrent,
         uff,
         ffcl,
         iffcl,

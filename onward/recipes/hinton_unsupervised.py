@@ -81,7 +81,8 @@ def hinton_unsupervised(
     from onward.objectives import Threshold
     from onward.readouts import SoftmaxHead
     from onward.recipes.blocks import dense_layers, rules, softmax_head
-    from onward.recipes.hybrids import Hybrids, LocalFields
+    from onward.recipes.hybrids import Hybrids
+    from onward.recipes.local_fields import LocalFields, LocalLinear
 
     if len(data.input_shape) < 2:
         raise SettingError(
@@ -94,11 +95,11 @@ def hinton_unsupervised(
         layers = [*dense_layers((data.num_inputs, *widths), dropout=config.dropout)]
     else:
         local = [
-            LocalFields(channels, side, field=field, stride=stride, units=units)
+            LocalLinear(channels, side, field=field, stride=stride, units=units)
             for channels, side, field, stride, units in _geometry(config.fields, data.input_shape)
         ]
-        widths = tuple(layer.bias.numel() for layer in local)
-        layers = [*local]
+        widths = tuple(linear.bias.numel() for linear in local)
+        layers = [LocalFields(linear) for linear in local]
     rule, head_rule = rules(optimizer)
     blocks = []
     for layer, width in zip(layers, widths, strict=True):

@@ -1,16 +1,12 @@
-"""Hybrids of two images, and layers of local fields."""
+"""Hybrids of two images."""
 
-import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.layers import normalize_length
 from onward.samplers import Sampler
 
 
@@ -72,42 +68,3 @@ def masks(samples: int, size: torch.Size, *, smoothing: int, draw: torch.Generat
             after = torch.cat([bits.narrow(axis, 1, length - 1), bits.narrow(axis, -1, 1)], axis)
             bits = (before + 2 * bits + after) / 4
     return bits > 0.5
-
-
-class LocalFields(nn.Module):
-    """Units that each see a square of the image below, with weights of their own: no convolution.
-
-    Length normalization, a linear map at each place of a grid, ReLU. Units come out in a row, those
-    of a channel together.
-
-    Args:
-        channels: Maps that come in.
-        side: Places of these along each axis.
-        field: Side of the square that a unit sees.
-        stride: Distance between squares.
-        units: Units at each place.
-
-    Source:
-        Hinton 2022, arXiv:2212.13345, section 3.2.
-
-    Example:
-        >>> layer = LocalFields(1, 28, field=10, stride=6, units=128)
-        >>> layer(torch.rand(2, 1, 28, 28)).shape
-        torch.Size([2, 2048])
-    """
-
-    def __init__(self, channels: int, side: int, *, field: int, stride: int, units: int) -> None:
-        super().__init__()
-        self.channels, self.side, self.field, self.stride = channels, side, field, stride
-        self.grid = (side - field) // stride + 1
-        inputs = channels * field**2
-        places = self.grid**2
-        self.weight = nn.Parameter(torch.randn(places, inputs, units) / math.sqrt(inputs))
-        self.bias = nn.Parameter(torch.zeros(places, 1, units))
-
-    def forward(self, x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples units"]:
-        images = normalize_length(x).view(-1, self.channels, self.side, self.side)
-        fields = F.unfold(images, self.field, stride=self.stride)
-        # A product at each place.
-        found = torch.baddbmm(self.bias.to(fields.dtype), fields.permute(2, 0, 1), self.weight)
-        return found.permute(1, 2, 0).flatten(1).relu()

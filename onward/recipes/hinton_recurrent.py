@@ -1,0 +1,176 @@
+"""Recurrent Forward-Forward: a still image as a video, the label at the top of the network."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from onward.errors import SettingError
+from onward.recipes.recipe import recipe
+from onward.settings import Count, NotNegative, OptimizerConfig, Positive, Section, Share
+from onward.values import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintonRecurrentConfig(Section):
+    """Layers that see those below and above them as they were a tick before."""
+
+    layers: Literal["dense", "local-fields"] = "dense"
+    """Dense layers; or, for square images, maps of the size of the image, with weights of their own
+    at each place and fields of 11 pixels."""
+
+    widths: tuple[Count, ...] = (2000, 2000, 2000)
+    """Units of each dense layer."""
+
+    maps: tuple[Count, ...] = (3, 3)
+    """Units at each pixel, of layers of local fields."""
+
+    ticks: Annotated[int, Range(2)] = 8
+    """How often all layers are updated, and learn, from the same mini-batch."""
+
+    damping: Share = 0.3
+    """Share of its state before that a layer keeps at each tick."""
+
+    updates: Literal["synchronous", "alternating"] = "synchronous"
+    """Whether all layers see their neighbours as they were a tick before; or every other layer sees
+    those that were updated just now."""
+
+    counted: tuple[Annotated[int, Range(0)], ...] = (3, 4, 5)
+    """Ticks, from 0, whose goodness counts for the label that is tried."""
+
+    threshold: NotNegative = 1.0
+    """Mean square of the activities at which a sample is a coin toss."""
+
+    slope: Positive | None = None
+    """Steepness of the threshold, per mean square. None: the number of units."""
+
+    peer: NotNegative = 0.0
+    """Strength of peer normalization; 0 turns it off."""
+
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        name = "maps" if self.layers == "dense" else "widths"
+        return {name: f"layers are {self.layers} (network.layers)"}
+
+    def __post_init__(self) -> None:
+        """Refuse ticks that never come.
+
+        Raises:
+            SettingError: There are some.
+        """
+        super().__post_init__()
+        if not self.counted or max(self.counted) >= self.ticks:
+            raise SettingError(
+                f"network.counted lists ticks from 0 to {self.ticks - 1} (network.ticks is "
+                f"{self.ticks}); got {list(self.counted)}."
+            )
+
+
+@recipe(
+    source="Hinton 2022, arXiv:2212.13345, sections 3.3 and 3.4. Negatives have any wrong label, "
+    "where the paper draws likely ones; states start from zero, where it makes a pass from below "
+    "first; learning rate and optimizer are ours",
+    defaults={
+        "training.epochs": 20,
+        "training.schedule": "cooldown",
+        "plan.kind": "stream",
+    },
+)
+def hinton_recurrent(
+    config: HintonRecurrentConfig, data: Any, *, optimizer: OptimizerConfig
+) -> Any:
+    """Forward-Forward with feedback: layers see those below and above, the top one the label.
+
+    An image is shown for some ticks. At each, every layer makes a new state and learns from its
+    goodness. The label whose goodness is largest, over ticks in the middle, names the class.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    import math
+
+    from torch import nn
+
+    from onward.blocks import Block, Edge
+    from onward.networks import Network
+    from onward.objectives import Threshold
+    from onward.readouts import GoodnessSweep
+    from onward.recipes.blocks import rules
+    from onward.recipes.local_fields import LocalLinear
+    from onward.recipes.settling import LabelAtTheTop, Settling
+
+    is_dense = config.layers == "dense"
+    if is_dense:
+        widths = config.widths
+        channels, side = (0,), 0
+    else:
+        shape = data.input_shape
+        if len(shape) != 3 or shape[1] != shape[2]:
+            raise SettingError(
+                f"Local fields are for square images; these samples have shape {shape}, channels "
+                f"first. Use --set network.layers=dense."
+            )
+        channels, side = (shape[0], *config.maps), shape[1]
+        widths = tuple(units * side**2 for units in config.maps)
+    depth, inputs = len(widths), math.prod(data.input_shape)
+    numbers = list(range(depth))
+    if config.updates == "alternating":
+        # Those that come first in a tick see what the others were a tick before.
+        numbers = numbers[::2] + numbers[1::2]
+    place = {layer: position for position, layer in enumerate(numbers)}
+
+    def seen(source: int, reader: int, name: str) -> Edge:
+        """Return how a layer sees another one, or itself."""
+        is_new = (
+            config.updates == "alternating"
+            and place[source] < place[reader]
+            and ((source + reader) % 2 == 1)
+        )
+        if is_new:
+            return Edge(place[source], name=name)
+        return Edge(place[source], delay=1, name=name, shape=(widths[source],))
+
+    def linear(source: int, layer: int) -> nn.Module:
+        """Return the map to a layer from another one, or from the image or the label."""
+        if is_dense or source == depth:
+            size = data.num_classes if source == depth else inputs if source < 0 else widths[source]
+            made = nn.Linear(size, widths[layer])
+            nn.init.normal_(made.weight, std=size**-0.5)
+            nn.init.zeros_(made.bias)
+            return made
+        field = min(11, 2 * ((side - 1) // 2) + 1)
+        return LocalLinear(
+            channels[source + 1],
+            side,
+            field=field,
+            stride=1,
+            units=config.maps[layer],
+            padding=field // 2,
+        )
+
+    rule, _ = rules(optimizer)
+    blocks = []
+    for layer in numbers:
+        is_first, is_last = layer == 0, layer == depth - 1
+        names = (
+            "input.image" if is_first else "below",
+            "input.label" if is_last else "above",
+        )
+        reads = [] if is_first else [seen(layer - 1, layer, "below")]
+        reads += [] if is_last else [seen(layer + 1, layer, "above")]
+        reads += [Edge("input")] if is_first or is_last else []
+        reads += [seen(layer, layer, "before")]
+        module = Settling(
+            linear(layer - 1, layer), linear(layer + 1, layer), damping=config.damping, reads=names
+        )
+        slope = config.slope or float(widths[layer])
+        objective = Threshold(
+            widths[layer], threshold=config.threshold, slope=slope, peer=config.peer
+        )
+        blocks.append(Block(module, objective, rule, reads=tuple(reads)))
+    return Network(
+        blocks,
+        LabelAtTheTop(data.num_classes),
+        GoodnessSweep(skip_first=False, ticks=config.counted),
+        num_classes=data.num_classes,
+        ticks=config.ticks,
+    )
+
+
+hinton_recurrent = replace(hinton_recurrent, name="hinton-recurrent")

@@ -1,0 +1,79 @@
+"""Layers of a recurrent network that settle tick by tick, with the label at the top."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from onward.batch import Batch
+from onward.layers import normalize_length
+from onward.samplers import Sampler, wrong_labels
+
+
+@dataclass(frozen=True)
+class LabelAtTheTop(Sampler):
+    """Shows a label beside the image, so that a network can have it at its other end.
+
+    Source:
+        Hinton 2022, arXiv:2212.13345, section 3.4.
+    """
+
+    num_classes: int
+    """Classes, of which one is shown."""
+
+    names = ("positive", "negative")
+
+    @property
+    def num_candidates(self) -> int:  # type: ignore[override]
+        return self.num_classes
+
+    def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
+        label = batch.label
+        wrong = wrong_labels(label, num_classes=self.num_classes, generator=draw)
+        return {"positive": self.shown(batch, label), "negative": self.shown(batch, wrong)}
+
+    def shown(self, batch: Batch, labels: Tensor) -> Batch:
+        """Return samples with a class beside each."""
+        codes = F.one_hot(labels, self.num_classes).to(batch.tensor.dtype)
+        return batch.replace(inputs={"image": batch.tensor, "label": codes})
+
+    def neutral(self, batch: Batch) -> Batch:
+        x = batch.tensor
+        codes = x.new_full((len(x), self.num_classes), 1 / self.num_classes)
+        return batch.replace(inputs={"image": x, "label": codes})
+
+    def candidates(self, batch: Batch) -> Batch:
+        x = batch.tensor
+        labels = torch.arange(self.num_classes).repeat(len(x))
+        return self.shown(Batch(x.repeat_interleave(self.num_classes, dim=0)), labels)
+
+
+class Settling(nn.Module):
+    """A layer that is driven from below and from above, and keeps some of what it was.
+
+    Args:
+        below: Makes of what lies below what drives the units.
+        above: The same of what lies above.
+        damping: Share of the state before that is kept.
+        reads: Names of what lies below and above among the inputs.
+
+    Source:
+        Hinton 2022, arXiv:2212.13345, section 3.4.
+    """
+
+    def __init__(
+        self, below: nn.Module, above: nn.Module, *, damping: float, reads: tuple[str, str]
+    ) -> None:
+        super().__init__()
+        self.below = below
+        self.above = above
+        self.damping = damping
+        self.reads = reads
+
+    def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "samples units"]:
+        under, over = (normalize_length(inputs[name].flatten(1)) for name in self.reads)
+        new = (self.below(under) + self.above(over)).relu()
+        state: Tensor = self.damping * inputs["before"] + (1 - self.damping) * new
+        return state
