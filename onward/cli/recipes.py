@@ -1,10 +1,10 @@
 """The command that says which recipes there are, and which settings one has."""
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +13,7 @@ from onward.cli.output import Output
 from onward.config import RunConfig
 from onward.errors import SettingError
 from onward.recipes import RECIPES
+from onward.recipes.catalog import FAMILIES
 from onward.values import kinds, meanings, say_kind, written
 
 ALL_ELSE = (
@@ -55,18 +56,21 @@ def recipes_command(options: argparse.Namespace) -> None:
     console.print(ALL_ELSE, soft_wrap=True)
 
 
-def _list() -> Table:
-    table = Table(
-        show_lines=True,
-        caption="All other settings have their defaults; `onward recipes RECIPE` says what each "
-        "setting means.",
-    )
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it does, its source, and its settings")
-    for recipe in RECIPES.values():
-        settings = "\n".join(f"{name} = {json.dumps(v)}" for name, v in recipe.defaults.items())
-        table.add_row(recipe.name, f"{recipe.summary}\n\n{recipe.source}\n\n{settings}")
-    return table
+def _list() -> Group:
+    width = max(map(len, RECIPES))
+    tables = []
+    for family, recipes in FAMILIES.items():
+        title = Text(f"{family[0].upper()}{family[1:]}", style="bold")
+        table = Table(
+            title=title, title_justify="left", box=None, padding=(0, 2, 1, 0), show_header=False
+        )
+        table.add_column("recipe", no_wrap=True, min_width=width)
+        table.add_column("what it does, and its source")
+        for recipe in recipes:
+            source = Text(f"Source: {recipe.source}", style="dim")
+            table.add_row(recipe.name, Text.assemble(recipe.summary, "\n", source))
+        tables.append(table)
+    return Group(*tables, "`onward recipes RECIPE` lists the settings of one, and their meanings.")
 
 
 def _rows(

@@ -19,28 +19,23 @@ from onward.recipes.symba import symba
 from onward.recipes.tinyfoa import tinyfoa
 from onward.recipes.uff import uff
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
+FAMILIES = {
+    "a classifier at every layer": (
         one_pass,
         mono_forward,
         tinyfoa,
-        supcon,
         conv,
         predsim,
         channel_goodness,
-        ff_conv,
-        hinton,
-        hinton_unsupervised,
-        hinton_recurrent,
-        uff,
-        ffcl,
-        iffcl,
-        symba,
-        pff,
-        backprop,
-    )
+    ),
+    "goodness of positives and negatives": (hinton, pff, symba, ff_conv, hinton_recurrent),
+    "samples compared with each other": (supcon, ffcl, iffcl),
+    "layers that learn without labels": (hinton_unsupervised, uff),
+    "to compare with": (backprop,),
 }
+"""Recipes by what their blocks learn from."""
+
+RECIPES = {recipe.name: recipe for family in FAMILIES.values() for recipe in family}
 """All recipes by name."""
 
 BUILT_IN = {**RECIPES, dense.name: dense}
