@@ -1,4 +1,4 @@
-"""Documentation that cannot drift. `python tests/test_docs.py` writes docs/command.md anew."""
+"""Documentation that cannot drift. `python tests/test_docs.py` writes anew what is derived."""
 
 import doctest
 import json
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import recipe_pages
 from test_runs import RESULT
 
 from onward.cli.flags import FLAGS
 from onward.cli.parser import make_parser
 from onward.config import RunConfig
+from onward.recipes import RECIPES
 from onward.values import meanings
 
 ROOT = Path(__file__).parent.parent
@@ -167,5 +169,23 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
         names |= test.globs
 
 
+# Recipes
+
+
+def test_there_is_a_page_on_each_recipe_and_on_nothing_else():
+    assert {page.stem for page in recipe_pages.FOLDER.glob("*.md")} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_page_on_a_recipe_is_up_to_date(name):
+    page = (recipe_pages.FOLDER / f"{name}.md").read_text()
+
+    current = recipe_pages.written_anew(page, RECIPES[name])
+    assert current == page, "python tests/test_docs.py writes it anew"
+    assert "## When to use it" in page
+    assert "## Measured" in page
+
+
 if __name__ == "__main__":
     COMMAND.write_text(written_anew(COMMAND.read_text()))
+    recipe_pages.write_all()
