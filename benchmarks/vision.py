@@ -14,8 +14,10 @@ training. `twin` is the same network in one block, trained by backpropagation: s
 schedule and epochs.
 """
 
+import argparse
 import json
 import statistics
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,6 +111,34 @@ def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> 
     }
 
 
+def runs(
+    cases: Mapping[str, Case], options: argparse.Namespace, script: str
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield each case that is asked for with the results of its seeds, trained or read.
+
+    Args:
+        cases: Those there are.
+        options: Of the command line; `cases` and `seeds` choose some.
+        script: How the files of its results begin.
+    """
+    names = options.cases.split(";") if options.cases else list(cases)
+    unknown = [name for name in names if name not in cases]
+    if unknown:
+        raise SystemExit(f"There is no case {unknown[0]!r}; there are {'; '.join(cases)}.")
+    for name in names:
+        case = cases[name]
+        common.need(case.data, options.data_dir)
+        seeds = [int(s) for s in options.seeds.split(",")] if options.seeds else range(case.seeds)
+        each = []
+        for seed in seeds:
+            words = "-".join(name.replace(",", "").split())
+            path: Path = options.out / f"{script}-{words}-{seed}.json"
+            if not path.exists():
+                common.record(path, trained(case, seed, options.data_dir, None))
+            each.append(json.loads(path.read_text()))
+        yield name, each
+
+
 def told(name: str, found: list[dict[str, Any]]) -> str:
     """Return a line of the table."""
     pflop, seconds = (statistics.mean(f[key] for f in found) for key in ("pflop", "core_seconds"))
@@ -129,23 +159,8 @@ def main() -> None:
         print(told("digits", [found]), flush=True)
         common.last_line({key: found[key] for key in ("accuracy", "pflop")}, form)
         return
-    names = options.cases.split(";") if options.cases else list(CASES)
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        parser.error(f"no case {unknown[0]!r}; there are {'; '.join(CASES)}")
     figures: dict[str, float] = {}
-    for name in names:
-        case = CASES[name]
-        common.need(case.data, options.data_dir)
-        seeds = [int(s) for s in options.seeds.split(",")] if options.seeds else range(case.seeds)
-        each = []
-        for seed in seeds:
-            path: Path = (
-                options.out / f"vision-{'-'.join(name.replace(',', '').split())}-{seed}.json"
-            )
-            if not path.exists():
-                common.record(path, trained(case, seed, options.data_dir, None))
-            each.append(json.loads(path.read_text()))
+    for name, each in runs(CASES, options, "vision"):
         figures[name] = round(statistics.mean(found["accuracy"] for found in each), 4)
         print(told(name, each), flush=True)
     common.last_line(figures, form)

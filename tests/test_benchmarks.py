@@ -52,6 +52,7 @@ FIGURES = {
         "recovery_seconds_worst",
         "checkpoint_cost",
     },
+    "papers": {"accuracy", "pflop"},
     "step_speed": {
         "one_pass_vs_fp32_ff",
         "one_pass_vs_bf16_backprop",
