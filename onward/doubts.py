@@ -19,12 +19,15 @@ LEARNED = 0.55
 negatives may rise."""
 
 
-def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
+def doubts(
+    progress: Sequence[Progress], test: Evaluation, frozen: Collection[int] = ()
+) -> list[str]:
     """Return the signs that nothing was learned, a sentence or two each, with what to look at.
 
     Args:
         progress: What blocks have reported, in order.
         test: The answers to test samples.
+        frozen: Blocks without parameters that learn, whose loss has no need to fall.
     """
     first: dict[int, Mapping[str, float | None]] = {}
     last: dict[int, Mapping[str, float | None]] = {}
@@ -40,7 +43,7 @@ def doubts(progress: Sequence[Progress], test: Evaluation) -> list[str]:
     flat = [
         block
         for block, figures in sorted(last.items())
-        if block in poor.keys() | unknown
+        if block in (poor.keys() | unknown) - set(frozen)
         and first[block] is not figures
         and (figures["loss"] or 0.0) >= (first[block]["loss"] or 0.0)
         and (figures.get("accuracy") or 0.0) <= LEARNED

@@ -472,7 +472,8 @@ def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
         readouts[name] = found.correct / max(found.rows, 1)
         per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
-    signs = doubts(progress, test)
+    frozen = [n for n, block in enumerate(network.all_blocks) if not [*block.trained()]]
+    signs = doubts(progress, test, frozen)
     for text in signs:
         warnings.warn(text, OnwardWarning, stacklevel=3)
     return Result(

@@ -108,6 +108,13 @@ def test_a_loss_that_did_not_fall_is_doubted_where_nothing_shows_that_something_
     assert any("The loss of block 0 did not fall" in text for text in found) is is_doubted
 
 
+def test_the_loss_of_a_block_that_is_frozen_has_no_need_to_fall():
+    level = [report(0, loss=0.5), report(1, loss=0.5)]
+
+    assert doubts(level, evaluation(_1=tally(45))) != []
+    assert doubts(level, evaluation(_1=tally(45)), frozen=[0]) == []
+
+
 def test_without_test_samples_with_classes_there_is_nothing_to_doubt():
     assert doubts(FALLING, Evaluation(0, 0, {})) == []
 
