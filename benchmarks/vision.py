@@ -43,7 +43,12 @@ class Case(NamedTuple):
 
 SHIFTED = {"data.shift": 2, "network.widths": (2000,) * 4}
 FLIPPED = {"data.flip": "alternating"}
-FF = {"network.channels": (48, 96, 192), "network.pooled": (1, 2, 3), "network.readout": "softmax"}
+FF = {
+    "network.channels": (48, 96, 192),
+    "network.pooled": (1, 2, 3),
+    "network.readout": "softmax",
+    "training.epochs": 4,
+}
 WIDE = {"network.channels": (96, 192, 192, 384, 384, 384), "training.epochs": 16}
 TWIN = {"network.layers_per_block": "all"}
 CASES = {
