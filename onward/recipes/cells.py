@@ -73,8 +73,6 @@ class Reconstruction(Objective):
         of the network, is inferred.
     """
 
-    metric_names = ("error",)
-
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
@@ -89,15 +87,7 @@ class Reconstruction(Objective):
         self, inputs: Views, outputs: Views, draw: torch.Generator
     ) -> Tensor | dict[str, Tensor]:
         true, made = self.rebuilt(inputs, outputs)
-        error = F.mse_loss(made, true)
-        self._last = error.detach()
-        return error
-
-    def metrics(self, outputs: Views) -> Metrics:
-        """Return the squared error, of a variance of 1."""
-        (latent,) = outputs.values()
-        samples = len(latent.counted)
-        return {"error": (self._last * samples, samples)}
+        return F.mse_loss(made, true)
 
 
 class AdversarialReconstruction(Reconstruction):
@@ -113,20 +103,30 @@ class AdversarialReconstruction(Reconstruction):
         2014, arXiv:1406.2661, in the form that does not saturate, and the weight are inferred.
     """
 
+    metric_names = ("error",)
+
     def __init__(self, decoder: nn.Module, discriminator: nn.Module, *, weight: float) -> None:
         super().__init__(decoder)
         self.discriminator = discriminator
         self.weight = weight
+        self._error = torch.zeros(())
+        """Mean squared error of the last loss."""
 
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> dict[str, Tensor]:
         true, made = self.rebuilt(inputs, outputs)
         error = F.mse_loss(made, true)
-        self._last = error.detach()
+        self._error = error.detach()
         # softplus(-z) is -log sigmoid(z): what is true is to have a high logit, what is made a low
         # one; and those that make it want the opposite.
         told = F.softplus(-self.discriminator(true)) + F.softplus(self.discriminator(made.detach()))
         fooled = F.softplus(-self.discriminator(made))
         return {"discriminator": told.mean(), "generator": error + self.weight * fooled.mean()}
+
+    def metrics(self, outputs: Views) -> Metrics:
+        """Return the squared error, of a variance of 1."""
+        (latent,) = outputs.values()
+        samples = len(latent.counted)
+        return {"error": (self._error * samples, samples)}
 
     def group(self, loss: str) -> tuple[str, ...]:
         return {
