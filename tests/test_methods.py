@@ -1,17 +1,23 @@
 """What every method keeps to: it learns, anywhere to the same weights, each block by itself."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from prepared import assert_same_weights, prepare
 
 import onward as ow
+from onward.sharding import load_data
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 WIDE = {"network.widths": (64, 48, 32)}
 QUICK = {"training.epochs": 3, "training.batch_size": 100, "data.validation": 0}
+TINY = {"network.layers": 3, "network.layers_per_block": 1, "network.dim": 32, "network.heads": 2}
+TINY |= {"training.epochs": 4, "training.batch_size": 25, "network.lr": 5e-3}
+TEXT = {"data.name": str(Path(__file__).parent / "counting.txt"), "data.context": 16}
+STILL = {"data.shift": 0, "data.flip": "none"}
 METHODS = {
     "symba": ("symba", WIDE),
     "mono-forward": ("mono-forward", WIDE),
@@ -23,6 +29,8 @@ METHODS = {
         "hinton-unsupervised",
         {"network.layers": "local-fields", "network.fields": (8, 12, 16)},
     ),
+    "byte-lm": ("byte-lm", TINY | TEXT | {"training.batch_size": 10}),
+    "vit": ("vit", TINY | STILL),
 }
 """By name: recipe, and what is changed in it."""
 
@@ -43,8 +51,8 @@ def test_a_method_learns_digits_and_is_read_back_as_it_was(method, tmp_path):
 
     assert result.accuracy > 0.8
     loaded = ow.load(tmp_path / "run" / "model.safetensors")
-    digits = ow.load_data("digits")
-    assert loaded.scores(digits.x_test).network.equal(result.network.scores(digits.x_test).network)
+    x = load_data(config, 0).x_test
+    assert loaded.scores(x).network.equal(result.network.scores(x).network)
 
 
 @each

@@ -1,6 +1,7 @@
 """The recipes that come with Onward."""
 
 from onward.recipes.backprop import backprop
+from onward.recipes.byte_lm import byte_lm
 from onward.recipes.channel_goodness import channel_goodness
 from onward.recipes.conv import conv
 from onward.recipes.dense import dense
@@ -14,6 +15,7 @@ from onward.recipes.predsim import predsim
 from onward.recipes.supcon import supcon
 from onward.recipes.symba import symba
 from onward.recipes.tinyfoa import tinyfoa
+from onward.recipes.vit import vit
 
 RECIPES = {
     recipe.name: recipe
@@ -30,6 +32,8 @@ RECIPES = {
         hinton_unsupervised,
         symba,
         pff,
+        byte_lm,
+        vit,
         backprop,
     )
 }
