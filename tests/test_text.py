@@ -251,6 +251,15 @@ def test_perplexity_of_each_block_on_held_out_text_is_told():
     assert result.to_json()["metrics"] == result.metrics
 
 
+def test_metrics_that_an_objective_does_not_have_are_not_told_of_test_samples():
+    class Telling(ow.CrossEntropy):
+        test_metric_names = ("accuracy", "nats")
+
+    block = ow.Block(torch.nn.Linear(4, 8), Telling(torch.nn.Linear(8, 2)), ow.Adam())
+    with pytest.raises(ow.SettingError, match="tells accuracy, nats of test samples"):
+        ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=2)
+
+
 def test_a_network_goes_on_counting():
     found = ow.sample(counted().network, b"one two three ", num_bytes=15, temperature=0)
 
