@@ -1,6 +1,6 @@
 """How well do blocks of a transformer predict the next byte, at the cost of backpropagation?
 
-    python benchmarks/byte_lm.py                           all cases, one seed, about two hours
+    python benchmarks/byte_lm.py                           all cases, one seed, two hours or so
     python benchmarks/byte_lm.py --cases "2 blocks"        one case
     python benchmarks/byte_lm.py --quick                   a small text, about a minute
 
