@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "twin": {"network.layers_per_block": "all"},
     "2 blocks": {"network.layers_per_block": 2},
     "4 blocks": {"network.layers_per_block": 1},
-    "2 blocks, next byte alone": {"network.layers_per_block": 2, "network.multi_token": False},
+    "2 blocks, two targets": {"network.layers_per_block": 2, "network.multi_token": True},
     "2 blocks, heads of rank 32": {"network.layers_per_block": 2, "network.head_rank": 32},
 }
 """All cases by name; the first is what others cost alike."""

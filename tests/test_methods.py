@@ -16,7 +16,8 @@ WIDE = {"network.widths": (64, 48, 32)}
 QUICK = {"training.epochs": 3, "training.batch_size": 100, "data.validation": 0}
 TINY = {"network.layers": 3, "network.layers_per_block": 1, "network.dim": 32, "network.heads": 2}
 TINY |= {"training.epochs": 4, "training.batch_size": 25, "network.lr": 5e-3}
-TEXT = {"data.name": str(Path(__file__).parent / "counting.txt"), "data.context": 16}
+TEXT = {"network.multi_token": True}
+TEXT |= {"data.name": str(Path(__file__).parent / "counting.txt"), "data.context": 16}
 STILL = {"data.shift": 0, "data.flip": "none"}
 METHODS = {
     "symba": ("symba", WIDE),

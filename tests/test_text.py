@@ -186,10 +186,11 @@ def test_the_first_of_several_blocks_has_a_multi_token_target_which_is_not_shipp
         network = network_of(**changes)
         return [block.objective.further is not None for block in network.all_blocks]
 
-    assert has_it() == [True, False]
-    assert has_it(multi_token=False) == [False, False]
-    assert has_it(layers_per_block="all") == has_it(layers_per_block=4) == [False]
-    shipped = network_of().all_blocks[0].shipped()
+    assert has_it(multi_token=True) == [True, False]
+    assert has_it() == [False, False]
+    for per_block in ("all", 4):
+        assert has_it(multi_token=True, layers_per_block=per_block) == [False]
+    shipped = network_of(multi_token=True).all_blocks[0].shipped()
     assert {name.split(".")[1] for name in shipped if name.startswith("objective.")} == {"head"}
 
 
@@ -339,7 +340,7 @@ def test_the_command_trains_on_a_text_and_goes_on_with_it(tmp_path, capsys):
 
 
 def test_the_products_of_attention_are_counted():
-    network = network_of(layers=1, layers_per_block=1, multi_token=False)
+    network = network_of(layers=1, layers_per_block=1)
 
     (stage,) = stage_costs(network, windows())
 

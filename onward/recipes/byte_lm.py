@@ -12,7 +12,7 @@ from onward.settings import Count
 class ByteLMConfig(TransformerConfig):
     """Layers of a transformer over bytes, and what each block predicts."""
 
-    multi_token: bool = True
+    multi_token: bool = False
     """Whether the first of several blocks also learns to predict the byte after the next."""
 
     head_rank: Count | None = None
