@@ -18,18 +18,12 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import onward as ow
-from onward.engine import Training, make_step
-from onward.networks import Network, passes
-from onward.samplers import NEUTRAL, Views
 
 
 class Case(NamedTuple):
@@ -72,22 +66,6 @@ SMALL = Case("digits", "conv", {"network.channels": (16, 32, 32), "network.poole
 """That of the quick form."""
 
 
-def flops_of_step(network: Network, batch: ow.Batch) -> int:
-    """Return the floating-point operations with which all blocks learn from a mini-batch."""
-    network, draw = deepcopy(network), torch.Generator().manual_seed(0)
-    with FlopCounterMode(display=False) as counter:
-        samples = network.transformed(batch)
-        views: Views = network.sampler.views(samples, draw, None)
-        for block in network.line:
-            views, _ = make_step(block, Training(seed=0), views)(views, seed=0, lr_scale=0.0)
-        if network.head is not None:
-            # It learns from what inference sees.
-            *_, last = passes(network, network.sampler.neutral(samples))
-            read = {NEUTRAL: last.read}
-            make_step(network.head, Training(seed=0), read)(read, seed=0, lr_scale=0.0)
-    return int(counter.get_total_flops())
-
-
 def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> dict[str, Any]:
     """Train once, and return what came out."""
     changes = case.settings | {
@@ -103,7 +81,7 @@ def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> 
     assert result is not None
     dataset = ow.load_data(case.data, data_dir=data_dir)
     size, rows = config.training.batch_size, result.facts["rows"]["training"]
-    flops = flops_of_step(result.network, dataset.training.take(slice(0, size)))
+    flops = common.flops_of_step(result.network, dataset.training.take(slice(0, size)))
     return {
         "accuracy": result.accuracy,
         "per_block": list(result.per_block),

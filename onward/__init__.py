@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from onward.recipes.user import load_recipe
     from onward.results import Listener, Progress, Result
     from onward.samplers import LabelEmbedding, Plain, Sampler, Views
+    from onward.sampling import Sampled, sample
     from onward.settings import (
         DataConfig,
         NetworkConfig,
@@ -93,6 +94,7 @@ else:
             "onward.recipes.user": ("load_recipe",),
             "onward.results": ("Listener", "Progress", "Result"),
             "onward.samplers": ("LabelEmbedding", "Plain", "Sampler", "Views"),
+            "onward.sampling": ("Sampled", "sample"),
             "onward.settings": (
                 "DataConfig",
                 "NetworkConfig",
@@ -165,6 +167,8 @@ __all__ = [
     "Result",
     "run",
     "RunConfig",
+    "sample",
+    "Sampled",
     "Sampler",
     "save",
     "Scores",

@@ -34,6 +34,7 @@ TAKES = {
     "policy": "an ow.ExitPolicy; what ow.calibrate returns has it as its `policy`",
     "prepare": "a function",
     "preprocessing": "an ow.Preprocessing",
+    "prompt": "bytes, such as b'def ' or text.encode()",
     "readout": "an ow.Readout, such as ow.SumOfHeads()",
     "readouts": "a dict of ow.Readout by name",
     "reads": "a tuple of numbers of blocks, 'input' and ow.Edge, such as (0,) or ('input', 1)",

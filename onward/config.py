@@ -252,6 +252,8 @@ def usual_recipe(data: str) -> str:
         >>> usual_recipe("cifar10"), usual_recipe("mnist")
         ('conv', 'one-pass')
     """
+    if data.endswith(".txt"):
+        return "byte-lm"
     from onward.data.catalog import row_shape  # Imports torch.
 
     shape = row_shape(data) or ()

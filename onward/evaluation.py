@@ -11,8 +11,15 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.errors import DataError
-from onward.networks import Network
+from onward.networks import Network, in_chunks, passes
 from onward.readouts import Readout
+from onward.samplers import NEUTRAL
+
+CHUNK = 100
+"""Samples whose metrics are computed at once: one may have thousands of scores."""
+
+MOST_NATS = 700.0
+"""Nats whose perplexity is still a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,45 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     tallies = dict(zip(blocks, each, strict=False))
     correct = {block: sum(tally.right) for block, tally in tallies.items()}
     return Evaluation(len(label), sum(whole.right), correct, whole, tallies)
+
+
+@torch.no_grad()
+def block_metrics(network: Network, batch: Batch) -> list[dict[str, float]]:
+    """Return the means of what objectives tell of test samples, for each block.
+
+    Args:
+        network: What is asked.
+        batch: Samples with their targets.
+
+    Returns:
+        Means by the `test_metric_names` of each block, none for a block without; and nothing where
+        all are without.
+    """
+    blocks = network.all_blocks
+    totals: list[dict[str, list[float]]] = [
+        {name: [0.0, 0.0] for name in block.objective.test_metric_names} for block in blocks
+    ]
+    if not any(totals) or not batch.num_counted:
+        return []
+    for chunk in in_chunks(batch, CHUNK):
+        seen = network.sampler.neutral(network.transformed(chunk))
+        for number, _, outputs in passes(network, seen):
+            block = blocks[number]
+            if not totals[number]:
+                continue
+            with block.autocast():
+                found = block.objective.metrics({NEUTRAL: outputs})
+            for name, total in totals[number].items():
+                figure, count = found[name]
+                total[0] += float(figure)
+                total[1] += count
+    means = [{name: part / count for name, (part, count) in own.items()} for own in totals]
+    return [own | _perplexity(own) for own in means]
+
+
+def _perplexity(means: Mapping[str, float]) -> dict[str, float]:
+    """Return the perplexity that nats stand for, where there are some."""
+    return {"perplexity": math.exp(min(means["nats"], MOST_NATS))} if "nats" in means else {}
 
 
 def checked_labels(num_classes: int, y: Tensor, samples: int) -> Int[Tensor, " samples"]:

@@ -47,6 +47,8 @@ def _without_effect(
         yield f"network.{name}", reason
     if all(block.schedule is not None for block in network.all_blocks):
         yield "training.schedule", "all blocks have schedules of their own"
+    if not config.data.name.endswith(".txt"):
+        yield "data.context", "the data are no text"
     if not config.data.shift:
         yield "data.shift_fill", "nothing is shifted (data.shift)"
     if plan.hint_age is None and config.plan.hint_age != "never":

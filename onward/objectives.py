@@ -40,6 +40,10 @@ class Objective(nn.Module, ABC):
     metric_names: tuple[str, ...] = ()
     """Names of what `metrics` returns."""
 
+    test_metric_names: tuple[str, ...] = ()
+    """Those of them that are also told of test samples, as the network sees these when it knows
+    nothing of their targets. Of `nats`, a negative log-probability, the perplexity is told too."""
+
     helpers: tuple[str, ...] = ()
     """Names of its members that are for the training alone, where the others are for inference."""
 

@@ -63,6 +63,9 @@ class Result:
     per_block: list[float]
     """Test accuracy of each block on its own."""
 
+    metrics: list[dict[str, float]]
+    """Figures of each block on the test rows, where its objective has some, such as perplexity."""
+
     progress: list[Progress]
     """All that was reported, in order of chapter and block."""
 
@@ -100,6 +103,7 @@ class Result:
                 "per_block": self.per_block,
                 "readouts": dict(self.readouts),
             },
+            "metrics": self.metrics,
             "error_count": self.test.rows - self.test.correct,
             "class_rows": list(tally.rows) if tally else [],
             "doubts": list(self.doubts),

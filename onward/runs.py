@@ -272,7 +272,7 @@ def _complete(config: RunConfig, result: Result) -> RunConfig:
         # That of the file that has trained it, whatever the run file said.
         changes["recipe_sha256"] = config.method.sha256
     # A script's data set has a name, which is no path.
-    if config.data.name.endswith(".npz") and config.recipe != CUSTOM:
+    if config.data.name.endswith((".npz", ".txt")) and config.recipe != CUSTOM:
         changes["data.name"] = _absolute(config.data.name)
     if config.data.dir is not None:
         changes["data.dir"] = _absolute(config.data.dir)

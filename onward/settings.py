@@ -42,7 +42,7 @@ class DataConfig(Section):
     section = "data"
 
     name: str = "digits"
-    """A known data set, or a path to an .npz file."""
+    """A known data set, or a path to an .npz or .txt file."""
 
     dir: str | None = None
     """Folder that holds data sets. None: the environment variable ONWARD_DATA, then a cache."""
@@ -55,6 +55,9 @@ class DataConfig(Section):
 
     split_seed: int = 0
     """Decides which rows are validation and test rows."""
+
+    context: Annotated[int, Range(2)] = 128
+    """Bytes of a row of text: a window, which is all that a model of the next byte sees."""
 
     standardize: Standardize = "auto"
     """What gets a mean of 0 and a standard deviation of 1 over the training rows: each feature,

@@ -66,6 +66,7 @@ def load_data(config: RunConfig, rank: int) -> Dataset:
         split_seed=config.data.split_seed,
         test=config.data.test,
         allow_one_class=is_private(config),
+        context=config.data.context,
     )
     for name, is_idle in (
         ("test", dataset.has_own_test),

@@ -21,7 +21,7 @@ from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
 from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError, name_of
-from onward.evaluation import evaluate
+from onward.evaluation import block_metrics, evaluate
 from onward.fitting import fit_preprocessing
 from onward.joining import join_ranks
 from onward.networks import Network
@@ -482,6 +482,7 @@ def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
         validation=log.final_validation(),
         readouts=readouts,
         per_block=per_block,
+        metrics=block_metrics(network, dataset.test),
         progress=progress,
         facts=facts,
         timeline=timeline,

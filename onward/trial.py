@@ -5,7 +5,6 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from onward import seeds
 from onward.augmentation import augmented
@@ -13,6 +12,7 @@ from onward.batch import Batch, mapped, parts
 from onward.blocks import Block
 from onward.config import RunConfig
 from onward.errors import OnwardError, SettingError, line_of_user, told
+from onward.flops import flop_counter
 from onward.networks import Network, passes
 from onward.plan.tasks import Plan
 from onward.runtime.workers import Settings
@@ -76,7 +76,7 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
     costs: list[int] = []
     for block in network.line:
         number, scores = len(costs), None
-        counter = FlopCounterMode(display=False)
+        counter = flop_counter()
         with counter if is_counted else nullcontext():
             try:
                 outputs = next(blocks).outputs

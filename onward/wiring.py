@@ -61,7 +61,7 @@ def check_edges(blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]]) -> N
 
 
 def check_views(blocks: Sequence[Block], sampler: Sampler) -> None:
-    """Refuse blocks that learn from views which the sampler does not make.
+    """Refuse blocks that learn from views which the sampler does not make, or tell what they lack.
 
     Raises:
         SettingError: There are some.
@@ -81,6 +81,13 @@ def check_views(blocks: Sequence[Block], sampler: Sampler) -> None:
             raise SettingError(
                 f"Block {number} learns from the views {names}, but the sampler "
                 f"{type(sampler).__name__} makes {sampler.names}."
+            )
+        told, known = block.objective.test_metric_names, block.objective.metric_names
+        if not set(told) <= set(known):
+            raise SettingError(
+                f"The objective {type(block.objective).__name__} of block {number} tells "
+                f"{', '.join(told)} of test samples (test_metric_names), and its metric_names are "
+                f"{', '.join(known) or 'none'}. The first are some of the second."
             )
 
 

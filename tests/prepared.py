@@ -15,7 +15,7 @@ from onward.plan.tasks import Plan
 from onward.preparation import make_plan, make_settings, make_stages, set_arithmetic
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
-from onward.sharding import load_shards, split
+from onward.sharding import load_data, load_shards, split
 from onward.transport.messages import SingleProcessTransport
 from onward.trial import block_costs
 
@@ -219,8 +219,9 @@ def digits():
 
 def prepare(recipe, changes):
     config = RunConfig(recipe=recipe).with_settings(changes)
-    shards, shape = load_shards(config, split(config, digits()), SingleProcessTransport())
-    network = make_stages(config, digits(), shape)[0].network
+    samples = digits() if config.data.name == "digits" else load_data(config, 0)
+    shards, shape = load_shards(config, split(config, samples), SingleProcessTransport())
+    network = make_stages(config, samples, shape)[0].network
     return prepare_network(network, config, shards, shape)
 
 

@@ -13,12 +13,14 @@ from onward.recipes.blueprint import Blueprint, build_stages
 FOLDER = Path(__file__).parent.parent / "docs" / "recipes"
 OWN = re.compile(r"(?<=<!-- written by tests/recipe_pages.py -->\n).*(?=<!-- end -->)", re.DOTALL)
 IMAGES = ow.DataInfo(input_shape=(3, 32, 32), num_classes=10, is_image=True)
+WINDOWS = ow.DataInfo(input_shape=(64,), num_classes=256, is_image=False)
 DIGITS = ow.DataInfo(input_shape=(1, 28, 28), num_classes=10, is_image=True)
 
 
 def networks_of(recipe):
     """Return the networks of all stages, as built for images of the usual data set."""
-    data = IMAGES if "convolutions" in recipe.summary.lower() else DIGITS
+    words = recipe.summary.lower()
+    data = IMAGES if "convolutions" in words else WINDOWS if "bytes" in words else DIGITS
     config = ow.RunConfig(recipe=recipe.name)
     blueprint = Blueprint(recipe, config.network, data)
     made = build_stages(

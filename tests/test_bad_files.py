@@ -123,7 +123,7 @@ def test_damaged_data_are_refused(refused, damage, message):
     ("name", "message"),
     [
         ("none.npz", "none.npz cannot be read: No such file or directory."),
-        ("data.csv", "data.csv does not end in .npz, the one form of data of one's own that is "),
+        ("data.csv", "data.csv ends neither in .npz nor in .txt, and nothing else is read"),
         ("Mnist", 'There is no data set "Mnist". Did you mean mnist? Known are digits, mnist, '),
         ("", 'There is no data set "". Known are digits, mnist, '),
     ],

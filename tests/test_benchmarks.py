@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 FIGURES = {
     "backprop_pipeline": {"seconds", "megabytes"},
+    "byte_lm": {"twin", "2 blocks", "4 blocks"},
     "chapter_length": {"accuracy", "speedup", "megabytes"},
     "conv_step": {"onward_vs_local", "onward_vs_backprop", "onward_vs_local_with_muon"},
     "ecg": {"error", "macro_f1", "sensitivity S", "predictivity S", "error_of_always_n"},
@@ -66,6 +67,7 @@ FIGURES = {
 
 LONG = {
     "backprop_pipeline",
+    "byte_lm",
     "chapter_length",
     "conv_step",
     "ecg",

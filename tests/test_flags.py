@@ -109,7 +109,7 @@ def test_a_setting_of_dense_blocks_asks_for_a_recipe_by_name(tmp_path):
     data = images(tmp_path, (3, 4, 4))
 
     with pytest.raises(
-        SettingError, match=r"network.widths is no setting of conv.*: one-pass, hin"
+        SettingError, match=r"network.widths is no setting of conv.*: one-pass, mono"
     ):
         config_of("--data", data, "--widths", "5,5")
     with pytest.raises(SettingError, match=r"channels is no setting of one-pass.* digits.*: conv,"):

@@ -1,6 +1,7 @@
 """What every method keeps to: it learns, anywhere to the same weights, each block by itself."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,18 @@ from prepared import assert_same_weights, prepare
 import onward as ow
 from onward.engine import Training, make_step
 from onward.recipes.local_fields import LocalFields, LocalLinear
+from onward.sharding import load_data
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 WIDE = {"network.widths": (64, 48, 32)}
 QUICK = {"training.epochs": 3, "training.batch_size": 100, "data.validation": 0}
 RECURRENT = {"network.widths": (48, 32), "network.ticks": 4, "network.counted": (1, 2)}
+TINY = {"network.layers": 3, "network.layers_per_block": 1, "network.dim": 32, "network.heads": 2}
+TINY |= {"training.epochs": 4, "training.batch_size": 25, "network.lr": 5e-3}
+TEXT = {"network.multi_token": True}
+TEXT |= {"data.name": str(Path(__file__).parent / "counting.txt"), "data.context": 16}
+STILL = {"data.shift": 0, "data.flip": "none"}
 METHODS = {
     "symba": ("symba", WIDE),
     "mono-forward": ("mono-forward", WIDE),
@@ -43,6 +50,8 @@ METHODS = {
         "hinton-unsupervised",
         {"network.layers": "local-fields", "network.fields": (8, 12, 16)},
     ),
+    "byte-lm": ("byte-lm", TINY | TEXT | {"training.batch_size": 10}),
+    "vit": ("vit", TINY | STILL),
 }
 """By name: recipe, and what is changed in it."""
 
@@ -63,8 +72,8 @@ def test_a_method_learns_digits_and_is_read_back_as_it_was(method, tmp_path):
 
     assert result.accuracy > 0.6
     loaded = ow.load(tmp_path / "run" / "model.safetensors")
-    digits = ow.load_data("digits")
-    assert loaded.scores(digits.x_test).network.equal(result.network.scores(digits.x_test).network)
+    x = load_data(config, 0).x_test
+    assert loaded.scores(x).network.equal(result.network.scores(x).network)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ RESULT = {
         "per_block": listed(is_share),
         "readouts": lambda value: all(is_text(n) and is_share(v) for n, v in value.items()),
     },
+    "metrics": lambda value: value == [],
     "error_count": is_count,
     "class_rows": listed(is_count),
     "doubts": listed(is_text),

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from onward.cli.output import Output, close_output
 from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
 from onward.errors import DataError, FileError, SettingError
+from onward.evaluation import block_metrics
 from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
@@ -28,6 +30,7 @@ from onward.inputs import as_floats
 from onward.networks import Network
 from onward.recipes import Recipe
 from onward.recipes.user import load_recipe
+from onward.sampling import sample
 
 MOST_CLASSES = 20
 """Classes whose sensitivity is listed."""
@@ -49,7 +52,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         )
     test, y = dataset.test, dataset.y_test
     calibrated = None if options.full_depth else runs.read_exits(options.run, network)
-    scores = network.scores(test)
+    scores, metrics = network.scores(test), block_metrics(network, test)
     columns = {"full depth": scores.network.argmax(dim=1)}
     if calibrated is not None:
         network.set_precision(EARLY)
@@ -66,6 +69,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     for number, block in zip(numbers, scores.blocks, strict=False):
         accuracy = (block.argmax(dim=1) == y).double().mean()
         shown.add_row(f"accuracy, block {number} alone", f"{accuracy:.2%}")
+    for name, figures in told_metrics(metrics).items():
+        shown.add_row(f"{name}, each block alone", figures)
     console = Output()
     console.print(f"{options.run} on the {len(y):,} test rows of {dataset.name}", soft_wrap=True)
     console.print(shown)
@@ -102,6 +107,20 @@ def rates(labels: Tensor, y: Tensor) -> dict[str, str]:
         for label, sensitivity in zip(known, each.tolist(), strict=True):
             found[f"sensitivity, class {label}"] = f"{sensitivity:.2%}"
     return found
+
+
+def told_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Return figures of the blocks by name, those of all blocks in a line, as `evaluate` has them.
+
+    Example:
+        >>> told_metrics([{"accuracy": 0.5, "perplexity": 4.0}, {}])
+        {'perplexity': '4.0000  -'}
+    """
+    names = dict.fromkeys(name for own in metrics for name in own if name != "accuracy")
+    return {
+        name: "  ".join(f"{own[name]:.4f}" if name in own else "-" for own in metrics)
+        for name in names
+    }
 
 
 def told_macs(number: float) -> str:
@@ -251,3 +270,25 @@ def predict_command(options: argparse.Namespace) -> None:
     except OSError as error:
         close_output()
         raise FileError(f"The predictions cannot be written: {error.strerror}.") from error
+
+
+def sample_command(options: argparse.Namespace) -> None:
+    """Write text that a network goes on with, and say how deep it went for it."""
+    network, _ = _load(options, f'onward.sample("{options.run}", prompt, num_bytes=200)')
+    torch.set_num_threads(1)
+    network.set_precision(EARLY)
+    found = sample(
+        network,
+        # As it came, whatever its encoding.
+        os.fsencode(options.prompt),
+        num_bytes=options.bytes,
+        temperature=options.temperature,
+        confidence=options.confidence,
+        seed=options.seed,
+    )
+    print(options.prompt + found.text.decode(errors="replace"), flush=True)
+    print(
+        f"onward: {count(options.bytes, 'byte')}, each through {found.mean_exits:.2f} of "
+        f"{count(found.num_exits, 'block')} on average.",
+        file=sys.stderr,
+    )

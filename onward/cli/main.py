@@ -30,6 +30,7 @@ COMMANDS = {
     "trace": "onward.cli.trace:trace_command",
     "export": "onward.cli.exits:export_command",
     "predict": "onward.cli.inference:predict_command",
+    "sample": "onward.cli.inference:sample_command",
     "doctor": "onward.cli.doctor:doctor_command",
     "recipes": "onward.cli.recipes:recipes_command",
     "data": "onward.cli.data:data_command",

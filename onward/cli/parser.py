@@ -102,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_export(command("export", "Write a network as ONNX files, one a stage."))
     _add_predict(command("predict", "Predict the classes of rows."))
+    _add_sample(command("sample", "Go on with a text, by a network that predicts the next byte."))
 
     check = command("doctor", "Check this machine, and the way between ranks.")
     for flag in ("--processes", "--iface"):
@@ -148,6 +149,35 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         help="file for `labels` and `scores` (default: CSV on the screen)",
     )
     _add_full_depth(parser)
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `sample`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
+    add_recipe(parser)
+    parser.add_argument(
+        "--prompt", required=True, metavar="TEXT", help="how the text begins: one byte or more"
+    )
+    parser.add_argument(
+        "--bytes", type=int, default=200, metavar="NUMBER", help="bytes to add (default: 200)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="what log-probabilities are divided by; 0 takes the most likely byte (default: 1)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        metavar="SHARE",
+        help="probability of the most likely byte from which on an earlier block decides (default: "
+        "the last block always does)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="SEED", help="decides what is drawn (default: 0)"
+    )
 
 
 def _add_full_depth(parser: argparse.ArgumentParser) -> None:

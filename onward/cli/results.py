@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from onward.cli.inference import MOST_CLASSES
+from onward.cli.inference import MOST_CLASSES, told_metrics
 from onward.cli.output import Output
 from onward.cli.progress import count
 
@@ -36,6 +36,8 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
     if accuracy["per_block"]:
         per_block = "  ".join(f"{value:.2%}" for value in accuracy["per_block"])
         table.add_row("test accuracy, each block alone", per_block)
+    for name, text in told_metrics(found["metrics"]).items():
+        table.add_row(f"test {name}, each block alone", text)
     if found["augmentation"]:
         table.add_row("augmentation", "\n".join(found["augmentation"]))
     table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")

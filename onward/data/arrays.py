@@ -46,7 +46,7 @@ def read_npz(
     """
     if path.suffix != ".npz":
         raise DataError(
-            f"{path} does not end in .npz, the one form of data of one's own that is read. "
+            f"{path} ends neither in .npz nor in .txt, and nothing else is read. "
             f"Save it with numpy.savez('data.npz', x=rows, y=labels)."
         )
     members = read_members(path, tuple(NEEDED), OPTIONAL, is_ours=True)

@@ -9,6 +9,7 @@ from onward.data import arrays, cifar, idx, mitbih
 from onward.data.arrays import read_npz
 from onward.data.dataset import Dataset, from_arrays
 from onward.data.published import PUBLISHED, folders_to_search, locate
+from onward.data.text import read_text
 from onward.errors import DataError
 
 _READERS: dict[str, Callable[[Path], Dataset]] = {
@@ -30,6 +31,7 @@ def load(
     split_seed: int = 0,
     test: float | int = 0.2,
     allow_one_class: bool = False,
+    context: int = 128,
 ) -> Dataset:
     """Load a data set.
 
@@ -38,11 +40,12 @@ def load(
 
     Args:
         name: digits, mnist, fashion-mnist, cifar10, mitbih, mitbih-intervals, or a path that
-            ends in .npz.
+            ends in .npz or .txt.
         data_dir: Folder that holds published data sets.
         split_seed: Decides which rows are test rows where the data bring none of their own.
         test: Share of the rows, or number, that are test rows there.
         allow_one_class: Whether all rows of an .npz file may have the same class.
+        context: Bytes of a window of a .txt file, see `onward.data.text.read_text`.
 
     Raises:
         DataError: There is no such data set, it cannot be found or fetched, or it cannot be
@@ -67,13 +70,15 @@ def load(
     if name in PUBLISHED:
         return _READERS[name](locate(name, folders_to_search(data_dir)))
     path = Path(name).expanduser()
+    if path.suffix == ".txt":
+        return read_text(path, context=context, test=test)
     if path.suffix:
         return read_npz(path, test=test, split_seed=split_seed, allow_one_class=allow_one_class)
     near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.7)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise DataError(
         f'There is no data set "{name}".{hint} Known are {", ".join(NAMES)}, and paths that end '
-        f"in .npz."
+        f"in .npz or .txt."
     )
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from onward.batch import Batch, mapped, parts
 from onward.errors import SettingError
 from onward.exits.answers import Answers
+from onward.flops import flop_counter
 from onward.networks import Forward, Network
 
 Like = Any
@@ -57,14 +57,14 @@ def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> 
     forward = Forward(network, batch, shares=shared)
     is_sweep, passes = forward.readout.sweeps, len(forward.samples)
     costs = []
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         network.transformed(batch)
     row, each = counter.get_total_flops() // 2 // len(batch), 0
     weights = 0 if network.preprocessing is None else _bytes(network.preprocessing.buffers())
     while forward.visit < forward.num_visits:
         number = forward.visit % len(forward.blocks)
         is_shared = forward.visit == 0 and forward.first is not None
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             scores = forward.step()
         if forward.outputs is None:
             continue

@@ -1,6 +1,7 @@
 """The recipes that come with Onward."""
 
 from onward.recipes.backprop import backprop
+from onward.recipes.byte_lm import byte_lm
 from onward.recipes.channel_goodness import channel_goodness
 from onward.recipes.conv import conv
 from onward.recipes.dense import dense
@@ -18,6 +19,7 @@ from onward.recipes.supcon import supcon
 from onward.recipes.symba import symba
 from onward.recipes.tinyfoa import tinyfoa
 from onward.recipes.uff import uff
+from onward.recipes.vit import vit
 
 FAMILIES = {
     "a classifier at every layer": (
@@ -27,6 +29,8 @@ FAMILIES = {
         conv,
         predsim,
         channel_goodness,
+        vit,
+        byte_lm,
     ),
     "goodness of positives and negatives": (hinton, pff, symba, ff_conv, hinton_recurrent),
     "samples compared with each other": (supcon, ffcl, iffcl),

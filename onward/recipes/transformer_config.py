@@ -1,0 +1,42 @@
+"""Settings that all recipes of transformers have."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onward.settings import Count, NotNegative, Positive, Section
+
+DEFAULTS = {
+    "training.batch_size": 32,
+    "training.schedule": "warmup",
+    "plan.kind": "stream",
+}
+"""What differs from the defaults of a run, for all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Section):
+    """Layers of a transformer, how they are grouped into blocks, and what updates them."""
+
+    layers: Count = 4
+    """Layers of all blocks together."""
+
+    layers_per_block: Count | Literal["all"] = 2
+    """Layers that learn together by backpropagation, from one head at their end. all: one block,
+    which is ordinary backpropagation, to compare with."""
+
+    dim: Count = 128
+    """Numbers that stand for a byte or a patch."""
+
+    heads: Count = 4
+    """Attention heads of a layer; they share `dim` alike."""
+
+    lr: Positive = 1e-3
+    """Learning rate of AdamW."""
+
+    weight_decay: NotNegative = 0.1
+    """Decay of weights a step, times the learning rate; biases and norms are spared."""
+
+    @property
+    def has_one_block(self) -> bool:
+        """Whether all layers learn together."""
+        return self.layers_per_block == "all" or self.layers_per_block >= self.layers
