@@ -8,26 +8,21 @@ Each run trains on all training samples, with none held out, and asks the test s
 the last epoch. Settings were chosen on validation samples of CIFAR-10. One thread. A run whose
 result is in the folder already is not made again, so that what was cut off goes on.
 
-PFLOP are counted with torch's counter over a mini-batch of real training steps, times the number of
-mini-batches: blocks, heads, gradients and what Muon computes. Core-seconds are processor time of
-training. `twin` is the same network in one block, trained by backpropagation: same layers, data,
-schedule and epochs.
+PFLOP are counted with torch's counter over a real training step of each block, times the number of
+mini-batches: blocks, heads, gradients, what Muon computes, and passes through frozen blocks below.
+Core-seconds are processor time of training. `twin` is the same network in one block, trained by
+backpropagation: same layers, data, schedule and epochs.
 """
 
 import json
 import statistics
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import onward as ow
-from onward.engine import Training, make_step
-from onward.networks import Network, passes
-from onward.samplers import NEUTRAL, Views
+from onward import flops, preparation
 
 
 class Case(NamedTuple):
@@ -64,22 +59,6 @@ SMALL = Case("digits", "conv", {"network.channels": (16, 32, 32), "network.poole
 """That of the quick form."""
 
 
-def flops_of_step(network: Network, batch: ow.Batch) -> int:
-    """Return the floating-point operations with which all blocks learn from a mini-batch."""
-    network, draw = deepcopy(network), torch.Generator().manual_seed(0)
-    with FlopCounterMode(display=False) as counter:
-        samples = network.transformed(batch)
-        views: Views = network.sampler.views(samples, draw, None)
-        for block in network.line:
-            views, _ = make_step(block, Training(seed=0), views)(views, seed=0, lr_scale=0.0)
-        if network.head is not None:
-            # It learns from what inference sees.
-            *_, last = passes(network, network.sampler.neutral(samples))
-            read = {NEUTRAL: last.read}
-            make_step(network.head, Training(seed=0), read)(read, seed=0, lr_scale=0.0)
-    return int(counter.get_total_flops())
-
-
 def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> dict[str, Any]:
     """Train once, and return what came out."""
     changes = case.settings | {
@@ -93,13 +72,12 @@ def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> 
     config = ow.RunConfig(recipe=case.recipe).with_settings(changes)
     result = ow.run(config)
     assert result is not None
-    dataset = ow.load_data(case.data, data_dir=data_dir)
-    size, rows = config.training.batch_size, result.facts["rows"]["training"]
-    flops = flops_of_step(result.network, dataset.training.take(slice(0, size)))
+    (begun,) = preparation.preview(config, 1, with_weights=True)
+    steps = flops.count_steps(begun.plan, begun.network, begun.shard, begun.settings)
     return {
         "accuracy": result.accuracy,
         "per_block": list(result.per_block),
-        "pflop": flops * rows / size * config.training.epochs / 1e15,
+        "pflop": flops.of_training(begun.plan, steps) / 1e15,
         "core_seconds": sum(result.facts["cpu_seconds"]),
         "parameters": sum(p.numel() for p in result.network.parameters()),
         "precision": result.facts["precision"],

@@ -135,6 +135,7 @@ ORDER = [
     "runtime.resume",
     "runtime.runtime",
     "costs",
+    "flops",
     "memory",
     "budget",
     "sharding",
