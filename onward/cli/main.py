@@ -24,6 +24,7 @@ from onward.errors import OnwardError, OnwardWarning, Stopped, line_of_user, tol
 
 COMMANDS = {
     "train": "onward.cli.train:train_command",
+    "compare": "onward.cli.compare:compare_command",
     "plan": "onward.cli.plan:plan_command",
     "evaluate": "onward.cli.inference:evaluate_command",
     "exits": "onward.cli.exits:exits_command",
