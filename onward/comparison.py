@@ -14,7 +14,7 @@ from onward.config import RunConfig, read_run, read_settings
 from onward.costs import BlockCosts
 from onward.data import Dataset
 from onward.entries import Entry, Given, differences, read_entries, settings_of, twin_of
-from onward.errors import OnwardError, SettingError, told
+from onward.errors import DataError, OnwardError, SettingError, told
 from onward.figures import Comparison, EntryFigures, figures_of
 from onward.preparation import Preview, preview
 from onward.results import Listener
@@ -141,6 +141,8 @@ def _prepared(entry: Entry, folder: Path, seeds: int, pflop: float | None) -> _C
         traffics = [
             flops.traffic(b.plan, own, b.costs, RANKS) for b, own in zip(begun, costs, strict=True)
         ]
+    except DataError:
+        raise  # Others learn from the same.
     except Exception as error:
         return _Contest(entry=entry, config=config, folders=folders, error=_line(error))
     dataset = begun[0].dataset

@@ -89,11 +89,12 @@ class RunFigures:
     validation_accuracy: float | None
     """Share of validation samples that are right."""
 
-    core_seconds: float
-    """Processor time of the training, all ranks together."""
+    core_seconds: float | None
+    """Processor time of the training, all ranks and stages together; None of a run that was cut and
+    went on, whose first part nobody has timed."""
 
-    peak_memory_bytes: int
-    """Largest memory of a process."""
+    peak_memory_bytes: int | None
+    """Largest memory of a process; None like `core_seconds`."""
 
     early_exit: EarlyExit | None
     """None where it has one exit, or no validation samples."""
@@ -227,15 +228,19 @@ def figures_of(folder: Path, network: Network, dataset: Dataset) -> RunFigures:
         FileError: A file is missing or damaged.
     """
     result = runs.read_result(folder)
+    stages = [runs.read_result(path.parent) for path in folder.glob("stage-*/result.json")]
     early = _early_exit(network, dataset)
     try:
+        is_whole = not any(each["tasks_done_before"] for each in (result, *stages))
+        seconds = sum(sum(each["cpu_seconds"]) for each in (result, *stages))
+        peak = max(max(each["peak_memory_bytes"]) for each in (result, *stages))
         return RunFigures(
             seed=result["seed"],
             folder=str(folder),
             accuracy=result["accuracy"]["test"],
             validation_accuracy=result["accuracy"]["validation"],
-            core_seconds=sum(result["cpu_seconds"]),
-            peak_memory_bytes=max(result["peak_memory_bytes"]),
+            core_seconds=seconds if is_whole else None,
+            peak_memory_bytes=peak if is_whole else None,
             early_exit=early,
             curve=_curve(folder, result),
             doubts=tuple(result["doubts"]),

@@ -43,6 +43,9 @@ def compare_command(options: argparse.Namespace) -> None:
         raise
     console, shown = Output(), table(found)
     needed = console.measure(shown, options=console.options.update(max_width=1000)).minimum
+    # Long names give way in a narrow terminal; all figures stay whole.
+    longest = max(len(entry.name) for entry in found.entries)
+    needed -= max(0, longest - NAME)
     Output(width=max(console.width, needed)).print(shown)
     for text in remarks(found):
         console.print(text, soft_wrap=True, highlight=False)
@@ -57,6 +60,9 @@ def compare_command(options: argparse.Namespace) -> None:
     if found.errors:
         sys.exit(1)
 
+
+NAME = 18
+"""Characters of a name that a line of the table has at least."""
 
 COLUMNS = (
     "recipe",
@@ -80,8 +86,7 @@ def table(found: Comparison) -> Table:
     rows = [(entry.name, *_cells(entry)) for entry in found.entries]
     for name, cells in zip(COLUMNS, zip(*rows, strict=True), strict=True):
         if name == COLUMNS[0]:
-            # It gives way in a narrow terminal; all figures stay whole.
-            shown.add_column(name, overflow="fold", min_width=18)
+            shown.add_column(name, overflow="fold")
         else:
             width = max(len(line) for text in (name, *cells) for line in text.splitlines())
             shown.add_column(name, justify="right", no_wrap=True, min_width=width)
@@ -110,7 +115,7 @@ def _cells(entry: EntryFigures) -> list[str]:
     ]
 
 
-def told(spread: Spread | None, unit: float, places: int) -> str:
+def told(spread: Spread | None, unit: float | int, places: int) -> str:
     """Return mean and standard deviation in a unit; a dash where there is none.
 
     Example:
@@ -125,7 +130,7 @@ def told(spread: Spread | None, unit: float, places: int) -> str:
     return f"{mean} ± {spread.deviation * unit:,.{places}f}"
 
 
-def prefixed(value: float | None) -> str:
+def prefixed(value: float | int | None) -> str:
     """Return a number with three digits and a prefix; a dash where there is none.
 
     Example:
@@ -159,6 +164,11 @@ def remarks(found: Comparison) -> list[str]:
     ranks = sorted({entry.traffic.ranks for entry in found.entries if entry.traffic})
     if ranks:
         lines.append(f"Sent: by {' or '.join(map(str, ranks))} ranks together; simulated, not run.")
+    cut = [e.name for e in found.entries if any(run.core_seconds is None for run in e.runs)]
+    if cut:
+        lines.append(
+            f"Of runs that were cut and went on, time and memory are left out: {', '.join(cut)}."
+        )
     twins: dict[str, list[str]] = {}
     for entry in found.entries:
         if entry.twin is not None:
