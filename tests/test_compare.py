@@ -372,7 +372,7 @@ def test_early_exit_is_calibrated_on_validation_samples_and_measured_on_test_sam
     early = entry(found, "one-pass").runs[0].early_exit
     assert early.macs_ratio == pytest.approx(float(calibrated.full_macs / macs), rel=0.02)
     assert early.error_change == pytest.approx(float(wrong), abs=0.004)
-    assert early.macs_ratio > 1.1
+    assert early.macs_ratio > 1.01
     assert entry(found, "backprop").macs_ratio is None
 
 
