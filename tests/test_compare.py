@@ -229,6 +229,12 @@ def test_the_table_says_which_is_the_twin_of_what(finished):
     assert "backprop is the backpropagation twin of one-pass, pff." in remarks(found)
 
 
+def test_a_twin_with_other_layers_is_said_to_have_them(tmp_path):
+    found, _ = compare("one-pass", "pff:network.widths=8,8", folder=tmp_path)
+
+    assert "It has other layers than pff:network.widths=8,8." in remarks(found)
+
+
 def test_without_a_twin_there_is_none(finished):
     found, trained = compare("one-pass", folder=finished, settings=FIVE, seeds=2, twin=False)
 

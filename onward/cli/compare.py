@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -104,7 +105,7 @@ def _cells(entry: EntryFigures) -> list[str]:
         early += f", {100 * entry.error_change.mean:+.2f} %"
     return [
         told(entry.spread("accuracy"), 100, 2),
-        str(entry.epochs),
+        "-" if entry.training_flops is None else str(entry.epochs),
         told(entry.spread("core_seconds"), 1, 1),
         prefixed(entry.training_flops),
         prefixed(entry.inference_flops),
@@ -169,10 +170,17 @@ def remarks(found: Comparison) -> list[str]:
         lines.append(
             f"Of runs that were cut and went on, time and memory are left out: {', '.join(cut)}."
         )
-    twins: dict[str, list[str]] = {}
-    for entry in found.entries:
-        if entry.twin is not None:
-            twins.setdefault(entry.twin, []).append(entry.name)
-    for twin, names in twins.items():
-        lines.append(f"{twin} is the backpropagation twin of {', '.join(names)}.")
+    for twin in (entry for entry in found.entries if entry.is_twin):
+        own = [entry for entry in found.entries if entry.twin == twin.name]
+        if own:
+            text = ", ".join(entry.name for entry in own)
+            lines.append(f"{twin.name} is the backpropagation twin of {text}.")
+        others = [entry.name for entry in own if _layers(entry) != _layers(twin)]
+        if others:
+            lines.append(f"It has other layers than {', '.join(others)}.")
     return lines
+
+
+def _layers(entry: EntryFigures) -> list[Any]:
+    """Return the settings that say how many units layers have."""
+    return [entry.settings.get(f"network.{name}") for name in ("widths", "channels")]
