@@ -20,6 +20,7 @@ from onward.preparation import Preview, preview
 from onward.results import Listener
 from onward.sharding import counted, with_data
 from onward.training import run, threads_kept
+from onward.trial import block_costs
 
 FILE = "compare.json"
 """All figures of a comparison, in its folder."""
@@ -77,7 +78,8 @@ def compare(
     _check(recipes, seeds, pflop)
     folder, listener = Path(folder), listener or Listener()
     entries = read_entries(recipes, settings or {}, twin=twin)
-    contests = [_prepared(entry, folder, seeds, pflop) for entry in entries]
+    datasets: dict[tuple[Any, ...], Dataset] = {}
+    contests = [_prepared(entry, folder, seeds, pflop, datasets) for entry in entries]
     data = _check_data(contests)
     for contest in contests:
         for seed, path in contest.folders.items() if not contest.error else ():
@@ -124,28 +126,47 @@ class _Contest:
     """Why nothing can be trained."""
 
 
-def _prepared(entry: Entry, folder: Path, seeds: int, pflop: float | None) -> _Contest:
-    """Return an entry with what its training costs, or with the reason why there is none."""
+def _prepared(
+    entry: Entry,
+    folder: Path,
+    seeds: int,
+    pflop: float | None,
+    datasets: dict[tuple[Any, ...], Dataset],
+) -> _Contest:
+    """Return an entry with what its training costs, or with the reason why there is none.
+
+    Args:
+        entry: The entry.
+        folder: Where its runs are.
+        seeds: Number of its runs.
+        pflop: What each is to cost.
+        datasets: Those that are known, so that entries with the same samples share them.
+    """
     config, first = entry.config, entry.config.training.seed
     name = re.sub(r"[^\w.=,+-]+", "-", entry.name)
     folders = {seed: folder / f"{name}-{seed}" for seed in range(first, first + seeds)}
     if entry.folders:
         folders = {_seed(path): path for path in entry.folders}
+    budget = None if pflop is None or entry.folders else pflop * PETA
+    if budget is not None:
+        config = config.with_settings({"training.epochs": config.plan.chapters or 1})
     try:
         begun = preview(config, 1, with_weights=True)
         costs = [flops.count_steps(b.plan, b.network, b.shard, b.settings) for b in begun]
-        if pflop is not None and not entry.folders:
-            epochs = _affordable(config, costs, pflop * PETA)
+        if budget is not None:
+            epochs = _affordable(config, costs, budget)
             config = config.with_settings({"training.epochs": epochs})
             begun = preview(config, 1, with_weights=True)
         traffics = [
-            flops.traffic(b.plan, own, b.costs, RANKS) for b, own in zip(begun, costs, strict=True)
+            flops.traffic(b.plan, own, block_costs(b.network, b.dataset.training), RANKS)
+            for b, own in zip(begun, costs, strict=True)
         ]
     except DataError:
         raise  # Others learn from the same.
     except Exception as error:
         return _Contest(entry=entry, config=config, folders=folders, error=_line(error))
-    dataset = begun[0].dataset
+    cut = (config.data.validation, config.data.split_seed)
+    dataset = datasets.setdefault((begun[0].dataset.sha256(), *cut), begun[0].dataset)
     return _Contest(
         entry=entry,
         config=with_data(config, dataset, 1),
@@ -175,18 +196,23 @@ def _summed(each: Sequence[flops.Traffic | None]) -> flops.Traffic | None:
 
 
 def _affordable(config: RunConfig, costs: Sequence[BlockCosts], most: float) -> int:
-    """Return the most epochs that take no more operations than these, at least one."""
+    """Return the most epochs that take no more operations than these, at least one.
 
-    def operations(epochs: int) -> float:
-        return _operations(preview(config.with_settings({"training.epochs": epochs}), 1), costs)
+    Where chapters are given, one is the least that a chapter may have.
+    """
+    least = config.plan.chapters or 1
 
-    epochs = max(1, int(most // operations(1)))
+    def operations(times: int) -> float:
+        changed = config.with_settings({"training.epochs": times * least})
+        return _operations(preview(changed, 1), costs)
+
+    times = max(1, int(most // operations(1)))
     # Later epochs may cost more: the first have no hints.
-    while epochs > 1 and (needed := operations(epochs)) > most:
-        epochs = max(1, min(epochs - 1, int(epochs * most / needed)))
-    while operations(epochs + 1) <= most:
-        epochs += 1
-    return epochs
+    while times > 1 and (needed := operations(times)) > most:
+        times = max(1, min(times - 1, int(times * most / needed)))
+    while operations(times + 1) <= most:
+        times += 1
+    return times * least
 
 
 def _line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """What a comparison is between: recipes with their settings, finished runs, and their twins."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from onward.config import CUSTOM, RENAMED, RunConfig, no_recipe, read_run, read_settings
 from onward.errors import FileError, SettingError
 from onward.preparation import resolve_precision
-from onward.recipes import RECIPES, Recipe
+from onward.recipes import RECIPES
 from onward.recipes.user import is_named, load_recipe
 from onward.runs import is_finished
 
@@ -58,11 +58,7 @@ class Entry:
 
 
 def read_entries(
-    given: Sequence[Given],
-    common: Mapping[str, Any],
-    *,
-    twin: bool = True,
-    load: Callable[[str], Recipe] = load_recipe,
+    given: Sequence[Given], common: Mapping[str, Any], *, twin: bool = True
 ) -> list[Entry]:
     """Return what is compared, twins at the end.
 
@@ -71,7 +67,6 @@ def read_entries(
             settings of this entry alone: `RECIPE:SECTION.NAME=VALUE:SECTION.NAME=VALUE`.
         common: Settings by full name, for all entries whose recipes have them.
         twin: Whether twins are added.
-        load: Reads a recipe that is code.
 
     Raises:
         SettingError: There is no such recipe or setting, or two entries have one name.
@@ -82,7 +77,7 @@ def read_entries(
     entries: list[Entry] = []
     for each in given:
         if not _is_folder(each):
-            entries.append(_read(each, common, load))
+            entries.append(_read(each, common))
             continue
         entry = next(e for e in of_folders if Path(str(each)) in e.folders)
         entries += [entry] if entry not in entries else []
@@ -146,7 +141,7 @@ def _check_alone(names: Iterable[str]) -> None:
         )
 
 
-def _read(given: Given, common: Mapping[str, Any], load: Callable[[str], Recipe]) -> Entry:
+def _read(given: Given, common: Mapping[str, Any]) -> Entry:
     """Return the entry of a recipe, of a run file, or of settings."""
     if isinstance(given, RunConfig):
         known, lacking = _known(given, common)
@@ -170,7 +165,7 @@ def _read(given: Given, common: Mapping[str, Any], load: Callable[[str], Recipe]
         settings, name = read_settings(Path(first)), Path(first).name
         settings = {RENAMED.get(full, full): value for full, value in settings.items()}
     elif first not in RECIPES and is_named(first):
-        method = load(first)
+        method = load_recipe(first)
         settings, name = {}, method.name
     known, lacking = _known(read_run(settings, method), common)
     # One that is named for an entry alone counts more.

@@ -17,6 +17,7 @@ from onward.errors import FileError, SettingError, Stopped
 from onward.figures import Spread
 from onward.runs import read_result
 from onward.runtime.chapters import ChapterWorker
+from onward.trial import block_costs
 
 SMALL = {"training.epochs": 2, "network.widths": (24, 16), "training.batch_size": 200}
 """Settings of short runs."""
@@ -360,7 +361,8 @@ def test_operations_and_messages_are_those_of_the_plan(finished):
     costs = flops.count_steps(begun.plan, begun.network, begun.shard, begun.settings)
     (pff,) = found.entries
     assert pff.training_flops == flops.of_training(begun.plan, costs)
-    assert pff.traffic == flops.traffic(begun.plan, costs, begun.costs)
+    each = block_costs(begun.network, begun.dataset.training)
+    assert pff.traffic == flops.traffic(begun.plan, costs, each)
     assert pff.traffic.ranks == 4
 
 
@@ -449,9 +451,12 @@ def test_equal_operations_are_as_many_epochs_as_they_are_enough_for(tmp_path):
 
 
 def test_a_training_has_an_epoch_whatever_it_costs(tmp_path):
-    found, _ = compare("one-pass", folder=tmp_path, pflop=1e-12, twin=False)
+    given = ("one-pass", "one-pass:plan.chapters=3")
 
-    assert found.entries[0].epochs == 1
+    found, _ = compare(*given, folder=tmp_path, pflop=1e-12, twin=False)
+
+    # An epoch a chapter.
+    assert [each.epochs for each in found.entries] == [1, 3]
 
 
 # The command
@@ -566,6 +571,11 @@ def test_the_run_of_a_script_is_refused(tmp_path):
 
     with pytest.raises(SettingError, match="was built by a script"):
         compare(tmp_path / "script", folder=tmp_path / "out")
+
+
+def test_recipes_are_a_list(tmp_path):
+    with pytest.raises(SettingError, match="recipes must be a list of recipes, run files"):
+        ow.compare("one-pass", folder=tmp_path)
 
 
 def test_an_unfinished_run_is_no_entry(tmp_path):
