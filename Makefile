@@ -22,7 +22,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/onward train one-pass --data digits --epochs 20 --processes 4 --out build/demo/pipeline --overwrite
 	rm -rf build/demo/compare
-	$(BIN)/onward compare one-pass mono-forward --data digits --epochs 20 --set network.widths=500,500 --seeds 1 --out build/demo/compare
+	$(BIN)/onward compare one-pass mono-forward --data digits --epochs 20 --set network.widths=500,500 --set plan.validate_every=1 --seeds 1 --out build/demo/compare
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

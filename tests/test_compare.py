@@ -300,6 +300,13 @@ def test_what_a_recipe_does_not_have_is_said_once_for_all(tmp_path):
     )
 
 
+def test_a_recipe_that_chooses_its_optimizers_has_no_settings_of_them():
+    conv, dense = read_entries(["conv", "one-pass"], {"optimizer.lr": 0.01}, twin=False)
+
+    assert (conv.without, dense.without) == (("optimizer.lr",), ())
+    assert dense.config.optimizer.lr == 0.01
+
+
 def test_folders_of_runs_that_differ_in_the_seed_alone_are_one_entry(finished, tmp_path):
     folders = [str(finished / name) for name in ("one-pass-1", "pff-0", "one-pass-0")]
 

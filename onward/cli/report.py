@@ -157,6 +157,8 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         FileError: The file cannot be written.
     """
     pyplot = _pyplot()
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
     learned, *costs = axes
     colours = pyplot.get_cmap("tab20").colors
@@ -170,8 +172,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         spent = entry.spread("core_seconds")
         if accuracy is None or spent is None:
             continue
-        pflop = None if entry.training_flops is None else entry.training_flops * 1e-15
-        for axis, cost in zip(costs, (spent.mean, pflop), strict=True):
+        for axis, cost in zip(costs, (spent.mean, entry.training_flops), strict=True):
             if cost is not None:
                 error = None if accuracy.deviation is None else 100 * accuracy.deviation
                 label = entry.name if axis is costs[0] else None
@@ -180,8 +181,13 @@ def draw_comparison(found: Comparison, path: Path) -> None:
                 )
     learned.set_xlabel("epochs")
     learned.set_ylabel("accuracy, %")
-    for axis, unit in zip(costs, ("core-seconds of training", "PFLOP of training"), strict=True):
-        axis.set_xscale("log")
+    for axis, unit in zip(costs, ("core-seconds of training", "FLOP of training"), strict=True):
+        low, high = axis.get_xlim()
+        if low <= 0 or high > 10 * low:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_formatter(EngFormatter() if "FLOP" in unit else "{x:g}")
         axis.set_xlabel(unit)
         axis.set_ylabel("test accuracy, %")
     for axis in axes:
