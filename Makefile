@@ -18,11 +18,11 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement .venv/dev.txt
 	touch $@
 
-# Four processes train four blocks in a pipeline; then the same layers by backpropagation.
+# Four processes train four blocks in a pipeline; then two methods beside backpropagation.
 demo: .venv/installed
 	$(BIN)/onward train one-pass --data digits --epochs 20 --processes 4 --out build/demo/pipeline --overwrite
-	$(BIN)/onward train backprop --data digits --epochs 20 --out build/demo/backprop --overwrite
-	$(BIN)/python examples/compare.py build/demo/pipeline build/demo/backprop
+	rm -rf build/demo/compare
+	$(BIN)/onward compare one-pass mono-forward --data digits --epochs 20 --set network.widths=500,500 --set plan.validate_every=1 --seeds 1 --out build/demo/compare
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

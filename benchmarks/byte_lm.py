@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 import common
 
 import onward as ow
-from onward.preparation import preview
 
 CASES: dict[str, dict[str, Any]] = {
     "twin": {"network.layers_per_block": "all"},
@@ -91,14 +90,6 @@ def config_of(case: str, path: Path, test: float, seed: int) -> ow.RunConfig:
     )
 
 
-def pflop_of_epoch(config: ow.RunConfig) -> float:
-    """Return the operations of an epoch, in PFLOP."""
-    (stage,) = preview(config, 1, with_weights=True)
-    size, training = config.training.batch_size, stage.shard.training
-    batch = training.take(slice(0, min(size, len(training))))
-    return common.flops_of_step(stage.network, batch) * len(training) / len(batch) / 1e15
-
-
 def trained(config: ow.RunConfig, epochs: int, pflop: float) -> dict[str, Any]:
     """Train once, and return what came out."""
     result = ow.run(config.with_settings({"training.epochs": epochs}))
@@ -147,14 +138,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.txt"
         path.write_bytes(found_text)
-        budget = epochs * pflop_of_epoch(config_of("twin", path, test, 0))
+        budget = epochs * common.pflop(config_of("twin", path, test, 0))
         for name in names:
             each = []
             for seed in map(int, options.seeds.split(",")):
                 kept: Path = options.out / f"byte_lm-{'-'.join(name.replace(',', '').split())}"
                 kept = kept.with_name(f"{kept.name}-{seed}.json")
                 config = config_of(name, path, test, seed)
-                pflop = pflop_of_epoch(config)
+                pflop = common.pflop(config)
                 if form != "full" or not kept.exists():
                     record = trained(config, max(1, round(budget / pflop)), pflop)
                     record |= {"text_sha256": digest, "python": sys.version.split()[0]}

@@ -8,20 +8,16 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import onward as ow
-from onward.engine import Training, make_step
-from onward.flops import flop_counter
-from onward.networks import Network, passes
+from onward import flops
 from onward.plan.tasks import Task, TaskKind
-from onward.preparation import arrange, make_settings
+from onward.preparation import arrange, make_settings, preview
 from onward.runtime.runtime import Runtime, make_worker
-from onward.samplers import NEUTRAL, Views
 from onward.sharding import load_shards, split
 from onward.transport.messages import SingleProcessTransport
 
@@ -95,20 +91,13 @@ def skip(reason: str) -> None:
     raise SystemExit(0)
 
 
-def flops_of_step(network: Network, batch: ow.Batch) -> int:
-    """Return the floating-point operations with which all blocks learn from a mini-batch."""
-    network, draw = deepcopy(network), torch.Generator().manual_seed(0)
-    with flop_counter() as counter:
-        samples = network.transformed(batch)
-        views: Views = network.sampler.views(samples, draw, None)
-        for block in network.line:
-            views, _ = make_step(block, Training(seed=0), views)(views, seed=0, lr_scale=0.0)
-        if network.head is not None:
-            # It learns from what inference sees.
-            *_, last = passes(network, network.sampler.neutral(samples))
-            read = {NEUTRAL: last.read}
-            make_step(network.head, Training(seed=0), read)(read, seed=0, lr_scale=0.0)
-    return int(counter.get_total_flops())
+def pflop(config: ow.RunConfig) -> float:
+    """Return the floating-point operations of the training of a run, in 10^15."""
+    total = 0.0
+    for stage in preview(config, 1, with_weights=True):
+        steps = flops.count_steps(stage.plan, stage.network, stage.shard, stage.settings)
+        total += flops.of_training(stage.plan, steps)
+    return total / 1e15
 
 
 def stream_step(

@@ -8,10 +8,10 @@ Each run trains on all training samples, with none held out, and asks the test s
 the last epoch. Settings were chosen on validation samples of CIFAR-10. One thread. A run whose
 result is in the folder already is not made again, so that what was cut off goes on.
 
-PFLOP are counted with torch's counter over a mini-batch of real training steps, times the number of
-mini-batches: blocks, heads, gradients and what Muon computes. Core-seconds are processor time of
-training. `twin` is the same network in one block, trained by backpropagation: same layers, data,
-schedule and epochs.
+PFLOP are counted with torch's counter over a real training step of each block, times the number of
+mini-batches: blocks, heads, gradients, what Muon computes, and passes through frozen blocks below.
+Core-seconds are processor time of training. `twin` is the same network in one block, trained by
+backpropagation: same layers, data, schedule and epochs.
 """
 
 import argparse
@@ -79,13 +79,10 @@ def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> 
     config = ow.RunConfig(recipe=case.recipe).with_settings(changes)
     result = ow.run(config)
     assert result is not None
-    dataset = ow.load_data(case.data, data_dir=data_dir)
-    size, rows = config.training.batch_size, result.facts["rows"]["training"]
-    flops = common.flops_of_step(result.network, dataset.training.take(slice(0, size)))
     return {
         "accuracy": result.accuracy,
         "per_block": list(result.per_block),
-        "pflop": flops * rows / size * config.training.epochs / 1e15,
+        "pflop": common.pflop(config),
         "core_seconds": sum(result.facts["cpu_seconds"]),
         "parameters": sum(p.numel() for p in result.network.parameters()),
         "precision": result.facts["precision"],

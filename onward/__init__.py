@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onward.batch import Batch
     from onward.blocks import Block, Edge
     from onward.checkpoint import load, save
+    from onward.comparison import compare
     from onward.config import RunConfig
     from onward.data import DataInfo, Dataset
     from onward.data import from_arrays as dataset
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from onward.evaluation import Evaluation
     from onward.exits import Answers, Calibrated, ExitPolicy
+    from onward.figures import Comparison
     from onward.inference import answer, calibrate, evaluate, export
     from onward.layers import Dense, ReadoutLayer, normalize_length
     from onward.networks import Network
@@ -60,6 +62,7 @@ else:
             "onward.batch": ("Batch",),
             "onward.blocks": ("Block", "Edge"),
             "onward.checkpoint": ("load", "save"),
+            "onward.comparison": ("compare",),
             "onward.config": ("RunConfig",),
             "onward.data": ("DataInfo", "Dataset", "from_arrays as dataset", "load as load_data"),
             "onward.errors": (
@@ -73,6 +76,7 @@ else:
             ),
             "onward.evaluation": ("Evaluation",),
             "onward.exits": ("Answers", "Calibrated", "ExitPolicy"),
+            "onward.figures": ("Comparison",),
             "onward.inference": ("answer", "calibrate", "evaluate", "export"),
             "onward.layers": ("Dense", "ReadoutLayer", "normalize_length"),
             "onward.networks": ("Network",),
@@ -117,6 +121,8 @@ __all__ = [
     "Block",
     "calibrate",
     "Calibrated",
+    "compare",
+    "Comparison",
     "CrossEntropy",
     "Cutout",
     "data",

@@ -28,6 +28,7 @@ TAKES = {
     "objective": "an ow.Objective, such as ow.CrossEntropy(nn.Linear(units, num_classes))",
     "optimizer": "an optimizer of Onward, such as ow.Adam(lr=1e-3), or of torch as "
     "ow.optimizer(torch.optim.Adam, lr=1e-3), or a dict of these by what they are for",
+    "pflop": "a number of 1e15 operations",
     "placement": "an ow.PlacementConfig, such as ow.PlacementConfig(name='all-layers'), or an "
     "ow.Placement of your own",
     "plan": "an ow.PlanConfig, such as ow.PlanConfig(kind='stream')",
@@ -39,9 +40,12 @@ TAKES = {
     "readouts": "a dict of ow.Readout by name",
     "reads": "a tuple of numbers of blocks, 'input' and ow.Edge, such as (0,) or ('input', 1)",
     "recipe": "the name of a recipe",
+    "recipes": "a list of recipes, run files and folders of runs, such as ['one-pass', 'pff']",
     "sampler": "an ow.Sampler, such as ow.Plain()",
     "schedule": "a name such as 'cosine', or a function from the share of the epochs that is done "
     "to a factor on the learning rate",
+    "seeds": "a whole number",
+    "settings": "a dict of settings by full name, such as {'training.epochs': 5}",
     "shift": "a whole number of pixels",
     "source": "the number of a block, or 'input'",
     "standardize": "one of 'auto', 'feature', 'channel', 'none'",

@@ -213,7 +213,11 @@ _IN_LINE = ("forward", "neutral", "activities", "ahead", "outputs")
 
 
 def measure(
-    network: Network, shard: Shard, batch_size: int, settings: Settings, repeats: int = REPEATS
+    network: Network,
+    shard: Shard,
+    batch_size: int,
+    settings: Settings,
+    timer: "Gauge | None" = None,
 ) -> BlockCosts:
     """Time a few steps of each block, on a copy of the network.
 
@@ -222,10 +226,9 @@ def measure(
         shard: Samples of the data.
         batch_size: Samples of a mini-batch.
         settings: How it would be trained.
-        repeats: Times that each thing is timed; the median counts.
+        timer: Says what a call takes, in seconds or in another unit. None: a `Timer`.
     """
-    network = deepcopy(network)
-    timer = Timer(repeats)
+    network, timer = deepcopy(network), timer or Timer(REPEATS)
     sampler = network.sampler
     batch = network.transformed(_first(shard.training, batch_size))
     draw = seeds.generator(settings.seed, "costs")
@@ -307,6 +310,10 @@ def _through(block: Block, views: Views) -> None:
         pass_through(block, view)
 
 
+Gauge = Callable[..., float]
+"""Calls a function with arguments, and says what that took."""
+
+
 class Timer:
     """Says how long a call takes: the median of some, after one that is not counted."""
 
@@ -324,7 +331,7 @@ class Timer:
         return statistics.median(seconds)
 
 
-def _time_of_update(timer: Timer, step: Step, found: Gradients) -> float:
+def _time_of_update(timer: Gauge, step: Step, found: Gradients) -> float:
     """Return how long a block takes to add up the gradients of slices and to follow them."""
     every, fractions = [found.content()] * SLICES, [1 / SLICES] * SLICES
     follow = RowsStep(step, SLICES, Alone()).follow

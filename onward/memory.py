@@ -1,9 +1,12 @@
 """Whether each rank has memory enough for its part of a run."""
 
+import ctypes
+import gc
 import socket
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import islice
@@ -333,6 +336,20 @@ def peak() -> int:
 
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak() -> None:
+    """Let `peak` begin anew from what this process holds now, where the system can do that (Linux).
+
+    For one that trains several times, each of which tells its own.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        # What was freed before would count as held: glibc keeps it.
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def limits() -> dict[str, int]:

@@ -12,7 +12,7 @@ from onward.batch import Batch, mapped, parts
 from onward.blocks import Block
 from onward.config import RunConfig
 from onward.errors import OnwardError, SettingError, line_of_user, told
-from onward.flops import flop_counter
+from onward.flop_counter import flop_counter
 from onward.networks import Network, passes
 from onward.plan.tasks import Plan
 from onward.runtime.workers import Settings

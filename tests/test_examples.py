@@ -97,31 +97,6 @@ def test_blocks_of_convolutions_end_in_the_same_weights_on_two_ranks(convolution
     assert capfd.readouterr().out == convolutions.replace("ranks 1", "ranks 2")
 
 
-def test_runs_are_put_side_by_side(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    small = ("--epochs", "2", "--widths", "32,16")
-    onward("train", "one-pass", *small, "--out", tmp_path / "one")
-    onward("train", "backprop", *small, "--out", tmp_path / "two")
-
-    printed = run("compare.py", tmp_path / "one", tmp_path / "two")
-
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines()]
-    table = {row[0]: row[1:] for row in rows if row and row[0]}
-    assert table["recipe"] == ["one-pass", "backprop"]
-    assert table["placement"] == ["sequential"] * 2
-    found = [read_result(tmp_path / name) for name in ("one", "two")]
-    assert table["test accuracy"] == [f"{each['accuracy']['test']:.2%}" for each in found]
-    assert str(tmp_path / "one") in printed
-
-
-def test_a_comparison_with_a_run_that_is_not_finished_is_refused(run, tmp_path, capfd):
-    with pytest.raises(SystemExit) as ended:
-        run("compare.py", tmp_path)
-
-    assert ended.value.code == 2
-    assert f"compare: There is no finished run in {tmp_path}" in capfd.readouterr().err
-
-
 def test_the_federated_run_file_deals_four_shards_to_four_ranks(capsys):
     onward("plan", EXAMPLES / "federated.toml")
 

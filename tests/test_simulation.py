@@ -15,7 +15,7 @@ from in_memory import run_in_memory
 import onward as ow
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
-from onward.costs import BlockCosts, measure
+from onward.costs import BlockCosts, Timer, measure
 from onward.errors import PlacementError
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
@@ -250,7 +250,7 @@ def test_bytes_are_those_of_a_run(recipe, changes, name):
     networks = [make_stages(config, dataset, summary)[0].network for _ in range(3)]
     plan, settings = make_plan(config, networks[0], summary), make_settings(config)
     placement = placed(plan, name, 3)
-    costs = measure(networks[0], shards[0], plan.batch_size, settings, repeats=1)
+    costs = measure(networks[0], shards[0], plan.batch_size, settings, Timer(1))
 
     found = simulate(plan, placement, costs)
 
@@ -288,7 +288,7 @@ def test_bytes_of_teams_are_those_of_a_run(recipe, changes, cut):
         network.set_precision(PRECISIONS[config.training.precision])
     plan, settings = make_plan(config, networks[0], summary), make_settings(config)
     placement = place(plan, "all-layers", 4, [1] * 3, replicas=2)
-    costs = measure(networks[0], shards[0], plan.batch_size, settings, repeats=1)
+    costs = measure(networks[0], shards[0], plan.batch_size, settings, Timer(1))
 
     found = simulate(plan, placement, costs)
 
@@ -312,7 +312,7 @@ def test_bytes_of_blocks_of_any_kind_are_those_of_a_run(case, kind):
     shards, summary = load_shards(config, split(config, data), SingleProcessTransport())
     plan, settings = make_plan(config, network, summary), make_settings(config)
     placement = placed(plan, PLACEMENTS[kind], 2)
-    costs = measure(network, shards[0], plan.batch_size, settings, repeats=1)
+    costs = measure(network, shards[0], plan.batch_size, settings, Timer(1))
 
     found = simulate(plan, placement, costs)
 
@@ -339,7 +339,7 @@ def test_costs_are_measured_on_a_copy():
     shards, _ = load_shards(config, split(config, whole), SingleProcessTransport())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
-    found = measure(network, shards[0], 50, make_settings(config), repeats=1)
+    found = measure(network, shards[0], 50, make_settings(config), Timer(1))
 
     assert min(found.train + found.forward + found.neutral) > 0
     for name, tensor in network.state_dict().items():

@@ -14,7 +14,7 @@ import onward as ow
 from onward.batch import Batch
 from onward.data.text import read_text
 from onward.exits.macs import stage_costs
-from onward.flops import flop_counter
+from onward.flop_counter import flop_counter
 from onward.networks import passes
 from onward.recipes.transformer import NextByte, rotated
 

@@ -146,14 +146,19 @@ def read_config(options: argparse.Namespace) -> RunConfig:
     # Ranks that are started are told of it.
     options.code = code
     method = None if code is None else load_recipe(code)
-    given = {name: getattr(options, name) for name, _ in FLAGS.values()}
-    settings |= {name: value for name, value in given.items() if value is not None}
+    return read_run(settings | given_settings(options), method, may_differ=options.changed_recipe)
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that flags and --set stand for, by full name."""
+    given = {name: getattr(options, name, None) for name, _ in FLAGS.values()}
+    settings = {name: value for name, value in given.items() if value is not None}
     for assignment in options.set:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise SettingError(f"--set takes SECTION.NAME=VALUE; got {assignment}.")
         settings[_current_name(name.strip())] = value.strip()
-    return read_run(settings, method, may_differ=options.changed_recipe)
+    return settings
 
 
 def _current_name(name: str) -> str:

@@ -1,8 +1,8 @@
 """The command: reads settings, calls one function, prints.
 
-Exit status: 0 done, 2 something the user can put right (the message says what), 130 interrupted,
-143 ended by SIGTERM, 141 nobody reads the output. Anything else is a bug and shows its traceback;
-what fails in the code of a user's recipe is none.
+Exit status: 0 done, 1 a run of a comparison has failed, 2 something the user can put right (the
+message says what), 130 interrupted, 143 ended by SIGTERM, 141 nobody reads the output. Anything
+else is a bug and shows its traceback; what fails in the code of a user's recipe is none.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from onward.errors import OnwardError, OnwardWarning, Stopped, line_of_user, tol
 
 COMMANDS = {
     "train": "onward.cli.train:train_command",
+    "compare": "onward.cli.compare:compare_command",
     "plan": "onward.cli.plan:plan_command",
     "evaluate": "onward.cli.inference:evaluate_command",
     "exits": "onward.cli.exits:exits_command",

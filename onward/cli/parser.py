@@ -59,6 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--resume", type=Path, metavar="RUN", help="go on with a run that was cut, from its folder"
     )
 
+    _add_compare(
+        command(
+            "compare",
+            "Train recipes on the same data, and put accuracy and costs side by side.",
+        )
+    )
     plan = command("plan", "Show plan and placement of a run; trains nothing.")
     add_settings(plan)
     plan.add_argument(
@@ -119,6 +125,52 @@ def make_parser() -> argparse.ArgumentParser:
     for made in commands.choices.values():
         made.set_defaults(flags=re.findall(r"--[a-z-]+", made.format_usage()))
     return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `compare`."""
+    parser.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE|RUN",
+        help="a recipe, FILE.py:FUNCTION, a TOML run file, or the folder of a finished run; the "
+        "first three may go on with settings of their own, as in pff:network.negatives=random",
+    )
+    for flag in ("--data", "--data-dir", "--validation", "--epochs", "--seed"):
+        add_flag(parser, flag)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.NAME=VALUE",
+        help="any setting, of all recipes that have it; may be given several times",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="runs of each recipe, with seeds from --seed on (default: 3)",
+    )
+    parser.add_argument(
+        "--flops",
+        type=float,
+        metavar="PFLOP",
+        help="train each recipe for as many epochs as this many 1e15 operations are enough for, at "
+        "least one, instead of --epochs",
+    )
+    parser.add_argument(
+        "--no-twin",
+        action="store_true",
+        help="do not add the same layers trained by backpropagation",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for all runs, compare.json and compare.png; runs that are there are read, or "
+        "go on (default: runs/compare-DATA)",
+    )
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

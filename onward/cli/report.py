@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onward.errors import FileError, SettingError
+from onward.figures import Comparison
 from onward.timeline import Span
 
 COLOURS = {
@@ -141,6 +142,61 @@ def draw_exits(curves: Sequence[Curve], path: Path, rows: str) -> None:
     axis.set_title(f"leaving early, {rows}", loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_comparison(found: Comparison, path: Path) -> None:
+    """Draw how recipes learned, and accuracy against what it cost.
+
+    Args:
+        found: The comparison.
+        path: File that is written, see `draw_timelines`.
+
+    Raises:
+        SettingError: matplotlib is not installed.
+        FileError: The file cannot be written.
+    """
+    pyplot = _pyplot()
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    learned, *costs = axes
+    colours = pyplot.get_cmap("tab20").colors
+    for number, entry in enumerate(found.entries):
+        look = {"color": colours[number % len(colours)], "marker": "s" if entry.is_twin else "o"}
+        curve, accuracy = entry.curve, entry.spread("accuracy")
+        if curve is not None:
+            line = "-" if curve.what == "validation" else ":"
+            shown = [100 * share for share in curve.accuracy]
+            learned.plot(curve.epochs, shown, line, color=look["color"])
+        spent = entry.spread("core_seconds")
+        if accuracy is None or spent is None:
+            continue
+        for axis, cost in zip(costs, (spent.mean, entry.training_flops), strict=True):
+            if cost is not None:
+                error = None if accuracy.deviation is None else 100 * accuracy.deviation
+                label = entry.name if axis is costs[0] else None
+                axis.errorbar(
+                    cost, 100 * accuracy.mean, error, linestyle="none", label=label, **look
+                )
+    learned.set_xlabel("epochs")
+    learned.set_ylabel("accuracy, %")
+    for axis, unit in zip(costs, ("core-seconds of training", "FLOP of training"), strict=True):
+        low, high = axis.get_xlim()
+        if low <= 0 or high > 10 * low:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_formatter(EngFormatter() if "FLOP" in unit else "{x:g}")
+        axis.set_xlabel(unit)
+        axis.set_ylabel("test accuracy, %")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    text = "on validation samples (lines), or of the last block in training (dotted)"
+    learned.set_title(f"{found.data}: {text}", loc="left", fontsize=9)
+    handles, names = costs[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, path)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from onward.batch import Batch, mapped, parts
 from onward.errors import SettingError
 from onward.exits.answers import Answers
-from onward.flops import flop_counter
+from onward.flop_counter import flop_counter
 from onward.networks import Forward, Network
 
 Like = Any

@@ -1,0 +1,596 @@
+"""Comparisons: what is trained, what is read, what is refused, and what the figures are."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from commands import onward
+
+import onward as ow
+from onward import flops, preparation
+from onward.cli.compare import prefixed, remarks, table, told
+from onward.cli.output import Output
+from onward.entries import read_entries
+from onward.errors import FileError, SettingError, Stopped
+from onward.figures import Spread
+from onward.runs import read_result
+from onward.runtime.chapters import ChapterWorker
+from onward.trial import block_costs
+
+SMALL = {"training.epochs": 2, "network.widths": (24, 16), "training.batch_size": 200}
+"""Settings of short runs."""
+
+FLAGS = ("--epochs", 2, "--set", "network.widths=24,16", "--set", "training.batch_size=200")
+"""The same as flags."""
+
+FIVE = {"training.epochs": 5, "network.widths": (48, 48), "training.batch_size": 100}
+"""Settings of runs that learn something."""
+
+pytestmark = pytest.mark.filterwarnings("ignore::onward.OnwardWarning")
+
+
+class Told(ow.Listener):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    @property
+    def trained(self):
+        """Folders of the runs that were trained."""
+        return [Path(n.rpartition(" in ")[2][:-1]).name for n in self.notes if n[:4] == "Run "]
+
+
+def compare(*recipes, folder, settings=SMALL, seeds=1, **options):
+    """Return the comparison, and the folders of what was trained for it."""
+    listener = Told()
+    found = ow.compare(
+        list(recipes), folder=folder, settings=settings, seeds=seeds, listener=listener, **options
+    )
+    return found, listener.trained
+
+
+def entry(found, name):
+    (only,) = (each for each in found.entries if each.name == name)
+    return only
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a comparison of two recipes and their twin, two seeds each."""
+    folder = tmp_path_factory.mktemp("compare")
+    _, trained = compare("one-pass", "pff", folder=folder, settings=FIVE, seeds=2)
+    names = ("one-pass-0", "pff-0", "backprop-0", "one-pass-1", "pff-1", "backprop-1")
+    assert trained == [*names]
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(finished, tmp_path / "compare")
+
+
+# What is trained
+
+
+def test_what_is_there_is_read_and_what_is_missing_is_trained(copied):
+    shutil.rmtree(copied / "pff-1")
+
+    found, trained = compare("one-pass", "pff", folder=copied, settings=FIVE, seeds=2)
+
+    assert trained == ["pff-1"]
+    assert [len(each.runs) for each in found.entries] == [2, 2, 2]
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    def cut(worker, task, given):
+        if (task.time, task.block) == (1, 1):
+            raise Stopped(signal.SIGTERM)
+        return original(worker, task, given)
+
+    original = ChapterWorker.train
+    monkeypatch.setattr(ChapterWorker, "train", cut)
+    with pytest.raises(Stopped):
+        compare("one-pass", folder=tmp_path / "cut", twin=False)
+    monkeypatch.undo()
+    listener = Told()
+
+    found = ow.compare(
+        ["one-pass"],
+        folder=tmp_path / "cut",
+        settings=SMALL,
+        seeds=1,
+        twin=False,
+        listener=listener,
+    )
+
+    whole, _ = compare("one-pass", folder=tmp_path / "whole", twin=False)
+    assert any(note.startswith("Going on: 3 of") for note in listener.notes)
+    (run,), (other,) = found.entries[0].runs, whole.entries[0].runs
+    assert run.weights_sha256 == other.weights_sha256
+    # Nobody has timed its first part.
+    assert run.core_seconds is run.peak_memory_bytes is None
+    assert found.entries[0].spread("core_seconds") is None
+    assert any(line.startswith("Of runs that were cut") for line in remarks(found))
+    assert not any(line.startswith("Of runs that were cut") for line in remarks(whole))
+
+
+def test_a_run_with_other_settings_is_refused_by_name(copied):
+    other = FIVE | {"training.epochs": 6}
+
+    with pytest.raises(SettingError, match=r"one-pass-0 was .*epochs is 5 there, and here 6\."):
+        compare("one-pass", "pff", folder=copied, settings=other, seeds=2)
+
+    assert read_result(copied / "one-pass-0")["epochs"] == 5
+
+
+def test_a_cut_run_with_other_settings_is_refused_by_name(tmp_path, monkeypatch):
+    def cut(worker, task, given):
+        if task.time:
+            raise Stopped(signal.SIGTERM)
+        return original(worker, task, given)
+
+    original = ChapterWorker.train
+    monkeypatch.setattr(ChapterWorker, "train", cut)
+    with pytest.raises(Stopped):
+        compare("one-pass", folder=tmp_path, twin=False)
+    monkeypatch.undo()
+
+    with pytest.raises(SettingError, match=r"one-pass-0 was .*network.widths is \(24, 16\) there"):
+        compare(
+            "one-pass", folder=tmp_path, settings=SMALL | {"network.widths": (8, 8)}, twin=False
+        )
+
+
+def test_a_folder_with_something_else_is_not_touched(tmp_path):
+    (tmp_path / "one-pass-0").mkdir()
+    (tmp_path / "one-pass-0" / "notes.txt").write_text("mine")
+
+    found, _ = compare("one-pass", folder=tmp_path, twin=False)
+
+    assert "holds something else" in found.errors[0]
+    assert (tmp_path / "one-pass-0" / "notes.txt").read_text() == "mine"
+
+
+def test_a_recipe_that_fails_is_listed_and_the_others_go_on(tmp_path, capsys):
+    broken = "conv:network.pooled=1,2,3,4,5"
+
+    status = onward(
+        *("compare", broken, "one-pass", *FLAGS, "--seeds", 1, "--no-twin", "--out", tmp_path)
+    )
+
+    shown = capsys.readouterr()
+    assert status == 1
+    (line,) = (text for text in shown.err.splitlines() if "failed" in text)
+    assert line.startswith(f"onward: failed: {broken}, seed 0: Samples of shape (1, 8, 8)")
+    assert "one-pass" in shown.out
+    entries = json.loads((tmp_path / "compare.json").read_text())["entries"]
+    assert [len(each["runs"]) for each in entries] == [0, 1]
+    assert entries[0]["accuracy"] is None
+
+
+def test_a_run_that_diverges_is_listed_and_the_others_go_on(tmp_path):
+    settings = SMALL | {"network.channels": (4,), "network.pooled": (1,)}
+    broken = "conv:network.optimizer=adam:network.lr=1e30"
+
+    found, trained = compare(broken, "one-pass", folder=tmp_path, settings=settings, twin=False)
+
+    assert len(trained) == 2
+    (line,) = found.errors
+    assert line.startswith(f"{broken}, seed 0: The ")
+    assert "no longer finite" in line
+    assert len(entry(found, "one-pass").runs) == 1
+
+
+# What is compared
+
+
+def test_dense_blocks_have_backprop_for_a_twin_with_layers_and_data_like_theirs():
+    common = {"data.shift": 1}
+    given = ["pff:network.widths=8,8,8:training.epochs=7", "hinton"]
+
+    *others, twin = read_entries(given, common)
+
+    config = twin.config
+    assert [each.name for each in others] == given
+    assert (twin.name, twin.is_twin) == ("backprop", True)
+    assert config.network.widths == (8, 8, 8)
+    assert (config.training.epochs, config.training.batch_size) == (7, 64)
+    assert config.data == others[0].config.data
+    assert config.network.one_block
+
+
+def test_convolutions_have_themselves_in_one_block_for_a_twin():
+    given = ["conv:network.channels=4,4", "predsim", "one-pass"]
+
+    entries = read_entries(given, {})
+
+    dense, conv = entries[3:]
+    assert [dense.name, conv.name] == ["backprop", "conv:network.layers_per_block=all"]
+    assert conv.config.network.channels == (4, 4)
+    assert conv.config.network.layers_per_block == "all"
+
+
+def test_a_twin_that_is_named_is_not_added_again():
+    entries = read_entries(["backprop", "one-pass"], {})
+
+    assert [each.name for each in entries] == ["backprop", "one-pass"]
+
+
+def test_the_table_says_which_is_the_twin_of_what(finished):
+    found, _ = compare("one-pass", "pff", folder=finished, settings=FIVE, seeds=2)
+
+    assert [each.twin for each in found.entries] == ["backprop", "backprop", None]
+    assert "backprop is the backpropagation twin of one-pass, pff." in remarks(found)
+
+
+def test_a_twin_with_other_layers_is_said_to_have_them(tmp_path):
+    found, _ = compare("one-pass", "pff:network.widths=8,8", folder=tmp_path)
+
+    assert "It has other layers than pff:network.widths=8,8." in remarks(found)
+
+
+def test_without_a_twin_there_is_none(finished):
+    found, trained = compare("one-pass", folder=finished, settings=FIVE, seeds=2, twin=False)
+
+    assert trained == []
+    assert [each.name for each in found.entries] == ["one-pass"]
+    assert found.entries[0].twin is None
+
+
+def test_two_settings_of_a_recipe_are_two_entries(tmp_path):
+    given = ("pff", "pff:network.negatives=random")
+
+    settings = SMALL | {"plan.hint_age": 1}
+    found, trained = compare(*given, folder=tmp_path, settings=settings, twin=False)
+
+    assert trained == ["pff-0", "pff-network.negatives=random-0"]
+    negatives = [each.settings["network.negatives"] for each in found.entries]
+    assert negatives == ["adaptive", "random"]
+    assert found.entries[0].training_flops > found.entries[1].training_flops
+
+
+def test_settings_of_an_entry_count_more_than_those_of_all():
+    common = {"network.negatives": "fixed", "training.epochs": 3}
+
+    first, second = read_entries(["pff:network.negatives=random", "pff"], common, twin=False)
+
+    assert first.config.network.negatives == "random"
+    assert second.config.network.negatives == "fixed"
+    assert first.config.training.epochs == second.config.training.epochs == 3
+
+
+def test_a_run_file_is_a_recipe_with_its_settings(tmp_path):
+    file = tmp_path / "wide.toml"
+    file.write_text('recipe = "pff"\n[network]\nwidths = [24, 24]\n[training]\nepochs = 9\n')
+
+    plain, changed = read_entries(
+        [file, f"{file}:network.negatives=random"], {"training.batch_size": 20}, twin=False
+    )
+
+    assert [plain.name, changed.name] == ["wide.toml", "wide.toml:network.negatives=random"]
+    assert plain.config.recipe == changed.config.recipe == "pff"
+    assert plain.config.network.widths == changed.config.network.widths == (24, 24)
+    assert (plain.config.training.epochs, plain.config.training.batch_size) == (9, 20)
+    assert changed.config.network.negatives == "random"
+
+
+def test_what_a_recipe_does_not_have_is_said_once_for_all(tmp_path):
+    listener, settings = Told(), SMALL | {"network.channels": (4,), "network.pooled": (1,)}
+
+    ow.compare(
+        ["one-pass", "conv"],
+        folder=tmp_path,
+        settings=settings,
+        seeds=1,
+        twin=False,
+        listener=listener,
+    )
+
+    assert "network.widths is no setting of conv, and changes nothing there." in listener.notes
+    assert (
+        "network.channels is no setting of one-pass, and changes nothing there." in listener.notes
+    )
+
+
+def test_a_recipe_that_chooses_its_optimizers_has_no_settings_of_them():
+    conv, dense = read_entries(["conv", "one-pass"], {"optimizer.lr": 0.01}, twin=False)
+
+    assert (conv.without, dense.without) == (("optimizer.lr",), ())
+    assert dense.config.optimizer.lr == 0.01
+
+
+def test_folders_of_runs_that_differ_in_the_seed_alone_are_one_entry(finished, tmp_path):
+    folders = [str(finished / name) for name in ("one-pass-1", "pff-0", "one-pass-0")]
+
+    found, trained = compare(*folders, folder=tmp_path, settings={}, twin=False)
+
+    assert trained == []
+    assert [each.name for each in found.entries] == ["one-pass", "pff-0"]
+    assert [run.seed for run in found.entries[0].runs] == [1, 0]
+
+
+def test_a_recipe_of_ones_own_is_compared(tmp_path):
+    own = f"{Path(__file__).parent.parent / 'examples' / 'own_recipe.py'}:staged"
+    settings = {"network.widths": (16, 16), "training.epochs": 1}
+
+    found, trained = compare(own, folder=tmp_path, settings=settings, twin=False)
+
+    assert found.errors == []
+    assert trained == ["own_recipe.py-staged-0"]
+    results = [read_result(p.parent) for p in tmp_path.rglob("result.json")]
+    assert len(results) == 3
+    seconds = sum(sum(each["cpu_seconds"]) for each in results)
+    # Those of all its stages.
+    assert found.entries[0].runs[0].core_seconds == pytest.approx(seconds)
+
+
+# Figures
+
+
+def test_figures_are_those_of_the_runs(finished):
+    compare("one-pass", "pff", folder=finished, settings=FIVE, seeds=2)
+
+    found = json.loads((finished / "compare.json").read_text())
+    assert [each["name"] for each in found["entries"]] == ["one-pass", "pff", "backprop"]
+    for each in found["entries"]:
+        results = [read_result(finished / f"{each['name']}-{seed}") for seed in (0, 1)]
+        accuracies = [result["accuracy"]["test"] for result in results]
+        assert [run["accuracy"] for run in each["runs"]] == accuracies
+        assert each["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
+        assert each["accuracy"]["deviation"] == pytest.approx(
+            abs(accuracies[0] - accuracies[1]) / 2**0.5
+        )
+        assert each["accuracy"]["n"] == 2
+        assert [run["core_seconds"] for run in each["runs"]] == [
+            sum(result["cpu_seconds"]) for result in results
+        ]
+        assert [run["peak_memory_bytes"] for run in each["runs"]] == [
+            max(result["peak_memory_bytes"]) for result in results
+        ]
+        assert each["samples"] == results[0]["rows"]
+        network = ow.load(finished / f"{each['name']}-0")
+        assert each["parameters"] == sum(p.numel() for p in network.parameters())
+        assert each["inference_flops"] == flops.of_inference(network)
+
+
+def test_operations_and_messages_are_those_of_the_plan(finished):
+    found, _ = compare("pff", folder=finished, settings=FIVE, seeds=2, twin=False)
+
+    config = ow.RunConfig(recipe="pff").with_settings(FIVE)
+    (begun,) = preparation.preview(config, 1, with_weights=True)
+    costs = flops.count_steps(begun.plan, begun.network, begun.shard, begun.settings)
+    (pff,) = found.entries
+    assert pff.training_flops == flops.of_training(begun.plan, costs)
+    each = block_costs(begun.network, begun.dataset.training)
+    assert pff.traffic == flops.traffic(begun.plan, costs, each)
+    assert pff.traffic.ranks == 4
+
+
+def test_early_exit_is_calibrated_on_validation_samples_and_measured_on_test_samples(finished):
+    found, _ = compare("one-pass", folder=finished, settings=FIVE, seeds=2)
+
+    dataset = preparation.preview(ow.RunConfig(), 1)[0].dataset
+    for run in entry(found, "one-pass").runs:
+        network = ow.load(run.folder)
+        network.set_precision(torch.float32)
+        calibrated = ow.calibrate(network, dataset.validation, max_error_increase=0.001)
+        answers = ow.answer(network, dataset.test, calibrated.policy)
+        macs = ow.exits.macs_spent(ow.exits.stage_costs(network), answers).mean()
+        wrong, full = (
+            (labels != dataset.y_test).double().mean()
+            for labels in (answers.labels, network.predict(dataset.test))
+        )
+        early = run.early_exit
+        assert early.macs_ratio == pytest.approx(float(calibrated.full_macs / macs), rel=1e-4)
+        assert early.error_change == pytest.approx(float(wrong - full), abs=1e-6)
+        assert early.macs_ratio > 1.01
+    assert entry(found, "backprop").macs_ratio is None
+
+
+def test_without_validation_samples_nothing_leaves_early(tmp_path):
+    settings = SMALL | {"data.validation": 0}
+
+    found, _ = compare("one-pass", folder=tmp_path, settings=settings, twin=False)
+
+    assert found.entries[0].macs_ratio is None
+    assert found.entries[0].samples["validation"] == 0
+
+
+def test_a_curve_shows_validations_where_there_are_several(tmp_path):
+    settings = SMALL | {"plan.validate_every": 1}
+
+    found, _ = compare("one-pass", folder=tmp_path, settings=settings, seeds=2, twin=False)
+
+    (only,) = found.entries
+    assert (only.curve.what, only.curve.epochs) == ("validation", (1.0, 2.0))
+    last = [run.validation_accuracy for run in only.runs]
+    assert only.curve.accuracy[-1] == pytest.approx(sum(last) / 2)
+
+
+def test_a_curve_shows_the_training_of_the_last_block_else(finished):
+    found, _ = compare("one-pass", folder=finished, settings=FIVE, seeds=2)
+
+    curve = entry(found, "one-pass").runs[0].curve
+    lines = (finished / "one-pass-0" / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert (curve.what, curve.epochs) == ("training", (1.0, 2.0, 3.0, 4.0, 5.0))
+    assert [*curve.accuracy] == [line["accuracy"] for line in metrics if line["block"] == 1]
+
+
+def test_each_run_says_its_own_peak_of_memory():
+    from onward import memory
+
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not forget a peak")
+    large = bytearray(300 << 20)
+    before = memory.peak()
+    del large
+
+    memory.forget_peak()
+
+    assert memory.peak() < before - (200 << 20)
+
+
+def test_equal_operations_are_as_many_epochs_as_they_are_enough_for(tmp_path):
+    once, _ = compare(
+        *("pff", "mono-forward"),
+        folder=tmp_path / "once",
+        settings=SMALL | {"training.epochs": 1},
+    )
+    budget = 3.5 * once.entries[0].training_flops
+
+    found, _ = compare("pff", "mono-forward", folder=tmp_path / "equal", pflop=budget / 1e15)
+
+    for each in found.entries:
+        more = dict(each.settings) | {"training.epochs": each.epochs + 1}
+        config = ow.RunConfig(recipe=each.recipe).with_settings(
+            {name: more[name] for name in (*SMALL, "training.epochs")}
+        )
+        (begun,) = preparation.preview(config, 1, with_weights=True)
+        costs = flops.count_steps(begun.plan, begun.network, begun.shard, begun.settings)
+        assert each.training_flops <= budget < flops.of_training(begun.plan, costs)
+        assert read_result(tmp_path / "equal" / f"{each.name}-0")["epochs"] == each.epochs
+    assert len({each.epochs for each in found.entries}) == 3
+
+
+def test_a_training_has_an_epoch_whatever_it_costs(tmp_path):
+    given = ("one-pass", "one-pass:plan.chapters=3")
+
+    found, _ = compare(*given, folder=tmp_path, pflop=1e-12, twin=False)
+
+    # An epoch a chapter.
+    assert [each.epochs for each in found.entries] == [1, 3]
+
+
+# The command
+
+
+def test_the_command_prints_a_table_and_writes_figures_and_picture(copied, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("COLUMNS", "60")
+    flags = ("--epochs", 5, "--set", "network.widths=48,48", "--set", "training.batch_size=100")
+
+    status = onward("compare", "one-pass", "pff", *flags, "--seeds", 2, "--out", copied)
+
+    shown = capsys.readouterr().out
+    found = json.loads((copied / "compare.json").read_text())
+    assert status == 0
+    for each in found["entries"]:
+        spread = each["accuracy"]
+        # Whole, however narrow the terminal is.
+        assert f"{100 * spread['mean']:.2f} ± {100 * spread['deviation']:.2f}" in shown
+        assert prefixed(each["training_flops"]) in shown
+    assert "Samples: 1,293 training, 144 validation, 360 test." in shown
+    assert (copied / "compare.png").stat().st_size > 10_000
+
+
+def test_progress_goes_to_the_standard_error(tmp_path, capsys):
+    onward("compare", "one-pass", *FLAGS, "--seeds", 1, "--no-twin", "--out", tmp_path)
+
+    shown = capsys.readouterr()
+    assert "Note: Run 1 of 1: one-pass, seed 0, in " in shown.err
+    assert "2 blocks, 2 epochs in 2 chapters" in shown.err
+    assert "Run 1" not in shown.out
+
+
+def test_seeds_count_from_that_of_the_settings(tmp_path):
+    flags = ("--seed", 7, "--seeds", 2, "--no-twin", "--out", tmp_path)
+
+    assert onward("compare", "one-pass", *FLAGS, *flags) == 0
+
+    assert read_result(tmp_path / "one-pass-8")["seed"] == 8
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["one-pass-7", "one-pass-8"]
+
+
+def test_a_figure_that_is_missing_is_a_dash(tmp_path):
+    settings = SMALL | {"data.validation": 0}
+    found, _ = compare("backprop", folder=tmp_path, settings=settings)
+
+    console = Output(width=200)
+    with console.capture() as captured:
+        console.print(table(found))
+
+    (row,) = (line.split() for line in captured.get().splitlines() if "backprop" in line)
+    assert row[-2:] == ["-", "-"]
+
+
+def test_numbers_have_units():
+    assert told(Spread(0.9867, 0.0006, 3), 100, 2) == "98.67 ± 0.06"
+    assert told(Spread(12.34, None, 1), 1, 1) == "12.3"
+    assert [prefixed(n) for n in (None, 0.0, 999, 999_900, 3e16)] == [
+        *("-", "0", "999", "1.00 M", "30.0 P")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nothing"], "There is no recipe nothing."),
+        (["one-pass", "--seeds", "0"], "seeds is 0; it is the number of runs"),
+        (["one-pass", "--flops", "0"], "PFLOP are a number above 0; got 0.0."),
+        (["one-pass", "--flops", "1", "--epochs", "2"], "leave --epochs away, or --flops"),
+        (["one-pass", "one-pass"], "one-pass is compared with itself"),
+        (["one-pass:network.channels=4"], "Unknown setting network.channels."),
+        (["one-pass:network.widths=8:nothing"], "got nothing in one-pass"),
+        (["one-pass", "--set", "network.channels=4"], "network.channels is no setting of one-pass"),
+        (["one-pass", "--set", "placement.processes=2"], "placement.processes has no effect here"),
+        (["one-pass", "--set", "epochs"], "--set takes SECTION.NAME=VALUE; got epochs."),
+        (["one-pass", "one-pass:data.name=other.npz"], "other.npz"),
+        (["one-pass:data.name=shard-{rank}.npz"], "names a file for each rank"),
+        (["missing.toml"], "The run file missing.toml cannot be read"),
+        (["."], "There is no finished run in ."),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(arguments, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    status = onward("compare", *arguments, "--out", "out")
+
+    message = capsys.readouterr().err
+    assert (status, text in message) == (2, True), message
+    assert "Run 1" not in message
+
+
+def test_runs_on_other_data_are_refused(finished, tmp_path):
+    folders = [finished / "one-pass-0", "one-pass:data.test=0.3"]
+
+    with pytest.raises(SettingError, match=r"one-pass:data.test=0.3 is of other data \(digits\)"):
+        compare(*folders, folder=tmp_path, settings=FIVE, twin=False)
+
+
+def test_a_run_whose_data_have_changed_is_refused(copied):
+    path = copied / "one-pass-0" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"data_sha256": "0" * 64}))
+
+    with pytest.raises(SettingError, match=r"one-pass-0 is of other data than digits is now"):
+        compare("one-pass", folder=copied, settings=FIVE, seeds=2)
+
+
+def test_the_run_of_a_script_is_refused(tmp_path):
+    dataset = ow.load_data("digits")
+    network = ow.mlp(dataset.input_shape, num_classes=10, widths=(8, 8))
+    ow.train(network, dataset, training=ow.TrainingConfig(epochs=1), folder=tmp_path / "script")
+
+    with pytest.raises(SettingError, match="was built by a script"):
+        compare(tmp_path / "script", folder=tmp_path / "out")
+
+
+def test_recipes_are_a_list(tmp_path):
+    with pytest.raises(SettingError, match="recipes must be a list of recipes, run files"):
+        ow.compare("one-pass", folder=tmp_path)
+
+
+def test_an_unfinished_run_is_no_entry(tmp_path):
+    (tmp_path / "begun" / "state").mkdir(parents=True)
+
+    with pytest.raises(FileError, match="There is no finished run in"):
+        compare(tmp_path / "begun", folder=tmp_path / "out")
