@@ -94,7 +94,9 @@ def test_other_names_are_no_attributes(name):
 
 
 @pytest.mark.parametrize(
-    "thing", [t for t in PUBLIC if inspect.isclass(t) or inspect.isfunction(t)], ids=repr
+    "thing",
+    [t for t in PUBLIC if inspect.isclass(t) or inspect.isfunction(t)],
+    ids=lambda thing: thing.__name__,
 )
 def test_every_public_class_and_function_says_what_it_is(thing):
     first = (inspect.getdoc(thing) or "").split("\n\n")[0]
