@@ -25,7 +25,7 @@ demo: .venv/installed
 	$(BIN)/onward compare one-pass mono-forward --data digits --epochs 20 --set network.widths=500,500 --set plan.validate_every=1 --seeds 1 --out build/demo/compare
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadscope -m "not slow" $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -296,7 +296,7 @@ def test_one_array_with_the_name_of_an_npz_file_is_refused(tmp_path):
 
 def test_a_file_that_does_not_end_in_npz_is_refused(tmp_path):
     with pytest.raises(
-        DataError, match=r"own.csv does not end in .npz, .* numpy.savez\('data.npz'"
+        DataError, match=r"own.csv ends neither in .npz nor in .txt, .* numpy.savez\('data.npz'"
     ):
         load(str(tmp_path / "own.csv"))
 
