@@ -90,7 +90,10 @@ def test_an_unknown_command_is_refused(capsys):
         (["--shards", "5", "--epochs", "4"], "4 chapters visit 4 of 5 shards, and no rows of the "),
         (["--shards", "1294"], "1293 rows cannot be split into 1294 shards of one row at least."),
         (["--shards", "4", "--batch-size", "400"], "batch_size is 400, but shard 0 has 324 rows."),
-        (["--negatives", "random"], "threshold and symba need negatives, and cross-entropy has none."),
+        (
+            ["--negatives", "random"],
+            "threshold and symba need negatives, and cross-entropy has none.",
+        ),
         (["--readout", "goodness"], "network.readout = goodness does not fit network.objective = "),
         (["pff", "--readout", "heads"], "network.readout = heads does not fit network.objective ="),
         (["pff", "--hint-age", "0", *QUICK], "plan.hint_age is 0, but in a chapter plan hints are"),
