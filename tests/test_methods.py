@@ -9,7 +9,11 @@ from prepared import assert_same_weights, prepare
 
 import onward as ow
 from onward.engine import Training, make_step
+from onward.errors import SettingError
+from onward.recipes.contrasts import Pairs, SupervisedContrast
+from onward.recipes.hybrids import Hybrids
 from onward.recipes.local_fields import LocalFields, LocalLinear
+from onward.recipes.towers import PairOfInputs
 from onward.sharding import load_data
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -136,3 +140,48 @@ def test_peer_normalization_raises_silent_units_of_local_fields():
 
     raised = layer.linear.bias[0, 0, 0] - -100
     assert raised > 0
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("sampler", [Hybrids(), Pairs(), PairOfInputs()])
+def test_a_mini_batch_of_one_sample_is_refused(sampler):
+    batch = ow.Batch(torch.rand(1, 1, 8, 8), {"label": torch.tensor([0])})
+
+    with pytest.raises(SettingError, match=r"mini-batch of one sample .* training.drop_last"):
+        sampler.views(batch, draw(), None)
+
+
+def test_supervised_contrast_refuses_a_mini_batch_of_one_sample():
+    view = {"input": ow.Batch(torch.rand(1, 4), {"label": torch.tensor([0])})}
+
+    with pytest.raises(SettingError, match="mini-batch of one sample"):
+        SupervisedContrast(0.1).loss(view, view, draw())
+
+
+def test_a_hybrid_shows_some_of_both_samples():
+    images = torch.arange(1.0, 401)[:, None, None, None].expand(-1, 1, 6, 6)
+
+    views = Hybrids(smoothing=6).views(ow.Batch(images), draw(), None)
+
+    seen = [set(image.unique().tolist()) for image in views["negative"].tensor]
+    assert all(len(both) == 2 and own in both for own, both in enumerate(seen, 1))
+
+
+def test_hybrids_of_samples_that_are_too_small_for_the_mask_are_refused():
+    with pytest.raises(SettingError, match=r"blurred 60 times .* 3 x 3 places"):
+        Hybrids(smoothing=60).views(ow.Batch(torch.rand(500, 1, 3, 3)), draw(), None)
+    with pytest.raises(SettingError, match=r"these samples have shape \(9,\)"):
+        Hybrids().views(ow.Batch(torch.rand(5, 9)), draw(), None)
+
+
+def test_supervised_contrast_is_in_float32_where_the_block_is_in_bf16():
+    view = {"input": ow.Batch(torch.rand(6, 8, generator=draw()), {"label": torch.arange(6) % 2})}
+    expected = SupervisedContrast(0.1).loss(view, view, draw())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = SupervisedContrast(0.1).loss(view, view, draw())
+
+    assert found.equal(expected)

@@ -43,7 +43,8 @@ def passed_through(value: Tensor, like: Tensor) -> Tensor:
 
 def clamp_weights(weight: Tensor) -> None:
     """Keep weights, of which the sign counts, between -1 and 1."""
-    weight.clamp_(-1, 1)
+    if weight.ndim > 1:
+        weight.clamp_(-1, 1)
 
 
 def fixed_head(width: int, num_classes: int) -> nn.Linear:

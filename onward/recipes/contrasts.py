@@ -6,8 +6,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onward.batch import Batch
+from onward.errors import SettingError
 from onward.objectives import Metrics, Objective
 from onward.samplers import Sampler, Views
+
+
+def check_has_others(samples: int) -> None:
+    """Refuse a mini-batch in which a sample has no other to be compared or mixed with.
+
+    Raises:
+        SettingError: It has one sample.
+    """
+    if samples < 2:
+        raise SettingError(
+            "A mini-batch of one sample has no other to be compared or mixed with. Use --set "
+            "training.drop_last=true, or another training.batch_size."
+        )
 
 
 class Symba(Objective):
@@ -33,7 +47,7 @@ class Symba(Objective):
     def scores(self, outputs: Batch) -> Float[Tensor, " samples"]:
         """Return the goodness of each sample."""
         flat = outputs.tensor.flatten(1)
-        return flat.square().mean(dim=1, dtype=torch.promote_types(flat.dtype, torch.float32))
+        return flat.to(torch.promote_types(flat.dtype, torch.float32)).square().mean(dim=1)
 
     def gap(self, outputs: Views) -> Float[Tensor, " samples"]:
         """Return by how much the positive of each sample leads."""
@@ -73,10 +87,13 @@ class SupervisedContrast(Objective):
 
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
         each = [view.counted for view in outputs.values()]
+        check_has_others(sum(map(len, each)))
         units = torch.cat([F.normalize(view.tensor.flatten(1).float()) for view in each])
         labels = torch.cat([view.label for view in each])
         is_other = ~torch.eye(len(units), dtype=torch.bool)
-        cosines = (units @ units.T / self.temperature).masked_fill(~is_other, float("-inf"))
+        # In float32, also where the block computes in bf16.
+        with torch.autocast(units.device.type, enabled=False):
+            cosines = (units @ units.T / self.temperature).masked_fill(~is_other, float("-inf"))
         log_p = cosines.log_softmax(dim=1).masked_fill(~is_other, 0.0)
         is_alike = (labels[:, None] == labels) & is_other
         alike = is_alike.sum(dim=1)
@@ -102,6 +119,7 @@ class Pairs(Sampler):
     names = ("first", "second")
 
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
+        check_has_others(len(batch))
         order = torch.randperm(len(batch), generator=draw)
         partner = torch.empty_like(order)
         partner[order] = order.roll(-1)

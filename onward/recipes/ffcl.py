@@ -33,6 +33,12 @@ class FFCLConfig(Section):
     weight_decay: NotNegative = 1e-5
     """Decay of weights a step, times the learning rate."""
 
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        is_alone = self.local_epochs == self.global_epochs == 0
+        reason = "no stage learns from pairs (network.local_epochs, network.global_epochs)"
+        return {"margin": reason} if is_alone else {}
+
 
 @recipe(
     source="Ahamed, Chen & Imran 2023, arXiv:2305.02927; stages and losses as in the authors' "

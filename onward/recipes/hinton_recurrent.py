@@ -31,7 +31,8 @@ class HintonRecurrentConfig(Section):
 
     updates: Literal["synchronous", "alternating"] = "synchronous"
     """Whether all layers see their neighbours as they were a tick before; or every other layer sees
-    those that were updated just now."""
+    those that were updated just now. Blocks are then numbered in the order in which layers are
+    updated: the first, the third, and so on, then the second."""
 
     counted: tuple[Annotated[int, Range(0)], ...] = (3, 4, 5)
     """Ticks, from 0, whose goodness counts for the label that is tried."""
@@ -117,12 +118,7 @@ def hinton_recurrent(
 
     def seen(source: int, reader: int, name: str) -> Edge:
         """Return how a layer sees another one, or itself."""
-        is_new = (
-            config.updates == "alternating"
-            and place[source] < place[reader]
-            and ((source + reader) % 2 == 1)
-        )
-        if is_new:
+        if config.updates == "alternating" and place[source] < place[reader]:
             return Edge(place[source], name=name)
         return Edge(place[source], delay=1, name=name, shape=(widths[source],))
 

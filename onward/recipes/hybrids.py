@@ -7,7 +7,11 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.errors import SettingError
+from onward.recipes.contrasts import check_has_others
 from onward.samplers import Sampler
+
+TRIES = 100
+"""How often masks are drawn before they are given up."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,35 @@ class Hybrids(Sampler):
 
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
         images = batch.tensor
-        if len(images) < 2:
+        if images.ndim < 3:
             raise SettingError(
-                "A mini-batch of one sample has no other to be mixed with. Use --set "
-                "training.drop_last=true, or another training.batch_size."
+                f"Hybrids are of images or signals, channels first, whose neighbours belong "
+                f"together; these samples have shape {tuple(images.shape[1:])}."
             )
+        check_has_others(len(images))
         # Each with the one that follows it in a random order, which is never the same one.
         order = torch.randperm(len(images), generator=draw)
         others = torch.empty_like(images)
         others[order] = images[order.roll(-1)]
-        shows = masks(len(images), images.shape[2:], smoothing=self.smoothing, draw=draw)
+        shows = self._masks(len(images), images.shape[2:], draw)
         negative = torch.where(shows[:, None], images, others)
         return {"positive": batch, "negative": batch.replace(inputs=negative)}
+
+    def _masks(self, samples: int, size: torch.Size, draw: torch.Generator) -> Tensor:
+        """Draw masks that show some of both samples: others would make no hybrid."""
+        shows = masks(samples, size, smoothing=self.smoothing, draw=draw)
+        for _ in range(TRIES):
+            flat = shows.flatten(1)
+            is_whole = flat.all(dim=1) | ~flat.any(dim=1)
+            if not is_whole.any():
+                return shows
+            again = int(is_whole.sum())
+            shows[is_whole] = masks(again, size, smoothing=self.smoothing, draw=draw)
+        raise SettingError(
+            f"Masks that are blurred {self.smoothing} times show all of one sample or of the other "
+            f"where samples have {' x '.join(map(str, size))} places. Blur them less often, with "
+            f"--set network.smoothing=1, or give larger samples."
+        )
 
 
 def masks(samples: int, size: torch.Size, *, smoothing: int, draw: torch.Generator) -> Tensor:

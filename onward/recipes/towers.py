@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from onward.batch import Batch
 from onward.layers import normalize_length
 from onward.objectives import Metrics, Objective, classified
+from onward.recipes.contrasts import check_has_others
 from onward.samplers import Sampler, Views
 
 BOTH = ("left", "right")
@@ -34,12 +35,13 @@ class PairOfInputs(Sampler):
 
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
         labels, size = batch.label, len(batch)
+        check_has_others(size)
         is_other = ~torch.eye(size, dtype=torch.bool)
         is_alike = (labels[:, None] == labels) & is_other
         wanted = torch.rand(size, generator=draw) < 0.5
         fits = torch.where(wanted[:, None], is_alike, is_other & ~is_alike)
-        # Where there is none that fits, any other; in a mini-batch of one, the sample itself.
-        fits = torch.where(fits.any(dim=1, keepdim=True), fits, is_other | (size == 1))
+        # Where there is none that fits, any other.
+        fits = torch.where(fits.any(dim=1, keepdim=True), fits, is_other)
         partner = torch.multinomial(fits.float(), 1, generator=draw).squeeze(1)
         x, other = batch.tensor, batch.label[partner]
         pair = batch.replace(inputs={"left": x, "right": x[partner]})
