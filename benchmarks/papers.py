@@ -8,7 +8,6 @@ The settings of each case are the recipe's own but for what CASES names. Trainin
 what is counted, and how a run that was cut goes on, are as in vision.py.
 """
 
-import statistics
 from typing import Any
 
 import common
@@ -87,11 +86,7 @@ def main() -> None:
         print(vision.told("digits", [found]), flush=True)
         common.last_line({key: found[key] for key in ("accuracy", "pflop")}, form)
         return
-    figures: dict[str, float] = {}
-    for name, each in vision.runs(CASES, options, "papers"):
-        figures[name] = round(statistics.mean(found["accuracy"] for found in each), 4)
-        print(vision.told(name, each), flush=True)
-    common.last_line(figures, form)
+    common.last_line(vision.measured(CASES, options, "papers"), form)
 
 
 if __name__ == "__main__":

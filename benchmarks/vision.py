@@ -17,7 +17,7 @@ backpropagation: same layers, data, schedule and epochs.
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,10 +91,10 @@ def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> 
     }
 
 
-def runs(
+def measured(
     cases: Mapping[str, Case], options: argparse.Namespace, script: str
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield each case that is asked for with the results of its seeds, trained or read.
+) -> dict[str, float]:
+    """Print a line for each case that is asked for, trained or read; return mean accuracies.
 
     Args:
         cases: Those there are.
@@ -105,6 +105,7 @@ def runs(
     unknown = [name for name in names if name not in cases]
     if unknown:
         raise SystemExit(f"There is no case {unknown[0]!r}; there are {'; '.join(cases)}.")
+    figures: dict[str, float] = {}
     for name in names:
         case = cases[name]
         common.need(case.data, options.data_dir)
@@ -116,7 +117,9 @@ def runs(
             if not path.exists():
                 common.record(path, trained(case, seed, options.data_dir, None))
             each.append(json.loads(path.read_text()))
-        yield name, each
+        figures[name] = round(statistics.mean(found["accuracy"] for found in each), 4)
+        print(told(name, each), flush=True)
+    return figures
 
 
 def told(name: str, found: list[dict[str, Any]]) -> str:
@@ -139,11 +142,7 @@ def main() -> None:
         print(told("digits", [found]), flush=True)
         common.last_line({key: found[key] for key in ("accuracy", "pflop")}, form)
         return
-    figures: dict[str, float] = {}
-    for name, each in runs(CASES, options, "vision"):
-        figures[name] = round(statistics.mean(found["accuracy"] for found in each), 4)
-        print(told(name, each), flush=True)
-    common.last_line(figures, form)
+    common.last_line(measured(CASES, options, "vision"), form)
 
 
 if __name__ == "__main__":

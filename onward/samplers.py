@@ -231,8 +231,16 @@ def wrong_labels(
         >>> wrong_labels(torch.tensor([0, 1]), num_classes=2, generator=torch.Generator())
         tensor([1, 0])
     """
+    _check_several(num_classes)
     step = torch.randint(1, num_classes, labels.shape, generator=generator)
     return (labels + step) % num_classes
+
+
+def _check_several(num_classes: int) -> None:
+    if num_classes < 2:
+        raise SettingError(
+            f"A wrong label is one of several classes, and num_classes is {num_classes}."
+        )
 
 
 def fixed_wrong_labels(batch: Batch, *, num_classes: int, seed: int) -> Int[Tensor, " samples"]:
@@ -243,6 +251,7 @@ def fixed_wrong_labels(batch: Batch, *, num_classes: int, seed: int) -> Int[Tens
         >>> fixed_wrong_labels(batch, num_classes=2, seed=0)
         tensor([1, 0])
     """
+    _check_several(num_classes)
     ids = torch.arange(len(batch)) if batch.ids is None else batch.ids
     # One draw for every id up to the largest here, so that a sample's is the same in any batch.
     draw = torch.Generator().manual_seed(seed)

@@ -92,9 +92,8 @@ class NetworkConfig(Section):
     widths: tuple[Count, ...] = (500, 500, 500, 500)
     """Units of each block; the input width comes from the data."""
 
-    objective: Literal["cross-entropy", "threshold", "symba"] = "cross-entropy"
-    """Local objective of each block: cross-entropy of a linear head; goodness above a threshold for
-    positives and below it for negatives; or more of it for a positive than for its negative."""
+    objective: Literal["cross-entropy", "threshold"] = "cross-entropy"
+    """Local objective of each block."""
 
     one_block: bool = False
     """All layers in one block, which is backpropagation."""
@@ -120,8 +119,7 @@ class NetworkConfig(Section):
     """Mean square of the activities at which a row is a coin toss between positive and negative."""
 
     slope: Positive | None = None
-    """Steepness of the threshold, or of symba, per mean square. None: the number of units, as
-    Hinton."""
+    """Steepness of the threshold, per mean square. None: the number of units, as Hinton."""
 
     peer: NotNegative = 0.0
     """Strength of peer normalisation; 0 turns it off."""
@@ -136,9 +134,8 @@ class NetworkConfig(Section):
         """Return which of these settings have no effect beside the others, with the reason."""
         found: dict[str, str] = {}
         if self.objective == "cross-entropy":
-            found["slope"] = "it is for the objectives threshold and symba"
-        if self.objective != "threshold":
-            found |= dict.fromkeys(("threshold", "peer"), "it is for the objective threshold")
+            reason = "it is for the objective threshold"
+            found |= dict.fromkeys(("threshold", "slope", "peer"), reason)
         if self.negatives is None:
             reason = "no label is written into the input (network.negatives)"
             found |= dict.fromkeys(("label_strength", "skip_first"), reason)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from textwrap import fill
 
 from torch import nn
 
@@ -12,15 +13,13 @@ from onward.recipes.blueprint import Blueprint, build_stages
 
 FOLDER = Path(__file__).parent.parent / "docs" / "recipes"
 OWN = re.compile(r"(?<=<!-- written by tests/recipe_pages.py -->\n).*(?=<!-- end -->)", re.DOTALL)
-IMAGES = ow.DataInfo(input_shape=(3, 32, 32), num_classes=10, is_image=True)
 WINDOWS = ow.DataInfo(input_shape=(64,), num_classes=256, is_image=False)
 DIGITS = ow.DataInfo(input_shape=(1, 28, 28), num_classes=10, is_image=True)
 
 
 def networks_of(recipe):
     """Return the networks of all stages, as built for images of the usual data set."""
-    words = recipe.summary.lower()
-    data = IMAGES if "convolutions" in words else WINDOWS if "bytes" in words else DIGITS
+    data = WINDOWS if recipe.name == "byte-lm" else DIGITS
     config = ow.RunConfig(recipe=recipe.name)
     blueprint = Blueprint(recipe, config.network, data)
     made = build_stages(
@@ -72,7 +71,8 @@ def told(recipe):
             "  end",
         ]
     chart = "\n".join(lines)
-    return f"\n{recipe.summary}\n\nSource: {recipe.source}.\n\n```mermaid\n{chart}\n```\n\n"
+    words = "\n\n".join(fill(text, 118) for text in (recipe.summary, f"Source: {recipe.source}."))
+    return f"\n{words}\n\n```mermaid\n{chart}\n```\n\n"
 
 
 def written_anew(page, recipe):

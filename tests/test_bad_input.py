@@ -92,7 +92,7 @@ def test_an_unknown_command_is_refused(capsys):
         (["--shards", "4", "--batch-size", "400"], "batch_size is 400, but shard 0 has 324 rows."),
         (
             ["--negatives", "random"],
-            "threshold and symba need negatives, and cross-entropy has none.",
+            "a threshold needs negatives, and cross-entropy has none.",
         ),
         (["--readout", "goodness"], "network.readout = goodness does not fit network.objective = "),
         (["pff", "--readout", "heads"], "network.readout = heads does not fit network.objective ="),

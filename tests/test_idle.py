@@ -39,7 +39,7 @@ def said(tmp_path, monkeypatch, capsys):
         ("pff", "optimizer.head_lr=0.5", "the network has no softmax head"),
         ("one-pass", "optimizer.head_weight_decay=0.5", "the network has no softmax head"),
         ("one-pass", "network.threshold=2.0", "it is for the objective threshold"),
-        ("one-pass", "network.slope=2.0", "it is for the objectives threshold and symba"),
+        ("one-pass", "network.slope=2.0", "it is for the objective threshold"),
         ("one-pass", "network.peer=0.1", "it is for the objective threshold"),
         ("one-pass", "network.label_strength=2.0", "no label is written into the input"),
         ("pff", "network.heads=last", "it is for the readout heads, and the readout is goodness"),

@@ -185,3 +185,11 @@ def test_supervised_contrast_is_in_float32_where_the_block_is_in_bf16():
         found = SupervisedContrast(0.1).loss(view, view, draw())
 
     assert found.equal(expected)
+
+
+def test_cells_of_one_number_are_refused():
+    info = ow.DataInfo(input_shape=(1, 8, 8), num_classes=10, is_image=True)
+    uff = ow.RECIPES["uff"]
+
+    with pytest.raises(SettingError, match=r"one number alone becomes 0.*widths is \[8, 1\]"):
+        uff(uff.settings(widths=(8, 1)), info)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import onward as ow
 from onward.batch import Batch
+from onward.errors import SettingError
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
@@ -428,3 +429,12 @@ def test_labels_in_color_images_are_in_proportion_to_their_length(shape, is_imag
     )
 
     assert network.sampler.strength == pytest.approx(strength)
+
+
+def test_one_class_has_no_wrong_label():
+    batch = ow.Batch(torch.zeros(2, 1), {"label": torch.tensor([0, 0])})
+
+    with pytest.raises(SettingError, match="one of several classes, and num_classes is 1"):
+        wrong_labels(batch.label, num_classes=1, generator=torch.Generator())
+    with pytest.raises(SettingError, match="one of several classes, and num_classes is 1"):
+        fixed_wrong_labels(batch, num_classes=1, seed=0)

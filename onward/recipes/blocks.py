@@ -16,8 +16,7 @@ from onward.networks import Network
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
-from onward.recipes.contrasts import Symba
-from onward.samplers import NEUTRAL, LabelEmbedding, Plain, Sampler
+from onward.samplers import NEUTRAL, LabelEmbedding, Negatives, Plain, Sampler
 from onward.settings import NetworkConfig, OptimizerConfig
 
 
@@ -42,16 +41,10 @@ def dense_network(
         SettingError: Settings do not fit the data or each other.
     """
     check_network(config)
-    seed, is_image, num_classes = torch.initial_seed(), data.is_image, data.num_classes
+    seed, num_classes = torch.initial_seed(), data.num_classes
     sampler: Sampler = Plain()
     if config.negatives is not None:
-        sampler = LabelEmbedding(
-            num_classes,
-            place="overwrite" if is_image else "append",
-            negatives=config.negatives,
-            strength=config.label_strength or label_strength(data),
-            flattens=not is_image,
-        )
+        sampler = label_sampler(data, config.negatives, config.label_strength)
     inputs = torch.Size(sampler.view_shape(data.input_shape)).numel()
     widths = (inputs, *config.widths)
 
@@ -69,10 +62,8 @@ def dense_network(
 
     def objective(number: int) -> Objective:
         width = widths[number + 1]
-        slope = config.slope if config.slope is not None else float(width)
-        if config.objective == "symba":
-            return Symba(slope)
         if config.objective == "threshold":
+            slope = config.slope if config.slope is not None else float(width)
             return Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
         # Without its own first weights, which torch's global generator would draw.
         head = nn.Linear(width, num_classes, bias=False, device="meta")
@@ -172,6 +163,23 @@ def softmax_head(
     )
 
 
+def label_sampler(data: DataInfo, negatives: Negatives, strength: float | None) -> LabelEmbedding:
+    """Return what writes a label into samples that dense blocks read.
+
+    Args:
+        data: What for. The label overwrites inputs of images, and comes before others.
+        negatives: How wrong labels are chosen.
+        strength: Input value of a label; None: as `label_strength` says.
+    """
+    return LabelEmbedding(
+        data.num_classes,
+        place="overwrite" if data.is_image else "append",
+        negatives=negatives,
+        strength=strength or label_strength(data),
+        flattens=not data.is_image,
+    )
+
+
 def label_strength(data: DataInfo) -> float:
     """Return the input value of an embedded label, in proportion to the length of samples.
 
@@ -193,19 +201,18 @@ def check_network(config: NetworkConfig) -> None:
         raise SettingError(
             f"network.dropout is a share of the inputs, from 0 to below 1; got {config.dropout}."
         )
-    has_heads = config.objective == "cross-entropy"
-    if has_heads is not (config.negatives is None):
+    if (config.objective == "threshold") is (config.negatives is None):
         raise SettingError(
             f"network.objective = {config.objective} and network.negatives = {config.negatives} "
-            f"do not fit: threshold and symba need negatives, and cross-entropy has none."
+            f"do not fit: a threshold needs negatives, and cross-entropy has none."
         )
-    if (config.readout == "heads") is not has_heads:
+    if (config.readout == "heads") is (config.objective == "threshold"):
         raise SettingError(
             f"network.readout = {config.readout} does not fit network.objective = "
-            f"{config.objective}: blocks with cross-entropy have heads to read, those with a "
-            f"threshold or symba are read by goodness or softmax."
+            f"{config.objective}: blocks with cross-entropy have heads to read, blocks with a "
+            f"threshold are read by goodness or softmax."
         )
-    if config.one_block and not has_heads:
+    if config.one_block and config.objective == "threshold":
         raise SettingError("network.one_block is backpropagation, and goes with cross-entropy.")
 
 

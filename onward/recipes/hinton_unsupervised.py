@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from onward.errors import SettingError
+from onward.recipes.hinton import hinton
 from onward.recipes.recipe import recipe
 from onward.settings import Count, NotNegative, OptimizerConfig, Positive, Section, Share
 from onward.values import Range
@@ -54,16 +55,7 @@ class HintonUnsupervisedConfig(Section):
 @recipe(
     source="Hinton 2022, arXiv:2212.13345, section 3.2; optimizer and peer normalization are those "
     "of his published Matlab code for section 3.3",
-    defaults={
-        "optimizer.name": "sgd",
-        "optimizer.lr": 0.01,
-        "optimizer.weight_decay": 0.001,
-        "optimizer.head_lr": 0.1,
-        "optimizer.head_weight_decay": 0.003,
-        "training.epochs": 60,
-        "training.schedule": "cooldown",
-        "plan.kind": "stream",
-    },
+    defaults={n: value for n, value in hinton.defaults.items() if not n.startswith("network.")},
 )
 def hinton_unsupervised(
     config: HintonUnsupervisedConfig, data: Any, *, optimizer: OptimizerConfig

@@ -76,18 +76,17 @@ def residual_layers(image_channels: int, channels: Sequence[int]) -> list[Layer]
     layers = [Layer(first, None)]
     for number, after in enumerate(channels):
         stride = 2 if number else 1
-        halving = nn.Sequential(
-            _convolution(before, after, stride), nn.BatchNorm2d(after), nn.ReLU()
-        )
-        is_same = stride == 1 and before == after
-        shortcut = nn.Sequential(
-            nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
-        )
-        adding = nn.Sequential(_convolution(after, after), nn.BatchNorm2d(after))
+        first = nn.Sequential(_convolution(before, after, stride), nn.BatchNorm2d(after), nn.ReLU())
+        second = nn.Sequential(_convolution(after, after), nn.BatchNorm2d(after))
+        shortcut: nn.Module = nn.Identity()
+        if number:
+            shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
+            )
         skipped = len(layers) - 1
-        layers.append(Layer(halving, None))
+        layers.append(Layer(first, None))
         reads = (Edge(skipped + 1, name="layer"), Edge(skipped, name="skipped"))
-        layers.append(Layer(AddedTo(adding, nn.Identity() if is_same else shortcut), reads))
+        layers.append(Layer(AddedTo(second, shortcut), reads))
         before = after
     return layers
 

@@ -81,6 +81,12 @@ def uff(config: UFFConfig, data: Any) -> Any:
     from onward.recipes.convolutions import Maps
     from onward.samplers import NEUTRAL, Plain
 
+    if config.cell != "convolutional" and min(math.prod(data.input_shape), *config.widths, 2) < 2:
+        raise SettingError(
+            f"Dense cells normalize what they read, of which one number alone becomes 0: samples "
+            f"and cells have two or more. These samples have shape {tuple(data.input_shape)}, and "
+            f"network.widths is {list(config.widths)}."
+        )
     rule = Adam(lr=config.lr, weight_decay=config.weight_decay)
     shape, blocks, features = tuple(data.input_shape), [], 0
     if config.cell == "convolutional":
