@@ -69,12 +69,17 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     for flag in FLAGS:
         add_flag(parser, flag)
+    add_set(parser, "any setting")
+
+
+def add_set(parser: argparse.ArgumentParser, what: str) -> None:
+    """Let a command take settings by their full names; `what` says which, in its help."""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.NAME=VALUE",
-        help="any setting; may be given several times",
+        help=f"{what}; may be given several times",
     )
 
 

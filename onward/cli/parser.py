@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from onward.cli.flags import FLAGS, add_flag, add_recipe, add_settings, add_traceback
+from onward.cli.flags import FLAGS, add_flag, add_recipe, add_set, add_settings, add_traceback
 from onward.errors import SettingError
 from onward.values import nearest
 from onward.version import VERSION
@@ -138,13 +138,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     for flag in ("--data", "--data-dir", "--validation", "--epochs", "--seed"):
         add_flag(parser, flag)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.NAME=VALUE",
-        help="any setting, of all recipes that have it; may be given several times",
-    )
+    add_set(parser, "any setting, of all recipes that have it")
     parser.add_argument(
         "--seeds",
         type=int,
