@@ -8,14 +8,16 @@ The settings of each case are the recipe's own but for what CASES names. Trainin
 what is counted, and how a run that was cut goes on, are as in vision.py.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import common
 import vision
 from vision import Case
 
+from onward.settings import Negatives
+
 MNIST_EPOCHS, FEWER_EPOCHS = 100, 30
-NEGATIVES: dict[str, dict[str, Any]] = {
+CLASSIFIERS: dict[str, dict[str, Any]] = {
     "adaptive, goodness": {},
     "random, goodness": {"network.negatives": "random"},
     "fixed, goodness": {"network.negatives": "fixed"},
@@ -34,7 +36,7 @@ def pff(data: str, epochs: int, seeds: int) -> dict[str, Case]:
     length = {"training.epochs": epochs}
     found = {
         f"{data}, pff, {name}, {epochs} epochs": Case(data, "pff", changes | length, seeds)
-        for name, changes in NEGATIVES.items()
+        for name, changes in CLASSIFIERS.items()
     }
     for heads in ("all", "last"):
         changes = OPTIMIZED | {"network.heads": heads} | length
@@ -42,6 +44,23 @@ def pff(data: str, epochs: int, seeds: int) -> dict[str, Case]:
         found[name] = Case(data, "one-pass", changes, seeds)
     return found
 
+
+def negatives(data: str, seeds: int) -> dict[str, Case]:
+    """Return small networks of PFF with each way to choose wrong labels, by name."""
+    small: dict[str, Any] = {"network.widths": (500,) * 4, "training.epochs": 15}
+    return {
+        f"{data}, negatives, {kind}": Case(data, "pff", small | {"network.negatives": kind}, seeds)
+        for kind in get_args(Negatives)
+    }
+
+
+ALONE = {"network.local_epochs": 0, "network.global_epochs": 0}
+EPOCHS: dict[float | None, dict[str, Any]] = {
+    0.01: {"training.epochs": 50},
+    0.1: {"training.epochs": 10},
+    None: {},
+}
+"""Epochs of each stage of FFCL, by the share of the labels."""
 
 LOCAL = {"network.layers": "local-fields"}
 CASES = {
@@ -52,15 +71,20 @@ CASES = {
     **pff("mnist", MNIST_EPOCHS, 1),
     **pff("mnist", FEWER_EPOCHS, 3),
     **pff("cifar10", FEWER_EPOCHS, 1),
+    **negatives("mnist", 3),
+    **negatives("cifar10", 1),
     **{
         f"{data}, uff, {cell}": Case(data, "uff", {"network.cell": cell})
         for data in ("mnist", "cifar10")
         for cell in CELLS
     },
-    "mnist, ffcl": Case("mnist", "ffcl", {}),
-    "mnist, ffcl, classes alone": Case(
-        "mnist", "ffcl", {"network.local_epochs": 0, "network.global_epochs": 0}
-    ),
+    **{
+        f"mnist, ffcl, {share or 1:.0%} of the labels, {name}": Case(
+            "mnist", "ffcl", changes | {"data.labelled": share} | EPOCHS[share]
+        )
+        for share in (0.01, 0.1, None)
+        for name, changes in (("three stages", {}), ("classes alone", ALONE))
+    },
     "mnist, iffcl": Case("mnist", "iffcl", {}),
     "mnist, symba": Case("mnist", "symba", {}),
     "mnist, mono-forward": Case("mnist", "mono-forward", {}),

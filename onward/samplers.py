@@ -12,6 +12,14 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.errors import SettingError
+from onward.negatives import (
+    fixed_wrong_labels,
+    gradually_likely_wrong_labels,
+    likely_wrong_labels,
+    nearest_wrong_labels,
+    wrong_labels,
+)
+from onward.settings import Negatives
 
 Views = Mapping[str, Batch]
 """A batch as a block sees it, several ways, by name, such as positive and negative."""
@@ -86,12 +94,6 @@ class Plain(Sampler):
         return {"input": batch}
 
 
-Negatives = Literal["fixed", "random", "adaptive", "hard"]
-"""How the wrong label of a negative is chosen: uniformly, once for the run; uniformly, anew each
-time; the wrong label that the network finds most likely; or drawn in proportion to what the network
-finds likely, the true label left out."""
-
-
 @dataclass(frozen=True)
 class LabelEmbedding(Sampler):
     """Writes a label into the input: the true one, a wrong one, or none in particular.
@@ -137,7 +139,7 @@ class LabelEmbedding(Sampler):
 
     @property
     def needs_hints(self) -> bool:  # type: ignore[override]
-        return self.negatives in ("adaptive", "hard")
+        return self.negatives in ("adaptive", "hard", "gradual")
 
     @property
     def draws_once(self) -> bool:  # type: ignore[override]
@@ -148,10 +150,31 @@ class LabelEmbedding(Sampler):
         return self.num_classes
 
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
+        if self.negatives == "mixed":
+            return self._mixed(batch, draw)
         wrong = self.wrong_labels(batch, draw, hints)
         return {
             "positive": self.with_label(batch, batch.label),
             "negative": self.with_label(batch, wrong),
+        }
+
+    def _mixed(self, batch: Batch, draw: torch.Generator) -> dict[str, Batch]:
+        """Return samples mixed two by two, with the mixture of their labels, and of wrong ones."""
+        x, true = batch.tensor, F.one_hot(batch.label, self.num_classes).float()
+        other = torch.randperm(len(batch), generator=draw)
+        # Half the samples stay as inference sees them.
+        share = 1 - 0.5 * torch.rand(len(batch), generator=draw)
+        share = share.where(torch.rand(len(batch), generator=draw) < 0.5, 1.0)[:, None]
+        mixed = x.lerp(x[other], (1 - share).view(-1, *[1] * (x.ndim - 1)).to(x.dtype))
+        wrong = wrong_labels(batch.label, num_classes=self.num_classes, generator=draw)
+        false = F.one_hot(wrong, self.num_classes).float()
+        codes = {
+            "positive": share * true + (1 - share) * true[other],
+            "negative": share * false + (1 - share) * false[other],
+        }
+        return {
+            name: batch.replace(inputs=self.embed(mixed, self.strength * code))
+            for name, code in codes.items()
         }
 
     def wrong_labels(
@@ -160,8 +183,12 @@ class LabelEmbedding(Sampler):
         """Return a label for each sample that is not its own."""
         if self.negatives == "fixed":
             return fixed_wrong_labels(batch, num_classes=self.num_classes, seed=draw.initial_seed())
+        if self.negatives == "nearest":
+            return nearest_wrong_labels(batch, num_classes=self.num_classes, generator=draw)
         if hints is None:
             return wrong_labels(batch.label, num_classes=self.num_classes, generator=draw)
+        if self.negatives == "gradual":
+            return gradually_likely_wrong_labels(batch.label, hints, generator=draw)
         sampled = self.negatives == "hard"
         return likely_wrong_labels(batch.label, hints, generator=draw if sampled else None)
 
@@ -220,72 +247,3 @@ class LabelEmbedding(Sampler):
         is_plane = input_shape[0] == 1 and self.place == "overwrite"
         is_leading = self.flattens or len(input_shape) == 1 or is_plane
         return self.num_classes if is_leading else 0
-
-
-def wrong_labels(
-    labels: Int[Tensor, " samples"], *, num_classes: int, generator: torch.Generator
-) -> Int[Tensor, " samples"]:
-    """Draw uniformly among the classes that a sample does not have.
-
-    Example:
-        >>> wrong_labels(torch.tensor([0, 1]), num_classes=2, generator=torch.Generator())
-        tensor([1, 0])
-    """
-    _check_several(num_classes)
-    step = torch.randint(1, num_classes, labels.shape, generator=generator)
-    return (labels + step) % num_classes
-
-
-def _check_several(num_classes: int) -> None:
-    if num_classes < 2:
-        raise SettingError(
-            f"A wrong label is one of several classes, and num_classes is {num_classes}."
-        )
-
-
-def fixed_wrong_labels(batch: Batch, *, num_classes: int, seed: int) -> Int[Tensor, " samples"]:
-    """Draw uniformly among the classes that a sample does not have, by its id alone.
-
-    Example:
-        >>> batch = Batch(torch.zeros(2, 1), {"label": torch.tensor([0, 1])}, torch.tensor([7, 8]))
-        >>> fixed_wrong_labels(batch, num_classes=2, seed=0)
-        tensor([1, 0])
-    """
-    _check_several(num_classes)
-    ids = torch.arange(len(batch)) if batch.ids is None else batch.ids
-    # One draw for every id up to the largest here, so that a sample's is the same in any batch.
-    draw = torch.Generator().manual_seed(seed)
-    most = int(ids.max()) + 1 if len(batch) else 0
-    step = torch.randint(1, num_classes, (most,), generator=draw)
-    return (batch.label + step[ids]) % num_classes
-
-
-def likely_wrong_labels(
-    labels: Int[Tensor, " samples"],
-    hints: Float[Tensor, "samples classes"],
-    *,
-    generator: torch.Generator | None = None,
-) -> Int[Tensor, " samples"]:
-    """Choose wrong labels by class scores: the most likely one, or a sample.
-
-    Args:
-        labels: True classes, which are never chosen.
-        hints: Class scores, as log-probabilities up to a constant a sample.
-        generator: Samples in proportion to the probabilities. None takes the most likely.
-
-    Source:
-        Sampling: Hinton 2022, section 3.3. Most likely: Aktemur et al. 2024, arXiv:2404.08573,
-        section 5 (AdaptiveNEG).
-
-    Example:
-        >>> likely_wrong_labels(torch.tensor([0]), torch.tensor([[3.0, 1.0, 2.0]]))
-        tensor([2])
-    """
-    # Even the least likely class is likelier than the true one, which is out of the question.
-    least = torch.finfo(torch.float32).min
-    allowed = hints.float().clamp(min=least / 2).scatter(1, labels[:, None], float("-inf"))
-    if generator is None:
-        return allowed.argmax(dim=1)
-    # The largest of scores with Gumbel noise, -log(-log u), is a sample of their softmax.
-    uniform = torch.rand(allowed.shape, generator=generator).clamp_min(1e-20)
-    return (allowed - (-uniform.log()).log()).argmax(dim=1)

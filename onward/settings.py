@@ -17,6 +17,9 @@ Fill = Literal["zeros", "reflect"]
 Standardize = Literal["auto", "feature", "channel", "none"]
 """What gets a mean of 0 and a standard deviation of 1."""
 
+Negatives = Literal["fixed", "random", "adaptive", "hard", "gradual", "nearest", "mixed"]
+"""How the wrong label of a negative is chosen, see `NetworkConfig.negatives`."""
+
 
 class Section:
     """A section of a run; its settings are read by their types when it is made."""
@@ -55,6 +58,10 @@ class DataConfig(Section):
 
     split_seed: int = 0
     """Decides which rows are validation and test rows."""
+
+    labelled: Annotated[float, Range(0, 1, above=True)] | None = None
+    """Share of the training rows of each class whose labels are kept; the other rows are left out.
+    None: all."""
 
     context: Annotated[int, Range(2)] = 128
     """Bytes of a row of text: a window, which is all that a model of the next byte sees."""
@@ -108,8 +115,12 @@ class NetworkConfig(Section):
     skip_first: bool = True
     """Whether goodness and softmax readouts leave the first block out (if there are others)."""
 
-    negatives: Literal["fixed", "random", "adaptive", "hard"] | None = None
-    """How the wrong label of a negative is chosen; None for objectives without negatives."""
+    negatives: Negatives | None = None
+    """How the wrong label of a negative is chosen. fixed: uniformly, once for the run; random:
+    uniformly, anew each time; adaptive: the most likely one, by what the network says; hard: drawn
+    in proportion to what it says; gradual: adaptive as often as it is right, random otherwise;
+    nearest: that of the nearest sample of another class; mixed: random, with samples and labels
+    mixed two by two. None for objectives without negatives."""
 
     label_strength: Positive | None = None
     """Input value of an embedded label. None: 1; for images of several channels a tenth of the
@@ -222,9 +233,9 @@ class PlanConfig(Section):
     """Turns of each block (S); with stream, how often is reported. None: one an epoch."""
 
     hint_age: Annotated[int, Range(0)] | Literal["never"] | None = None
-    """Age of the class scores that draw adaptive and hard negatives: in chapters, or in
-    mini-batches with stream. None: the number of blocks in a chapter plan, 0 with stream, the
-    number of shards where there are several."""
+    """Age of the class scores that draw adaptive, hard and gradual negatives: in chapters, or
+    in mini-batches with stream. None: the number of blocks in a chapter plan, 0 with stream,
+    the number of shards where there are several."""
 
     optimizer_state: str = "travel"
     """Moments at the start of a chapter: travel (those of the chapter before), restart (none),

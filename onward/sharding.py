@@ -117,21 +117,42 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
         training = training.counted
         dataset = replace(dataset, training=training, digest=digest)
     if dataset.validation is not None:
-        return replace(dataset, digest=digest)
+        return replace(dataset, training=labelled(config, training), digest=digest)
     if training.structure or "label" not in training.targets or not config.data.validation:
         # Parts of a graph belong together, and without classes there is nothing to be right about.
         nothing = training.replace(structure={}).take(slice(0, 0))
-        return replace(dataset, validation=nothing, digest=digest)
+        training = labelled(config, training)
+        return replace(dataset, training=training, validation=nothing, digest=digest)
     kept, held_out = datasets.split_validation(
         dataset, config.data.validation, seed=config.data.split_seed
     )
     return replace(
         dataset,
-        training=training.take(kept),
+        training=labelled(config, training.take(kept)),
         validation=training.take(held_out),
         groups=None,
         digest=digest,
     )
+
+
+def labelled(config: RunConfig, training: Batch) -> Batch:
+    """Return the training samples whose labels are kept.
+
+    Raises:
+        SettingError: They have none, or belong together.
+        DataError: None would be left.
+    """
+    share = config.data.labelled
+    if share is None:
+        return training
+    if training.structure or "label" not in training.targets:
+        raise SettingError(
+            f"data.labelled is {share}, but samples cannot be left out here: these have no labels, "
+            f"or belong together as a graph does. Leave it out."
+        )
+    seed = config.data.split_seed
+    kept, _ = datasets.hold_out(training.label, None, 1 - share, seed=seed, purpose="labels")
+    return training.take(kept)
 
 
 def load_shards(

@@ -53,6 +53,7 @@ ORDER = [
     "augmentation",
     "layers",
     "optimizers",
+    "negatives",
     "samplers",
     "objectives",
     "blocks",

@@ -12,6 +12,14 @@ from hypothesis import strategies as st
 import onward as ow
 from onward.batch import Batch
 from onward.errors import SettingError
+from onward.negatives import (
+    NEIGHBORS,
+    fixed_wrong_labels,
+    gradually_likely_wrong_labels,
+    likely_wrong_labels,
+    nearest_wrong_labels,
+    wrong_labels,
+)
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
@@ -20,13 +28,8 @@ from onward.preparation import nodes_of
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import Settings, Shard
-from onward.samplers import (
-    LabelEmbedding,
-    Negatives,
-    fixed_wrong_labels,
-    likely_wrong_labels,
-    wrong_labels,
-)
+from onward.samplers import LabelEmbedding
+from onward.settings import Negatives
 from onward.transport.messages import SingleProcessTransport
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
@@ -162,7 +165,7 @@ def drawn(worker, labels, hints=None, time=0):
     return views["negative"].inputs[:, : worker.network.num_classes].argmax(dim=1)
 
 
-@pytest.mark.parametrize("negatives", KINDS)
+@pytest.mark.parametrize("negatives", [kind for kind in KINDS if kind != "mixed"])
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
 def test_a_worker_never_draws_the_true_label(negatives, num_classes):
     worker = worker_of(num_classes, negatives)
@@ -174,7 +177,7 @@ def test_a_worker_never_draws_the_true_label(negatives, num_classes):
         assert_wrong(drawn(worker, labels, hints, time), labels, num_classes)
 
 
-@pytest.mark.parametrize("negatives", ["adaptive", "hard"])
+@pytest.mark.parametrize("negatives", ["adaptive", "hard", "gradual"])
 def test_a_worker_draws_uniformly_before_there_are_hints(negatives):
     worker = worker_of(4, negatives)
 
@@ -270,8 +273,10 @@ def test_an_adaptive_negative_is_the_likeliest_wrong_label(labelled):
         assert row[negative].item() == max(wrong)
 
 
-def test_only_adaptive_and_hard_negatives_need_hints():
-    assert [n for n in KINDS if LabelEmbedding(3, negatives=n).needs_hints] == ["adaptive", "hard"]
+def test_only_negatives_that_ask_the_network_need_hints():
+    asking = [n for n in KINDS if LabelEmbedding(3, negatives=n).needs_hints]
+
+    assert asking == ["adaptive", "hard", "gradual"]
 
 
 def test_only_fixed_negatives_are_drawn_once():
@@ -317,6 +322,69 @@ def test_drawing_negatives_leaves_labels_and_scores_as_they_are():
     wrong_labels(labels, num_classes=2, generator=torch.Generator())
 
     assert (labels.tolist(), scores.tolist()) == ([0, 1], [[1.0, 2.0], [3.0, 4.0]])
+
+
+# Gradual, nearest and mixed negatives
+
+
+def test_gradual_negatives_are_uniform_at_first_and_the_likeliest_in_the_end():
+    labels = torch.arange(9000) % 4
+    likeliest = (labels + 1) % 4
+    likely = 0.5 * torch.eye(4)[likeliest]
+
+    def share(right):
+        """Return how often the likeliest wrong label is chosen, with so many samples right."""
+        true = torch.eye(4)[labels] * (torch.arange(9000) < 9000 * right)[:, None]
+        draw = torch.Generator().manual_seed(0)
+        chosen = gradually_likely_wrong_labels(labels, likely + true, generator=draw)
+        assert_wrong(chosen, labels, 4)
+        return (chosen == likeliest).float().mean().item()
+
+    # Five standard deviations of the binomial is about 0.025.
+    assert share(0.0) == pytest.approx(1 / 3, abs=0.025)
+    assert share(0.5) == pytest.approx(1 / 2 + 1 / 6, abs=0.025)
+    assert share(1.0) == 1.0
+
+
+def test_a_nearest_negative_has_the_label_of_the_nearest_sample_of_another_class():
+    draw = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(2 * NEIGHBORS + 7, 1, 2, generator=draw), torch.arange(1007) % 3
+
+    found = nearest_wrong_labels(Batch(x, {"label": labels}), num_classes=3, generator=draw)
+
+    assert_wrong(found, labels, 3)
+    for number in (0, 499, 500, 1006):
+        first = number - number % NEIGHBORS
+        others = [n for n in range(first, min(first + 500, 1007)) if labels[n] != labels[number]]
+        nearest = min(others, key=lambda n: (x[n] - x[number]).norm().item())
+        assert found[number] == labels[nearest]
+
+
+def test_where_all_neighbors_are_of_one_class_any_wrong_label_is_drawn():
+    batch = Batch(torch.zeros(900, 2), {"label": torch.zeros(900, dtype=torch.long)})
+
+    found = nearest_wrong_labels(batch, num_classes=4, generator=torch.Generator())
+
+    assert found.unique().tolist() == [1, 2, 3]
+
+
+def test_views_of_mixed_negatives_differ_in_the_label_alone_which_is_mixed_as_the_sample():
+    x, labels = torch.eye(6).repeat(50, 1), (torch.arange(6) % 3).repeat(50)
+    sampler = LabelEmbedding(3, place="append", negatives="mixed", strength=2.0)
+
+    views = sampler.views(Batch(x, {"label": labels}), torch.Generator().manual_seed(0), None)
+
+    codes = {name: view.tensor[:, :3] / 2.0 for name, view in views.items()}
+    mixed = views["positive"].tensor[:, 3:]
+    assert mixed.equal(views["negative"].tensor[:, 3:])
+    # Sample n is of class n mod 3, so what it is made of says what its label is.
+    assert torch.allclose(codes["positive"], mixed[:, :3] + mixed[:, 3:])
+    for code in codes.values():
+        assert torch.allclose(code.sum(dim=1), torch.ones(300))
+    own = codes["positive"].gather(1, labels[:, None])
+    assert (own >= 0.5).all()
+    assert 100 < (own == 1).sum() < 250
+    assert (codes["negative"].argmax(dim=1) != labels)[own[:, 0] > 0.5].all()
 
 
 # The negatives that blocks get to see
@@ -381,8 +449,12 @@ def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
         ("chapters", "random", None),
         ("chapters", "adaptive", 1),
         ("chapters", "hard", 1),
+        ("chapters", "gradual", 1),
+        ("chapters", "nearest", None),
         ("stream", "fixed", None),
         ("stream", "random", None),
+        ("stream", "gradual", 0),
+        ("stream", "nearest", None),
         ("stream", "hard", 0),
         ("stream", "hard", 2),
     ],

@@ -5,12 +5,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from contract_data import unlabelled_vectors
 from data_files import of_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import onward as ow
 from onward.data import shards, split_validation
-from onward.errors import DataError
+from onward.errors import DataError, SettingError
+from onward.sharding import split
 
 any_seed = st.integers(0, 2**40)
 several = settings(max_examples=50, deadline=None, derandomize=True)
@@ -177,3 +180,46 @@ def test_shards_by_another_word_are_refused():
 def test_less_than_one_shard_is_refused(number):
     with pytest.raises(DataError, match=f"4 rows cannot be split into {number} shards"):
         shards(torch.arange(4), number, "iid", seed=0)
+
+
+# Labels of a share of the training samples
+
+
+def parts_of(dataset, **changes):
+    """Split a data set as a run does, with these settings."""
+    settings = {f"data.{name}": value for name, value in changes.items()}
+    return split(ow.RunConfig().with_settings(settings), dataset)
+
+
+def test_a_share_of_the_training_samples_keeps_its_labels_by_class():
+    y = (torch.arange(1000) % 10).numpy()
+    dataset = ow.dataset(np.arange(1000.0)[:, None], y, test=0.2)
+
+    whole, some = parts_of(dataset), parts_of(dataset, labelled=0.1)
+    other = parts_of(dataset, labelled=0.1, split_seed=1)
+
+    assert sorted(some.training.label.bincount().tolist()) == [7] * 8 + [8] * 2
+    assert some.validation.inputs.equal(whole.validation.inputs)
+    assert some.test.inputs.equal(whole.test.inputs)
+    assert set(some.training.inputs.flatten().tolist()) < set(
+        whole.training.inputs.flatten().tolist()
+    )
+    assert not some.training.inputs.equal(other.training.inputs)
+
+
+def test_labels_are_left_out_also_where_nothing_is_held_out():
+    dataset = ow.dataset(np.arange(1000.0)[:, None], np.arange(1000) % 10, test=0.2)
+
+    assert len(parts_of(dataset, labelled=0.25, validation=0).training) == 200
+
+
+def test_labels_of_samples_without_any_are_not_left_out():
+    with pytest.raises(SettingError, match=r"data\.labelled is 0\.5, but samples cannot be left"):
+        parts_of(unlabelled_vectors(), labelled=0.5)
+
+
+def test_a_share_of_labels_that_leaves_none_is_refused():
+    dataset = ow.dataset(np.arange(20.0)[:, None], np.arange(20) % 2, test=0.5)
+
+    with pytest.raises(DataError, match="rows cannot be held out"):
+        parts_of(dataset, labelled=0.01)

@@ -21,7 +21,10 @@ FLAGS = {
     ),
     "--widths": ("network.widths", "units of each block, first to last: 500,500,500,500"),
     "--heads": ("network.heads", "whose heads vote: all or last"),
-    "--negatives": ("network.negatives", "fixed, random, adaptive or hard"),
+    "--negatives": (
+        "network.negatives",
+        "fixed, random, adaptive, hard, gradual, nearest or mixed",
+    ),
     "--readout": ("network.readout", "heads, goodness or softmax"),
     "--dropout": ("network.dropout", "share of each block's inputs dropped in training"),
     "--lr": ("optimizer.lr", "learning rate of the blocks"),

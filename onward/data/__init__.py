@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from onward.data.published import Listing, available
     from onward.data.shared import read_shared, write_shared
-    from onward.data.splits import shards
+    from onward.data.splits import hold_out, shards
 else:
     __getattr__, __dir__ = on_demand(
         __name__,
@@ -34,7 +34,7 @@ else:
             ),
             "onward.data.published": ("Listing", "available"),
             "onward.data.shared": ("read_shared", "write_shared"),
-            "onward.data.splits": ("shards",),
+            "onward.data.splits": ("hold_out", "shards"),
         },
     )
 
@@ -44,6 +44,7 @@ __all__ = [
     "DataInfo",
     "Dataset",
     "from_arrays",
+    "hold_out",
     "is_channels_last",
     "Listing",
     "load",

@@ -16,8 +16,8 @@ from onward.networks import Network
 from onward.objectives import CrossEntropy, Objective, Threshold
 from onward.optimizers import SGD, Adam, Optimizer
 from onward.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
-from onward.samplers import NEUTRAL, LabelEmbedding, Negatives, Plain, Sampler
-from onward.settings import NetworkConfig, OptimizerConfig
+from onward.samplers import NEUTRAL, LabelEmbedding, Plain, Sampler
+from onward.settings import Negatives, NetworkConfig, OptimizerConfig
 
 
 def dense_network(
@@ -85,7 +85,7 @@ def dense_network(
         for number in range(depth):
             add(Block(layers[number], objective(number), rule))
     has_head = config.negatives is not None and (
-        config.readout == "softmax" or config.negatives == "hard"
+        config.readout == "softmax" or config.negatives in ("hard", "gradual")
     )
     if has_head:
         add(softmax_head(config.widths, num_classes, head_rule, skip_first=config.skip_first))

@@ -28,7 +28,8 @@ from onward.recipes.convolutions import (
     rules_of,
     whitening_of,
 )
-from onward.samplers import NEUTRAL, LabelEmbedding, Negatives
+from onward.samplers import NEUTRAL, LabelEmbedding
+from onward.settings import Negatives
 
 
 class LabelledLayer(nn.Module):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from onward.batch import Batch
 from onward.layers import normalize_length
-from onward.samplers import Sampler, wrong_labels
+from onward.negatives import wrong_labels
+from onward.samplers import Sampler
 
 
 @dataclass(frozen=True)
