@@ -108,7 +108,8 @@ def calibrate(
         bound: What is guaranteed for new samples, a name of `ow.exits.BOUNDS`. The samples are then
             cut in two: one half makes the policies, the other tests them, from cautious to bold,
             and the last before the first that fails is taken. That holds for samples drawn one by
-            one; samples of few patients or recordings are not.
+            one; samples of few patients or recordings are not. The network must not have been
+            chosen by them either.
 
             - None: nothing.
             - "fixed-sequence": each policy is tested by a binomial test, with `delta`.

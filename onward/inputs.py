@@ -363,7 +363,8 @@ class InputTransformation(nn.Module):
         least, most = self.span
         room = most - least
         text = ""
-        if low < least - room or high > most + room:
+        is_beyond = low < least - room / 2 or high > most + room / 2
+        if is_beyond or 0 < high - low < room / 50:
             text = (
                 f"The samples have values from {low:.4g} to {high:.4g}, and the network was "
                 f"trained on values from {least:.4g} to {most:.4g}. Scale them as the training "

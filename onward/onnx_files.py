@@ -240,7 +240,8 @@ def _stages(
                 f"ONNX files are written with {package}, which is not installed. Install it with:\n"
                 f'    pip install "onward[export]"'
             )
-    policy.check(len(network.fold().exits))
+    sweeps = network.readout is not None and network.readout.sweeps
+    policy.check(len(network.fold().exits), is_sweep=sweeps)
     batch = example(network, like)
     reason = _obstacle(network, batch)
     if reason is None:

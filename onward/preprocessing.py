@@ -69,7 +69,8 @@ class Whitening(Preprocessing):
         channels: Channels of a sample.
         axes: 1 for signals, 2 for images, 3 for volumes.
         size: Places of a patch along each axis.
-        eps: Added to the mean square of each direction.
+        eps: Added to the mean square of each direction, in units of the mean over all, so that the
+            scale of samples does not matter.
 
     Source:
         Jordan 2024, arXiv:2404.00498, section 3.2; here the bias is left out, and nothing is
@@ -99,7 +100,8 @@ class Whitening(Preprocessing):
     def fit(self, sums: list[Tensor]) -> None:
         count, moments = sums
         variances, directions = torch.linalg.eigh(moments / count)
-        scaled = directions / (variances.clamp(min=0) + self.eps).sqrt()
+        room = self.eps * variances.mean().clamp(min=torch.finfo(torch.float32).tiny)
+        scaled = directions / (variances.clamp(min=0) + room).sqrt()
         filters = scaled.T.reshape(-1, *self.filters.shape[1:])
         self.filters.copy_(torch.cat([filters, -filters]))
 

@@ -1,5 +1,7 @@
 """What a network is asked: checked by whoever is asked, whatever holds the samples."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,27 @@ def test_values_far_from_those_of_the_training_are_warned_of_with_both_ranges():
 
     with pytest.warns(OnwardWarning, match=r"from 0 to 200, and the network was trained on values"):
         network.predict(np.linspace(0, 200, 16).reshape(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("learned", "asked"),
+    [(1 / 255, lambda x: x * 2 - 1), (1 / 255, lambda x: (x - 0.13) / 0.31), (1.0, lambda x: x)],
+    ids=["-1 to 1", "standardized", "0 to 1 for 0 to 255"],
+)
+def test_images_scaled_otherwise_than_those_of_the_training_are_warned_of(learned, asked):
+    network = trained((pixels() * learned).astype(np.float32), classes())
+
+    with pytest.warns(OnwardWarning, match="Scale them as the training samples were"):
+        network.predict(asked(np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 1, 4, 4)))
+
+
+def test_images_that_are_all_dark_or_somewhat_brighter_are_not_warned_of():
+    network = trained(pixels() / 255, classes())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.predict(np.zeros((1, 1, 4, 4)))
+        network.predict(np.linspace(0, 1.3, 16).reshape(1, 1, 4, 4))
 
 
 def test_pixels_asked_of_a_network_of_floats_are_warned_of():

@@ -89,7 +89,7 @@ def test_filters_are_updated_by_muon_and_keep_their_length():
 @pytest.mark.parametrize(
     ("shape", "settings", "said"),
     [
-        ((3, 9, 9), {"pooled": (1, 2, 3, 4)}, "names layer 4, and network.channels has 3"),
+        ((3, 9, 9), {"pooled": (1, 2, 3, 4)}, "names layer 4, and there are 3 layers"),
         ((3, 4, 9), {"pooled": (1, 3)}, "pooled in layer 3: nothing would be left. Pool fewer"),
         ((3, 4, 9), {"pooled": (1, 3)}, "such as --set network.pooled=1, or"),
         ((3, 2, 9), {"pooled": (1, 3)}, "such as --set network.pooled=0, or"),
@@ -125,10 +125,44 @@ def test_a_last_mini_batch_of_one_is_refused_under_batch_normalization_or_left_o
     assert result.network.all_blocks[0].module[0][2].num_batches_tracked == 3 * 4
 
 
+def test_layers_1_3_and_5_are_pooled_as_far_as_there_are_such():
+    def sizes(*channels):
+        found = conv(
+            ConvConfig(channels=channels), DataInfo(input_shape=(3, 33, 33), num_classes=2)
+        )
+        maps, each = torch.zeros(1, 3, 33, 33), []
+        maps = found.preprocessing(maps)
+        for block in found.all_blocks:
+            maps = block.module(maps)
+            each.append(maps.shape[-1])
+        return each
+
+    assert sizes(4) == [16]
+    assert sizes(4, 4, 4, 4, 4, 4) == [16, 16, 8, 8, 4, 4]
+
+
 def correlated_images(samples=200):
     mixed = draw().normal(size=(samples, 2, 6, 6))
     mixed[:, 1] = mixed[:, 0] + 0.1 * mixed[:, 1]
     return torch.from_numpy(mixed)
+
+
+def test_the_scale_of_samples_does_not_matter_to_whitening():
+    x = correlated_images()
+    whitened = []
+    for scale in (1.0, 1e-3):
+        whitening = ow.Whitening(2, 2)
+        whitening.fit(total_sums(whitening, [scale * x]))
+        whitened.append(whitening(scale * x.float()))
+
+    torch.testing.assert_close(*whitened)
+
+
+def test_samples_of_zeros_are_whitened_to_zeros():
+    whitening = ow.Whitening(2, 2)
+    whitening.fit(total_sums(whitening, [torch.zeros(5, 2, 4, 4)]))
+
+    assert not whitening(torch.zeros(5, 2, 4, 4)).any()
 
 
 def test_whitened_patches_are_uncorrelated_with_a_mean_square_of_1():
@@ -156,7 +190,7 @@ def test_sums_over_signals_and_volumes_count_patches_that_do_not_overlap():
 
 
 def test_a_whitened_network_of_convolutions_learns_patterns():
-    x, y = draw().normal(size=(200, 1, 8, 8)).astype("float32"), classes(200)
+    x, y = draw().normal(size=(300, 1, 8, 8)).astype("float32"), classes(300)
     x[y == 1, :, 2:5] += 1
     network = conv(
         ConvConfig(channels=(8, 8), pooled=(1,)), DataInfo(input_shape=(1, 8, 8), num_classes=2)

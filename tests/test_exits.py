@@ -109,6 +109,13 @@ def test_what_is_no_policy_is_refused(change):
         ExitPolicy.from_json(found)
 
 
+def test_a_policy_without_numbers_is_refused():
+    with pytest.raises(SettingError, match="thresholds that are numbers; got NaN"):
+        ExitPolicy("margin", (math.nan,))
+    with pytest.raises(SettingError, match="drops that are numbers; got NaN"):
+        ExitPolicy("margin", (1.0,), (math.nan,))
+
+
 def test_what_lacks_a_part_is_no_policy():
     for name in ("confidence", "thresholds", "drops"):
         found = ExitPolicy("margin", (1.0,)).to_json()

@@ -12,6 +12,7 @@ from onward.blocks import Block
 from onward.errors import SettingError
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
+from onward.exits.outcomes import follow, look_at
 from onward.exits.policies import ExitPolicy, full_depth
 from onward.networks import Forward
 from onward.readouts import Fold, Readout
@@ -183,6 +184,19 @@ def test_labels_that_fall_behind_are_passed_no_further(trained, digits):
 def test_a_policy_for_another_depth_is_refused(network, digits):
     with pytest.raises(SettingError, match=r"has 9 thresholds, and the network \d exits"):
         answer(network, digits.x_test, full_depth(10))
+
+
+def test_a_policy_that_drops_labels_is_refused_where_none_are_tried_one_by_one(trained, digits):
+    network = trained["heads"]
+    policy = ow.ExitPolicy("margin", (1.0,) * (network.num_exits - 1), (0.5,) * 2)
+
+    for ask in (
+        lambda: answer(network, digits.x_test, policy),
+        lambda: follow(policy, look_at(network, digits.test)),
+        lambda: ow.export(network, "nowhere", policy),
+    ):
+        with pytest.raises(SettingError, match="there is nothing to drop"):
+            ask()
 
 
 def test_a_network_without_a_readout_has_no_exits(trained, digits):

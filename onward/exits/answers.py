@@ -52,7 +52,7 @@ def answer(
         batch_size: Samples at once; a batch with a structure is never cut.
 
     Raises:
-        SettingError: The network has no readout, or another number of exits than the policy.
+        SettingError: The network has no readout, or the policy is for other networks.
 
     Example:
         >>> import onward as ow
@@ -73,7 +73,7 @@ def answer(
 def _answer(network: Network, batch: Batch, policy: ExitPolicy) -> Answers:
     forward = Forward(network, batch)
     num_exits, num_samples = len(forward.fold.exits), len(batch)
-    policy.check(num_exits)
+    policy.check(num_exits, is_sweep=forward.readout.sweeps)
     exits = torch.zeros(num_samples, dtype=torch.int64)
     scores = torch.zeros(num_samples, network.num_classes)
     passes = torch.zeros(num_exits, num_samples, dtype=torch.int64)

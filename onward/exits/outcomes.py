@@ -101,7 +101,12 @@ def look_at(network: Network, batch: Batch) -> HeldOut:
 
 
 def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
-    """Return what becomes of samples under a policy, from what was seen at full depth."""
+    """Return what becomes of samples under a policy, from what was seen at full depth.
+
+    Raises:
+        SettingError: The policy is for other networks.
+    """
+    policy.check(len(seen.costs), is_sweep=seen.is_sweep)
     history, macs = dropped(policy, seen)
     num_exits, num_samples, _ = history.shape
     exits = torch.full((num_samples,), num_exits - 1)

@@ -107,9 +107,22 @@ class ExitPolicy:
                 f"A policy has as many drops as thresholds; got {len(self.drops)} and "
                 f"{len(self.thresholds)}."
             )
+        for name in ("thresholds", "drops"):
+            if any(map(math.isnan, getattr(self, name))):
+                raise SettingError(f"A policy has {name} that are numbers; got NaN.")
 
-    def check(self, num_exits: int) -> None:
-        """Raise a `SettingError` where the policy is for another number of exits."""
+    def check(self, num_exits: int, *, is_sweep: bool) -> None:
+        """Raise a `SettingError` where the policy is for other networks.
+
+        Args:
+            num_exits: Exits of the network.
+            is_sweep: Whether it tries every label, so that some can be dropped on the way.
+        """
+        if self.drops and not is_sweep:
+            raise SettingError(
+                "The policy drops labels, and this network computes the scores of all labels at "
+                "once: there is nothing to drop. Leave drops out."
+            )
         if num_exits != len(self.thresholds) + 1:
             raise SettingError(
                 f"The policy has {len(self.thresholds)} thresholds, and the network {num_exits} "
@@ -153,20 +166,14 @@ class ExitPolicy:
         Raises:
             SettingError: It is not one.
         """
-
-        def numbers(name: str) -> tuple[float, ...]:
-            values = tuple(map(float, found[name]))
-            if any(map(math.isnan, values)):
-                raise ValueError(f"{name} are no numbers")
-            return values
-
         if "neurons" in found and found["neurons"] != []:  # Older files have an empty list.
             raise SettingError(
                 "Exit policies have no neurons any more: the confidence sigmoid was removed, and "
                 "max-score decides the same."
             )
         try:
-            return ExitPolicy(str(found["confidence"]), numbers("thresholds"), numbers("drops"))
+            thresholds, drops = (tuple(map(float, found[n])) for n in ("thresholds", "drops"))
+            return ExitPolicy(str(found["confidence"]), thresholds, drops)
         except (LookupError, TypeError, ValueError) as error:
             raise SettingError(f"This is no exit policy: {json.dumps(found)[:200]}.") from error
 

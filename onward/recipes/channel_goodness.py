@@ -1,7 +1,7 @@
 """Channels of convolutions that compete, each group for a class of its own."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from onward.errors import SettingError
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
@@ -17,11 +17,6 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     channels: tuple[Count, ...] = (60, 120, 120, 180, 180, 180)
     """Filters of each layer, of 3 places along each axis; as many for each class."""
 
-    layers_per_block: Count | Literal["all"] = 1
-    """Layers that learn together by backpropagation, from the goodness of the last. all: one block
-    without goodness, which is ordinary backpropagation of the cross-entropy of a linear classifier
-    on averages over 4 places a side, to compare with."""
-
     goodness: Literal["square", "mean"] = "square"
     """What counts for a class: the mean square of its channels, or their mean."""
 
@@ -32,13 +27,7 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     heads: Literal["all", "last"] = "last"
     """Whose goodness counts."""
 
-    def without_effect(self) -> dict[str, str]:
-        """Return which of these settings have no effect beside the others, with the reason."""
-        found = super().without_effect()
-        if self.layers_per_block == "all":
-            reason = "one block learns with a linear classifier (layers_per_block)"
-            found |= dict.fromkeys(("goodness", "slope", "heads"), reason)
-        return found
+    local: ClassVar = ("goodness", "slope", "heads")
 
 
 @recipe(
@@ -56,19 +45,17 @@ def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
     # Lists of recipes and the help of the command do without torch.
     from onward.objectives import CrossEntropy
     from onward.readouts import SumOfHeads
-    from onward.recipes.convolutions import Maps, convolution_network, pooled_head
+    from onward.recipes.convolutions import Maps, backpropagation, convolution_network
     from onward.recipes.goodness import ClassGoodness
     from onward.samplers import Plain
 
+    if config.layers_per_block == "all":
+        return backpropagation(config, data)
+    _check_channels(config.channels, data.num_classes)
     slope = config.slope or {"square": 3.0, "mean": 10.0}[config.goodness]
-    classes, is_one_block = data.num_classes, config.layers_per_block == "all"
-    if not is_one_block:
-        _check_channels(config.channels, classes)
 
     def objective(maps: Maps) -> CrossEntropy:
-        if is_one_block:
-            return CrossEntropy(pooled_head(maps, classes, grid=4))
-        return CrossEntropy(ClassGoodness(classes, config.goodness, slope=slope))
+        return CrossEntropy(ClassGoodness(data.num_classes, config.goodness, slope=slope))
 
     return convolution_network(config, data, objective, Plain(), SumOfHeads(config.heads))
 

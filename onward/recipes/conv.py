@@ -1,7 +1,7 @@
 """Convolutions, each layer or few with a classifier of its own."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
@@ -24,6 +24,8 @@ class ConvConfig(ConvolutionConfig):
 
     heads: Literal["all", "last"] = "last"
     """Whose heads count."""
+
+    local: ClassVar = ("heads",)
 
 
 @recipe(

@@ -1,7 +1,7 @@
 """Settings that all recipes of convolutions have."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from onward.settings import Count, NotNegative, Positive, Section, Share
 from onward.values import Range
@@ -25,12 +25,13 @@ class ConvolutionConfig(Section):
     channels: tuple[Count, ...] = (48, 96, 96, 192, 192, 192)
     """Filters of each layer, of 3 places along each axis."""
 
-    pooled: tuple[Annotated[int, Range(0)], ...] = (1, 3, 5)
-    """Layers, counted from 1, that halve each axis by max pooling; 0 for none."""
+    pooled: tuple[Annotated[int, Range(0)], ...] | None = None
+    """Layers, counted from 1, that halve each axis by max pooling; 0 for none. None: 1, 3 and 5, as
+    far as there are so many layers."""
 
     layers_per_block: Count | Literal["all"] = 1
-    """Layers that learn together by backpropagation, from one classifier at their end. all: one
-    block, which is ordinary backpropagation, to compare with."""
+    """Layers that learn together by backpropagation, from one objective at their end. all: one
+    block with a classifier, which is ordinary backpropagation of cross-entropy, to compare with."""
 
     whitening: bool = True
     """Whether frozen filters first decorrelate patches of 2 places along each axis."""
@@ -50,7 +51,20 @@ class ConvolutionConfig(Section):
     weight_decay: NotNegative = 0.0
     """Decay of weights a step, times the learning rate, with Adam."""
 
+    local: ClassVar[tuple[str, ...]] = ()
+    """Settings that one block of all layers leaves without effect."""
+
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
-        names = ("filter_lr", "filter_momentum") if self.optimizer == "adam" else ()
-        return dict.fromkeys(names, "filters are updated by adam (network.optimizer)")
+        found: dict[str, str] = {}
+        if self.optimizer == "adam":
+            reason = "filters are updated by adam (network.optimizer)"
+            found |= dict.fromkeys(("filter_lr", "filter_momentum"), reason)
+        if self.layers_per_block == "all":
+            reason = "one block learns with one classifier (network.layers_per_block)"
+            found |= dict.fromkeys(self.local, reason)
+        return found
+
+    def pools(self, layer: int) -> bool:
+        """Return whether a layer, counted from 1, halves each axis."""
+        return layer in ((1, 3, 5) if self.pooled is None else self.pooled)

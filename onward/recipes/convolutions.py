@@ -12,12 +12,12 @@ from onward.blocks import Block
 from onward.data import DataInfo
 from onward.errors import SettingError
 from onward.networks import Network
-from onward.objectives import Objective
+from onward.objectives import CrossEntropy, Objective
 from onward.optimizers import Adam, Optimizer, optimizer
 from onward.preprocessing import Whitening
-from onward.readouts import Readout
+from onward.readouts import Readout, SumOfHeads
 from onward.recipes.convolution_config import ConvolutionConfig
-from onward.samplers import Sampler
+from onward.samplers import Plain, Sampler
 from onward.values import written
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def convolution_network(
     """
     maps = maps_of(config, data)
     layers = [
-        _layer(before, after, is_pooled=number in config.pooled)
+        _layer(before, after, is_pooled=config.pools(number))
         for number, (before, after) in enumerate(pairwise(maps), start=1)
     ]
     rules = rules_of(config)
@@ -78,6 +78,15 @@ def convolution_network(
         num_classes=data.num_classes,
         preprocessing=whitening_of(config, data),
     )
+
+
+def backpropagation(config: ConvolutionConfig, data: DataInfo) -> Network:
+    """Build the layers in one block, with a linear classifier on averages over 4 places a side."""
+
+    def objective(maps: Maps) -> Objective:
+        return CrossEntropy(pooled_head(maps, data.num_classes, grid=4))
+
+    return convolution_network(config, data, objective, Plain(), SumOfHeads("last"))
 
 
 def in_blocks(config: ConvolutionConfig, layers: Sequence[T]) -> list[Sequence[T]]:
@@ -123,11 +132,11 @@ def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
             + ("Use one-pass, or " if axes == 0 else "Reshape them: ")
             + "x.reshape(len(x), 1, -1) makes a signal of one channel of each."
         )
-    odd = sorted({n for n in config.pooled if n > len(config.channels)})
+    odd = sorted({n for n in config.pooled or () if n > len(config.channels)})
     if odd:
         raise SettingError(
-            f"network.pooled names layer {odd[0]}, and network.channels has "
-            f"{len(config.channels)}, counted from 1."
+            f"network.pooled names layer {odd[0]}, and there are {len(config.channels)} layers "
+            f"(network.channels). Leave it out, or name layers from 1 to {len(config.channels)}."
         )
     channels, *sizes = data.input_shape
     if config.whitening:
@@ -140,10 +149,10 @@ def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
         channels, sizes = 2 * channels * 2**axes, [places - 1 for places in sizes]
     found = [Maps(channels, tuple(sizes))]
     for number, width in enumerate(config.channels, start=1):
-        if number in config.pooled:
+        if config.pools(number):
             sizes = [places // 2 for places in sizes]
         if min(sizes) < 1:
-            fits = written(tuple(n for n in config.pooled if n < number) or (0,))
+            fits = written(tuple(n for n in range(1, number) if config.pools(n)) or (0,))
             raise SettingError(
                 f"Samples of shape {data.input_shape}, channels first, are too small to be pooled "
                 f"in layer {number}: nothing would be left. Pool fewer layers, such as --set "

@@ -1,21 +1,16 @@
 """Forward-Forward with convolutions."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Count, NotNegative, Positive
+from onward.settings import NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class FFConvConfig(ConvolutionConfig):
     """Layers of convolutions, and how they tell true labels from wrong ones."""
-
-    layers_per_block: Count | Literal["all"] = 1
-    """Layers that learn together by backpropagation, from the goodness of the last. all: one block
-    that sees no label, which is ordinary backpropagation of the cross-entropy of a linear
-    classifier on averages over 4 places a side, to compare with."""
 
     negatives: Literal["random", "hard"] = "random"
     """How the wrong label of a negative is chosen: any, or in proportion to what a softmax head
@@ -31,14 +26,7 @@ class FFConvConfig(ConvolutionConfig):
     """How classes are read off: by the goodness of each label, without that of the first block; or
     by one softmax head on the neutral label."""
 
-    def without_effect(self) -> dict[str, str]:
-        """Return which of these settings have no effect beside the others, with the reason."""
-        found = super().without_effect()
-        if self.layers_per_block == "all":
-            reason = "one block learns with a linear classifier (layers_per_block)"
-            names = ("negatives", "threshold", "slope", "readout")
-            found |= dict.fromkeys(names, reason)
-        return found
+    local: ClassVar = ("negatives", "threshold", "slope", "readout")
 
 
 @recipe(
@@ -53,25 +41,52 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
     The goodness of a sample with a label is the mean square of all maps of a block.
     """
     # Lists of recipes and the help of the command do without torch.
+    from itertools import pairwise
+
+    from torch import nn
+
+    from onward.blocks import Block
+    from onward.networks import Network
     from onward.objectives import CrossEntropy
-    from onward.readouts import SumOfHeads
-    from onward.recipes.convolutions import Maps, convolution_network, pooled_head
-    from onward.recipes.labelled import labelled_network
-    from onward.samplers import Plain
+    from onward.optimizers import Adam
+    from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
+    from onward.recipes.convolutions import (
+        backpropagation,
+        in_blocks,
+        maps_of,
+        rules_of,
+        whitening_of,
+    )
+    from onward.recipes.labelled import LabelledLayer, LabelledLayers, MapsHead, MapThreshold
+    from onward.samplers import NEUTRAL, LabelEmbedding
 
     if config.layers_per_block == "all":
-
-        def objective(maps: Maps) -> CrossEntropy:
-            return CrossEntropy(pooled_head(maps, data.num_classes, grid=4))
-
-        return convolution_network(config, data, objective, Plain(), SumOfHeads("last"))
-    return labelled_network(
-        config,
-        data,
-        negatives=config.negatives,
-        threshold=config.threshold,
-        slope=config.slope,
-        readout=config.readout,
+        return backpropagation(config, data)
+    classes, maps = data.num_classes, maps_of(config, data)
+    layers = [
+        LabelledLayer(before, after, classes, is_pooled=config.pools(number))
+        for number, (before, after) in enumerate(pairwise(maps), start=1)
+    ]
+    outputs = [own[-1] for own in in_blocks(config, maps[1:])]
+    blocks = []
+    for own, out in zip(in_blocks(config, layers), outputs, strict=True):
+        slope = config.slope or float(out.channels)
+        objective = MapThreshold(classes, out, threshold=config.threshold, slope=slope)
+        blocks.append(Block(LabelledLayers(own, classes), objective, rules_of(config)))
+    readouts: dict[str, Readout] = {"goodness": GoodnessSweep()}
+    if config.negatives == "hard" or config.readout == "softmax":
+        head = MapsHead(outputs, classes)
+        goal = CrossEntropy(nn.Identity(), views=(NEUTRAL,))
+        adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
+        blocks.append(Block(head, goal, adam, reads=tuple(range(len(outputs)))))
+        readouts["softmax"] = SoftmaxHead()
+    return Network(
+        blocks,
+        LabelEmbedding(classes, place="append", negatives=config.negatives),
+        readouts[config.readout],
+        num_classes=classes,
+        readouts=readouts,
+        preprocessing=whitening_of(config, data),
     )
 
 

@@ -1,35 +1,21 @@
 """Layers of convolutions that each see a label, and learn from how active they are with it."""
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from onward.batch import Batch
-from onward.blocks import Block
-from onward.data import DataInfo
 from onward.layers import normalize_length
-from onward.networks import Network
-from onward.objectives import CrossEntropy, Threshold
-from onward.optimizers import Adam
-from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
-from onward.recipes.convolution_config import ConvolutionConfig
+from onward.objectives import Threshold
 from onward.recipes.convolutions import (
     CONVOLUTIONS,
     NORMS,
     POOLS,
     Maps,
-    in_blocks,
-    maps_of,
     pooled_head,
-    rules_of,
-    whitening_of,
 )
-from onward.samplers import NEUTRAL, LabelEmbedding
-from onward.settings import Negatives
 
 
 class LabelledLayer(nn.Module):
@@ -132,56 +118,3 @@ class MapsHead(nn.Module):
             for head, maps in zip(self.heads, each, strict=True)
         ]
         return torch.stack(parts).sum(dim=0)
-
-
-def labelled_network(
-    config: ConvolutionConfig,
-    data: DataInfo,
-    *,
-    negatives: Negatives,
-    threshold: float,
-    slope: float | None,
-    readout: Literal["goodness", "softmax"],
-) -> Network:
-    """Build blocks that learn to tell true labels from wrong ones.
-
-    Args:
-        config: Layers and optimizers.
-        data: What for.
-        negatives: How wrong labels are chosen.
-        threshold: Mean square at which a sample is a coin toss.
-        slope: Steepness, per mean square; None: the channels of a block.
-        readout: How classes are read off.
-
-    Raises:
-        SettingError: Samples are no images or signals, or smaller than the pooling.
-    """
-    classes, maps, rules = data.num_classes, maps_of(config, data), rules_of(config)
-    layers = [
-        LabelledLayer(before, after, classes, is_pooled=number in config.pooled)
-        for number, (before, after) in enumerate(pairwise(maps), start=1)
-    ]
-    blocks: list[Block] = []
-    outputs: list[Maps] = []
-    several = zip(in_blocks(config, layers), in_blocks(config, maps[1:]), strict=True)
-    for own, (*_, out) in several:
-        module = LabelledLayers(own, classes)
-        steepness = slope or float(out.channels)
-        objective = MapThreshold(classes, out, threshold=threshold, slope=steepness)
-        blocks.append(Block(module, objective, rules))
-        outputs.append(out)
-    readouts: dict[str, Readout] = {"goodness": GoodnessSweep()}
-    if negatives == "hard" or readout == "softmax":
-        goal = CrossEntropy(nn.Identity(), views=(NEUTRAL,))
-        head = MapsHead(outputs, classes)
-        adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
-        blocks.append(Block(head, goal, adam, reads=tuple(range(len(outputs)))))
-        readouts["softmax"] = SoftmaxHead()
-    return Network(
-        blocks,
-        LabelEmbedding(classes, place="append", negatives=negatives),
-        readouts[readout],
-        num_classes=classes,
-        readouts=readouts,
-        preprocessing=whitening_of(config, data),
-    )

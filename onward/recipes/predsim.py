@@ -1,7 +1,7 @@
 """Prediction and similarity matching, layer by layer."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
@@ -12,23 +12,13 @@ from onward.settings import Count, Share
 class PredSimConfig(ConvolutionConfig):
     """Layers of convolutions, and what each learns."""
 
-    layers_per_block: Count | Literal["all"] = 1
-    """Layers that learn together by backpropagation, from one objective at their end. all: one
-    block, which learns from prediction alone: ordinary backpropagation of cross-entropy, to compare
-    with."""
-
     grid: Count = 4
     """Places a side of the grid over which a head averages; where maps are smaller, every place."""
 
     similarity: Share = 0.99
     """Share of similarity matching in the loss; the rest is prediction."""
 
-    def without_effect(self) -> dict[str, str]:
-        """Return which of these settings have no effect beside the others, with the reason."""
-        found = super().without_effect()
-        if self.layers_per_block == "all":
-            found["similarity"] = "one block learns from prediction alone (layers_per_block)"
-        return found
+    local: ClassVar = ("grid", "similarity")
 
 
 @recipe(
@@ -43,16 +33,22 @@ def predsim(config: PredSimConfig, data: Any) -> Any:
     not cut into slices. The last classifier names the class.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.objectives import CrossEntropy
     from onward.readouts import SumOfHeads
-    from onward.recipes.convolutions import CONVOLUTIONS, Maps, convolution_network, pooled_head
+    from onward.recipes.convolutions import (
+        CONVOLUTIONS,
+        Maps,
+        backpropagation,
+        convolution_network,
+        pooled_head,
+    )
     from onward.recipes.similarity import PredictionAndSimilarity
     from onward.samplers import Plain
 
-    def objective(maps: Maps) -> CrossEntropy:
+    if config.layers_per_block == "all":
+        return backpropagation(config, data)
+
+    def objective(maps: Maps) -> PredictionAndSimilarity:
         head = pooled_head(maps, data.num_classes, grid=config.grid)
-        if config.layers_per_block == "all":
-            return CrossEntropy(head)
         convolution = CONVOLUTIONS[len(maps.size) - 1](
             maps.channels, maps.channels, kernel_size=3, padding=1, bias=False
         )
