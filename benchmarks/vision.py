@@ -44,6 +44,7 @@ FF = {
     "training.epochs": 4,
 }
 WIDE = {"network.channels": (96, 192, 192, 384, 384, 384), "training.epochs": 16}
+DENSE = {"network.layers": "dense", "network.channels": (1024,) * 3, "training.epochs": 40}
 TWIN = {"network.layers_per_block": "all"}
 CASES = {
     "cifar10": Case("cifar10", "conv", {}),
@@ -58,6 +59,8 @@ CASES = {
     "mnist": Case("mnist", "conv", {}),
     "mnist, twin": Case("mnist", "conv", TWIN, 1),
     "mnist, dense": Case("mnist", "one-pass", SHIFTED | {"training.epochs": 40}),
+    "mnist, dense, predsim": Case("mnist", "predsim", DENSE),
+    "mnist, dense, predsim, twin": Case("mnist", "predsim", DENSE | TWIN, 1),
     "cifar10, dense": Case("cifar10", "one-pass", SHIFTED | FLIPPED | {"training.epochs": 20}),
 }
 """All cases by name."""

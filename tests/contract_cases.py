@@ -690,6 +690,7 @@ CASES = {
     "fixed heads": Case(fixed_heads, vectors, 2),
     "whitened": Case(whitened, vectors, 2),
     "predsim": Case(recipe_of("predsim", channels=(4, 6)), images, 2),
+    "predsim, dense": Case(recipe_of("predsim", channels=(4, 6), layers="dense"), images, 2),
     "channel-goodness": Case(recipe_of("channel-goodness", channels=(6, 6)), images, 2),
     "ff-conv": Case(recipe_of("ff-conv", channels=(4, 6)), images, 2),
     "ff-conv, hard": Case(

@@ -175,7 +175,8 @@ HELPERS = {
     "denoising, no readout": ("decoder",),
     "adversarial": ("decoder", "discriminator"),
     "recurrent": ("predictor",),
-    "predsim": ("convolution",),
+    "predsim": ("compared",),
+    "predsim, dense": ("compared",),
 }
 """What objectives need for the training alone."""
 

@@ -33,16 +33,20 @@ def loss_of(objective, maps, labels):
     return objective.loss(outputs, outputs, torch.Generator())
 
 
-@pytest.mark.parametrize("size", [(5, 4), (7,)])
+@pytest.mark.parametrize("size", [(5, 4), (7,), ()])
 def test_the_loss_is_that_of_the_formula_written_out(size):
     maps, labels, samples = draw(4, 6, *size), torch.tensor([0, 1, 1, 2]), range(4)
-    convolution = (nn.Conv1d, nn.Conv2d)[len(size) - 1](6, 6, 3, padding=1, bias=False)
+    compared = nn.Linear(6, 6, bias=False)
+    if size:
+        compared = (nn.Conv1d, nn.Conv2d)[len(size) - 1](6, 6, 3, padding=1, bias=False)
     head = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
-    objective = PredictionAndSimilarity(head, convolution, similarity=0.7)
+    objective = PredictionAndSimilarity(head, compared, similarity=0.7)
 
     loss = loss_of(objective, maps, labels)
 
-    features = [torch.stack([m.std() for m in sample]) for sample in convolution(maps)]
+    features = compared(maps)
+    if size:
+        features = [torch.stack([m.std() for m in sample]) for sample in features]
     classes = torch.eye(3)[labels]
     differences = [
         (alike(features[i], features[j]) - alike(classes[i], classes[j])) ** 2
@@ -73,7 +77,7 @@ def test_maps_of_one_place_and_samples_that_are_all_alike_have_a_finite_gradient
 def test_what_compares_samples_is_for_the_training_alone():
     (block, *_) = built().all_blocks
 
-    assert "objective.convolution.weight" in dict(block.trained())
+    assert "objective.compared.weight" in dict(block.trained())
     assert [name for name in block.shipped() if name.startswith("objective.")] == [
         "objective.head.2.weight",
         "objective.head.2.bias",
@@ -115,4 +119,22 @@ def test_digits_are_learned():
 
     losses = [p.figures["loss"] for p in result.progress if p.block == 1]
     assert losses[-1] < 0.7 * losses[0]
+    assert result.accuracy > 0.9
+
+
+@pytest.mark.parametrize(("layers_per_block", "widths"), [(1, [6, 8]), (2, [8]), ("all", [8])])
+def test_layers_may_be_dense(layers_per_block, widths):
+    network = built(layers="dense", layers_per_block=layers_per_block)
+
+    assert [block.objective.head.in_features for block in network.all_blocks] == widths
+    assert network(draw(5, 1, 8, 8)).shape == (5, 3)
+
+
+def test_dense_layers_learn_digits():
+    config = RunConfig(recipe="predsim").with_settings(
+        {"network.layers": "dense", "network.channels": (100, 100), "training.epochs": 5}
+    )
+
+    result = ow.run(config)
+
     assert result.accuracy > 0.9

@@ -1,7 +1,7 @@
 """Prediction and similarity matching, layer by layer."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
@@ -10,7 +10,11 @@ from onward.settings import Count, Share
 
 @dataclass(frozen=True, kw_only=True)
 class PredSimConfig(ConvolutionConfig):
-    """Layers of convolutions, and what each learns."""
+    """Layers, and what each learns."""
+
+    layers: Literal["convolutions", "dense"] = "convolutions"
+    """Kind of the layers. dense: of as many units as there are channels, with batch normalization
+    and GELU; samples are taken for vectors."""
 
     grid: Count = 4
     """Places a side of the grid over which a head averages; where maps are smaller, every place."""
@@ -20,6 +24,14 @@ class PredSimConfig(ConvolutionConfig):
 
     local: ClassVar = ("grid", "similarity")
 
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        found = super().without_effect()
+        if self.layers == "dense":
+            names = ("pooled", "whitening", "optimizer", "filter_lr", "filter_momentum", "grid")
+            found |= dict.fromkeys(names, "layers are dense (network.layers)")
+        return found
+
 
 @recipe(
     source="Nøkland & Eidnes 2019, arXiv:1901.06656, section 2 (predsim); layers and optimizers "
@@ -27,7 +39,7 @@ class PredSimConfig(ConvolutionConfig):
     defaults=DEFAULTS,
 )
 def predsim(config: PredSimConfig, data: Any) -> Any:
-    """Convolutions, each layer with a linear classifier, and samples of a class made alike.
+    """Each layer has a linear classifier, and makes samples of a class alike.
 
     Similarity matching compares the samples of a mini-batch with each other, so mini-batches are
     not cut into slices. The last classifier names the class.
@@ -44,6 +56,8 @@ def predsim(config: PredSimConfig, data: Any) -> Any:
     from onward.recipes.similarity import PredictionAndSimilarity
     from onward.samplers import Plain
 
+    if config.layers == "dense":
+        return _dense(config, data)
     if config.layers_per_block == "all":
         return backpropagation(config, data)
 
@@ -55,3 +69,36 @@ def predsim(config: PredSimConfig, data: Any) -> Any:
         return PredictionAndSimilarity(head, convolution, similarity=config.similarity)
 
     return convolution_network(config, data, objective, Plain(), SumOfHeads("last"))
+
+
+def _dense(config: PredSimConfig, data: Any) -> Any:
+    """Return a network of dense layers."""
+    from itertools import pairwise
+
+    from torch import nn
+
+    from onward.blocks import Block
+    from onward.networks import Network
+    from onward.objectives import CrossEntropy, Objective
+    from onward.optimizers import Adam
+    from onward.readouts import SumOfHeads
+    from onward.recipes.convolutions import in_blocks
+    from onward.recipes.similarity import PredictionAndSimilarity
+    from onward.samplers import Plain
+
+    def objective(units: int) -> Objective:
+        head = nn.Linear(units, data.num_classes)
+        if config.layers_per_block == "all":
+            return CrossEntropy(head)
+        compared = nn.Linear(units, units, bias=False)
+        return PredictionAndSimilarity(head, compared, similarity=config.similarity)
+
+    layers = [
+        nn.Sequential(nn.Linear(*sizes, bias=False), nn.BatchNorm1d(sizes[1]), nn.GELU())
+        for sizes in pairwise((data.num_inputs, *config.channels))
+    ]
+    layers[0].insert(0, nn.Flatten())
+    several = zip(in_blocks(config, layers), in_blocks(config, config.channels), strict=True)
+    adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
+    blocks = [Block(nn.Sequential(*own), objective(units[-1]), adam) for own, units in several]
+    return Network(blocks, Plain(), SumOfHeads("last"), num_classes=data.num_classes)

@@ -12,14 +12,14 @@ from onward.samplers import Views
 class PredictionAndSimilarity(CrossEntropy):
     """Cross-entropy of a head, and samples as alike as their classes are.
 
-    A convolution that is for the training alone makes other maps of the maps of the block. The
-    standard deviations of these are the features of a sample, and how alike samples are is the
-    cosine of their features. The loss is the squared difference from how alike their classes are,
-    a mean over all pairs of a mini-batch.
+    A layer that is for the training alone makes other maps, or units, of those of the block. The
+    standard deviations of maps, or units themselves, are the features of a sample, and how alike
+    samples are is the cosine of their features. The loss is the squared difference from how alike
+    their classes are, a mean over all pairs of a mini-batch.
 
     Args:
         head: Maps activities to class scores.
-        convolution: Makes the maps whose standard deviations are compared.
+        compared: Makes the maps, or units, that are compared: a layer without bias.
         similarity: Share of this in the loss; the rest is cross-entropy.
 
     Source:
@@ -30,17 +30,17 @@ class PredictionAndSimilarity(CrossEntropy):
 
     is_mean = False
     uses_weights = False
-    helpers = ("convolution",)
+    helpers = ("compared",)
 
-    def __init__(self, head: nn.Module, convolution: nn.Module, *, similarity: float) -> None:
+    def __init__(self, head: nn.Module, compared: nn.Module, *, similarity: float) -> None:
         super().__init__(head)
-        self.convolution = convolution
+        self.compared = compared
         self.similarity = similarity
 
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
         view = outputs["input"].counted
         logits = self.logits(view.tensor)
-        features = deviations(self.convolution(view.tensor).float())
+        features = deviations(self.compared(view.tensor).float())
         classes = F.one_hot(view.label, logits.shape[1]).to(features.dtype)
         difference = cosines(features) - cosines(classes)
         prediction = F.cross_entropy(logits, view.label)
@@ -48,13 +48,13 @@ class PredictionAndSimilarity(CrossEntropy):
 
 
 def deviations(maps: Float[Tensor, "samples channels *size"]) -> Float[Tensor, "samples features"]:
-    """Return the standard deviation of each map; of maps of one place, that place itself.
+    """Return the standard deviation of each map; of a unit, or a map of one place, its value.
 
     Example:
         >>> deviations(torch.tensor([[[1.0, 1.0], [0.0, 2.0]]]))
         tensor([[0.0000, 1.4142]])
     """
-    flat = maps.flatten(2)
+    flat = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
     return flat.std(dim=2) if flat.shape[2] > 1 else flat.squeeze(2)
 
 
