@@ -72,7 +72,7 @@ BEGINNING = Position(0, 0)
 def make_step(
     block: Block, training: Training, example: Views | None = None, team: Team | None = None
 ) -> Step:
-    """Return the way to train a block: in closed form where wished and known, else by autograd.
+    """Return the way to train a block: in closed form if asked for and known, else by autograd.
 
     Args:
         block: What is trained.

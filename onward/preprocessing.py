@@ -63,12 +63,12 @@ class Whitening(Preprocessing):
 
     The filters are the principal directions of the patches of all training samples, each scaled
     to a mean square of 1, and their negatives. Samples of C channels become 2 C size^d channels, d
-    the number of axes, and lose `size` - 1 places along each.
+    the number of axes, and lose `size` - 1 pixels along each.
 
     Args:
         channels: Channels of a sample.
         axes: 1 for signals, 2 for images, 3 for volumes.
-        size: Places of a patch along each axis.
+        size: Pixels of a patch along each axis.
         eps: Added to the mean square of each direction, in units of the mean over all, so that the
             scale of samples does not matter.
 
@@ -93,7 +93,7 @@ class Whitening(Preprocessing):
         """Return the number of patches that do not overlap, and their second moments."""
         for axis in range(2, 2 + self.axes):
             x = x.unfold(axis, self.size, self.size)
-        # Channels beside the places of a patch, which unfolding has put last.
+        # Channels beside the pixels of a patch, which unfolding has put last.
         patches = x.movedim(1, 1 + self.axes).flatten(1 + self.axes).flatten(0, self.axes)
         return [torch.tensor([len(patches)]), patches.T @ patches]
 

@@ -106,7 +106,7 @@ class LabelEmbedding(Sampler):
         published Matlab code.
 
     Example:
-        >>> sampler = LabelEmbedding(2, place="append")
+        >>> sampler = LabelEmbedding(2, place="prepend")
         >>> batch = Batch(torch.tensor([[0.5]]), {"label": torch.tensor([1])})
         >>> views = sampler.views(batch, torch.Generator(), None)
         >>> views["positive"].inputs, views["negative"].inputs
@@ -116,8 +116,9 @@ class LabelEmbedding(Sampler):
     num_classes: int
     """Classes, and inputs of each channel that carry the label."""
 
-    place: Literal["overwrite", "append"] = "overwrite"
-    """Whether the label takes the place of inputs, as for dark borders of images, or is added."""
+    place: Literal["overwrite", "prepend"] = "overwrite"
+    """Whether the label takes the place of inputs, as for dark borders of images, or is put in
+    front of them."""
 
     negatives: Negatives = "random"
     """How the wrong label is chosen."""
@@ -131,7 +132,7 @@ class LabelEmbedding(Sampler):
     names = ("positive", "negative")
 
     def __post_init__(self) -> None:
-        for name, kind in (("place", Literal["overwrite", "append"]), ("negatives", Negatives)):
+        for name, kind in (("place", Literal["overwrite", "prepend"]), ("negatives", Negatives)):
             if getattr(self, name) not in get_args(kind):
                 raise SettingError(
                     f"{name} is one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}."
@@ -218,7 +219,7 @@ class LabelEmbedding(Sampler):
             rest = x[:, self.num_classes :] if self.place == "overwrite" else x
             return torch.cat([codes, rest], dim=1)
         samples, channels = x.shape[:2]
-        if self.place == "append":
+        if self.place == "prepend":
             planes = codes.view(samples, self.num_classes, *[1] * (x.ndim - 2))
             return torch.cat([planes.expand(-1, -1, *x.shape[2:]), x], dim=1)
         pixels = x.flatten(2)[:, :, self.num_classes :]
@@ -233,13 +234,13 @@ class LabelEmbedding(Sampler):
             if self.num_classes > pixels:
                 raise SettingError(
                     f"{self.num_classes} labels cannot overwrite the first pixels of images that "
-                    f'have {pixels} a channel. Choose place="append", and the label comes in '
+                    f'have {pixels} a channel. Choose place="prepend", and the label comes in '
                     f"planes of its own; or give vectors, and it comes before them."
                 )
         elif self.place == "overwrite" and self.num_classes > input_shape[0]:
             raise SettingError(
                 f"{self.num_classes} labels cannot overwrite the first of {input_shape[0]} "
-                f'features. Choose place="append", and the label comes before them.'
+                f'features. Choose place="prepend", and the label comes before them.'
             )
         return super().view_shape(input_shape)
 

@@ -177,7 +177,7 @@ def load_shards(
 
 
 def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:
-    """Return a shard whose training samples have weights by their classes, where that is wished.
+    """Return a shard whose training samples have weights by their classes, if settings say so.
 
     Raises:
         SettingError: They have weights of their own, or no classes.

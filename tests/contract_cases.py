@@ -119,7 +119,7 @@ def convolutions_appended():
         ow.Block(Convolution(3 + CLASSES, 8), Symba(), ow.Adam(lr=0.01)),
         ow.Block(Convolution(8, 12), Symba(), ow.SGD(lr=0.1)),
     ]
-    sampler = ow.LabelEmbedding(CLASSES, place="append", negatives="fixed")
+    sampler = ow.LabelEmbedding(CLASSES, place="prepend", negatives="fixed")
     readout = ow.GoodnessSweep(skip_first=False)
     return [ow.Network(blocks, sampler, readout, num_classes=CLASSES)]
 

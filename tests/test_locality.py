@@ -65,7 +65,7 @@ def network_of(family, **changes):
     """Make a network of four blocks; `changes` are blocks by number."""
     blocks = [changes.get(f"block_{k}") or block_of(family, k) for k in range(BLOCKS)]
     if family == "threshold":
-        sampler = ow.LabelEmbedding(CLASSES, place="append")
+        sampler = ow.LabelEmbedding(CLASSES, place="prepend")
         return ow.Network(blocks, sampler, ow.GoodnessSweep(), num_classes=CLASSES)
     return ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=CLASSES)
 

@@ -171,7 +171,7 @@ def test_a_hybrid_shows_some_of_both_samples():
 
 
 def test_hybrids_of_samples_that_are_too_small_for_the_mask_are_refused():
-    with pytest.raises(SettingError, match=r"blurred 60 times .* 3 x 3 places"):
+    with pytest.raises(SettingError, match=r"blurred 60 times .* 3 x 3 pixels"):
         Hybrids(smoothing=60).views(ow.Batch(torch.rand(500, 1, 3, 3)), draw(), None)
     with pytest.raises(SettingError, match=r"these samples have shape \(9,\)"):
         Hybrids().views(ow.Batch(torch.rand(5, 9)), draw(), None)

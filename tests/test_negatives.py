@@ -289,7 +289,7 @@ def test_only_fixed_negatives_are_drawn_once():
 @several
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=20, unique=True), any_seed, st.data())
 def test_a_fixed_negative_of_a_sample_is_the_same_in_whatever_batch_it_comes(ids, seed, data):
-    sampler = LabelEmbedding(5, place="append", negatives="fixed")
+    sampler = LabelEmbedding(5, place="prepend", negatives="fixed")
     labels = torch.arange(301) % 5
     whole = Batch(torch.zeros(301, 2), {"label": labels}, ids=torch.arange(301))
     others = data.draw(st.permutations(ids))
@@ -370,7 +370,7 @@ def test_where_all_neighbors_are_of_one_class_any_wrong_label_is_drawn():
 
 def test_views_of_mixed_negatives_differ_in_the_label_alone_which_is_mixed_as_the_sample():
     x, labels = torch.eye(6).repeat(50, 1), (torch.arange(6) % 3).repeat(50)
-    sampler = LabelEmbedding(3, place="append", negatives="mixed", strength=2.0)
+    sampler = LabelEmbedding(3, place="prepend", negatives="mixed", strength=2.0)
 
     views = sampler.views(Batch(x, {"label": labels}), torch.Generator().manual_seed(0), None)
 
@@ -412,7 +412,7 @@ def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
         negatives=negatives,
         readout="goodness",
     )
-    network.sampler = Watched(3, place="append", negatives=negatives)
+    network.sampler = Watched(3, place="prepend", negatives=negatives)
     plan = (ChapterPlan if kind == "chapters" else StreamPlan)(
         nodes=nodes_of(network),
         epochs=epochs,

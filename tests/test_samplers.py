@@ -33,7 +33,7 @@ def views_of(sampler, x, labels, seed=0):
 # Label embedding
 
 
-def embedding(num_classes=3, *, place="append", **settings):
+def embedding(num_classes=3, *, place="prepend", **settings):
     return LabelEmbedding(num_classes, place=place, **settings)
 
 
@@ -47,7 +47,7 @@ def labels_in(x, num_classes):
     return x[:, :num_classes].argmax(dim=1)
 
 
-places = pytest.mark.parametrize("place", ["overwrite", "append"])
+places = pytest.mark.parametrize("place", ["overwrite", "prepend"])
 
 
 def test_a_label_overwrites_the_first_pixels_of_an_image_row_by_row():
@@ -73,7 +73,7 @@ def test_a_label_overwrites_the_first_pixels_of_all_channels():
 def test_a_label_comes_before_images_as_a_plane_for_each_class():
     x = images(2, 3, 2, 4)
 
-    found = shown(embedding(place="append"), x, [1, 2])
+    found = shown(embedding(place="prepend"), x, [1, 2])
 
     assert found.shape == (2, 6, 2, 4)
     assert (found[0, 1] == 1).all()
@@ -95,7 +95,7 @@ def test_a_label_overwrites_the_first_features_of_vectors():
 def test_a_label_is_put_before_vectors():
     x = images(2, 4)
 
-    found = shown(embedding(place="append"), x, [1, 2])
+    found = shown(embedding(place="prepend"), x, [1, 2])
 
     assert found[:, :3].tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     assert found[:, 3:].equal(x)
@@ -197,13 +197,13 @@ def test_a_sweep_tries_every_label_of_a_sample_in_a_row():
 @given(
     shape=st.lists(st.integers(2, 4), min_size=1, max_size=3).map(tuple),
     num_classes=st.integers(2, 5),
-    place=st.sampled_from(["overwrite", "append"]),
+    place=st.sampled_from(["overwrite", "prepend"]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 @example(shape=(3, 2, 2), num_classes=4, place="overwrite", dtype=torch.float32)
 def test_every_view_has_the_shape_that_the_sampler_says(shape, num_classes, place, dtype):
     room = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
-    place = place if room >= num_classes else "append"
+    place = place if room >= num_classes else "prepend"
     sampler = embedding(num_classes, place=place)
     x = torch.zeros(6, *shape, dtype=dtype)
 
@@ -232,8 +232,8 @@ def test_more_classes_than_there_are_inputs_to_overwrite_are_refused(shape, mess
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("place", r"place is one of overwrite, append; got 'other'"),
-        ("negatives", r"negatives is one of fixed, random, adaptive, hard; got 'other'"),
+        ("place", r"place is one of overwrite, prepend; got 'other'"),
+        ("negatives", r"negatives is one of fixed, random, adaptive, hard, gradual, nearest, mixed; got 'other'"),
     ],
 )
 def test_settings_that_a_label_embedding_does_not_know_are_refused(name, message):
@@ -246,7 +246,7 @@ def test_settings_that_a_label_embedding_does_not_know_are_refused(name, message
 
 
 def test_views_differ_in_the_first_inputs_only_where_the_label_is_written_there():
-    overwriting, appending = embedding(place="overwrite"), embedding(place="append")
+    overwriting, appending = embedding(place="overwrite"), embedding(place="prepend")
 
     assert overwriting.label_inputs((8,)) == appending.label_inputs((8,)) == 3
     assert overwriting.label_inputs((1, 4, 4)) == 3

@@ -133,7 +133,7 @@ def pairs_run(folder, slope=1.0, **changes):
         blocks = [
             ow.Block(m, ow.Threshold(8, threshold=1.0, slope=slope), ow.Adam()) for m in modules
         ]
-    sampler = ow.LabelEmbedding(3, place="append", **changes)
+    sampler = ow.LabelEmbedding(3, place="prepend", **changes)
     network = ow.Network(blocks, sampler, ow.GoodnessSweep(), num_classes=3)
     x = torch.rand(40, 9, generator=torch.Generator().manual_seed(0))
     dataset = ow.dataset(x, torch.arange(40) % 3)

@@ -173,7 +173,7 @@ def label_sampler(data: DataInfo, negatives: Negatives, strength: float | None) 
     """
     return LabelEmbedding(
         data.num_classes,
-        place="overwrite" if data.is_image else "append",
+        place="overwrite" if data.is_image else "prepend",
         negatives=negatives,
         strength=strength or label_strength(data),
         flattens=not data.is_image,

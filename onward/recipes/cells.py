@@ -13,7 +13,7 @@ from onward.samplers import Views
 
 
 class Encoder(nn.Module):
-    """Normalizes a sample, drops some of it where wished, and encodes the rest.
+    """Normalizes a sample, drops some of it if asked to, and encodes the rest.
 
     Args:
         layers: What encodes.
@@ -48,7 +48,7 @@ def dense_decoder(shape: tuple[int, ...], units: int) -> nn.Module:
 
 
 def convolutional_encoder(before: Maps, channels: int) -> Encoder:
-    """Return a convolution of 3 places a side, ReLU, and pooling to half the size."""
+    """Return a convolution with a kernel of size 3, ReLU, and pooling to half the size."""
     kind = len(before.size) - 1
     convolution = CONVOLUTIONS[kind](before.channels, channels, kernel_size=3, padding=1)
     return Encoder(nn.Sequential(convolution, nn.ReLU(), POOLS[kind](2)))

@@ -15,7 +15,7 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     """Layers of convolutions whose channels are divided among the classes."""
 
     channels: tuple[Count, ...] = (60, 120, 120, 180, 180, 180)
-    """Filters of each layer, of 3 places along each axis; as many for each class."""
+    """Filters of each layer, with kernels of size 3; as many for each class."""
 
     goodness: Literal["square", "mean"] = "square"
     """What counts for a class: the mean square of its channels, or their mean."""

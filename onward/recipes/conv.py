@@ -14,7 +14,7 @@ class ConvConfig(ConvolutionConfig):
     """Layers of convolutions, and their classifiers."""
 
     grid: Count = 4
-    """Places a side of the grid over which a head averages; where maps are smaller, every place."""
+    """Cells a side of the grid over which a head averages; in smaller maps, every position."""
 
     head_units: Annotated[int, Range(0)] = 128
     """Hidden units of a head, with batch normalization and GELU; 0: heads are linear."""
@@ -37,7 +37,7 @@ class ConvConfig(ConvolutionConfig):
 def conv(config: ConvConfig, data: Any) -> Any:
     """Convolutions, each layer with a small classifier of its own on averaged maps.
 
-    Images are whitened by frozen filters. A layer is a convolution, max pooling where wished,
+    Images are whitened by frozen filters. A layer is a convolution, max pooling in some,
     batch normalization and GELU.
     """
     # Lists of recipes and the help of the command do without torch.

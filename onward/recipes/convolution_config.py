@@ -23,7 +23,7 @@ class ConvolutionConfig(Section):
     """Layers of convolutions, how they are grouped into blocks, and what updates them."""
 
     channels: tuple[Count, ...] = (48, 96, 96, 192, 192, 192)
-    """Filters of each layer, of 3 places along each axis."""
+    """Filters of each layer, with kernels of size 3."""
 
     pooled: tuple[Annotated[int, Range(0)], ...] | None = None
     """Layers, counted from 1, that halve each axis by max pooling; 0 for none. None: 1, 3 and 5, as
@@ -34,7 +34,7 @@ class ConvolutionConfig(Section):
     block with a classifier, which is ordinary backpropagation of cross-entropy, to compare with."""
 
     whitening: bool = True
-    """Whether frozen filters first decorrelate patches of 2 places along each axis."""
+    """Whether frozen filters first whiten samples, in patches of 2 pixels along each axis."""
 
     optimizer: Literal["muon", "adam"] = "muon"
     """What updates filters; everything else is updated by Adam."""

@@ -39,7 +39,7 @@ class Maps(NamedTuple):
     """How many maps."""
 
     size: tuple[int, ...]
-    """Places of each along its axes."""
+    """Positions of each along its axes."""
 
 
 def convolution_network(
@@ -81,7 +81,7 @@ def convolution_network(
 
 
 def backpropagation(config: ConvolutionConfig, data: DataInfo) -> Network:
-    """Build the layers in one block, with a linear classifier on averages over 4 places a side."""
+    """Build the layers in one block, with a linear classifier on averages over a grid of 4 x 4."""
 
     def objective(maps: Maps) -> Objective:
         return CrossEntropy(pooled_head(maps, data.num_classes, grid=4))
@@ -96,18 +96,18 @@ def in_blocks(config: ConvolutionConfig, layers: Sequence[T]) -> list[Sequence[T
 
 
 def whitening_of(config: ConvolutionConfig, data: DataInfo) -> Whitening | None:
-    """Return what whitens samples, where that is wished."""
+    """Return what whitens samples, if settings say so."""
     channels, *axes = data.input_shape
     return Whitening(channels, len(axes)) if config.whitening else None
 
 
 def pooled_head(maps: Maps, num_classes: int, *, grid: int, units: int = 0) -> nn.Module:
-    """Return class scores from averages over a grid of places; at first they are all zero.
+    """Return class scores from averages over a grid; at first they are all zero.
 
     Args:
         maps: What it reads.
         num_classes: How many scores.
-        grid: Places a side of the grid; where maps are smaller, every place.
+        grid: Cells a side of the grid; in smaller maps, every position.
         units: Hidden units, with batch normalization and GELU; 0 for a linear map.
     """
     size = [min(grid, places) for places in maps.size]
@@ -143,7 +143,7 @@ def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
         if min(sizes) < 2:
             raise SettingError(
                 f"Samples of shape {data.input_shape}, channels first, are too small for "
-                f"whitening, which takes patches of 2 places along each axis. Use --set "
+                f"whitening, which takes patches of 2 pixels along each axis. Use --set "
                 f"network.whitening=false, or give larger samples."
             )
         channels, sizes = 2 * channels * 2**axes, [places - 1 for places in sizes]
@@ -173,7 +173,7 @@ def _layer(before: Maps, after: Maps, *, is_pooled: bool) -> nn.Module:
 
 
 def rules_of(config: ConvolutionConfig) -> Optimizer | dict[str | Callable[..., bool], Optimizer]:
-    """Return the optimizers: Muon for filters of the module where wished, Adam for the rest."""
+    """Return the optimizers: for filters of the module as settings say, Adam for the rest."""
     adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer == "adam":
         return adam

@@ -82,7 +82,7 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
         readouts["softmax"] = SoftmaxHead()
     return Network(
         blocks,
-        LabelEmbedding(classes, place="append", negatives=config.negatives),
+        LabelEmbedding(classes, place="prepend", negatives=config.negatives),
         readouts[config.readout],
         num_classes=classes,
         readouts=readouts,

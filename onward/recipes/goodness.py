@@ -13,7 +13,7 @@ class ClassGoodness(nn.Module):
 
     Args:
         num_classes: How many classes share the channels, each as many.
-        goodness: Mean square or mean of all places of the channels of a class.
+        goodness: Mean square or mean of all positions of the channels of a class.
         slope: What goodness is multiplied by, to be a logit.
 
     Source:

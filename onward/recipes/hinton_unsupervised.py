@@ -23,8 +23,8 @@ class HintonUnsupervisedConfig(Section):
     """Units of each dense layer."""
 
     fields: tuple[Count, ...] = (128, 220, 512)
-    """Units at each place, of layers of local fields. The first has a grid of 4 places a side, and
-    each of the others sees squares of 2 by 2 places of the one before."""
+    """Units at each position, of layers of local fields. The first has a grid of 4 x 4 positions,
+    and each of the others sees squares of 2 x 2 positions of the one before."""
 
     smoothing: Annotated[int, Range(0)] = 6
     """How often the mask of a hybrid is blurred. The paper says "repeatedly"."""
@@ -110,7 +110,7 @@ def _geometry(
     """Return channels, side, side of a field, stride and units of each layer.
 
     For images of 28 pixels a side these are the paper's: fields of 10 pixels, 6 apart, then grids
-    of 4, 3 and 2 places a side.
+    of 4, 3 and 2 positions a side.
     """
     channels, *sides = input_shape
     if len(sides) != 2 or sides[0] != sides[1] or sides[0] < 4 or not 1 <= len(fields) <= 4:

@@ -64,7 +64,7 @@ class Hybrids(Sampler):
             shows[is_whole] = masks(again, size, smoothing=self.smoothing, draw=draw)
         raise SettingError(
             f"Masks that are blurred {self.smoothing} times show all of one sample or of the other "
-            f"where samples have {' x '.join(map(str, size))} places. Blur them less often, with "
+            f"where samples have {' x '.join(map(str, size))} pixels. Blur them less often, with "
             f"--set network.smoothing=1, or give larger samples."
         )
 
@@ -74,7 +74,7 @@ def masks(samples: int, size: torch.Size, *, smoothing: int, draw: torch.Generat
 
     Args:
         samples: How many.
-        size: Places along each axis.
+        size: Pixels along each axis.
         smoothing: How often they are blurred.
         draw: Draws the bits.
 

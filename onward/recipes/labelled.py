@@ -24,7 +24,7 @@ class LabelledLayer(nn.Module):
     Maps are normalized over the mini-batch, each by itself, and then all of a sample together, to a
     mean of 0 and a mean square of 1. How active a sample is then depends on how its label fits, and
     not on the sample alone, nor on the goodness of the block before. A label adds a number to each
-    map that is learned for it, the same at all places.
+    map that is learned for it, the same at all positions.
 
     Args:
         before: What goes in.
@@ -84,7 +84,7 @@ class MapThreshold(Threshold):
     """A threshold for the mean square of the maps of a sample, without the planes of the label.
 
     Its scores are the slope times the mean square: how much more likely than with no activity it
-    thinks the label, as a logit. So blocks with many places do not outvote those with few.
+    thinks the label, as a logit. So blocks with many positions do not outvote those with few.
     """
 
     def __init__(self, num_classes: int, maps: Maps, *, threshold: float, slope: float) -> None:

@@ -15,7 +15,7 @@ class LocalLinear(nn.Module):
 
     Args:
         channels: Maps that come in.
-        side: Places of these along each axis.
+        side: Positions of these along each axis.
         field: Side of the square that a unit sees.
         stride: Distance between squares.
         padding: Zeros around the image.

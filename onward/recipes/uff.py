@@ -127,6 +127,6 @@ def _check_size(channels: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if len(axes) not in (1, 2, 3) or min(axes) < 2 ** len(channels):
         raise SettingError(
             f"{len(channels)} convolutional cells halve each axis as often, and need images or "
-            f"signals of {2 ** len(channels)} places a side or more; these samples have shape "
+            f"signals of {2 ** len(channels)} pixels a side or more; these samples have shape "
             f"{shape}, channels first. Use fewer network.channels, or network.cell=autoencoder."
         )

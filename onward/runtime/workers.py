@@ -228,7 +228,7 @@ class Worker(ABC):
         return self.network.transformed(training if training.structure else training.take(chosen))
 
     def mini_batch(self, epoch: int, shard: int, number: int, chosen: Tensor) -> Batch:
-        """Return a training mini-batch as its epoch sees it: transformed, augmented where wished.
+        """Return a training mini-batch as its epoch sees it: transformed, augmented if asked for.
 
         Args:
             epoch: The epoch.
