@@ -233,7 +233,10 @@ def test_more_classes_than_there_are_inputs_to_overwrite_are_refused(shape, mess
     ("name", "message"),
     [
         ("place", r"place is one of overwrite, prepend; got 'other'"),
-        ("negatives", r"negatives is one of fixed, random, adaptive, hard, gradual, nearest, mixed; got 'other'"),
+        (
+            "negatives",
+            r"negatives is one of fixed, random, adaptive, hard, gradual, nearest, mixed; got 'other'",
+        ),
     ],
 )
 def test_settings_that_a_label_embedding_does_not_know_are_refused(name, message):
