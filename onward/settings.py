@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from onward.values import Range, kinds, read_value
+from onward.values import NotEmpty, Range, kinds, read_value
 
 Count = Annotated[int, Range(1)]
+Counts = Annotated[tuple[Count, ...], NotEmpty()]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
@@ -96,7 +97,7 @@ class DataConfig(Section):
 class NetworkConfig(Section):
     """What is trained: blocks of one dense layer, and how classes are read off them."""
 
-    widths: tuple[Count, ...] = (500, 500, 500, 500)
+    widths: Counts = (500, 500, 500, 500)
     """Units of each block; the input width comes from the data."""
 
     objective: Literal["cross-entropy", "threshold"] = "cross-entropy"

@@ -7,7 +7,7 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -38,6 +38,18 @@ class Range:
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
         return low if self.high == math.inf else f"{low} and below {self.high:g}"
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """Lists that a setting may have: with one entry at least."""
+
+    def holds(self, entries: Sequence[Any]) -> bool:
+        """Return whether there is an entry."""
+        return bool(entries)
+
+    def __str__(self) -> str:
+        return "(at least one)"
 
 
 def changed(settings: Any, values: Mapping[str, Any], section: str) -> Any:
@@ -94,7 +106,7 @@ def is_readable(kind: Any) -> bool:
     """Return whether settings of a type can be read from text and from files."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return is_readable(inner[0]) and isinstance(inner[1], Range)
+        return is_readable(inner[0]) and isinstance(inner[1], Range | NotEmpty)
     if origin in (types.UnionType, typing.Union):
         return all(is_readable(each) for each in inner if each is not type(None))
     if origin is Literal:
@@ -108,10 +120,10 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
     """Return a value as the type of its setting, or say why it is none."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        number = read_value(name, value, inner[0])
-        if not inner[1].holds(number):
+        found = read_value(name, value, inner[0])
+        if not inner[1].holds(found):
             raise _refused(name, value, kind)
-        return number
+        return found
     if origin in (types.UnionType, typing.Union):
         return _read_any(name, value, kind)
     if origin is Literal:

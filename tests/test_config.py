@@ -75,7 +75,7 @@ def test_a_run_does_not_become_one_of_another_recipe_by_a_setting():
         optional={
             "data.name": st.text(st.characters(codec="utf-8"), max_size=20),
             "data.validation": st.floats(0, 1) | st.integers(0, 500),
-            "network.widths": st.lists(st.integers(1, 5000), max_size=4).map(tuple),
+            "network.widths": st.lists(st.integers(1, 5000), min_size=1, max_size=4).map(tuple),
             "network.one_block": st.booleans(),
             "network.negatives": st.sampled_from([None, "fixed", "hard"]),
             "network.slope": st.none() | st.floats(1e-9, 1e9),
@@ -264,7 +264,13 @@ def test_a_list_as_in_a_file_is_taken_for_whole_numbers():
         (
             "network.negatives",
             "few",
-            "network.negatives must be one of fixed, random, adaptive, hard; got 'few'.",
+            "network.negatives must be one of fixed, random, adaptive, hard, gradual, nearest, "
+            "mixed; got 'few'.",
+        ),
+        (
+            "network.widths",
+            [],
+            "network.widths must be whole numbers with commas between them (at least one); got [].",
         ),
         ("network.widths", "500,x", "network.widths must be a whole number; got 'x'."),
         ("network.widths", [500, 2.5], "network.widths must be a whole number; got 2.5."),

@@ -192,11 +192,6 @@ def label_strength(data: DataInfo) -> float:
 
 def check_network(config: NetworkConfig) -> None:
     """Raise a `SettingError` where network settings do not fit each other."""
-    if not config.widths or min(config.widths) < 1:
-        raise SettingError(
-            f"network.widths lists the units of each block and needs one at least; got "
-            f"{list(config.widths)}."
-        )
     if not 0 <= config.dropout < 1:
         raise SettingError(
             f"network.dropout is a share of the inputs, from 0 to below 1; got {config.dropout}."

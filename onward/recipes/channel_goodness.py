@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from onward.errors import SettingError
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Count, Positive
+from onward.settings import Counts, Positive
 from onward.values import written
 
 
@@ -14,7 +14,7 @@ from onward.values import written
 class ChannelGoodnessConfig(ConvolutionConfig):
     """Layers of convolutions whose channels are divided among the classes."""
 
-    channels: tuple[Count, ...] = (60, 120, 120, 180, 180, 180)
+    channels: Counts = (60, 120, 120, 180, 180, 180)
     """Filters of each layer, with kernels of size 3; as many for each class."""
 
     goodness: Literal["square", "mean"] = "square"

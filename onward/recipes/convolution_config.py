@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from onward.settings import Count, NotNegative, Positive, Section, Share
+from onward.settings import Count, Counts, NotNegative, Positive, Section, Share
 from onward.values import Range
 
 DEFAULTS = {
@@ -22,7 +22,7 @@ DEFAULTS = {
 class ConvolutionConfig(Section):
     """Layers of convolutions, how they are grouped into blocks, and what updates them."""
 
-    channels: tuple[Count, ...] = (48, 96, 96, 192, 192, 192)
+    channels: Counts = (48, 96, 96, 192, 192, 192)
     """Filters of each layer, with kernels of size 3."""
 
     pooled: tuple[Annotated[int, Range(0)], ...] | None = None

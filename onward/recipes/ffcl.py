@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Count, NotNegative, PlanConfig, Positive, Section, TrainingConfig
+from onward.settings import Counts, NotNegative, PlanConfig, Positive, Section, TrainingConfig
 from onward.values import Range
 
 
@@ -13,7 +13,7 @@ from onward.values import Range
 class FFCLConfig(Section):
     """A residual network, and how long each stage trains it."""
 
-    channels: tuple[Count, ...] = (16, 32, 64)
+    channels: Counts = (16, 32, 64)
     """Channels of each pair of layers, whose second adds what went into the first. All pairs but
     the first halve both axes."""
 
@@ -65,10 +65,9 @@ def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConf
     from onward.samplers import Plain
     from onward.stages import Stage
 
-    if len(data.input_shape) != 3 or not config.channels:
+    if len(data.input_shape) != 3:
         raise SettingError(
-            f"ffcl is for images, and network.channels lists one number or more; these samples "
-            f"have shape {data.input_shape}, channels first, and it is {list(config.channels)}."
+            f"ffcl is for images; these samples have shape {data.input_shape}, channels first."
         )
     layers = residual_layers(data.input_shape[0], config.channels)
     rule = Adam(lr=config.lr, weight_decay=config.weight_decay)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Count, NotNegative, OptimizerConfig, Positive, Section, Share
+from onward.settings import Counts, NotNegative, OptimizerConfig, Positive, Section, Share
 from onward.values import Range
 
 
@@ -17,10 +17,10 @@ class HintonRecurrentConfig(Section):
     """Dense layers; or, for square images, maps of the size of the image, with weights of their own
     at each place and fields of 11 pixels."""
 
-    widths: tuple[Count, ...] = (2000, 2000, 2000)
+    widths: Counts = (2000, 2000, 2000)
     """Units of each dense layer."""
 
-    maps: tuple[Count, ...] = (3, 3)
+    maps: Counts = (3, 3)
     """Units at each pixel, of layers of local fields."""
 
     ticks: Annotated[int, Range(2)] = 8

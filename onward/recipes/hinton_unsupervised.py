@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from onward.errors import SettingError
 from onward.recipes.hinton import hinton
 from onward.recipes.recipe import recipe
-from onward.settings import Count, NotNegative, OptimizerConfig, Positive, Section, Share
+from onward.settings import Counts, NotNegative, OptimizerConfig, Positive, Section, Share
 from onward.values import Range
 
 
@@ -19,10 +19,10 @@ class HintonUnsupervisedConfig(Section):
     """Dense layers; or three of units that each see a part of the image, with weights of their
     own."""
 
-    widths: tuple[Count, ...] = (2000, 2000, 2000, 2000)
+    widths: Counts = (2000, 2000, 2000, 2000)
     """Units of each dense layer."""
 
-    fields: tuple[Count, ...] = (128, 220, 512)
+    fields: Counts = (128, 220, 512)
     """Units at each position, of layers of local fields. The first has a grid of 4 x 4 positions,
     and each of the others sees squares of 2 x 2 positions of the one before."""
 

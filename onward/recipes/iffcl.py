@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.recipes.recipe import recipe
-from onward.settings import Count, Positive, Section
+from onward.settings import Counts, Positive, Section
 
 
 @dataclass(frozen=True, kw_only=True)
 class IFFCLConfig(Section):
     """Two networks of dense layers, and what their layers learn from each other."""
 
-    widths: tuple[Count, ...] = (64, 64)
+    widths: Counts = (64, 64)
     """Units of each layer of a tower; a layer that names classes comes last."""
 
     loss: Literal["cosine", "classifier"] = "cosine"

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from onward.recipes.recipe import recipe
-from onward.settings import Count, OptimizerConfig, Positive, Section, Share
+from onward.settings import Counts, OptimizerConfig, Positive, Section, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupConConfig(Section):
     """Dense layers that learn which samples are of a class, and the head that names it."""
 
-    widths: tuple[Count, ...] = (2000, 2000, 2000, 2000)
+    widths: Counts = (2000, 2000, 2000, 2000)
     """Units of each block."""
 
     temperature: Positive = 0.1

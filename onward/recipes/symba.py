@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.recipes.recipe import recipe
-from onward.settings import Count, OptimizerConfig, Positive, Section, Share
+from onward.settings import Counts, OptimizerConfig, Positive, Section, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class SymbaConfig(Section):
     """Dense layers that learn from a positive and a negative of each sample."""
 
-    widths: tuple[Count, ...] = (2000, 2000, 2000, 2000)
+    widths: Counts = (2000, 2000, 2000, 2000)
     """Units of each block."""
 
     negatives: Literal["fixed", "random"] = "random"

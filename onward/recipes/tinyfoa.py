@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.recipes.recipe import recipe
-from onward.settings import Count, Positive, Section
+from onward.settings import Counts, Positive, Section
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyFoAConfig(Section):
     """Dense layers, and heads that are drawn once."""
 
-    widths: tuple[Count, ...] = (2000, 2000, 2000, 2000)
+    widths: Counts = (2000, 2000, 2000, 2000)
     """Units of each block."""
 
     binary: bool = True

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Count, NotNegative, Positive, Section, Share
+from onward.settings import Counts, NotNegative, Positive, Section, Share
 from onward.values import Range
 
 
@@ -18,10 +18,10 @@ class UFFConfig(Section):
     one convolution; or a dense one whose reconstructions a discriminator is not to tell from true
     inputs."""
 
-    widths: tuple[Count, ...] = (1000, 1000, 1000)
+    widths: Counts = (1000, 1000, 1000)
     """Units of each dense cell."""
 
-    channels: tuple[Count, ...] = (32, 64, 128)
+    channels: Counts = (32, 64, 128)
     """Filters of each convolutional cell, which halves each axis."""
 
     dropped: Share = 0.3
