@@ -36,6 +36,19 @@ def test_a_product_is_a_multiplication_and_an_addition_for_each_pair():
     assert flops.count(torch.mm, torch.zeros(5, 3), torch.zeros(3, 4)) == 2 * 5 * 3 * 4
 
 
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_each_gradient_of_a_convolution_takes_what_the_convolution_takes(kind, groups):
+    layer = kind(8, 16, 3, padding=1, groups=groups)
+    x = torch.zeros(2, 8, 5, 6)
+
+    forward = flops.count(layer, x)
+
+    assert forward == 2 * 2 * 5 * 6 * layer.weight.numel()
+    assert flops.count(lambda: layer(x).sum().backward()) == 2 * forward
+    assert flops.count(lambda: layer(x.clone().requires_grad_()).sum().backward()) == 3 * forward
+
+
 def test_a_chapter_plan_counts_steps_and_passes_through_frozen_blocks():
     stage = begun("one-pass", network__dropout=0.0)
 
