@@ -93,7 +93,8 @@ class BlockCosts(Costs):
                 return self.validate
         work, block = plan.work(task), task.block
         if task.kind is TaskKind.SCORE:
-            return work.passed * self.score / ranks
+            passing = sum(self.neutral[b] for b in plan.below_heads)
+            return (work.scored * self.score + work.passed * passing) / ranks
         if task.kind is TaskKind.PASS:
             return work.passed * self.neutral[block]
         is_head, learning = block in plan.heads, self.train[block]

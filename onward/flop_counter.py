@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import (
     FlopCounterMode,
+    conv_flop_count,
     sdpa_backward_flop_count,
     sdpa_flop_count,
 )
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import (
 def flop_counter() -> FlopCounterMode:
     """Return a counter of what is computed while it is on, attention on processors included.
 
-    As torch has it for other devices, attention counts in full, whether or not it is causal.
+    Gradients of convolutions in groups are counted as what they are; torch takes each filter to
+    read all channels. As torch has it for other devices, attention counts in full, whether or not it is causal.
 
     Example:
         >>> with flop_counter() as counter:
@@ -25,10 +27,29 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(
         display=False,
         custom_mapping={
+            aten.convolution_backward: _convolution_backward,
             aten._scaled_dot_product_flash_attention_for_cpu: _attention,
             aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
         },
     )
+
+
+def _convolution_backward(
+    gradient: Any,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: list[bool],
+    **others: Any,
+) -> int:
+    # Each gradient takes as many products as the convolution: those of the input, of the weight.
+    return sum(wanted[:2]) * int(conv_flop_count(x, weight, gradient, transposed=transposed))
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **others: Any) -> int:

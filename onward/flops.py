@@ -43,7 +43,8 @@ def count_steps(plan: Plan, network: Network, shard: Shard, settings: Settings) 
     train = list(found.train)
     training = shard.training
     batch = training if training.structure else training.take(slice(0, plan.batch_size))
-    # Every mini-batch is transformed before the first block; some plans keep what comes out.
+    # Every mini-batch is transformed before the first block; some plans keep what comes out, and
+    # others make it again.
     train[0] += count(network.transformed, batch)
     if plan.kind == "stream" and plan.hint_age is not None and plan.hinting is not None:
         # There hints are no task of their own.

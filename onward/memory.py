@@ -270,10 +270,10 @@ def sizes_of(
         if settings.augment:
             # They are made portion by portion, and what is put out for each epoch is kept.
             kept = {**rows, INPUT: 0}
-            chunk = min(round(passed), max(CHUNK_ROWS, plan.batch_size))
+            epoch = round(passed) // len(plan.segments(0))
+            chunk = min(epoch, max(CHUNK_ROWS, plan.batch_size))
             if passed or (INPUT, 0) in node.reads:
                 making[number] += 2 * (chunk or plan.batch_size) * (one + views * rows[INPUT])
-            passed *= len(plan.segments(0))
         in_memory[number] = round(passed) * _passed(plan, kept, number, views)
         # A graph is one whole, and stays in memory.
         put_out = 0 if training.structure else _passed(plan, {**rows, INPUT: 0}, number, views)

@@ -88,6 +88,13 @@ class Objective(nn.Module, ABC):
         state: dict[str, Tensor] = self.state_dict(keep_vars=True) if self.ships else {}
         return {name: t for name, t in state.items() if name.partition(".")[0] not in self.helpers}
 
+    def activities(self, outputs: Tensor) -> Tensor:
+        """Return the part of what the block puts out that are activities of its units: all of it.
+
+        Another part may be handed on for later blocks, such as a label.
+        """
+        return outputs
+
     def metrics(self, outputs: Views) -> Metrics:
         """Return figures to watch in training, under the names in `metric_names`."""
         return {}

@@ -310,6 +310,7 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
     made = ChapterPlan(
         **shared,
         optimizer_state_age=state_age(plan.optimizer_state),
+        is_augmented=bool(make_settings(config).augment),
         slices=plan.slices,
         cut=plan.cut,
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onward.batch import Batch, Tensors, concatenated, mapped, parts
 from onward.blocks import Block, is_inside
 from onward.errors import SettingError
-from onward.objectives import Metrics
+from onward.objectives import Metrics, Objective
 from onward.optimizers import with_strides
 from onward.samplers import Views
 
@@ -216,7 +216,7 @@ class AutogradStep(Step):
                 named |= own
             loss = torch.stack([part.detach() for part in losses.values()]).sum()
         samples = sum(view.num_counted for view in inputs.values())
-        report = StepReport.of(loss, samples, metrics, partial(active_units, detached))
+        report = StepReport.of(loss, samples, metrics, partial(active_units, detached, objective))
         return Gradients(detached, named, report)
 
     def _forward(self, inputs: Views) -> tuple[dict[str, Batch], Tensor]:
@@ -267,11 +267,11 @@ def _shows_pre_activations(module: nn.Module) -> bool:
     return "pre_activations" in vars(forward)
 
 
-def active_units(outputs: Views) -> Tensor:
+def active_units(outputs: Views, objective: Objective) -> Tensor:
     """Return which units are above 0 in a sample of any view: columns, or channels of images."""
     found: list[Tensor] = []
     for number, _ in enumerate(parts(next(iter(outputs.values())).inputs)):
-        each = [parts(view.inputs)[number] for view in outputs.values()]
+        each = [objective.activities(parts(view.inputs)[number]) for view in outputs.values()]
         others = [axis for axis in range(each[0].ndim) if axis != 1]
         highest = torch.stack([tensor.amax(dim=others) > 0 for tensor in each])
         found.append(highest.any(dim=0).flatten())

@@ -134,8 +134,11 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
     if not norms or smallest(size) > 1:
         return
     hooks = [norm.register_forward_pre_hook(see) for norm in norms]
+    one = network.sampler.neutral(network.transformed(training.take(slice(0, 1))))
     try:
-        block_costs(network, training)
+        for block, passed in zip(network.all_blocks, passes(network, one), strict=True):
+            if block.objective.has_scores:
+                block.scores(passed.outputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -148,15 +148,24 @@ def test_on_average_a_sample_stays_lost_under_bolder_policies():
     assert keep_on_average(both, 0.03).tolist() == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("bound", "delta", "needed"),
-    [("fixed-sequence", 0.1, 2302), ("ucb", 0.1, 2304), ("expectation", None, 999)],
-)
-def test_the_samples_needed_are_those_on_which_nothing_lost_is_just_enough(bound, delta, needed):
-    assert samples_needed(0.001, bound, delta) == pytest.approx(needed, rel=0.05)
-    assert samples_needed(0.0, bound, delta) is None
+@pytest.mark.parametrize("allowed", [0.3, 0.1, 0.001])
+@pytest.mark.parametrize(("bound", "delta"), [("fixed-sequence", 0.1), ("expectation", None)])
+def test_the_samples_needed_are_those_on_which_nothing_lost_is_just_enough(bound, delta, allowed):
+    needed = samples_needed(allowed, bound, delta)
+
+    few, enough = (torch.zeros(1, number, dtype=torch.int8) for number in (needed - 1, needed))
+    assert [num_kept(losses, allowed, bound, delta) for losses in (few, enough)] == [0, 1]
+
+
+def test_the_samples_that_an_upper_bound_needs_are_known_within_a_few_percent():
+    needed = samples_needed(0.01, "ucb", 0.05)
+
     few, enough = (
-        torch.zeros(1, samples_needed(0.001, bound, delta) - less, dtype=torch.int8)
-        for less in (1, 0)
+        torch.zeros(1, round(share * needed), dtype=torch.int8) for share in (0.94, 1.06)
     )
-    assert [num_kept(losses, 0.001, bound, delta) for losses in (few, enough)] == [0, 1]
+    assert [num_kept(losses, 0.01, "ucb", 0.05) for losses in (few, enough)] == [0, 1]
+
+
+def test_samples_needed_are_known_at_once_and_none_are_enough_where_nothing_is_allowed():
+    assert samples_needed(1e-12, "ucb", 0.1) == pytest.approx(math.log(10) * 1e12)
+    assert samples_needed(0.0, "ucb", 0.1) is None

@@ -12,7 +12,7 @@ from onward.data import DataInfo
 from onward.errors import SettingError
 from onward.preprocessing import total_sums
 from onward.recipes.conv import ConvConfig, conv
-from onward.recipes.convolutions import Maps, keep_length, pooled_head
+from onward.recipes.convolutions import Maps, pooled_head
 
 IMAGES = DataInfo(input_shape=(3, 9, 9), num_classes=4, is_image=True)
 SMALL = {"channels": (4, 6, 8), "pooled": (1, 3)}
@@ -71,16 +71,22 @@ def test_a_head_has_hidden_units_where_wished(units):
 
 
 def test_filters_are_updated_by_muon_and_keep_their_length():
+    x, y = draw().normal(size=(20, 3, 9, 9)).astype("float32"), classes(20)
     network = built()
-    (block, *_) = network.all_blocks
-    filters = block.module[0][0].weight
 
-    keep_length(filters.data)
+    ow.train(
+        network,
+        ow.dataset(x, y, x_test=x, y_test=y),
+        training=ow.TrainingConfig(epochs=1, batch_size=20, precision="fp32"),
+        validation=0,
+    )
 
-    assert float(filters.detach().norm()) == pytest.approx(len(filters) ** 0.5)
-    assert {n for n, rule in block.rules.items() if not isinstance(rule, ow.Adam)} == {
-        "module.0.0.weight"
-    }
+    for block in network.all_blocks:
+        filters = block.module[0][0].weight.detach()
+        assert float(filters.norm()) == pytest.approx(len(filters) ** 0.5)
+        assert {n for n, rule in block.rules.items() if not isinstance(rule, ow.Adam)} == {
+            "module.0.0.weight"
+        }
     assert all(
         isinstance(r, ow.Adam) for b in built(optimizer="adam").all_blocks for r in b.rules.values()
     )
@@ -139,6 +145,36 @@ def test_layers_1_3_and_5_are_pooled_as_far_as_there_are_such():
 
     assert sizes(4) == [16]
     assert sizes(4, 4, 4, 4, 4, 4) == [16, 16, 8, 8, 4, 4]
+
+
+class Joined(nn.Sequential):
+    """Reads several blocks as one."""
+
+    def forward(self, x):
+        return super().forward(torch.cat(list(x.values()), dim=1))
+
+
+def test_a_last_mini_batch_of_one_is_refused_under_batch_normalization_in_a_head_of_several_blocks():
+    x, y = draw().normal(size=(41, 6)).astype("float32"), classes(41)
+
+    def layer(inputs):
+        return ow.Block(nn.Linear(inputs, 6), ow.CrossEntropy(nn.Linear(6, 2)), ow.Adam())
+
+    head = ow.Block(
+        Joined(nn.Linear(12, 5), nn.BatchNorm1d(5)),
+        ow.CrossEntropy(nn.Linear(5, 2), views=("neutral",)),
+        ow.Adam(),
+        reads=(0, 1),
+    )
+    network = ow.Network([layer(6), layer(6), head], ow.Plain(), ow.SoftmaxHead(), num_classes=2)
+
+    with pytest.raises(SettingError, match=r"batch_size to 11, or training.drop_last to true"):
+        ow.train(
+            network,
+            ow.dataset(x, y, x_test=x, y_test=y),
+            training=ow.TrainingConfig(epochs=1, batch_size=10),
+            validation=0,
+        )
 
 
 def correlated_images(samples=200):

@@ -6,9 +6,11 @@ import torch
 import onward as ow
 from onward.config import RunConfig
 from onward.data import DataInfo
+from onward.exits.macs import stage_costs
 from onward.recipes.convolutions import Maps
 from onward.recipes.ff_conv import FFConvConfig, ff_conv
 from onward.recipes.labelled import MapThreshold
+from onward.steps import AutogradStep
 
 IMAGES = DataInfo(input_shape=(1, 8, 8), num_classes=3, is_image=True)
 
@@ -81,6 +83,24 @@ def test_the_label_is_handed_on_from_block_to_block():
     for outputs in outputs_of(network, seen):
         expected = torch.eye(3)[[2, 0]].view(2, 3, 1, 1).expand(-1, -1, *outputs.shape[2:])
         assert outputs[:, :3].equal(expected)
+
+
+def test_planes_of_the_label_are_no_units_that_are_active_or_cost_squares():
+    network = built()
+    (block, *_) = network.all_blocks
+    for layer in block.module.layers:
+        layer.label.weight.data.fill_(-1e3)
+    views = {
+        name: labelled(network, draw(2, 1, 8, 8), labels)
+        for name, labels in (("positive", [0, 1]), ("negative", [2, 0]))
+    }
+
+    _, report = AutogradStep(block)(views, seed=0, lr_scale=0.0)
+
+    assert report.active.tolist() == [False] * 4
+    # A convolution of 9 places, what the label adds, and the squares.
+    *_, last = stage_costs(network, (1, 8, 8))
+    assert last.each == 16 * 6 * 8 * 9 + 3 * 8 + 16 * 8
 
 
 def test_every_block_reads_the_label_from_its_planes():

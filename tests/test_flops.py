@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from prepared import prepare
 
 import onward as ow
 from onward import flops, preparation
@@ -35,6 +36,19 @@ def test_a_product_is_a_multiplication_and_an_addition_for_each_pair():
     assert flops.count(torch.mm, torch.zeros(5, 3), torch.zeros(3, 4)) == 2 * 5 * 3 * 4
 
 
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_each_gradient_of_a_convolution_takes_what_the_convolution_takes(kind, groups):
+    layer = kind(8, 16, 3, padding=1, groups=groups)
+    x = torch.zeros(2, 8, 5, 6)
+
+    forward = flops.count(layer, x)
+
+    assert forward == 2 * 2 * 5 * 6 * layer.weight.numel()
+    assert flops.count(lambda: layer(x).sum().backward()) == 2 * forward
+    assert flops.count(lambda: layer(x.clone().requires_grad_()).sum().backward()) == 3 * forward
+
+
 def test_a_chapter_plan_counts_steps_and_passes_through_frozen_blocks():
     stage = begun("one-pass", network__dropout=0.0)
 
@@ -60,6 +74,42 @@ def test_a_stream_passes_nothing_a_second_time():
     found = flops.of_training(stage.plan, counted(stage))
 
     assert found == pytest.approx(4 * ROWS * (step(INPUTS, 24) + step(24, 16)))
+
+
+HARD = {"network.negatives": "hard", "network.readout": "softmax", "plan.hint_age": 1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("conv", {"plan.chapters": 1, "data.shift": 0}),
+        ("conv", {"plan.chapters": 1, "data.shift": 1}),
+        ("ff-conv", {"plan.chapters": 2, "data.shift": 1, **HARD}),
+        ("ff-conv", {"plan.chapters": 4, "data.shift": 0, **HARD}),
+    ],
+    ids=["long chapters", "augmented", "hints of augmented samples", "hints of short chapters"],
+)
+def test_what_is_counted_is_what_the_tasks_of_chapters_do(recipe, changes):
+    settings = {
+        "data.validation": 0,
+        "data.flip": "none",
+        "network.channels": (3, 4),
+        "network.pooled": (1, 2),
+        "network.whitening": False,
+        "training.epochs": 2,
+        "training.batch_size": 256,
+        "training.drop_last": True,
+        "plan.kind": "chapters",
+    }
+    prepared = prepare(recipe, settings | changes)
+    costs = flops.count_steps(
+        prepared.plan, prepared.network, prepared.shards[0], prepared.settings
+    )
+
+    found = flops.of_training(prepared.plan, costs)
+
+    # To place the tasks, one sample is passed.
+    assert found == pytest.approx(flops.count(prepared.run, "sequential", 1), rel=1e-3)
 
 
 def test_hints_of_a_chapter_plan_cost_a_sweep_over_all_labels():

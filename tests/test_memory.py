@@ -61,6 +61,8 @@ def needed(
         "validate_every": None,
         "has_validation": False,
     }
+    if augments and plan_type is ChapterPlan:
+        usual["is_augmented"] = True
     plan = plan_type(**{**usual, **settings})
     placement = place(plan, name, num_ranks, [1] * 4)
     batch = ow.Batch(torch.zeros(1, WIDTH))

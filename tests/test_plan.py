@@ -177,8 +177,14 @@ def test_samples_that_an_epoch_leaves_out_are_passed_and_scored():
     short = chapters_of_two_blocks(batch_size=4, chapters=8, drop_last=True)
 
     assert plan.work(Task(TaskKind.TRAIN, 0, 1)) == Work(learned=4.0, passed=2.5)
-    assert plan.work(Task(TaskKind.SCORE, 0, 0)) == Work(learned=0.0, passed=2.5)
+    assert plan.work(Task(TaskKind.SCORE, 0, 0)) == Work(0.0, 0.0, scored=2.5)
     assert short.work(Task(TaskKind.TRAIN, 0, 1)) == Work(learned=1.0, passed=1.0)
+
+
+def test_samples_that_each_epoch_sees_anew_are_passed_as_often_as_they_are_learned_from():
+    plan = chapters_of_two_blocks(batch_size=4, chapters=2, drop_last=True, is_augmented=True)
+
+    assert plan.work(Task(TaskKind.TRAIN, 0, 1)) == Work(learned=4.0, passed=4.0)
 
 
 def test_a_chapter_shorter_than_an_epoch_learns_from_a_part_of_its_mini_batches():

@@ -109,9 +109,10 @@ class Calibrated:
         assert self.max_error_increase is not None
         needed = samples_needed(self.max_error_increase, self.bound, self.delta)
         number = "infinitely many" if needed is None else f"{needed:,}"
+        about = "about " if self.bound == "ucb" and needed is not None else ""
         return (
             f"No policy passed the test on half of the samples, so every sample goes the whole "
-            f"way. That half needs {number} samples of which none becomes wrong, or more samples: "
+            f"way. That half needs {about}{number} samples of which none becomes wrong, or more samples: "
             f"keep more for validation, or allow more."
         )
 

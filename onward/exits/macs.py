@@ -69,16 +69,18 @@ def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> 
         if forward.outputs is None:
             continue
         macs = counter.get_total_flops() // 2
-        units = sum(tensor.numel() for tensor in parts(forward.outputs.inputs)) // passes
-        weights += _bytes(forward.blocks[number].module.parameters())
+        block = forward.blocks[number]
+        units = [block.objective.activities(t) for t in parts(forward.outputs.inputs)]
+        squares = sum(tensor.numel() for tensor in units) // passes
+        weights += _bytes(block.module.parameters())
         if is_sweep and not is_shared:
             each += macs // passes
         else:
             row += macs // len(batch)
             # Of a shared product, each label adds its column of the weights.
-            each += units if is_shared else 0
+            each += squares if is_shared else 0
         if scores is not None:
-            each += units if is_sweep else 0  # The squares.
+            each += squares if is_sweep else 0
             weights += _bytes(forward.readout.weights(forward.blocks, network.edges, number))
             costs.append(StageCost(row + network.num_classes, each, weights, number))
             row = each = weights = 0

@@ -1,7 +1,7 @@
 """Plans in which blocks take turns, chapter by chapter."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from onward.errors import SettingError
@@ -18,6 +18,9 @@ class ChapterPlan(Plan):
 
     optimizer_state_age: int | None = 1
     """Age in chapters of the optimizer state a chapter starts with; None to start without."""
+
+    is_augmented: bool = field(default=False, kw_only=True)
+    """Whether each epoch sees samples of its own, so that none is passed for two of them."""
 
     kind = "chapters"
     is_sliceable = True
@@ -67,10 +70,14 @@ class ChapterPlan(Plan):
         shard = self.shard(task.time)
         whole, batches = self.rows[shard] / self.batch_size, self.batches(shard)
         if task.kind is TaskKind.SCORE:
-            return Work(0.0, whole)
+            # Not passed to a head again where it has just learned from the very same.
+            is_anew = self.is_augmented or self.chapters > self.epochs
+            return Work(0.0, whole if self.heads and is_anew else 0.0, scored=whole)
         segments = self.segments(task.time)
         share = (segments[0].last - segments[0].first) / batches
         learned = min(whole, batches) * share
+        if self.is_augmented:
+            return Work(learned * len(segments), learned * len(segments))
         # A chapter passes each of its samples once, however often it learns from them; of whole
         # epochs also those at the end that one of them leaves out.
         return Work(learned * len(segments), whole if share == 1 else learned)

@@ -108,6 +108,9 @@ class Work(NamedTuple):
     passed: float
     """Mini-batches that are passed through blocks on the way to it, or through it."""
 
+    scored: float = 0.0
+    """Mini-batches that are scored; by the last head, where there is one."""
+
 
 @dataclass(frozen=True)
 class Plan(ABC):

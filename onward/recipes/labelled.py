@@ -91,8 +91,11 @@ class MapThreshold(Threshold):
         super().__init__(num_classes + maps.channels, threshold=threshold, slope=slope)
         self.num_classes = num_classes
 
+    def activities(self, outputs: Tensor) -> Tensor:
+        return outputs[:, self.num_classes :]
+
     def goodness(self, activities: Tensor) -> Float[Tensor, " samples"]:
-        return super().goodness(activities[:, self.num_classes :])
+        return super().goodness(self.activities(activities))
 
     def scores(self, outputs: Batch) -> Float[Tensor, " samples"]:
         return self.slope * self.goodness(outputs.tensor)
