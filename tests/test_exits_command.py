@@ -156,7 +156,7 @@ runpy.run_path({str(tmp_path / "onnx" / "infer.py")!r}, run_name="__main__")
 def test_the_program_for_exported_files_is_short():
     text = (Path(ow.__file__).parent / "standalone.py").read_text()
 
-    assert len(text.splitlines()) < 170
+    assert len(text.splitlines()) < 200
 
 
 def test_eight_bits_take_less_room(runs, exported, tmp_path, capsys):
@@ -241,19 +241,56 @@ def test_the_program_for_exported_files_takes_bytes_for_pixels(infer):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"x": np.zeros((2, 64), np.float32)}, "of shape (1, 8, 8); these are (64,)"),
-        ({"x": np.full((2, 1, 8, 8), np.nan)}, "Samples are finite"),
-        ({"z": np.zeros(3)}, "x is not a file in the archive"),
+        (
+            {"x": np.zeros((2, 64), np.float32)},
+            "have shape (64,), and the network takes samples of shape (1, 8, 8).",
+        ),
+        (
+            {"x": np.stack([np.zeros((1, 8, 8)), np.full((1, 8, 8), np.nan)])},
+            "1 of 2 samples hold values that are NaN or infinite, the first is sample 1.",
+        ),
+        ({"z": np.zeros(3)}, "has no member x, the samples. It has z."),
+        ({"x": np.zeros((0, 1, 8, 8))}, "holds no samples: x has the shape (0, 1, 8, 8)"),
+        ({"x": np.array([None])}, "is damaged, or no .npz file of numbers"),
     ],
-    ids=["flat", "not finite", "no x"],
+    ids=["flat", "not finite", "no x", "empty", "objects"],
 )
 def test_the_program_for_exported_files_says_what_is_wrong(infer, members, message):
     done = infer(**members)
 
     assert done.returncode == 1
     assert message in done.stderr
-    assert "usage: python infer.py DIR ROWS.npz" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_program_for_exported_files_says_which_words_it_takes(exported, tmp_path):
+    def told(*words):
+        command = [sys.executable, exported / "infer.py", *words]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    usage = "usage: python infer.py [-h] DIR SAMPLES.npz\n"
+    assert told("--help").stdout.startswith(usage)
+    lacking = told(exported)
+    assert lacking.stderr.startswith(usage)
+    assert "required: SAMPLES.npz" in lacking.stderr
+    assert (
+        told(exported, tmp_path).stderr == f"infer.py: {tmp_path} cannot be read: Is a directory.\n"
+    )
+
+
+def test_the_program_for_exported_files_takes_one_sample_alone(infer):
+    x = ow.load_data("digits").x_test[:1].numpy()
+
+    assert infer(x=x[0]).stdout == infer(x=x).stdout != ""
+
+
+def test_the_program_for_exported_files_warns_of_other_values_in_a_line(infer):
+    done = infer(x=np.full((1, 1, 8, 8), 200, np.float32))
+
+    assert done.returncode == 0
+    assert done.stderr.startswith("infer.py: warning: The samples have values from 200 to 200, ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_folder_holds_the_files_of_one_export(runs, exported, tmp_path):
