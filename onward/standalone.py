@@ -164,7 +164,7 @@ def read(path: Path) -> Array:
         pass
     try:
         with np.load(path) as file:
-            names, x = file.files, np.array(file["x"] if "x" in file else 0)
+            names, x = file.files, np.array(file.get("x", 0))
     except Exception as error:  # What damaged archives raise has no common base.
         raise ValueError(f"{path} is damaged, or no .npz file of numbers: {error}") from error
     if "x" not in names:

@@ -94,6 +94,7 @@ def test_filters_are_updated_by_muon_and_keep_their_length():
         ((3, 4, 9), {"pooled": (1, 3)}, "such as --set network.pooled=1, or"),
         ((3, 2, 9), {"pooled": (1, 3)}, "such as --set network.pooled=0, or"),
         ((3, 1, 9), {}, "network.whitening=false"),
+        ((64, 1), {}, "if these are (length, channels), give x.transpose(0, 2, 1)."),
         ((7,), {}, "x.reshape(len(x), 1, -1)"),
     ],
 )

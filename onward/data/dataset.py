@@ -459,7 +459,5 @@ def _count_classes(labels: dict[str, Tensor], num_classes: int | None, name: str
                 else "Labels start at 0: number them anew, as numpy.unique(y, return_inverse=True)"
                 "[1] does."
             )
-            raise DataError(
-                f"{name}: {what} holds the label {part[row]} in row {row}. {advice}"
-            )
+            raise DataError(f"{name}: {what} holds the label {part[row]} in row {row}. {advice}")
     return num_classes
