@@ -412,8 +412,7 @@ def test_data_lists_each_set_uncut_and_where_it_was_found(tmp_path, monkeypatch,
     shown = capsys.readouterr().out
     for name in ow.data.catalog.NAMES:
         assert f"│ {name} " in shown
-    where = "".join(line.split("│")[-2].strip() for line in shown.splitlines() if "│" in line)
-    assert str(folder) in where
+    assert f"\nmnist: {folder}\n" in shown
 
 
 @pytest.mark.parametrize("command", ["recipes", "data", "plan"])
