@@ -253,7 +253,8 @@ def predict_command(options: argparse.Namespace) -> None:
         arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
         arrays |= {"labels": labels.numpy(), "scores": scores.numpy()}
         runs.write_atomically(options.out, lambda file: np.savez(file, **arrays))
-        print(f"{len(labels)} labels and scores in {options.out}")
+        what = "labels and scores" if calibrated is None else "labels, scores and exits"
+        print(f"{len(labels):,} {what} in {options.out}")
         return
     try:
         writer = csv.writer(sys.stdout, lineterminator="\n")
