@@ -290,7 +290,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--int8", action="store_true", help="weights and activities in eight bits")
     parser.add_argument(
-        "--one-graph", action="store_true", help="also network.onnx, with conditions, for one row"
+        "--one-graph",
+        action="store_true",
+        help="also network.onnx, with conditions, for one sample",
     )
     parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
 
