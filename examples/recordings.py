@@ -55,7 +55,7 @@ def main() -> None:
     whole = network.predict(x[test])
     found = ow.calibrate(network, x[held_out], y[held_out], max_error_increase=0.0)
     answers = ow.answer(network, x[test], found.policy)
-    for name, labels in (("full depth", whole), ("leaving early", answers.labels)):
+    for name, labels in (("full depth", whole), ("early exit", answers.labels)):
         sensitivity = recall_score(y[test], labels)
         print(
             f"{name:14} macro-F1 {f1_score(y[test], labels, average='macro'):.3f}, "

@@ -230,6 +230,12 @@ def _wrong(found: object, batch: Batch) -> str | None:
         return f"returns {len(found)} samples of {len(batch)}; it returns as many as it gets"
     if batch.ids is not None and (found.ids is None or not found.ids.equal(batch.ids)):
         return "returns samples with other ids; it returns each sample in its place"
+    labels = batch.targets.get("label"), found.targets.get("label")
+    if labels[0] is not None and (labels[1] is None or not labels[1].equal(labels[0])):
+        return (
+            "changes label, the classes of the data; give what an objective is to learn instead "
+            "as a target of another name"
+        )
     layouts = _layout(batch.inputs), _layout(found.inputs)
     if layouts[0] != layouts[1]:
         return (

@@ -133,16 +133,21 @@ def check(held: Sequence[Held], places: Sequence[Place]) -> None:
         what = "The outputs of frozen blocks"
         if each.chunk > each.memory:
             raise SettingError(
-                f"{what} for a chunk of samples take about {told_size(each.chunk)} on rank "
-                f"{rank}, which may hold {told_size(each.memory)}. Set placement.memory to "
-                f"more gigabytes, or use a smaller --batch-size or network."
+                f"{what} for a chunk of samples take about {_gigabytes(each.chunk)} on rank "
+                f"{rank}, which may hold {_gigabytes(each.memory)}. Raise placement.memory (in "
+                f"GB), or use a smaller --batch-size or network."
             )
         raise SettingError(
-            f"{what} for the samples of a chapter take about {told_size(each.bytes)} on rank "
-            f"{rank}, which may hold {told_size(each.memory)} in memory and has "
-            f"{told_size(each.disk)} for it on the disk of {places[rank].folder}. Set "
-            f"placement.memory to more gigabytes, or TMPDIR to a folder on a disk with room."
+            f"{what} for the samples of a chapter take about {_gigabytes(each.bytes)} on rank "
+            f"{rank}, which may hold {_gigabytes(each.memory)} in memory and has "
+            f"{_gigabytes(each.disk)} for it on the disk of {places[rank].folder}. Raise "
+            f"placement.memory (in GB), or set TMPDIR to a folder on a disk with room."
         )
+
+
+def _gigabytes(number: int) -> str:
+    """Return a number of bytes in the unit of placement.memory."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e9:.3g} GB"
 
 
 def estimate(

@@ -307,14 +307,31 @@ def read_run(
         for full in () if is_named else unknown:
             others = [r for r in RECIPES if full in RunConfig(recipe=r).setting_names()]
             if others:
-                raise SettingError(
-                    f"{full} is no setting of {name}, which is trained on {data} where no recipe "
-                    f"is named. Name one that has it: {', '.join(others)}."
-                )
+                raise SettingError(_no_setting_of_usual(full, name, data, others))
         return _checked(own, settings)
     digest = settings.pop("recipe_sha256", method.sha256)
     check_same(method, name, digest, may_differ=may_differ)
     return _checked(RunConfig(recipe=method.name, recipe_sha256=digest, method=method), settings)
+
+
+def _no_setting_of_usual(full: str, usual: str, data: str, others: list[str]) -> str:
+    """Say that a setting is one of other recipes than that of the data.
+
+    Raises:
+        DataError: The samples are images with channels last, for which no recipe is meant.
+    """
+    from onward.data.catalog import row_shape  # Imports torch.
+    from onward.data.dataset import check_channels
+
+    shape = row_shape(data)
+    if shape is not None:
+        check_channels(shape, data)
+    of_shape = "" if shape is None else f" (samples of shape {shape})"
+    return (
+        f"{full} is no setting of {usual}, which is trained on {data}{of_shape} where no recipe is "
+        f"named. Name a recipe, such as: onward train {others[0]}. It is a setting of: "
+        f"{', '.join(others)}."
+    )
 
 
 def _checked(own: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

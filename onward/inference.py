@@ -243,7 +243,7 @@ def export(
 
 
 def _for_exits(trained: Trained, network: Network | None) -> Network:
-    """Return a network to leave early from; one that is read computes in fp32."""
+    """Return a network for early exit; one that is read computes in fp32."""
     asked = opened(trained, network)
     if asked is not trained:
         asked.set_precision(torch.float32)

@@ -5,11 +5,12 @@ It needs onnxruntime and numpy, and neither torch nor onward: copy it with the f
     from infer import Network
     labels, exits = Network("DIR").answer(x)          # x: shape (samples, inputs...)
 
-    python infer.py DIR ROWS.npz                      # prints label and exit of each sample
+    python infer.py DIR SAMPLES.npz                   # prints label and exit of each sample
 
 A network that was trained on uint8 takes uint8, or floats from 0 to 1.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -51,10 +52,16 @@ class Network:
     def answer(self, x: Array, batch_size: int = 500) -> tuple[Array, Array]:
         """Return the class of each sample, and the exit at which it was known."""
         shape = tuple(self.manifest["input_shape"])
+        x = x[None] if x.shape == shape else x  # One sample alone.
         is_divided = x.dtype == np.uint8 and self.manifest["takes_pixels"]
         x = np.ascontiguousarray(x, np.float32) / np.float32(255 if is_divided else 1)
-        if x.shape[1:] != shape or not np.isfinite(x).all():
-            raise ValueError(f"Samples are finite, of shape {shape}; these are {x.shape[1:]}.")
+        if x.shape[1:] != shape:
+            text = f"The samples have shape {x.shape[1:]}, and the network takes samples of shape"
+            raise ValueError(f"{text} {shape}.")
+        odd = ~np.isfinite(x).reshape(len(x), math.prod(shape)).all(axis=1)
+        if odd.any():
+            text = f"{odd.sum()} of {len(x)} samples hold values that are NaN or infinite"
+            raise ValueError(f"{text}, the first is sample {odd.argmax()}. Leave them out.")
         self._check_span(x)
         labels, exits = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
         for start in range(0, len(x), batch_size):
@@ -67,7 +74,9 @@ class Network:
         if self.manifest["span"] is None or not x.size:
             return
         (least, most), low, high = self.manifest["span"], x.min(), x.max()
-        if low < 2 * least - most or high > 2 * most - least:
+        room = most - least
+        is_beyond = low < least - room / 2 or high > most + room / 2
+        if is_beyond or 0 < high - low < room / 50:
             text = f"The samples have values from {low:.4g} to {high:.4g}, and the network was "
             text += f"trained on values from {least:.4g} to {most:.4g}."
             warnings.warn(f"{text} Scale them as the training samples were.", stacklevel=3)
@@ -151,12 +160,41 @@ def confidence(name: str, history: Array) -> Array:
     raise ValueError(f"There is no confidence {name}.")
 
 
-if __name__ == "__main__":
+def read(path: Path) -> Array:
+    """Return the samples of an .npz file, its member x."""
+    with path.open("rb"):  # Where it cannot be read, this says why.
+        pass
     try:
-        folder, rows = sys.argv[1:]
-        with np.load(rows) as file:
-            found = Network(folder).answer(file["x"])
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        sys.exit(f"{error}\nusage: python infer.py DIR ROWS.npz, with the samples as its member x")
+        with np.load(path) as file:
+            names, x = file.files, np.array(file.get("x", 0))
+    except Exception as error:  # What damaged archives raise has no common base.
+        raise ValueError(f"{path} is damaged, or no .npz file of numbers: {error}") from error
+    if "x" not in names:
+        raise ValueError(
+            f"{path} has no member x, the samples. It has {', '.join(names) or 'none'}."
+        )
+    if not x.size:
+        raise ValueError(f"{path} holds no samples: x has the shape {x.shape}.")
+    return x
+
+
+def main() -> None:
+    """Print label and exit of each sample of a file."""
+    parser = argparse.ArgumentParser(prog="python infer.py", description=main.__doc__)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="what `onward export` has written")
+    help_text = "the samples, as member x of an .npz file"
+    parser.add_argument("samples", metavar="SAMPLES.npz", type=Path, help=help_text)
+    options = parser.parse_args()
+    warnings.formatwarning = lambda message, *_, **__: f"infer.py: warning: {message}\n"
+    try:
+        found = Network(options.folder).answer(read(options.samples))
+    except OSError as error:
+        sys.exit(f"infer.py: {error.filename} cannot be read: {error.strerror}.")
+    except (ValueError, TypeError, KeyError) as error:
+        sys.exit(f"infer.py: {error}")
     for label, number in zip(*found, strict=True):
         print(label, number)
+
+
+if __name__ == "__main__":
+    main()

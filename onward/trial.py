@@ -11,7 +11,7 @@ from onward.augmentation import augmented
 from onward.batch import Batch, mapped, parts
 from onward.blocks import Block
 from onward.config import RunConfig
-from onward.errors import OnwardError, SettingError, line_of_user, told
+from onward.errors import OnwardError, SettingError, line_of, line_of_user, name_of, told
 from onward.flop_counter import flop_counter
 from onward.networks import Network, passes
 from onward.plan.tasks import Plan
@@ -53,7 +53,25 @@ def check_augmentation(network: Network, training: Batch, settings: Settings, si
         if batch.structure:
             batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))
         draw = seeds.generator(settings.seed, "trial")
-        network.transformed(batch, lambda seen: augmented(seen, settings.augment, draw, 0))
+
+        def tried(seen: Batch) -> Batch:
+            for each in settings.augment:
+                was_finite = _is_finite(seen)
+                seen = augmented(seen, (each,), draw, 0)
+                if was_finite and not _is_finite(seen):
+                    place = line_of(each)
+                    raise SettingError(
+                        f"The augmentation {name_of(each)}{f' ({place})' if place else ''} makes "
+                        f"values that are NaN or infinite, of samples that have none. A division "
+                        f"by zero may be the cause."
+                    )
+            return seen
+
+        network.transformed(batch, tried)
+
+
+def _is_finite(batch: Batch) -> bool:
+    return all(bool(part.isfinite().all()) for part in parts(batch.inputs))
 
 
 @torch.no_grad()
@@ -147,8 +165,8 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
         fits = next((other for other in others if smallest(other) > 1), None)
         raise SettingError(
             f"{type(single[0]).__name__} takes means over a mini-batch, and of "
-            f"{', '.join(map(str, plan.rows))} samples in mini-batches of {size} the last one has "
-            f"one sample. "
+            f"{', '.join(map(str, plan.rows))} samples in mini-batches of {size} "
+            f"{'the last one has' if size > 1 else 'all have'} one sample. "
             + (f"Set training.batch_size to {fits}" if fits else "It takes more samples")
             + (", or training.drop_last to true." if size > 1 else ".")
         )

@@ -316,6 +316,16 @@ def test_batch_normalisation_of_a_last_mini_batch_of_one_sample_is_refused(kind)
     train(network(block(module=module)), training=ow.TrainingConfig(epochs=1, batch_size=size))
 
 
+def test_batch_normalisation_of_mini_batches_of_one_is_refused():
+    module = nn.Sequential(nn.Linear(INPUTS, UNITS), nn.BatchNorm1d(UNITS))
+    single = ow.TrainingConfig(epochs=1, batch_size=1)
+
+    refuses(
+        lambda: train(network(block(module=module)), training=single),
+        "of 41 samples in mini-batches of 1 all have one sample. Set training.batch_size to 3.",
+    )
+
+
 def test_batch_normalisation_over_places_may_see_one_sample():
     module = nn.Sequential(nn.Unflatten(1, (1, INPUTS)), nn.BatchNorm1d(1), nn.Flatten())
     whole = block(module=module, objective=ow.CrossEntropy(nn.Linear(INPUTS, CLASSES)))

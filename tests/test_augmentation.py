@@ -204,6 +204,18 @@ def relabelled(batch, draw):
     return batch
 
 
+def mislabelled(batch, draw):
+    return batch.with_targets(label=batch.label.flip(0))
+
+
+def unlabelled(batch, draw):
+    return batch.replace(targets={})
+
+
+def divided(batch, draw):
+    return batch.replace(inputs=batch.tensor / torch.zeros_like(batch.tensor))
+
+
 def renumbered(batch, draw):
     batch.ids.add_(1)
     return batch
@@ -234,6 +246,9 @@ def broken(batch, draw):
     [
         (fewer, "returns 19 samples of 20; it returns as many as it gets"),
         (relabelled, "changes label of the batch in place; return others"),
+        (mislabelled, "changes label, the classes of the data; .* as a target of another name"),
+        (unlabelled, "changes label, the classes of the data; "),
+        (divided, "makes values that are NaN or infinite, of samples that have none"),
         (renumbered, "changes ids of the batch in place; return others"),
         (shuffled, "returns samples with other ids"),
         (cropped, r"makes inputs of \(1, 3, 4\) float32 from \(1, 4, 4\) float32"),
@@ -248,6 +263,13 @@ def test_what_does_not_return_the_samples_is_refused_with_file_and_line(augment,
         ow.train(network(), ow.dataset(pixels(), classes()), training=SHORT, augment=augment)
 
     assert str(error.value).startswith(f"The augmentation {augment.__name__} (")
+
+
+def test_an_augmentation_may_add_targets():
+    def marked(batch, draw):
+        return batch.with_targets(mark=torch.zeros(len(batch)))
+
+    ow.train(network(), ow.dataset(pixels(), classes()), training=SHORT, augment=marked)
 
 
 def test_what_fails_is_told_with_its_line():

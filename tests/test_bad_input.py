@@ -80,7 +80,7 @@ def test_an_unknown_command_is_refused(capsys):
     [
         (["--epochs", "4", "--chapters", "3"], "4 epochs cannot be cut into 3 equal chapters: one"),
         (["--epochs", "3", "--chapters", "4"], "3 epochs cannot be cut into 4 equal chapters: one"),
-        (["--epochs", "1", "--chapters", "14"], "more than one chapter a mini-batch: there are 13"),
+        (["--epochs", "1", "--chapters", "14"], "chapter a mini-batch, of which an epoch has 13."),
         (["--batch-size", "1294"], "batch_size is 1294, but the training set has 1293 rows."),
         (["--validation", "1437"], "1437 of 1437 rows cannot be held out for validation so that "),
         (

@@ -272,11 +272,12 @@ def test_ranks_share_what_their_machine_has_and_teams_hold_alike():
         (
             Held(8_000_000_000, 10, ("memory", "file"), 2_000_000_000, 3_000_000_000),
             r"for the samples of a chapter take about 8\.0 GB on rank 1, which may hold 2\.0 GB "
-            r"in memory and has 3\.0 GB for it on the disk of /tmp\. Set placement\.memory",
+            r"in memory and has 3\.0 GB for it on the disk of /tmp\. Raise placement\.memory",
         ),
         (
             Held(8_000_000_000, 50_000_000, ("memory", "file", "again"), 2_000_000),
-            r"for a chunk of samples take about 50 MB on rank 1, which may hold 2 MB\.",
+            r"for a chunk of samples take about 0\.05 GB on rank 1, which may hold 0\.002 GB\. "
+            r"Raise placement\.memory \(in GB\), or",
         ),
     ],
 )
@@ -363,7 +364,9 @@ def test_a_run_keeps_to_its_budget_and_says_so(files):
 
 
 def test_a_budget_below_a_chunk_is_refused():
-    with pytest.raises(SettingError, match=r"about 1\.28 MB on rank 0, which may hold 0\.1 MB"):
+    with pytest.raises(
+        SettingError, match=r"about 0\.00128 GB on rank 0, which may hold 0\.0001 GB"
+    ):
         trained(0.0001)
 
 

@@ -316,7 +316,7 @@ def test_evaluate_finds_the_accuracy_that_training_found(finished, capsys):
 
     shown = capsys.readouterr().out
     accuracy = read_result(finished)["accuracy"]
-    assert f"{finished} on the 60 test rows of data.npz" in shown
+    assert f"{finished} on the 60 test samples of data.npz" in shown
     for part in (accuracy["test"], *accuracy["per_block"]):
         assert f"{part:.2%}" in shown
 
@@ -326,7 +326,7 @@ def test_evaluate_takes_other_data(finished, capsys):
 
     assert onward("evaluate", finished, "--data", "other.npz") == 0
 
-    assert "on the 2 test rows of other.npz" in capsys.readouterr().out
+    assert "on the 2 test samples of other.npz" in capsys.readouterr().out
 
 
 # onward predict
@@ -412,8 +412,7 @@ def test_data_lists_each_set_uncut_and_where_it_was_found(tmp_path, monkeypatch,
     shown = capsys.readouterr().out
     for name in ow.data.catalog.NAMES:
         assert f"│ {name} " in shown
-    where = "".join(line.split("│")[-2].strip() for line in shown.splitlines() if "│" in line)
-    assert str(folder) in where
+    assert f"\nmnist: {folder}\n" in shown
 
 
 @pytest.mark.parametrize("command", ["recipes", "data", "plan"])

@@ -100,6 +100,7 @@ def test_filters_are_updated_by_muon_and_keep_their_length():
         ((3, 4, 9), {"pooled": (1, 3)}, "such as --set network.pooled=1, or"),
         ((3, 2, 9), {"pooled": (1, 3)}, "such as --set network.pooled=0, or"),
         ((3, 1, 9), {}, "network.whitening=false"),
+        ((64, 1), {}, "if these are (length, channels), give x.transpose(0, 2, 1)."),
         ((7,), {}, "x.reshape(len(x), 1, -1)"),
     ],
 )
@@ -154,7 +155,7 @@ class Joined(nn.Sequential):
         return super().forward(torch.cat(list(x.values()), dim=1))
 
 
-def test_a_last_mini_batch_of_one_is_refused_under_batch_normalization_in_a_head_of_several_blocks():
+def test_a_last_mini_batch_of_one_is_refused_where_a_head_of_several_blocks_normalizes_it():
     x, y = draw().normal(size=(41, 6)).astype("float32"), classes(41)
 
     def layer(inputs):

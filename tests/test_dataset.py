@@ -174,7 +174,8 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             {"y": np.array([0, 1, -1, 1])},
-            "arrays: y holds the label -1 in row 2. With 2 classes, labels run from 0 to 1.",
+            "arrays: y holds the label -1 in row 2. Labels start at 0: number them anew, as "
+            "numpy.unique(y, return_inverse=True)[1] does.",
             id="negative label",
         ),
         pytest.param(
@@ -190,8 +191,8 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         pytest.param(
             {"y": np.array([0, 1, 0, 255])},
             "arrays: labels number the classes from 0, and no row has 2, 3, 4, ...; the largest is "
-            "255. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or say with "
-            "num_classes how many there are.",
+            "255. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or give the "
+            "number of classes as num_classes (in an .npz file, a member).",
             id="more classes than rows",
         ),
         pytest.param(

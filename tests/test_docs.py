@@ -4,7 +4,7 @@ import doctest
 import json
 import os
 import re
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -48,7 +48,9 @@ def settings_table():
     lines = ["", "| setting | default | what it says |", "| --- | --- | --- |"]
     sections = {name: type(value) for name, value in vars(RunConfig()).items() if name != "method"}
     for section, owner in sections.items():
-        for name, text in meanings(owner).items() if is_dataclass(owner) else ():
+        texts = meanings(owner) if is_dataclass(owner) else {}
+        for name in (setting.name for setting in fields(owner)) if texts else ():
+            text = texts[name]
             default = getattr(owner(), name)
             value = "" if default is None else f"`{json.dumps(default)}`"
             choices = ", ".join(f"`{c}`" for c in choices_of(get_type_hints(owner)[name]))
@@ -111,6 +113,12 @@ def test_every_setting_is_on_the_page():
     page = COMMAND.read_text()
 
     assert [n for n in RunConfig().setting_names() if "." in n and f"`{n}`" not in page] == []
+
+
+def test_every_setting_that_is_on_the_page_can_be_set():
+    on_page = re.findall(r"^\| `(\w+\.\w+)` \|", SETTINGS.search(COMMAND.read_text())[0], re.M)
+
+    assert set(on_page) == {name for name in RunConfig().setting_names() if "." in name}
 
 
 def names_of(described, prefix=""):

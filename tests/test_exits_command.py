@@ -55,7 +55,7 @@ def test_exits_are_calibrated_on_validation_rows_and_written_into_the_run(run, c
 
     said = " ".join(capsys.readouterr().out.split())
     found = json.loads((run / "exits.json").read_text())
-    assert "calibrated on the 400 validation rows of digits" in said
+    assert "calibrated on the 400 validation samples of digits" in said
     rows = [row.split() for row in said.split("│") if row.strip()]
     shares = [float(cell[0][:-1]) for cell in rows if cell[0].endswith("%")][::2]
     assert shares[-1] == 100
@@ -87,7 +87,7 @@ def test_a_run_is_evaluated_with_its_exits_beside_full_depth(run, capsys):
     assert by_name["sensitivity, class 7"] == found
     assert {"block 0", "block 1"} & set(by_name)
     assert "times fewer" in with_exits
-    assert "leaving early" not in without
+    assert "early exit" not in without
 
 
 def test_evaluate_times_batches_where_it_is_asked_to(runs, capsys, monkeypatch):
@@ -102,9 +102,9 @@ def test_evaluate_times_batches_where_it_is_asked_to(runs, capsys, monkeypatch):
     rows = [[cell.strip() for cell in row] for row in timed][-4:]
     assert rows == [
         ["1", "3", "full depth"],
-        ["1", "3", "leaving early"],
+        ["1", "3", "early exit"],
         ["32", "2", "full depth"],
-        ["32", "2", "leaving early"],
+        ["32", "2", "early exit"],
     ]
 
 
@@ -116,7 +116,7 @@ def test_predictions_say_where_each_row_left(run, tmp_path, capsys):
     assert onward("predict", run, tmp_path / "rows.npz") == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert onward("predict", run, tmp_path / "rows.npz", "--out", tmp_path / "out.npz") == 0
-    capsys.readouterr()
+    assert "20 labels, scores and exits in " in capsys.readouterr().out
     assert onward("predict", run, tmp_path / "rows.npz", "--full-depth") == 0
     full = capsys.readouterr().out
 
@@ -156,7 +156,7 @@ runpy.run_path({str(tmp_path / "onnx" / "infer.py")!r}, run_name="__main__")
 def test_the_program_for_exported_files_is_short():
     text = (Path(ow.__file__).parent / "standalone.py").read_text()
 
-    assert len(text.splitlines()) < 170
+    assert len(text.splitlines()) < 200
 
 
 def test_eight_bits_take_less_room(runs, exported, tmp_path, capsys):
@@ -173,21 +173,28 @@ def test_eight_bits_take_less_room(runs, exported, tmp_path, capsys):
     assert sizes[1] < 0.65 * sizes[0]  # Of small files, the weights are a part.
 
 
-def test_other_policies_and_costs_may_be_asked_for(runs, capsys):
+def test_other_policies_and_costs_may_be_asked_for(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     run = runs / "heads"
 
     assert onward("exits", run, "--policy", "entropy", "--target-macs", "7000") == 0
 
     found = json.loads((run / "exits.json").read_text())
+    threshold = next(t for t in found["policy"]["thresholds"] if isinstance(t, float))
+    shown = capsys.readouterr().out
+    assert "entropy up to" in shown
+    assert f" {-threshold:.4g} " in shown
     assert found["policy"]["confidence"] == "entropy"
     assert found["mean_macs"] <= 7000
 
 
-def test_a_guarantee_is_told(runs, capsys):
-    assert onward("exits", runs / "heads", "--max-error-increase", "0.1", "--delta", "0.1") == 0
+@pytest.mark.parametrize(("allowed", "points"), [("0.1", "10 points"), ("0.01", "1 point")])
+def test_a_guarantee_is_told(runs, capsys, allowed, points):
+    words = ["--max-error-increase", allowed, "--bound", "ucb", "--delta", "0.5"]
+    assert onward("exits", runs / "heads", *words) == 0
 
     said = " ".join(capsys.readouterr().out.split())
-    assert "With probability 90 % it rises by at most 10 points on new rows" in said
+    assert f"With probability 50 % it rises by at most {points} on new samples" in said
 
 
 def test_a_guarantee_that_cannot_be_given_says_what_it_takes(runs, capsys):
@@ -204,7 +211,7 @@ def test_an_expectation_is_told_as_one(runs, capsys):
     assert onward("exits", runs / "heads", *words) == 0
 
     said = " ".join(capsys.readouterr().out.split())
-    assert "at most 5 points on average over calibrations, each on rows drawn anew" in said
+    assert "at most 5 points on average over calibrations, each on samples drawn anew" in said
     assert "This is one of them, and may exceed that" in said
     assert json.loads((runs / "heads" / "exits.json").read_text())["bound"] == "expectation"
 
@@ -241,19 +248,56 @@ def test_the_program_for_exported_files_takes_bytes_for_pixels(infer):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"x": np.zeros((2, 64), np.float32)}, "of shape (1, 8, 8); these are (64,)"),
-        ({"x": np.full((2, 1, 8, 8), np.nan)}, "Samples are finite"),
-        ({"z": np.zeros(3)}, "x is not a file in the archive"),
+        (
+            {"x": np.zeros((2, 64), np.float32)},
+            "have shape (64,), and the network takes samples of shape (1, 8, 8).",
+        ),
+        (
+            {"x": np.stack([np.zeros((1, 8, 8)), np.full((1, 8, 8), np.nan)])},
+            "1 of 2 samples hold values that are NaN or infinite, the first is sample 1.",
+        ),
+        ({"z": np.zeros(3)}, "has no member x, the samples. It has z."),
+        ({"x": np.zeros((0, 1, 8, 8))}, "holds no samples: x has the shape (0, 1, 8, 8)"),
+        ({"x": np.array([None])}, "is damaged, or no .npz file of numbers"),
     ],
-    ids=["flat", "not finite", "no x"],
+    ids=["flat", "not finite", "no x", "empty", "objects"],
 )
 def test_the_program_for_exported_files_says_what_is_wrong(infer, members, message):
     done = infer(**members)
 
     assert done.returncode == 1
     assert message in done.stderr
-    assert "usage: python infer.py DIR ROWS.npz" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_program_for_exported_files_says_which_words_it_takes(exported, tmp_path):
+    def told(*words):
+        command = [sys.executable, exported / "infer.py", *words]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    usage = "usage: python infer.py [-h] DIR SAMPLES.npz\n"
+    assert told("--help").stdout.startswith(usage)
+    lacking = told(exported)
+    assert lacking.stderr.startswith(usage)
+    assert "required: SAMPLES.npz" in lacking.stderr
+    assert (
+        told(exported, tmp_path).stderr == f"infer.py: {tmp_path} cannot be read: Is a directory.\n"
+    )
+
+
+def test_the_program_for_exported_files_takes_one_sample_alone(infer):
+    x = ow.load_data("digits").x_test[:1].numpy()
+
+    assert infer(x=x[0]).stdout == infer(x=x).stdout != ""
+
+
+def test_the_program_for_exported_files_warns_of_other_values_in_a_line(infer):
+    done = infer(x=np.full((1, 1, 8, 8), 200, np.float32))
+
+    assert done.returncode == 0
+    assert done.stderr.startswith("infer.py: warning: The samples have values from 200 to 200, ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_folder_holds_the_files_of_one_export(runs, exported, tmp_path):
@@ -287,7 +331,7 @@ def test_a_run_without_validation_rows_cannot_be_calibrated(tmp_path, capsys):
     words = ["--widths", "8,8", "--epochs", "1", "--validation", "0"]
     assert onward("train", *words, "--out", tmp_path / "run") == 0
 
-    assert "kept no validation rows" in told(capsys, "exits", tmp_path / "run")
+    assert "kept no validation samples" in told(capsys, "exits", tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["heads", pytest.param("softmax", marks=pytest.mark.slow)])

@@ -11,7 +11,7 @@ from onward.cli import doctor
 from onward.cli.flags import FLAGS, read_config
 from onward.cli.parser import parse
 from onward.config import RunConfig
-from onward.errors import SettingError
+from onward.errors import DataError, SettingError
 from onward.recipes import RECIPES
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -114,6 +114,24 @@ def test_a_setting_of_dense_blocks_asks_for_a_recipe_by_name(tmp_path):
         config_of("--data", data, "--widths", "5,5")
     with pytest.raises(SettingError, match=r"channels is no setting of one-pass.* digits.*: conv,"):
         config_of("--data", "digits", "--set", "network.channels=4")
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 8, 8)])
+def test_a_setting_of_convolutions_asks_for_a_recipe_by_the_shape_of_the_samples(tmp_path, shape):
+    data = images(tmp_path, shape)
+
+    with pytest.raises(SettingError) as error:
+        config_of("--data", data, "--set", "network.channels=4")
+
+    assert f"on {data} (samples of shape {shape}) where no recipe is named." in str(error.value)
+    assert "Name a recipe, such as: onward train conv." in str(error.value)
+
+
+def test_channels_that_come_last_are_told_before_the_recipe(tmp_path):
+    data = images(tmp_path, (8, 8, 3))
+
+    with pytest.raises(DataError, match="looks like height x width x channels"):
+        config_of("--data", data, "--set", "network.channels=4")
 
 
 def test_a_setting_that_no_recipe_has_is_guessed_where_no_recipe_is_named():

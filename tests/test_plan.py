@@ -565,8 +565,8 @@ def test_a_stream_goes_on_from_the_end_of_any_chapter_and_does_nothing_again(pla
         pytest.param(
             chapters_of_two_blocks,
             {"epochs": 1, "chapters": 6},
-            "6 chapters in 1 epochs is more than one chapter a mini-batch: there are 5 "
-            "mini-batches an epoch.",
+            "plan.chapters is 6 and training.epochs is 1: that is more than one chapter a "
+            "mini-batch, of which an epoch has 5.",
             id="more chapters than mini-batches",
         ),
         pytest.param(

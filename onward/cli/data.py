@@ -12,12 +12,16 @@ def data_command(options: argparse.Namespace) -> None:
     """List the data sets."""
     table = Table()
     table.add_column("name", no_wrap=True)
-    table.add_column("one row", no_wrap=True)
-    for name in ("classes", "training rows", "test rows"):
+    table.add_column("one sample", no_wrap=True)
+    for name in ("classes", "training samples", "test samples"):
         table.add_column(name, justify="right")
-    table.add_column("where", overflow="fold")
-    for listing in available(options.data_dir):
+    listings = available(options.data_dir)
+    for listing in listings:
         figures = (listing.num_classes, listing.num_rows, listing.num_test_rows)
         shape = " x ".join(map(str, listing.shape))
-        table.add_row(listing.name, shape, *(f"{f:,}" for f in figures), listing.where)
-    Output().print(table)
+        table.add_row(listing.name, shape, *(f"{f:,}" for f in figures))
+    console = Output()
+    console.print(table)
+    # On lines of their own, which are never broken, or no path could be copied.
+    for listing in listings:
+        console.print(f"{listing.name}: {listing.where}", soft_wrap=True, highlight=False)

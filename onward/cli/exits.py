@@ -20,21 +20,21 @@ from onward.onnx_files import WHOLE, check_whole, export, export_whole, run_expo
 
 
 def exits_command(options: argparse.Namespace) -> None:
-    """Calibrate the exits of a run on its validation rows."""
+    """Calibrate the exits of a run on its validation samples."""
     call = f'onward.calibrate("{options.run}", x, y, network=network, max_error_increase=0.001)'
     network, dataset, config = load_run(options, call)
     validation = sharding.split(config, dataset).validation
     if not validation:
         raise SettingError(
-            f"The run {options.run} kept no validation rows (data.validation is 0), and exits are "
-            f"calibrated on rows that were not trained on. Train with --validation 0.1, or call "
-            f"ow.calibrate with rows of your own."
+            f"The run {options.run} kept no validation samples (data.validation is 0), and exits "
+            f"are calibrated on samples that were not trained on. Train with --validation 0.1, or "
+            f"call ow.calibrate with samples of your own."
         )
     promised = [f"--{name}" for name in ("bound", "delta") if getattr(options, name) is not None]
     if promised and dataset.groups is not None:
         raise SettingError(
-            f"The rows of {dataset.name} belong together in groups, and a guarantee holds for rows "
-            f"that were drawn one by one. Leave {' and '.join(promised)} out."
+            f"The samples of {dataset.name} belong together in groups, and a guarantee holds for "
+            f"samples that were drawn one by one. Leave {' and '.join(promised)} out."
         )
     allowed = options.max_error_increase
     if allowed is None and options.target_macs is None:
@@ -60,7 +60,7 @@ def exits_command(options: argparse.Namespace) -> None:
     console = Output()
     console.print(
         f"{options.run}: {calibrated.policy.confidence}, calibrated on the {len(seen.labels):,} "
-        f"validation rows of {dataset.name}",
+        f"validation samples of {dataset.name}",
         soft_wrap=True,
     )
     outcome = follow(calibrated.policy, seen)
@@ -77,29 +77,30 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
 
     Args:
         calibrated: The calibration.
-        is_grouped: Whether rows belong together, of which intervals for single rows know nothing.
+        is_grouped: Whether samples belong together, of which intervals for single samples know
+            nothing.
     """
     ratio = calibrated.full_macs / calibrated.mean_macs
     gained = calibrated.newly_right
     text = (
-        f"{told_macs(calibrated.mean_macs)} MACs a row instead of "
+        f"{told_macs(calibrated.mean_macs)} MACs a sample instead of "
         f"{told_macs(calibrated.full_macs)} ({ratio:.1f} times fewer). Of these "
-        f"{count(calibrated.rows, 'row')} {calibrated.newly_wrong} became wrong and {gained} "
+        f"{count(calibrated.rows, 'sample')} {calibrated.newly_wrong} became wrong and {gained} "
         f"right; their error changes by {calibrated.error_increase * 100:+.2f} points."
     )
     if calibrated.bound is not None:
         return f"{text} {_promise(calibrated)}"
     if is_grouped:
         return text + (
-            " Rows of other groups, such as other patients, may differ more than these do from "
+            " Samples of other groups, such as other patients, may differ more than these do from "
             "each other."
         )
     if calibrated.max_error_increase is None:
         return text
     flags = "--bound ucb --delta" if calibrated.risk == "net" else "--delta"
     return text + (
-        f" On new rows, a rise of {calibrated.plausible_increase * 100:.2f} points would be no "
-        f"surprise; {flags} guarantees."
+        f" An increase of up to {calibrated.plausible_increase * 100:.2f} points on new samples is "
+        f"still plausible; use {flags} for a guarantee."
     )
 
 
@@ -109,20 +110,21 @@ def _promise(calibrated: Calibrated) -> str:
     assert allowed is not None
     if calibrated.failure is not None:
         return calibrated.failure
+    points = f"{allowed * 100:g} {'point' if allowed == 0.01 else 'points'}"
     if delta is None:
         return (
-            f"On new rows like these it rises by at most {allowed * 100:g} points on average over "
-            f"calibrations, each on rows drawn anew. This is one of them, and may exceed that: "
-            f"--delta bounds a single one."
+            f"On new samples like these it rises by at most {points} on average over calibrations, "
+            f"each on samples drawn anew. This is one of them, and may exceed that: --delta bounds "
+            f"a single one."
         )
     return (
-        f"With probability {100 * (1 - delta):g} % it rises by at most {allowed * 100:g} points on "
-        f"new rows like these."
+        f"With probability {100 * (1 - delta):g} % it rises by at most {points} on new samples "
+        f"like these."
     )
 
 
 def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
-    """Draw error against cost, for rows on which the curves were not chosen."""
+    """Draw error against cost, for samples on which the curves were not chosen."""
     order = torch.randperm(len(seen.labels), generator=seeds.generator(0, "picture"))
     chosen_on, shown_on = (seen.part(half) for half in order.chunk(2))
 
@@ -142,15 +144,15 @@ def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
     curves.append(Curve("fixed depth", [point(p) for p in fixed_depths(shown_on)], "s"))
     outcome = follow(calibrated.policy, shown_on)
     any_error, any_cost = shuffled(outcome, shown_on)
-    curves.append(Curve("as many, any rows", [(any_cost, any_error)], "x"))
+    curves.append(Curve("same number at each exit, chosen at random", [(any_cost, any_error)], "x"))
     error, bound = oracle(shown_on)
     curves.append(Curve("oracle (knows the classes; drops no labels)", [(bound, error)], "^"))
-    curves.append(Curve("calibrated (on these rows, too)", [point(calibrated.policy)], "*"))
-    draw_exits(curves, path, f"{count(len(shown_on.labels), 'held-out row')}")
+    curves.append(Curve("calibrated (on these samples, too)", [point(calibrated.policy)], "*"))
+    draw_exits(curves, path, f"{count(len(shown_on.labels), 'held-out sample')}")
 
 
 def export_command(options: argparse.Namespace) -> None:
-    """Write a run's network as ONNX files, and compare them with it on the test rows."""
+    """Write a run's network as ONNX files, and compare them with it on the test samples."""
     if options.int8 and options.one_graph:
         raise SettingError("One graph is written in fp32: leave out --int8 or --one-graph.")
     call = f'onward.export("{options.run}", "{options.onnx}", network=network, like=x)'
@@ -176,15 +178,16 @@ def export_command(options: argparse.Namespace) -> None:
     accuracy = (torch.as_tensor(labels) == y).double().mean()
     shown.add_row("ONNX", f"{accuracy:.2%}", f"{same_labels:.2%}", f"{same_exits:.2%}")
     console = Output()
-    console.print(f"{count(len(y), 'test row')} of {dataset.name}", soft_wrap=True)
+    console.print(f"{count(len(y), 'test sample')} of {dataset.name}", soft_wrap=True)
     console.print(shown)
     if calibrated is None and network.num_exits > 1 and config.data.validation:
         console.print(
-            f"No row leaves early: calibrate first, with `onward exits {options.run}`.",
+            f"No sample exits early: calibrate first, with `onward exits {options.run}`.",
             soft_wrap=True,
         )
     console.print(
         f"{count(len(files), 'stage')}, {num_bytes * 1e-6:.1f} MB in {options.onnx}. On a machine "
-        f"with onnxruntime and numpy: python {options.onnx / 'infer.py'} {options.onnx} ROWS.npz",
+        f"with onnxruntime and numpy: "
+        f"python {options.onnx / 'infer.py'} {options.onnx} SAMPLES.npz",
         soft_wrap=True,
     )

@@ -36,18 +36,18 @@ MOST_CLASSES = 20
 """Classes whose sensitivity is listed."""
 
 EARLY = torch.float32
-"""Arithmetic of leaving early, whatever that of the training was: thresholds then mean the same in
-files for other machines, and to pass one row, weights are read and not converted first."""
+"""Arithmetic of early exit, whatever that of the training was: thresholds then mean the same in
+files for other machines, and to pass one sample, weights are read and not converted first."""
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
-    """Test a run's network on its test rows, or on those of other data."""
+    """Test a run's network on its test samples, or on those of other data."""
     call = f'onward.evaluate("{options.run}", samples, network=network)'
     network, dataset, _ = load_run(options, call)
     if options.data is None and data_changed(options.run, dataset):
         print(
             f"onward: note: {dataset.name} has changed since the network was trained on it: test "
-            f"rows of now may be training rows of then.",
+            f"samples of now may be training samples of then.",
             file=sys.stderr,
         )
     test, y = dataset.test, dataset.y_test
@@ -57,7 +57,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     if calibrated is not None:
         network.set_precision(EARLY)
         answers = answer(network, test, calibrated.policy)
-        columns["leaving early"] = answers.labels
+        columns["early exit"] = answers.labels
     text = [rates(labels, y) for labels in columns.values()]
     shown = Table()
     shown.add_column("what")
@@ -72,7 +72,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     for name, figures in told_metrics(metrics).items():
         shown.add_row(f"{name}, each block alone", figures)
     console = Output()
-    console.print(f"{options.run} on the {len(y):,} test rows of {dataset.name}", soft_wrap=True)
+    console.print(f"{options.run} on the {len(y):,} test samples of {dataset.name}", soft_wrap=True)
     console.print(shown)
     if calibrated is not None:
         costs = stage_costs(network)
@@ -81,7 +81,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         console.print(exits_table(answers.exits, is_right, cost, costs, policy))
         mean, full = float(cost.mean()), calibrated.full_macs
         console.print(
-            f"{policy.confidence}: {told_macs(mean)} MACs a row instead of {told_macs(full)}, "
+            f"{policy.confidence}: {told_macs(mean)} MACs a sample instead of {told_macs(full)}, "
             f"{full / mean:.1f} times fewer.",
             soft_wrap=True,
         )
@@ -89,7 +89,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         network.set_precision(EARLY)
         policies = {"full depth": full_depth(network.num_exits)}
         if calibrated is not None:
-            policies["leaving early"] = calibrated.policy
+            policies["early exit"] = calibrated.policy
         console.print(latency_table(network, test, policies))
 
 
@@ -131,7 +131,7 @@ def told_macs(number: float) -> str:
 def latency_table(network: Network, test: Batch, policies: Mapping[str, ExitPolicy]) -> Table:
     """Return how long batches of several sizes take here, under each policy."""
     shown = Table(title=f"time of a batch here, on {count(torch.get_num_threads(), 'thread')}")
-    for name in ("rows", "batches", "", "median, ms", "99 % within, ms", "rows a second"):
+    for name in ("samples", "batches", "", "median, ms", "99 % within, ms", "samples a second"):
         shown.add_column(name, justify="right")
     for size, batches in latency.BATCHES.items():
         found = latency.measure(network, test, policies, batch_size=size, batches=batches)
@@ -187,7 +187,7 @@ def _load(options: argparse.Namespace, call: str) -> tuple[Network, Recipe | Non
 
 
 def data_changed(folder: Path, dataset: data.Dataset) -> bool:
-    """Return whether the rows of a run's data set are others than when it was trained."""
+    """Return whether the samples of a run's data set are others than when it was trained."""
     known = runs.read_result(folder).get("data_sha256")
     if known is None or known == dataset.sha256():
         return False
@@ -204,11 +204,11 @@ def exits_table(
     costs: Sequence[StageCost],
     policy: ExitPolicy,
 ) -> Table:
-    """Return how many rows left at each exit, how many of those were right, and at what cost."""
-    note = "A row also leaves where one label is left." if policy.drops else None
-    shown = Table(title="leaving early", caption=note)
-    names = ("exit after", "threshold", "rows", "right", "MACs a row", "weights read, MB")
-    for name in names:
+    """Return how many samples left at each exit, how many of those were right, and at what cost."""
+    note = "A sample also exits where one label is left." if policy.drops else None
+    shown = Table(title="early exit", caption=note)
+    limit = f"{policy.confidence} {'up to' if policy.confidence == 'entropy' else 'from'}"
+    for name in ("exit after", limit, "samples", "right", "MACs a sample", "weights read, MB"):
         shown.add_column(name, justify="right")
     thresholds = [*policy.thresholds, -math.inf]
     read = np.cumsum([stage.weight_bytes for stage in costs]) * 1e-6
@@ -223,17 +223,42 @@ def exits_table(
         shown.add_row(name, threshold, share, right, macs_each, read_here)
 
     for number, threshold in enumerate(thresholds):
-        text = {math.inf: "never", -math.inf: "always"}.get(threshold, f"{threshold:.4g}")
+        text = told_threshold(policy.confidence, threshold, number)
         add(f"block {costs[number].block}", text, exits == number, read[number])
     shown.add_section()
-    # Of rows that come one at a time.
+    # Of samples that come one at a time.
     mean_read = float(read[exits.numpy()].mean())
     add("all", "", torch.ones_like(is_right), mean_read)
     return shown
 
 
+def told_threshold(confidence: str, threshold: float, number: int) -> str:
+    """Return the threshold of an exit as people read it: of entropy its own, of patience a count.
+
+    Args:
+        confidence: What the threshold is one of.
+        threshold: From which samples exit.
+        number: Of the exit, from 0.
+
+    Example:
+        >>> told_threshold("entropy", -1.377, 0), told_threshold("patience", 1.5, 1)
+        ('1.377', '2 in a row')
+        >>> told_threshold("patience", 1.5, 0), told_threshold("patience", 0.5, 0)
+        ('never', 'always')
+    """
+    if confidence == "entropy":
+        is_never, text = threshold > 0, f"{0 - threshold:.4g}"
+    elif confidence == "patience" and math.isfinite(threshold):
+        in_a_row = math.ceil(threshold)
+        is_never, text = in_a_row > number + 1, f"{in_a_row} in a row"
+        threshold = threshold if in_a_row > 1 else -math.inf
+    else:
+        is_never, text = threshold == math.inf, f"{threshold:.4g}"
+    return "always" if threshold == -math.inf else "never" if is_never else text
+
+
 def predict_command(options: argparse.Namespace) -> None:
-    """Write the class of each row, and the scores of all classes."""
+    """Write the class of each sample, and the scores of all classes."""
     if options.out is not None and options.out.suffix != ".npz":
         raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
     network, _ = _load(options, f'onward.load("{options.run}", network).predict(x)')
@@ -253,7 +278,8 @@ def predict_command(options: argparse.Namespace) -> None:
         arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
         arrays |= {"labels": labels.numpy(), "scores": scores.numpy()}
         runs.write_atomically(options.out, lambda file: np.savez(file, **arrays))
-        print(f"{len(labels)} labels and scores in {options.out}")
+        what = "labels and scores" if calibrated is None else "labels, scores and exits"
+        print(f"{len(labels):,} {what} in {options.out}")
         return
     try:
         writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_exits(
         command(
             "exits",
-            "Find out when inference may stop early, from the validation rows of a run.",
+            "Find out when inference may stop early, from the validation samples of a run.",
         )
     )
     trace = command("trace", "Draw what each rank of a run did, and when.")
@@ -107,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     _add_export(command("export", "Write a network as ONNX files, one a stage."))
-    _add_predict(command("predict", "Predict the classes of rows."))
+    _add_predict(command("predict", "Predict the classes of samples."))
     _add_sample(command("sample", "Go on with a text, by a network that predicts the next byte."))
 
     check = command("doctor", "Check this machine, and the way between ranks.")
@@ -172,11 +172,11 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     add_recipe(parser)
     parser.add_argument(
-        "--data", metavar="NAME", help="another data set than that of the run: its test rows"
+        "--data", metavar="NAME", help="another data set than that of the run: its test samples"
     )
     parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
     parser.add_argument(
-        "--measure", action="store_true", help="also time batches of 1, 32 and 1,024 rows here"
+        "--measure", action="store_true", help="also time batches of 1, 32 and 1,024 samples here"
     )
     _add_full_depth(parser)
 
@@ -186,13 +186,14 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
     add_recipe(parser)
     parser.add_argument(
-        "input", type=Path, metavar="INPUT.npz", help="file with the rows as its member `x`"
+        "input", type=Path, metavar="INPUT.npz", help="file with the samples as its member `x`"
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="OUTPUT.npz",
-        help="file for `labels` and `scores` (default: CSV on the screen)",
+        help="file for `labels`, `scores` and, where exits are calibrated, `exits` (default: CSV "
+        "on the screen)",
     )
     _add_full_depth(parser)
 
@@ -240,13 +241,13 @@ def _add_exits(parser: argparse.ArgumentParser) -> None:
         "--max-error-increase",
         type=float,
         metavar="SHARE",
-        help="share of rows that may become wrong (default: 0.001)",
+        help="share of samples that may become wrong (default: 0.001)",
     )
     parser.add_argument(
         "--target-macs",
         type=float,
         metavar="MACS",
-        help="mean MACs a row, instead: operations, not millions",
+        help="mean MACs a sample, instead: operations, not millions",
     )
     parser.add_argument(
         "--delta",
@@ -265,8 +266,8 @@ def _add_exits(parser: argparse.ArgumentParser) -> None:
         "--risk",
         choices=RISKS,
         default="lost",
-        help="what the increase is: rows that become wrong (lost), or those less the rows that "
-        "become right (net) (default: lost)",
+        help="what the increase is: samples that become wrong (lost), or those less the samples "
+        "that become right (net) (default: lost)",
     )
     parser.add_argument(
         "--policy",
@@ -289,7 +290,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--int8", action="store_true", help="weights and activities in eight bits")
     parser.add_argument(
-        "--one-graph", action="store_true", help="also network.onnx, with conditions, for one row"
+        "--one-graph",
+        action="store_true",
+        help="also network.onnx, with conditions, for one sample",
     )
     parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
 

@@ -97,19 +97,19 @@ class Curve:
     """What they are."""
 
     points: Sequence[tuple[float, float]]
-    """Mean MACs a row, and share of rows that are wrong."""
+    """Mean MACs a sample, and share of samples that are wrong."""
 
     form: str
     """How they are drawn: a line style, or a marker."""
 
 
-def draw_exits(curves: Sequence[Curve], path: Path, rows: str) -> None:
+def draw_exits(curves: Sequence[Curve], path: Path, samples: str) -> None:
     """Draw error against cost.
 
     Args:
         curves: What is drawn.
         path: File that is written, see `draw_timelines`.
-        rows: Which rows they are of.
+        samples: Which samples they are of.
 
     Raises:
         SettingError: matplotlib is not installed.
@@ -137,9 +137,9 @@ def draw_exits(curves: Sequence[Curve], path: Path, rows: str) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("million MACs a row, mean")
+    axis.set_xlabel("million MACs a sample, mean")
     axis.set_ylabel("error, %")
-    axis.set_title(f"leaving early, {rows}", loc="left", fontsize=10)
+    axis.set_title(f"early exit, {samples}", loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     _save(figure, path)

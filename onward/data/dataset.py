@@ -227,14 +227,24 @@ def _is_image(shape: tuple[int, ...], is_image: bool | None, name: str) -> bool:
     Raises:
         DataError: They are images with channels last.
     """
-    is_first = len(shape) == 3 and shape[0] in (1, 3)
-    if is_image is not False and is_channels_last(shape):
+    if is_image is not False:
+        check_channels(shape, name)
+    return len(shape) == 3 and shape[0] in (1, 3) if is_image is None else is_image
+
+
+def check_channels(shape: tuple[int, ...], name: str) -> None:
+    """Refuse samples that look like images with channels last.
+
+    Raises:
+        DataError: They do.
+    """
+    if is_channels_last(shape):
         raise DataError(
             f"{name}: rows have the shape {shape}, which looks like height x width x channels, "
-            f"and images are channels x height x width. Give x.transpose(0, 3, 1, 2); for "
-            f"ow.dataset, is_image=False says that these are no images."
+            f"and images are channels x height x width. Give x.transpose(0, 3, 1, 2). If these are "
+            f"no images, say so to ow.dataset with is_image=False, or flatten them in the file, "
+            f"x.reshape(len(x), -1)."
         )
-    return is_first if is_image is None else is_image
 
 
 def is_channels_last(shape: tuple[int, ...]) -> bool:
@@ -419,7 +429,7 @@ def _check_numbering(labels: dict[str, Tensor], name: str) -> None:
         raise DataError(
             f"{name}: labels number the classes from 0, and no row has {text}; the largest is "
             f"{largest}. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or "
-            f"say with num_classes how many there are."
+            f"give the number of classes as num_classes (in an .npz file, a member)."
         )
 
 
@@ -431,7 +441,8 @@ def _count_classes(labels: dict[str, Tensor], num_classes: int | None, name: str
         if num_classes > num_rows:
             raise DataError(
                 f"{name}: the largest label is {num_classes - 1}, but there are only {num_rows} "
-                f"rows. Labels number the classes from 0; pass num_classes if some have no rows."
+                f"rows. Labels number the classes from 0. If some classes have no rows, give "
+                f"their number as num_classes (in an .npz file, a member)."
             )
     if num_classes > MOST_CLASSES:
         raise DataError(
@@ -442,8 +453,11 @@ def _count_classes(labels: dict[str, Tensor], num_classes: int | None, name: str
         wrong = ((part < 0) | (part >= num_classes)).nonzero()
         if len(wrong):
             row = int(wrong[0])
-            raise DataError(
-                f"{name}: {what} holds the label {part[row]} in row {row}. With {num_classes} "
-                f"classes, labels run from 0 to {num_classes - 1}."
+            advice = (
+                f"With {num_classes} classes, labels run from 0 to {num_classes - 1}."
+                if part[row] >= 0
+                else "Labels start at 0: number them anew, as numpy.unique(y, return_inverse=True)"
+                "[1] does."
             )
+            raise DataError(f"{name}: {what} holds the label {part[row]} in row {row}. {advice}")
     return num_classes

@@ -65,7 +65,7 @@ def are_bounded(losses: Losses, allowed: float, delta: float) -> Bool[Tensor, " 
     Someone bets on each loss in turn to be below `allowed`, how much by the losses before: the
     capital is multiplied by 1 - bet * (loss - allowed). If the mean loss is `allowed` or more, the
     capital does not grow on average, and ever reaches 1 / delta with a probability of at most
-    delta. The bound is the largest mean that has not been ruled out so.
+    delta. The upper bound is the largest mean not ruled out this way.
 
     Losses may be anywhere in [-1, 1]: with bets from 0 to 1, the capital stays positive as long as
     no loss exceeds 1, which is all that the argument needs. Nothing is rescaled: mapped to [0, 1],

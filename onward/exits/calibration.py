@@ -73,7 +73,8 @@ class Calibrated:
     such thing is guaranteed."""
 
     on_training_rows: bool
-    """Whether samples were taken that the network was trained on, which makes all of this vain."""
+    """Whether samples were taken that the network was trained on, which makes the calibration
+    meaningless."""
 
     bound: str | None = None
     """What is guaranteed, one of `ow.exits.BOUNDS`; None for nothing."""
@@ -103,7 +104,7 @@ class Calibrated:
 
     @property
     def failure(self) -> str | None:
-        """Why no sample leaves early, where a bound was asked for and no policy keeps to it."""
+        """Why no sample exits early, where a bound was asked for and no policy keeps to it."""
         if self.bound is None or self.mean_macs < self.full_macs:
             return None
         assert self.max_error_increase is not None
@@ -194,7 +195,7 @@ def choose(
             "Samples that the network was trained on guarantee nothing: leave bound and delta out."
         )
     if len(seen.costs) == 1:
-        raise SettingError("This network has one exit, its end: there is nowhere to leave early.")
+        raise SettingError("This network has one exit, its end: there is no early exit.")
     if len(seen.labels) < 2:
         raise DataError(
             f"There are {len(seen.labels)} samples to calibrate on, and two are needed."

@@ -178,8 +178,9 @@ class Plan(ABC):
                 )
             if self.chapters // self.epochs > self.batches(shard):
                 raise SettingError(
-                    f"{self.chapters} chapters in {self.epochs} epochs is more than one chapter "
-                    f"a mini-batch: there are {self.batches(shard)} mini-batches an epoch."
+                    f"plan.chapters is {self.chapters} and training.epochs is {self.epochs}: that "
+                    f"is more than one chapter a mini-batch, of which an epoch has "
+                    f"{self.batches(shard)}."
                 )
 
     def without_slices(self) -> "Plan":

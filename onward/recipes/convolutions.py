@@ -141,10 +141,15 @@ def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
     channels, *sizes = data.input_shape
     if config.whitening:
         if min(sizes) < 2:
+            advice = "Use --set network.whitening=false, or give larger samples."
+            if axes == 1 and channels > 1:
+                advice = (
+                    "Samples are (channels, length): if these are (length, channels), give "
+                    "x.transpose(0, 2, 1)."
+                )
             raise SettingError(
                 f"Samples of shape {data.input_shape}, channels first, are too small for "
-                f"whitening, which takes patches of 2 pixels along each axis. Use --set "
-                f"network.whitening=false, or give larger samples."
+                f"whitening, which takes patches of 2 pixels along each axis. {advice}"
             )
         channels, sizes = 2 * channels * 2**axes, [places - 1 for places in sizes]
     found = [Maps(channels, tuple(sizes))]

@@ -70,7 +70,7 @@ def in_file(rows: Sequence[int], like: Tensor) -> list[Tensor]:
         raise FileError(
             f"The outputs of frozen blocks take {size / 1e9:.1f} GB in a file in {where}, which "
             f"cannot be written: {error.strerror}. Set TMPDIR to a folder on a disk with room, or "
-            f"placement.memory to more gigabytes."
+            f"raise placement.memory (in GB)."
         ) from error
     whole = torch.frombuffer(mapped, dtype=torch.uint8)
     found = []
