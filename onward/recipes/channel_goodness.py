@@ -38,6 +38,8 @@ class ChannelGoodnessConfig(ConvolutionConfig):
         if self.layers_per_block == "all":
             reason = "one block learns with a linear classifier (layers_per_block)"
             found |= dict.fromkeys(("goodness", "slope", "heads"), reason)
+        elif self.optimizer == "muon":
+            found["weight_decay"] = "filters, all there is to decay, are updated by muon"
         return found
 
 
