@@ -155,7 +155,7 @@ class Joined(nn.Sequential):
         return super().forward(torch.cat(list(x.values()), dim=1))
 
 
-def test_a_last_mini_batch_of_one_is_refused_where_a_head_of_several_blocks_normalizes_it():
+def test_a_last_mini_batch_of_one_is_refused_under_batch_normalization_in_a_head():
     x, y = draw().normal(size=(41, 6)).astype("float32"), classes(41)
 
     def layer(inputs):

@@ -29,6 +29,13 @@ class ChannelGoodnessConfig(ConvolutionConfig):
 
     local: ClassVar = ("goodness", "slope", "heads")
 
+    def without_effect(self) -> dict[str, str]:
+        """Return which of these settings have no effect beside the others, with the reason."""
+        found = super().without_effect()
+        if self.layers_per_block != "all" and self.optimizer == "muon":
+            found["weight_decay"] = "filters, all there is to decay, are updated by muon"
+        return found
+
 
 @recipe(
     source="Papachristodoulou et al. 2024, arXiv:2312.12668 (CwC): groups of channels, mean square "
