@@ -115,8 +115,8 @@ def keep_on_average(losses: Losses, allowed: float) -> Bool[Tensor, " policies"]
 def samples_needed(allowed: float, bound: str, delta: float | None) -> int | None:
     """Return on about how many samples without a loss a policy passes; None where none are enough.
 
-    Exactly so many for all bounds but "ucb", which needs somewhat more: 3 percent where 1 percent is
-    allowed, half as many again where 50 are.
+    Exactly so many for all bounds but "ucb", which needs somewhat more: 3 percent more where 1
+    percent is allowed, and half as many again where 50 percent are.
     """
     if allowed == 0:
         return None

@@ -112,8 +112,8 @@ class Calibrated:
         about = "about " if self.bound == "ucb" and needed is not None else ""
         return (
             f"No policy passed the test on half of the samples, so every sample goes the whole "
-            f"way. That half needs {about}{number} samples of which none becomes wrong, or more samples: "
-            f"keep more for validation, or allow more."
+            f"way. That half needs {about}{number} samples of which none becomes wrong, or more "
+            f"samples: keep more for validation, or allow more."
         )
 
     def to_json(self) -> dict[str, Any]:
