@@ -14,9 +14,9 @@ from torch.utils.flop_counter import (
 def flop_counter() -> FlopCounterMode:
     """Return a counter of what is computed while it is on, attention on processors included.
 
-    Gradients of convolutions in groups are counted as what they are; torch takes each filter to
-    read all channels. As torch has it for other devices, attention counts in full, whether or not
-    it is causal.
+    Gradients of convolutions in groups are counted as what they take; torch has each filter read
+    all channels. As torch has it for other devices, attention counts in full, whether or not it is
+    causal.
 
     Example:
         >>> with flop_counter() as counter:

@@ -65,7 +65,7 @@ def are_bounded(losses: Losses, allowed: float, delta: float) -> Bool[Tensor, " 
     Someone bets on each loss in turn to be below `allowed`, how much by the losses before: the
     capital is multiplied by 1 - bet * (loss - allowed). If the mean loss is `allowed` or more, the
     capital does not grow on average, and ever reaches 1 / delta with a probability of at most
-    delta. The upper bound is the largest mean not ruled out this way.
+    delta. The bound is the largest mean that has not been ruled out so.
 
     Losses may be anywhere in [-1, 1]: with bets from 0 to 1, the capital stays positive as long as
     no loss exceeds 1, which is all that the argument needs. Nothing is rescaled: mapped to [0, 1],
@@ -115,8 +115,8 @@ def keep_on_average(losses: Losses, allowed: float) -> Bool[Tensor, " policies"]
 def samples_needed(allowed: float, bound: str, delta: float | None) -> int | None:
     """Return on about how many samples without a loss a policy passes; None where none are enough.
 
-    For "ucb" it is a little low: 3 percent more are needed where 1 percent is allowed, and half as
-    many again where 50 are.
+    Exactly so many for all bounds but "ucb", which needs somewhat more: 3 percent more where 1
+    percent is allowed, and half as many again where 50 percent are.
     """
     if allowed == 0:
         return None
