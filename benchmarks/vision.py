@@ -44,7 +44,12 @@ FF = {
     "training.epochs": 4,
 }
 WIDE = {"network.channels": (96, 192, 192, 384, 384, 384), "training.epochs": 16}
-DENSE = {"network.layers": "dense", "network.channels": (1024,) * 3, "training.epochs": 40}
+DENSE = {
+    "network.layers": "dense",
+    "network.channels": (1024,) * 3,
+    "network.lr": 1e-3,
+    "training.epochs": 40,
+}
 TWIN = {"network.layers_per_block": "all"}
 CASES = {
     "cifar10": Case("cifar10", "conv", {}),
