@@ -50,10 +50,12 @@ DENSE = {
     "network.lr": 1e-3,
     "training.epochs": 40,
 }
+WIDER = {"network.channels": (56, 112, 112, 224, 224, 224)}
 TWIN = {"network.layers_per_block": "all"}
 CASES = {
     "cifar10": Case("cifar10", "conv", {}),
-    "cifar10, 13 epochs": Case("cifar10", "conv", {"training.epochs": 13}),
+    "cifar10, 13 epochs": Case("cifar10", "conv", {"training.epochs": 13}, 1),
+    "cifar10, wider": Case("cifar10", "conv", WIDER, 1),
     "cifar10, wide": Case("cifar10", "conv", WIDE),
     "cifar10, two layers a block": Case("cifar10", "conv", {"network.layers_per_block": 2}, 1),
     "cifar10, three layers a block": Case("cifar10", "conv", {"network.layers_per_block": 3}, 1),
