@@ -57,8 +57,8 @@ def tables(found: dict[str, list[dict[str, Any]]]) -> str:
     A row a case; then a column a case: error in % and million MACs under each policy.
     """
     lines = [
-        "| case | n | one class, error | error, % | leaving early | change | macro-F1 | leaving "
-        "early | million MACs | leaving early | times fewer | batch 1, median | 1,024, rows a "
+        "| case | n | one class, error | error, % | early exit | change | macro-F1 | early "
+        "exit | million MACs | early exit | times fewer | batch 1, median | 1,024, rows a "
         "second |",
         "| --- " * 2 + "| ---: " * 11 + "|",
     ]
