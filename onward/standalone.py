@@ -75,8 +75,7 @@ class Network:
             return
         (least, most), low, high = self.manifest["span"], x.min(), x.max()
         room = most - least
-        is_beyond = low < least - room / 2 or high > most + room / 2
-        if is_beyond or 0 < high - low < room / 50:
+        if min(low - least, most - high) < -room / 2 or 0 < high - low < room / 50:
             text = f"The samples have values from {low:.4g} to {high:.4g}, and the network was "
             text += f"trained on values from {least:.4g} to {most:.4g}."
             warnings.warn(f"{text} Scale them as the training samples were.", stacklevel=3)
