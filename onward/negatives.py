@@ -8,7 +8,7 @@ from onward.batch import Batch
 from onward.errors import SettingError
 
 NEIGHBORS = 500
-"""Samples in which `nearest_wrong_labels` looks: those of a mini-batch, more or less."""
+"""Samples among which `nearest_wrong_labels` looks, about as many as a mini-batch has."""
 
 
 def wrong_labels(
@@ -113,8 +113,8 @@ def nearest_wrong_labels(
 ) -> Int[Tensor, " samples"]:
     """Choose the label of the nearest sample of another class.
 
-    Of `NEIGHBORS` samples in a row, by Euclidean distance of the inputs. Where all of them are of
-    one class, any wrong label.
+    It is looked for among `NEIGHBORS` samples drawn at random, by Euclidean distance of the inputs.
+    Where all of them are of one class, any wrong label is drawn.
 
     Example:
         >>> x, label = torch.tensor([[0.0], [9.0], [1.0]]), torch.tensor([0, 1, 2])
@@ -124,11 +124,10 @@ def nearest_wrong_labels(
         tensor([2, 2, 0])
     """
     found = wrong_labels(batch.label, num_classes=num_classes, generator=generator)
-    pieces = zip(batch.tensor.split(NEIGHBORS), batch.label.split(NEIGHBORS), strict=True)
-    for number, (x, label) in enumerate(pieces):
-        distance = torch.cdist(x.flatten(1).float(), x.flatten(1).float())
-        distance.masked_fill_(label[:, None] == label, torch.inf)
+    # In a random order, since samples may come sorted by class.
+    for some in torch.randperm(len(batch), generator=generator).split(NEIGHBORS):
+        x, label = batch.tensor[some].flatten(1).float(), batch.label[some]
+        distance = torch.cdist(x, x).masked_fill(label[:, None] == label, torch.inf)
         nearest, place = distance.min(dim=1)
-        mine = found[number * NEIGHBORS :][: len(label)]
-        mine.copy_(torch.where(nearest.isfinite(), label[place], mine))
+        found[some] = torch.where(nearest.isfinite(), label[place], found[some])
     return found

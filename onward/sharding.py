@@ -140,7 +140,7 @@ def labelled(config: RunConfig, training: Batch) -> Batch:
 
     Raises:
         SettingError: They have none, or belong together.
-        DataError: None would be left.
+        DataError: A class would have none.
     """
     share = config.data.labelled
     if share is None:
@@ -152,7 +152,14 @@ def labelled(config: RunConfig, training: Batch) -> Batch:
         )
     seed = config.data.split_seed
     kept, _ = datasets.hold_out(training.label, None, 1 - share, seed=seed, purpose="labels")
-    return training.take(kept)
+    found = training.take(kept)
+    missing = sorted(set(training.label.tolist()) - set(found.label.tolist()))
+    if missing:
+        raise DataError(
+            f"data.labelled is {share}: of {len(training):,} training samples {len(found):,} keep "
+            f"their labels, and none of class {missing[0]}. Keep more."
+        )
+    return found
 
 
 def load_shards(

@@ -135,3 +135,17 @@ def stream_of_two_blocks(num_blocks=2, head_reads=(1,), **changes):
     plan = chapters_of_two_blocks(num_blocks, head_reads)
     names = ("nodes", "batch_size", "rows", "validate_every", "has_validation")
     return StreamPlan(**{name: getattr(plan, name) for name in names} | sizes | changes)
+
+
+def with_a_way_around(delay=0):
+    """Three blocks, of which the last reads the first and the input, and not the second."""
+    return (*line(2), Node(((0, delay), (INPUT, 0))))
+
+
+def recurrent(ticks=2, **changes):
+    """Return a stream of two blocks that read each other, and themselves, as they were."""
+    nodes = (
+        Node(((INPUT, 0), (0, DELAYED), (1, DELAYED))),
+        Node(((0, 0), (1, DELAYED))),
+    )
+    return stream_of_two_blocks(nodes=nodes, hint_age=None, ticks=ticks, **changes)

@@ -41,3 +41,10 @@ def images(*shape, seed=0):
 def network():
     """Return a network for samples such as `pixels`."""
     return ow.mlp((1, 4, 4), num_classes=2, widths=(8, 8))
+
+
+def assert_wrong(negatives, labels, num_classes):
+    assert negatives.shape == labels.shape
+    assert (negatives != labels).all()
+    assert (negatives >= 0).all()
+    assert (negatives < num_classes).all()

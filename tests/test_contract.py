@@ -10,22 +10,17 @@ from functools import cache
 import contract_ranks
 import pytest
 import torch
-from contract_cases import (
-    AGGREGATED,
-    CASES,
-    RUNS,
+from contract_blocks import seeded
+from contract_cases import CASES, RUNS, Case, staged_networks, train
+from contract_data import SAMPLES, vectors
+from contract_networks import AGGREGATED, recurrent_network
+from contract_objectives import (
     Adversarial,
-    Case,
     Corrupted,
     Denoising,
     adversarial_network,
     denoising_blocks,
-    recurrent_network,
-    seeded,
-    staged_networks,
-    train,
 )
-from contract_data import SAMPLES, vectors
 from safetensors import safe_open
 
 import onward as ow

@@ -1,13 +1,13 @@
-"""Negative labels: never the true one, drawn as they should be, and what blocks get to see."""
+"""Wrong labels: never the true one, and distributed as they should be."""
 
 import math
-from dataclasses import dataclass, field
 from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import assert_wrong
 
 import onward as ow
 from onward.batch import Batch
@@ -20,17 +20,8 @@ from onward.negatives import (
     nearest_wrong_labels,
     wrong_labels,
 )
-from onward.placement import place
-from onward.plan.chapters import ChapterPlan
-from onward.plan.streams import StreamPlan
-from onward.plan.tasks import line
-from onward.preparation import nodes_of
-from onward.runtime.chapters import ChapterWorker
-from onward.runtime.runtime import Runtime, make_worker
-from onward.runtime.workers import Settings, Shard
 from onward.samplers import LabelEmbedding
 from onward.settings import Negatives
-from onward.transport.messages import SingleProcessTransport
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -61,13 +52,6 @@ def some_labels(draw, score=None, max_classes=12):
 
 
 KINDS = get_args(Negatives)
-
-
-def assert_wrong(negatives, labels, num_classes):
-    assert negatives.shape == labels.shape
-    assert (negatives != labels).all()
-    assert (negatives >= 0).all()
-    assert (negatives < num_classes).all()
 
 
 @several
@@ -133,72 +117,6 @@ def test_an_impossible_wrong_label_is_left_out_while_there_are_others(sampled):
     negatives = likely_wrong_labels(labels, scores, generator=draw)
 
     assert (negatives == 2).all()
-
-
-def worker_of(num_classes, negatives):
-    """Make the worker of a run that draws negatives in some way."""
-    network = ow.mlp(
-        (3,),
-        num_classes=num_classes,
-        widths=(2,),
-        objective="threshold",
-        negatives=negatives,
-        readout="goodness",
-    )
-    plan = ChapterPlan(
-        nodes=line(1),
-        epochs=1,
-        chapters=1,
-        batch_size=1,
-        rows=(1,),
-        hint_age=None,
-        validate_every=None,
-        has_validation=False,
-    )
-    return ChapterWorker(plan, network, {}, Settings(seed=3))
-
-
-def drawn(worker, labels, hints=None, time=0):
-    """Return the negative labels that a worker draws, as they are written into the inputs."""
-    numbered = Batch(torch.zeros(len(labels), 3), {"label": labels}, ids=torch.arange(len(labels)))
-    views = worker.sampled(numbered, hints, time, 0)
-    return views["negative"].inputs[:, : worker.network.num_classes].argmax(dim=1)
-
-
-@pytest.mark.parametrize("negatives", [kind for kind in KINDS if kind != "mixed"])
-@pytest.mark.parametrize("num_classes", [2, 3, 10])
-def test_a_worker_never_draws_the_true_label(negatives, num_classes):
-    worker = worker_of(num_classes, negatives)
-    labels = torch.arange(400) % num_classes
-    scores = torch.randn(400, num_classes, generator=torch.Generator().manual_seed(0)) * 1e30
-    hints = scores if worker.network.sampler.needs_hints else None
-
-    for time in range(20):
-        assert_wrong(drawn(worker, labels, hints, time), labels, num_classes)
-
-
-@pytest.mark.parametrize("negatives", ["adaptive", "hard", "gradual"])
-def test_a_worker_draws_uniformly_before_there_are_hints(negatives):
-    worker = worker_of(4, negatives)
-
-    counts = drawn(worker, torch.zeros(9000, dtype=torch.long)).bincount(minlength=4)
-
-    assert counts[0] == 0
-    # 3,000 expected each; five standard deviations of the binomial is about 224.
-    assert ((counts[1:] - 3000).abs() < 224).all()
-
-
-def test_a_worker_takes_the_likeliest_wrong_label_for_adaptive_negatives():
-    worker, hints = worker_of(3, "adaptive"), torch.tensor([[3.0, 1.0, 2.0]] * 3)
-
-    assert drawn(worker, torch.tensor([0, 1, 2]), hints).tolist() == [2, 0, 0]
-
-
-def test_a_worker_samples_hard_negatives():
-    worker, labels = worker_of(3, "hard"), torch.zeros(200, dtype=torch.long)
-    hints = torch.tensor([[3.0, 1.0, 2.0]]).expand(200, 3)
-
-    assert drawn(worker, labels, hints).unique().tolist() == [1, 2]
 
 
 # How they are distributed
@@ -348,16 +266,26 @@ def test_gradual_negatives_are_uniform_at_first_and_the_likeliest_in_the_end():
 
 def test_a_nearest_negative_has_the_label_of_the_nearest_sample_of_another_class():
     draw = torch.Generator().manual_seed(0)
-    x, labels = torch.randn(2 * NEIGHBORS + 7, 1, 2, generator=draw), torch.arange(1007) % 3
+    x, labels = torch.randn(NEIGHBORS, 1, 2, generator=draw), torch.arange(NEIGHBORS) % 3
 
     found = nearest_wrong_labels(Batch(x, {"label": labels}), num_classes=3, generator=draw)
 
     assert_wrong(found, labels, 3)
-    for number in (0, 499, 500, 1006):
-        first = number - number % NEIGHBORS
-        others = [n for n in range(first, min(first + 500, 1007)) if labels[n] != labels[number]]
+    for number in (0, 1, 250, 499):
+        others = [n for n in range(NEIGHBORS) if labels[n] != labels[number]]
         nearest = min(others, key=lambda n: (x[n] - x[number]).norm().item())
         assert found[number] == labels[nearest]
+
+
+def test_nearest_negatives_of_samples_that_are_sorted_by_class_are_those_of_others():
+    labels = torch.arange(3).repeat_interleave(2 * NEIGHBORS)
+    x = torch.tensor([0.0, 1.0, 10.0])[labels][:, None]
+
+    found = nearest_wrong_labels(
+        Batch(x, {"label": labels}), num_classes=3, generator=torch.Generator().manual_seed(0)
+    )
+
+    assert found.equal(torch.tensor([1, 0, 1])[labels])
 
 
 def test_where_all_neighbors_are_of_one_class_any_wrong_label_is_drawn():
@@ -385,104 +313,6 @@ def test_views_of_mixed_negatives_differ_in_the_label_alone_which_is_mixed_as_th
     assert (own >= 0.5).all()
     assert 100 < (own == 1).sum() < 250
     assert (codes["negative"].argmax(dim=1) != labels)[own[:, 0] > 0.5].all()
-
-
-# The negatives that blocks get to see
-
-
-@dataclass(frozen=True)
-class Watched(LabelEmbedding):
-    """Remembers the samples that views were made of, and their negative views."""
-
-    seen: list[tuple[Batch, Batch]] = field(default_factory=list)
-
-    def views(self, batch, draw, hints):
-        views = super().views(batch, draw, hints)
-        self.seen.append((batch, views["negative"]))
-        return views
-
-
-def negatives_seen(kind, negatives, *, hint_age=None, epochs=3):
-    """Train on twelve numbered samples and return by number the negatives of each, in order."""
-    network = ow.mlp(
-        (1,),
-        num_classes=3,
-        widths=(4, 4),
-        objective="threshold",
-        negatives=negatives,
-        readout="goodness",
-    )
-    network.sampler = Watched(3, place="prepend", negatives=negatives)
-    plan = (ChapterPlan if kind == "chapters" else StreamPlan)(
-        nodes=nodes_of(network),
-        epochs=epochs,
-        chapters=epochs,
-        batch_size=5,
-        rows=(12,),
-        hint_age=hint_age,
-        validate_every=None,
-        has_validation=False,
-    )
-    label = torch.arange(12) % 3
-    samples = Batch(torch.arange(12.0)[:, None], {"label": label}, ids=torch.arange(12))
-    shards = {0: Shard(samples, samples.take(slice(0, 0)))}
-    worker = make_worker(plan, network, shards, Settings(seed=0))
-    # A worker looks at two samples before it trains.
-    network.sampler.seen.clear()
-    Runtime(plan, place(plan, None, 1, [1, 1]), worker, SingleProcessTransport()).run()
-    drawn = {number: [] for number in range(12)}
-    for batch, negative in network.sampler.seen:
-        wrong = negative.inputs[:, :3].argmax(dim=1)
-        assert negative.inputs[:, 3:].equal(batch.inputs)
-        assert batch.label.equal(label[batch.ids])
-        assert batch.ids.equal(batch.inputs[:, 0].long())
-        assert_wrong(wrong, batch.label, 3)
-        for number, negative_label in zip(batch.ids.tolist(), wrong.tolist(), strict=True):
-            drawn[number].append(negative_label)
-    return drawn
-
-
-@pytest.mark.parametrize(
-    ("kind", "negatives", "hint_age"),
-    [
-        ("chapters", "fixed", None),
-        ("chapters", "random", None),
-        ("chapters", "adaptive", 1),
-        ("chapters", "hard", 1),
-        ("chapters", "gradual", 1),
-        ("chapters", "nearest", None),
-        ("stream", "fixed", None),
-        ("stream", "random", None),
-        ("stream", "gradual", 0),
-        ("stream", "nearest", None),
-        ("stream", "hard", 0),
-        ("stream", "hard", 2),
-    ],
-)
-def test_in_training_every_sample_is_seen_with_a_wrong_label_in_every_epoch(
-    kind, negatives, hint_age
-):
-    drawn = negatives_seen(kind, negatives, hint_age=hint_age)
-
-    assert {len(labels) for labels in drawn.values()} == {3}
-
-
-@pytest.mark.parametrize("kind", ["chapters", "stream"])
-def test_fixed_negatives_of_a_sample_are_the_same_in_every_epoch(kind):
-    drawn = negatives_seen(kind, "fixed")
-
-    assert {len(set(labels)) for labels in drawn.values()} == {1}
-
-
-def test_fixed_negatives_of_a_sample_are_the_same_in_a_stream_as_in_chapters():
-    assert negatives_seen("chapters", "fixed") == negatives_seen("stream", "fixed")
-
-
-@pytest.mark.parametrize("kind", ["chapters", "stream"])
-def test_random_negatives_of_a_sample_change_from_epoch_to_epoch(kind):
-    drawn = negatives_seen(kind, "random", epochs=12)
-
-    assert {len(set(labels)) for labels in drawn.values()} == {2}
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Plans: what waits for what, what is learned from what, and what is refused."""
+
 import re
 from dataclasses import replace
 
@@ -9,13 +11,14 @@ from plans import (
     chapters_of_two_blocks,
     for_all,
     plans,
+    recurrent,
     stream_of_two_blocks,
     stream_plans,
-    streams_of_one_visit,
+    with_a_way_around,
 )
 
 from onward.errors import SettingError
-from onward.plan.tasks import INPUT, Node, Product, ProductKind, Segment, Task, TaskKind, Work, line
+from onward.plan.tasks import INPUT, Node, Product, ProductKind, Segment, Task, TaskKind, Work
 
 
 def hints_needed(plan):
@@ -250,227 +253,6 @@ def test_the_moments_a_chapter_starts_with_have_their_stated_age(plan):
                 )
             ]
             assert moments == (expected if has_some else [])
-
-
-# Blocks that do not stand in a line
-
-
-@for_all(chapter_plans())
-def test_a_chapter_needs_the_weights_of_the_blocks_that_samples_pass_and_no_others(plan):
-    def passed_before(block):
-        sources = [source for source, _ in plan.nodes[block].reads if source != INPUT]
-        return set(sources).union(*map(passed_before, sources))
-
-    for task in plan.tasks():
-        if task.kind is TaskKind.TRAIN:
-            needs = plan.needs(task)
-            now = [p.block for p in needs if p.kind is ProductKind.WEIGHTS and p.time == task.time]
-
-            assert now == sorted(passed_before(task.block))
-
-
-@for_all(stream_plans())
-def test_a_block_of_a_stream_needs_the_outputs_that_it_reads_and_no_others(plan):
-    for task in plan.tasks():
-        if task.kind is TaskKind.TRAIN and task.block not in plan.heads:
-            needed = {p for p in plan.needs(task) if p.kind is ProductKind.ACTIVITIES}
-
-            assert needed == {
-                Product(ProductKind.ACTIVITIES, task.time - delay, source)
-                for source, delay in plan.nodes[task.block].reads
-                if source != INPUT and (not delay or plan.has_before(task.time))
-            }
-
-
-@for_all(stream_plans())
-def test_only_blocks_on_the_way_to_a_head_are_passed_as_inference_sees_them(plan):
-    passed = {task.block for task in plan.tasks() if task.kind is TaskKind.PASS}
-
-    assert passed == {block for head in plan.heads for block in plan.below[head]}
-
-
-def with_a_way_around(delay=0):
-    """Three blocks, of which the last reads the first and the input, and not the second."""
-    return (*line(2), Node(((0, delay), (INPUT, 0))))
-
-
-def test_a_chapter_passes_samples_around_a_block_that_is_not_on_their_way():
-    plan = chapters_of_two_blocks(nodes=with_a_way_around())
-
-    assert plan.needs(Task(TaskKind.TRAIN, 2, 2)) == [
-        Product(ProductKind.WEIGHTS, 1, 2),
-        Product(ProductKind.OPTIMIZER_STATE, 1, 2),
-        Product(ProductKind.WEIGHTS, 2, 0),
-    ]
-    assert Task(TaskKind.TRAIN, 2, 2) not in plan.uses(Product(ProductKind.WEIGHTS, 2, 1))
-
-
-def test_a_block_of_a_stream_that_reads_the_input_beside_others_needs_hints_too():
-    plan = stream_of_two_blocks(nodes=(*with_a_way_around(), Node(((2, 0),), is_head=True)))
-
-    assert plan.needs(Task(TaskKind.TRAIN, 7, 2)) == [
-        Product(ProductKind.HINTS, 7, 0),
-        Product(ProductKind.ACTIVITIES, 7, 0),
-    ]
-    assert plan.uses(Product(ProductKind.HINTS, 7, 0)) == [
-        Task(TaskKind.TRAIN, 7, 0),
-        Task(TaskKind.TRAIN, 7, 2),
-    ]
-
-
-def test_a_head_needs_the_blocks_that_it_reads_as_inference_sees_them_and_those_below():
-    plan = stream_of_two_blocks(nodes=(*with_a_way_around(), Node(((2, 0),), is_head=True)))
-
-    order = " ".join(str(task) for task in plan.tasks() if task.time == 7)
-
-    assert order == "0P7 2P7 3T7 0T7 1T7 2T7"
-    assert plan.uses(Product(ProductKind.NEUTRAL, 7, 0)) == [Task(TaskKind.PASS, 7, 2)]
-
-
-def test_outputs_of_a_stream_that_two_blocks_read_are_needed_by_both():
-    plan = stream_of_two_blocks(nodes=with_a_way_around(), hint_age=None)
-
-    assert plan.uses(Product(ProductKind.ACTIVITIES, 7, 0)) == [
-        Task(TaskKind.TRAIN, 7, 1),
-        Task(TaskKind.TRAIN, 7, 2),
-    ]
-
-
-# Delays
-
-
-def recurrent(ticks=2, **changes):
-    """Return a stream of two blocks that read each other, and themselves, as they were."""
-    nodes = (
-        Node(((INPUT, 0), (0, DELAYED), (1, DELAYED))),
-        Node(((0, 0), (1, DELAYED))),
-    )
-    return stream_of_two_blocks(nodes=nodes, hint_age=None, ticks=ticks, **changes)
-
-
-def test_a_mini_batch_visits_all_blocks_once_a_tick():
-    plan = recurrent(epochs=1, chapters=1, rows=(4,))
-
-    order = " ".join(map(str, plan.tasks()))
-
-    assert order == "0T0 1T0 0T1 1T1 0T2 1T2 0T3 1T3 0G0"
-    assert [plan.position(time) for time in range(4)] == [
-        (0, 0, 0),
-        (0, 0, 1),
-        (0, 1, 0),
-        (0, 1, 1),
-    ]
-
-
-def test_a_delay_brings_what_came_out_at_the_tick_before():
-    plan = recurrent()
-
-    assert plan.needs(Task(TaskKind.TRAIN, 7, 0)) == [
-        Product(ProductKind.ACTIVITIES, 6, 0),
-        Product(ProductKind.ACTIVITIES, 6, 1),
-    ]
-    assert plan.needs(Task(TaskKind.TRAIN, 7, 1)) == [
-        Product(ProductKind.ACTIVITIES, 6, 1),
-        Product(ProductKind.ACTIVITIES, 7, 0),
-    ]
-
-
-def test_a_delay_brings_nothing_of_the_mini_batch_before():
-    plan = recurrent()
-
-    assert plan.needs(Task(TaskKind.TRAIN, 8, 0)) == []
-    assert plan.needs(Task(TaskKind.TRAIN, 8, 1)) == [Product(ProductKind.ACTIVITIES, 8, 0)]
-    assert plan.uses(Product(ProductKind.ACTIVITIES, 7, 1)) == []
-
-
-def test_where_a_mini_batch_is_all_samples_a_delay_brings_what_came_out_in_the_epoch_before():
-    plan = recurrent(ticks=1, batch_size=10, epochs=4, chapters=1)
-
-    assert plan.needs(Task(TaskKind.TRAIN, 0, 0)) == []
-    assert plan.needs(Task(TaskKind.TRAIN, 3, 0)) == [
-        Product(ProductKind.ACTIVITIES, 2, 0),
-        Product(ProductKind.ACTIVITIES, 2, 1),
-    ]
-
-
-def test_a_tick_has_the_samples_of_its_mini_batch():
-    plan = recurrent(ticks=3, batch_size=4)
-
-    assert [plan.rows_of(time) for time in range(12)] == [4, 4, 4, 4, 4, 4, 2, 2, 2, 4, 4, 4]
-
-
-def test_a_chapter_ends_with_the_last_tick_of_a_mini_batch():
-    plan = recurrent(ticks=3, epochs=1, chapters=2)
-
-    assert plan.chapter_ends == {5: 0, 14: 1}
-
-
-# Hints
-
-
-@for_all(chapter_plans())
-def test_hints_of_a_chapter_are_exactly_as_old_as_the_plan_says(plan):
-    for task, hints in hints_needed(plan).items():
-        if hints is not None:
-            assert plan.maker(hints) == Task(TaskKind.SCORE, task.time - plan.hint_age, 0)
-
-
-@for_all(stream_plans())
-def test_hints_of_a_mini_batch_are_exactly_as_old_as_the_plan_says(plan):
-    for task, hints in hints_needed(plan).items():
-        if hints is not None:
-            assert plan.maker(hints) == Task(
-                TaskKind.TRAIN, task.time - plan.hint_age, plan.heads[-1]
-            )
-
-
-@for_all(chapter_plans())
-def test_each_block_of_a_chapter_needs_hints_as_soon_as_there_are_some_and_not_before(plan):
-    for task, hints in hints_needed(plan).items():
-        are_some = plan.hint_age is not None and task.time >= plan.hint_age
-        if task.block not in plan.heads:
-            assert (hints is not None) is are_some
-
-
-@for_all(streams_of_one_visit())
-def test_each_block_of_a_stream_that_reads_the_input_needs_hints_as_soon_as_there_are_some(plan):
-    for task, hints in hints_needed(plan).items():
-        are_some = plan.hint_age is not None and task.time >= plan.hint_age
-        # Other blocks get outputs, and with them the negatives of those that read the input.
-        if task.block not in plan.heads:
-            assert (hints is not None) is (are_some and (INPUT, 0) in plan.nodes[task.block].reads)
-
-
-@for_all(plans)
-def test_a_head_never_needs_hints(plan):
-    assert all(hints is None for t, hints in hints_needed(plan).items() if t.block in plan.heads)
-
-
-@for_all(plans)
-def test_without_hints_nothing_is_scored(plan):
-    assume(plan.hint_age is None)
-    made = [product for task in plan.tasks() for product in plan.makes(task)]
-
-    assert all(task.kind is not TaskKind.SCORE for task in plan.tasks())
-    assert all(product.kind is not ProductKind.HINTS for product in made)
-
-
-@for_all(chapter_plans())
-def test_only_hints_that_will_be_needed_are_scored(plan):
-    scored = [task.time for task in plan.tasks() if task.kind is TaskKind.SCORE]
-
-    last = plan.chapters - (plan.chapters if plan.hint_age is None else plan.hint_age)
-    assert scored == list(range(last))
-
-
-def test_hints_of_age_0_are_scores_of_the_network_just_before_the_mini_batch():
-    plan = stream_of_two_blocks(epochs=1, chapters=1, batch_size=5)
-
-    order = [str(task) for task in plan.tasks()]
-
-    assert order == ["0P0", "1P0", "2T0", "0T0", "1T0", "0P1", "1P1", "2T1", "0T1", "1T1", "0G0"]
-    assert plan.needs(Task(TaskKind.TRAIN, 1, 0)) == [Product(ProductKind.HINTS, 1, 0)]
-    assert plan.maker(Product(ProductKind.HINTS, 1, 0)) == Task(TaskKind.TRAIN, 1, 2)
 
 
 # Validation

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from contract_cases import Whitening
+from contract_networks import Whitening
 from samples import SHORT, classes, draw
 from torch import nn
 

@@ -213,6 +213,13 @@ def test_labels_are_left_out_also_where_nothing_is_held_out():
     assert len(parts_of(dataset, labelled=0.25, validation=0).training) == 200
 
 
+def test_a_share_of_labels_that_leaves_a_class_without_any_is_refused():
+    dataset = ow.dataset(np.arange(1000.0)[:, None], np.arange(1000) % 10, test=0.2)
+
+    with pytest.raises(DataError, match=r"of 720 training samples 7 keep .* and none of class \d"):
+        parts_of(dataset, labelled=0.01)
+
+
 def test_labels_of_samples_without_any_are_not_left_out():
     with pytest.raises(SettingError, match=r"data\.labelled is 0\.5, but samples cannot be left"):
         parts_of(unlabelled_vectors(), labelled=0.5)
