@@ -63,6 +63,30 @@ EPOCHS: dict[float | None, dict[str, Any]] = {
 """Epochs of each stage of FFCL, by the share of the labels."""
 
 LOCAL = {"network.layers": "local-fields"}
+
+FEW = {0.01: 200, 0.1: 40}
+"""Epochs over the samples with labels, by their share."""
+
+
+def few_labels(share: float) -> dict[str, Case]:
+    """Return recipes that learn classes from a share of the labels, by name.
+
+    The blocks of the first two learn from all training samples, the last has only those.
+    """
+    epochs, end = FEW[share], f"{share:.0%} of the labels"
+    head = {"data.labelled": share, "network.head_epochs": epochs}
+    cells = head | {"network.cell": "convolutional"}
+    return {
+        f"mnist, uff, convolutional, {end}": Case("mnist", "uff", cells),
+        f"mnist, unsupervised, local fields, {end}": Case(
+            "mnist", "hinton-unsupervised", LOCAL | head
+        ),
+        f"mnist, conv, {end}": Case(
+            "mnist", "conv", {"data.labelled": share, "training.epochs": epochs}
+        ),
+    }
+
+
 CASES = {
     "mnist, unsupervised, dense": Case("mnist", "hinton-unsupervised", {}),
     "mnist, unsupervised, local fields": Case("mnist", "hinton-unsupervised", LOCAL),
@@ -85,6 +109,8 @@ CASES = {
         for share in (0.01, 0.1, None)
         for name, changes in (("three stages", {}), ("classes alone", ALONE))
     },
+    **few_labels(0.01),
+    **few_labels(0.1),
     "mnist, iffcl": Case("mnist", "iffcl", {}),
     "mnist, symba": Case("mnist", "symba", {}),
     "mnist, mono-forward": Case("mnist", "mono-forward", {}),

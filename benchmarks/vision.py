@@ -94,7 +94,7 @@ def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> 
         "accuracy": result.accuracy,
         "per_block": list(result.per_block),
         "pflop": common.pflop(config),
-        "core_seconds": sum(result.facts["cpu_seconds"]),
+        "core_seconds": sum(sum(r.facts["cpu_seconds"]) for r in (*result.earlier, result)),
         "parameters": sum(p.numel() for p in result.network.parameters()),
         "precision": result.facts["precision"],
         # Where the data lie says nothing of a figure.

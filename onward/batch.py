@@ -129,7 +129,16 @@ class Batch:
 
     @property
     def label(self) -> Int[Tensor, " samples"]:
-        """The class of each sample."""
+        """The class of each sample.
+
+        Raises:
+            SettingError: They have none.
+        """
+        if "label" not in self.targets:
+            raise SettingError(
+                "The classes of samples are asked for (batch.label), and these have none: the data "
+                "have no labels, or a stage does not see them (ow.Stage(sees_labels=False))."
+            )
         return self.targets["label"]
 
     @property

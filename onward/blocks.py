@@ -79,7 +79,8 @@ class Block(nn.Module):
         objective: What the block learns; its parameters are trained along with the module's.
         optimizer: How parameters follow their gradients. Or several, by what they update: the
             beginning of a name (`"module.0"`, `"objective"`, `""` for all), or a function of name
-            and parameter; the first that fits counts.
+            and parameter; the first that fits counts. None: the block is frozen. Samples pass
+            through it in eval mode, and training leaves it as it is.
         reads: What the block reads. None for the usual way: the block before, or the input. One
             that reads several gets them by name.
         schedule: Learning rate over time, instead of that of the training: a name, see
@@ -102,7 +103,7 @@ class Block(nn.Module):
         self,
         module: nn.Module,
         objective: Objective,
-        optimizer: Optimizer | Mapping[str | Choice, Optimizer],
+        optimizer: Optimizer | Mapping[str | Choice, Optimizer] | None,
         *,
         reads: Reads | None = None,
         schedule: Schedule | None = None,
@@ -131,18 +132,24 @@ class Block(nn.Module):
         self.optimizer = optimizer
 
     @property
-    def optimizer(self) -> Optimizer | Mapping[str | Choice, Optimizer]:
+    def optimizer(self) -> Optimizer | Mapping[str | Choice, Optimizer] | None:
         """How parameters follow their gradients; another one starts from its first state."""
         return self._optimizer
 
     @optimizer.setter
-    def optimizer(self, optimizer: Optimizer | Mapping[str | Choice, Optimizer]) -> None:
+    def optimizer(self, optimizer: Optimizer | Mapping[str | Choice, Optimizer] | None) -> None:
         check_arguments(Block.__init__, {"optimizer": optimizer})
-        rules: Mapping[str | Choice, Optimizer]
-        rules = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
-        self._optimizer = optimizer
-        self.rules = _rules(rules, dict(self.named_parameters()))
+        self._optimizer, self.rules = optimizer, {}
+        if optimizer is not None:
+            rules: Mapping[str | Choice, Optimizer]
+            rules = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
+            self.rules = _rules(rules, dict(self.named_parameters()))
         self.reset_optimizer()
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the block has no optimizer, and so learns nothing."""
+        return self._optimizer is None
 
     def forward(self, batch: Batch) -> Tensors:
         """Return what the module makes of a prepared batch, for training or not, as it was set.
@@ -213,6 +220,8 @@ class Block(nn.Module):
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that learn, by name; frozen ones are left out."""
+        if self.is_frozen:
+            return iter(())
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def reset_optimizer(self) -> None:

@@ -16,7 +16,7 @@ from onward.readouts import is_head
 from onward.samplers import Views
 from onward.settings import Cut
 from onward.slices import RowsStep, check_cut
-from onward.steps import AutogradStep, Step, StepReport
+from onward.steps import AutogradStep, FrozenStep, Step, StepReport
 from onward.team import Alone, Team
 
 ADVICE = "A smaller learning rate usually helps."
@@ -74,6 +74,8 @@ def make_step(
 ) -> Step:
     """Return the way to train a block: in closed form if asked for and known, else by autograd.
 
+    Of a frozen block: the way to pass samples through it.
+
     Args:
         block: What is trained.
         training: How.
@@ -84,6 +86,8 @@ def make_step(
     Raises:
         SettingError: Its mini-batches cannot be cut as `training` says.
     """
+    if block.is_frozen:
+        return FrozenStep(block)
     is_plain = all(view.is_plain for view in (example or {}).values())
     closed_form = training.closed_form and is_plain and has_closed_form(block)
     head, slices, team = is_head(block), training.slices, team or Alone()
@@ -138,7 +142,7 @@ def learn(
             training.epochs,
         ),
     )
-    if not math.isfinite(report.loss):
+    if not step.block.is_frozen and not math.isfinite(report.loss):
         raise DivergedError(
             f"The loss of block {number} is no longer finite ({report.loss}) in mini-batch "
             f"{at.batch} of epoch {at.epoch}, both counted from 0. {ADVICE}"

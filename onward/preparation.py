@@ -29,11 +29,13 @@ from onward.sharding import (
     agree,
     describe,
     is_private,
+    labelled,
     load_data,
     local_shards,
     split,
     weighted,
     with_data,
+    without_labels,
 )
 from onward.slices import check_cut
 from onward.stages import Stage
@@ -80,19 +82,29 @@ def preview(
     """
     config.check()
     ranks = range(num_ranks if is_private(config) else 1)
-    datasets = [split(config, load_data(config, rank)) for rank in ranks]
-    config = with_data(config, datasets[0], num_ranks)
-    shards = [local_shards(config, own, rank) for rank, own in zip(ranks, datasets, strict=True)]
-    notes = [describe(config, *each) for each in zip(shards, datasets, strict=True)]
-    dataset, shape = datasets[0], agree(config, notes)
-    stages = make_stages(config, dataset, shape, None if with_weights else ())
-    shard = weighted(config, shards[0][0], shape)
+    every = [split(config, load_data(config, rank)) for rank in ranks]
+    config = with_data(config, every[0], num_ranks)
+    some = [labelled(config, own) for own in every]
+
+    def summed(datasets: Sequence[Dataset]) -> tuple[Shard, DataSummary]:
+        """Return the first shard, and the summary of all."""
+        shards = [local_shards(config, own, r) for r, own in zip(ranks, datasets, strict=True)]
+        notes = [describe(config, *each) for each in zip(shards, datasets, strict=True)]
+        return shards[0][0], agree(config, notes)
+
+    first, shape = summed(some)
+    stages = make_stages(config, some[0], shape, None if with_weights else ())
     # Before any block is passed, which leaves memory behind that is in use no more.
     held = [memory.beside(stage.network) for stage in stages]
     found = []
     for stage, before in zip(stages, held, strict=True):
         own, network = of_stage(config, stage), stage.network
-        plan, placement = arrange(own, network, dataset.training, shape, num_ranks)
+        if stage.sees_labels:
+            dataset, summary, shard = some[0], shape, weighted(config, first, shape)
+        else:
+            dataset, (shard, summary) = every[0], summed(every)
+            shard = without_labels(shard)
+        plan, placement = arrange(own, network, dataset.training, summary, num_ranks)
         costs = block_costs(network, dataset.training)
         settings = make_settings(own)
         places = [budget.place(own.placement.memory)] * num_ranks
@@ -255,6 +267,7 @@ def nodes_of(network: Network) -> tuple[Node, ...]:
                 for edge in network.edges[number]
             ),
             is_head(block),
+            block.is_frozen,
         )
         for number, block in enumerate(network.all_blocks)
     )

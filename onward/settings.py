@@ -61,8 +61,8 @@ class DataConfig(Section):
     """Decides which rows are validation and test rows."""
 
     labelled: Annotated[float, Range(0, 1, above=True)] | None = None
-    """Share of the training rows of each class whose labels are kept; the other rows are left out.
-    None: all."""
+    """Share of the training rows of each class whose labels are kept. The other rows are left out,
+    but for stages that learn without labels. None: all."""
 
     context: Annotated[int, Range(2)] = 128
     """Bytes of a row of text: a window, which is all that a model of the next byte sees."""

@@ -117,34 +117,33 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
         training = training.counted
         dataset = replace(dataset, training=training, digest=digest)
     if dataset.validation is not None:
-        return replace(dataset, training=labelled(config, training), digest=digest)
+        return replace(dataset, training=training, digest=digest)
     if training.structure or "label" not in training.targets or not config.data.validation:
         # Parts of a graph belong together, and without classes there is nothing to be right about.
         nothing = training.replace(structure={}).take(slice(0, 0))
-        training = labelled(config, training)
         return replace(dataset, training=training, validation=nothing, digest=digest)
     kept, held_out = datasets.split_validation(
         dataset, config.data.validation, seed=config.data.split_seed
     )
     return replace(
         dataset,
-        training=labelled(config, training.take(kept)),
+        training=training.take(kept),
         validation=training.take(held_out),
         groups=None,
         digest=digest,
     )
 
 
-def labelled(config: RunConfig, training: Batch) -> Batch:
-    """Return the training samples whose labels are kept.
+def labelled(config: RunConfig, dataset: Dataset) -> Dataset:
+    """Return a data set with the training samples whose labels are kept.
 
     Raises:
         SettingError: They have none, or belong together.
         DataError: A class would have none.
     """
-    share = config.data.labelled
+    share, training = config.data.labelled, dataset.training
     if share is None:
-        return training
+        return dataset
     if training.structure or "label" not in training.targets:
         raise SettingError(
             f"data.labelled is {share}, but samples cannot be left out here: these have no labels, "
@@ -159,11 +158,11 @@ def labelled(config: RunConfig, training: Batch) -> Batch:
             f"data.labelled is {share}: of {len(training):,} training samples {len(found):,} keep "
             f"their labels, and none of class {missing[0]}. Keep more."
         )
-    return found
+    return replace(dataset, training=found, groups=None)
 
 
 def load_shards(
-    config: RunConfig, dataset: Dataset, transport: Transport
+    config: RunConfig, dataset: Dataset, transport: Transport, *, sees_labels: bool = True
 ) -> tuple[dict[int, Shard], DataSummary]:
     """Cut samples into shards; agree on it with all ranks.
 
@@ -171,6 +170,7 @@ def load_shards(
         config: Settings of the run.
         dataset: All samples, or those of this rank, as `split` returns them.
         transport: How ranks know of each other.
+        sees_labels: Whether training samples keep their labels.
 
     Returns:
         The shards that this rank has, and the summary of all.
@@ -180,7 +180,15 @@ def load_shards(
     """
     local = local_shards(config, dataset, transport.rank)
     summary = agree(config, transport.all_gather("data", describe(config, local, dataset)))
+    if not sees_labels:
+        return {number: without_labels(shard) for number, shard in local.items()}, summary
     return {number: weighted(config, shard, summary) for number, shard in local.items()}, summary
+
+
+def without_labels(shard: Shard) -> Shard:
+    """Return a shard whose training samples have no labels."""
+    targets = {n: each for n, each in shard.training.targets.items() if n != "label"}
+    return replace(shard, training=shard.training.replace(targets=targets))
 
 
 def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:

@@ -31,5 +31,9 @@ class Stage:
     plan: PlanConfig = field(default_factory=PlanConfig)
     """What is computed."""
 
+    sees_labels: bool = True
+    """Whether training samples have their labels. Otherwise they have no target `label`, and the
+    stage also learns from those whose labels `data.labelled` takes."""
+
     def __post_init__(self) -> None:
         check_arguments(Stage, vars(self))

@@ -134,7 +134,8 @@ def get_ready(
     if not transport.carries:
         folder = Path(config.placement.directory or "")
     if folder is not None:
-        text = f"{_settings(network, config)}\n{VERSIONS}\ndata {summary.data_sha256}"
+        text = f"{_settings(network, config)}\n{VERSIONS}\ndata {summary.data_sha256}\n"
+        text += f"samples {summary.rows}"
         every = config.placement.checkpoint_every or max(1, plan.chapters // plan.epochs)
         if not transport.carries:
             every = 1

@@ -38,6 +38,12 @@ class StepReport:
             sums += [total, loss.new_tensor(number)]
         return StepReport(torch.stack([figure.double() for figure in sums]), active)
 
+    @staticmethod
+    def of_nothing(objective: Objective) -> "StepReport":
+        """Return the report of a block that has learned from no sample: its means are NaN."""
+        figures = 1 + len(objective.metric_names)
+        return StepReport(torch.zeros(2 * figures, dtype=torch.float64), torch.zeros(0) > 0)
+
     @property
     def active(self) -> Tensor:
         """Units that were active in at least one sample."""
@@ -256,6 +262,26 @@ class AutogradStep(Step):
             loss, list(chosen.values()), allow_unused=True, retain_graph=prefixes != ("",)
         )
         return {n: g for n, g in zip(chosen, found, strict=True) if g is not None}
+
+
+class FrozenStep(Step):
+    """A frozen block: samples pass through it, and nothing is learned."""
+
+    def __call__(
+        self, views: Views, *, seed: int, lr_scale: float
+    ) -> tuple[dict[str, Batch], StepReport]:
+        found = self.gradients(views, seed=seed)
+        return found.outputs, found.report
+
+    @torch.no_grad()
+    def gradients(self, views: Views, *, seed: int) -> Gradients:
+        self.block.eval()
+        with self.block.autocast():
+            outputs = {name: view.replace(inputs=self.block(view)) for name, view in views.items()}
+        return Gradients(outputs, {}, StepReport.of_nothing(self.block.objective))
+
+    def learned(self, views: Views) -> dict[str, Batch]:
+        return dict(views)
 
 
 def _shows_pre_activations(module: nn.Module) -> bool:

@@ -43,6 +43,7 @@ from onward.sharding import (
     DataSummary,
     counted,
     is_private,
+    labelled,
     load_data,
     load_shards,
     split,
@@ -231,15 +232,19 @@ def _train_stages(
         while number < len(parts):
             with join_ranks(parts[number], listener) as transport:
                 if number == 0:
-                    dataset = split(config, load(config, transport.rank))
-                    config = with_data(config, dataset, transport.num_ranks)
-                    parts = [config]
+                    every = split(config, load(config, transport.rank))
+                    config = with_data(config, every, transport.num_ranks)
+                    parts, some = [config], labelled(config, every)
+                dataset = some
                 shards, summary = load_shards(parts[number], dataset, transport)
                 if number == 0:
                     # A rank may have no room for all blocks: it makes those that it trains first.
                     stages = make(config, dataset, summary, ())
                     parts = [_of_stage(config, stage, n) for n, stage in enumerate(stages)]
                 network, part = stages[number].network, parts[number]
+                if not stages[number].sees_labels:
+                    dataset = every
+                    shards, summary = load_shards(part, dataset, transport, sees_labels=False)
                 name = f"stage-{number}" if len(stages) > 1 else ""
                 is_last = number + 1 == len(stages)
                 if name and transport.rank == 0:

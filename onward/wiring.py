@@ -77,7 +77,7 @@ def check_views(blocks: Sequence[Block], sampler: Sampler) -> None:
     for number, block in enumerate(blocks):
         names = block.objective.views or sampler.names
         unknown = set(names) - set(sampler.names)
-        if unknown and not is_head(block):
+        if unknown and not is_head(block) and not block.is_frozen:
             raise SettingError(
                 f"Block {number} learns from the views {names}, but the sampler "
                 f"{type(sampler).__name__} makes {sampler.names}."

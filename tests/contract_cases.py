@@ -99,6 +99,19 @@ def stages():
     return staged_networks(ow.Adam(lr=0.01))
 
 
+@seeded
+def frozen():
+    """Return a network whose second block, with running statistics, does not learn."""
+    fixed = nn.Sequential(nn.Linear(UNITS, UNITS), nn.BatchNorm1d(UNITS), nn.ReLU(), nn.Dropout())
+    rule = ow.Adam(lr=0.01)
+    blocks = [
+        ow.Block(dense(FEATURES), ow.CrossEntropy(nn.Linear(UNITS, CLASSES)), rule),
+        ow.Block(fixed, ow.CrossEntropy(nn.Linear(UNITS, CLASSES)), None),
+        ow.Block(dense(UNITS), ow.CrossEntropy(nn.Linear(UNITS, CLASSES)), rule),
+    ]
+    return [ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=CLASSES)]
+
+
 # All of them
 
 
@@ -148,6 +161,7 @@ CASES = {
         recipe_of("ff-conv", channels=(4, 6), negatives="hard", readout="softmax"), images, 1
     ),
     "stages": Case(stages, vectors, 2),
+    "frozen": Case(frozen, vectors, 3),
     "augmented": Case(residual, images, 2, augment=(ow.Translate(1), ow.Flip(), blended)),
 }
 

@@ -12,10 +12,10 @@ from onward.config import RunConfig
 from onward.networks import Network
 from onward.placement import place
 from onward.plan.tasks import Plan
-from onward.preparation import make_plan, make_settings, make_stages, set_arithmetic
+from onward.preparation import make_plan, make_settings, make_stages, of_stage, set_arithmetic
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
-from onward.sharding import load_data, load_shards, split
+from onward.sharding import load_data, load_shards, split, without_labels
 from onward.transport.messages import SingleProcessTransport
 from onward.trial import block_costs
 
@@ -220,12 +220,15 @@ def digits():
     return ow.dataset(whole.x[:660], whole.y[:660], x_test=whole.x_test, y_test=whole.y_test)
 
 
-def prepare(recipe, changes):
+def prepare(recipe, changes, stage=0):
     config = RunConfig(recipe=recipe).with_settings(changes)
     samples = digits() if config.data.name == "digits" else load_data(config, 0)
-    shards, shape = load_shards(config, split(config, samples), SingleProcessTransport())
-    network = make_stages(config, samples, shape)[0].network
-    return prepare_network(network, config, shards, shape)
+    cut = split(config, samples)
+    shards, shape = load_shards(config, cut, SingleProcessTransport())
+    found = make_stages(config, samples, shape)[stage]
+    if not found.sees_labels:
+        shards = {number: without_labels(shard) for number, shard in shards.items()}
+    return prepare_network(found.network, of_stage(config, found), shards, shape)
 
 
 def prepare_network(network, config, shards, shape):

@@ -43,7 +43,7 @@ def diagram(network, name=""):
     for number, block in enumerate(drawn):
         title = "head" if is_head(block) else f"block {number}"
         layers = ", ".join(layers_in(block.module))
-        objective = type(block.objective).__name__
+        objective = "frozen" if block.is_frozen else type(block.objective).__name__
         lines.append(f'  {name}b{number}["<b>{title}</b><br>{layers}<br><i>{objective}</i>"]')
         for edge in network.edges[number]:
             start = source if edge.source == "input" else f"{name}b{edge.source}"

@@ -59,12 +59,19 @@ METHODS = {
 }
 """By name: recipe, and what is changed in it."""
 
+LATER = {
+    "hinton-unsupervised, head": ("hinton-unsupervised", WIDE),
+    "uff, classifier": ("uff", WIDE | {"network.head_epochs": 2}),
+}
+"""The same for the second stages of recipes."""
+
 each = pytest.mark.parametrize("method", METHODS)
 
 
 def prepared(method, **changes):
-    recipe, small = METHODS[method]
-    return prepare(recipe, QUICK | {"training.precision": "fp32"} | small | changes)
+    recipe, small = (METHODS | LATER)[method]
+    stage = 1 if method in LATER else 0
+    return prepare(recipe, QUICK | {"training.precision": "fp32"} | small | changes, stage)
 
 
 @each
@@ -84,7 +91,7 @@ def test_a_method_learns_digits_and_is_read_back_as_it_was(method, tmp_path):
     ("method", "kind"),
     [
         (method, kind)
-        for method in METHODS
+        for method in METHODS | LATER
         for kind in ("chapters", "stream")
         if kind == "stream" or not method.startswith("hinton-recurrent")
     ],
@@ -115,14 +122,18 @@ def test_a_block_of_a_method_does_not_depend_on_those_after_it(method):
     assert same == [True] * (len(same) - 1) + [False]
 
 
-@each
+@pytest.mark.parametrize("method", METHODS | LATER)
 def test_all_weights_of_a_method_that_learn_have_moved(method):
     run = prepared(method)
     before = {n: p.clone() for n, p in run.network.named_parameters()}
     (runtime,) = run.run("sequential", 1)
 
     moved = {n: not p.equal(before[n]) for n, p in runtime.worker.network.named_parameters()}
-    learns = {n: p.requires_grad for n, p in runtime.worker.network.named_parameters()}
+    learns = {
+        f"blocks.{number}.{name}": name in dict(block.trained())
+        for number, block in enumerate(runtime.worker.network.all_blocks)
+        for name, _ in block.named_parameters()
+    }
     assert moved == learns
 
 
@@ -192,4 +203,4 @@ def test_cells_of_one_number_are_refused():
     uff = ow.RECIPES["uff"]
 
     with pytest.raises(SettingError, match=r"one number alone becomes 0.*widths is \[8, 1\]"):
-        uff(uff.settings(widths=(8, 1)), info)
+        uff(uff.settings(widths=(8, 1)), info, ow.TrainingConfig(), ow.PlanConfig())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import onward as ow
 from onward.data import shards, split_validation
 from onward.errors import DataError, SettingError
-from onward.sharding import split
+from onward.sharding import labelled, split
 
 any_seed = st.integers(0, 2**40)
 several = settings(max_examples=50, deadline=None, derandomize=True)
@@ -188,7 +188,8 @@ def test_less_than_one_shard_is_refused(number):
 def parts_of(dataset, **changes):
     """Split a data set as a run does, with these settings."""
     settings = {f"data.{name}": value for name, value in changes.items()}
-    return split(ow.RunConfig().with_settings(settings), dataset)
+    config = ow.RunConfig().with_settings(settings)
+    return labelled(config, split(config, dataset))
 
 
 def test_a_share_of_the_training_samples_keeps_its_labels_by_class():

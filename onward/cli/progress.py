@@ -40,13 +40,19 @@ class Bars(results.Listener):
         self.started = self.last_line = time.monotonic()
 
     def begin(self, plan: Plan, placement: Placement) -> None:
-        self.names = {b: "head" if b in plan.heads else f"block {b}" for b in plan.trained}
-        self.done, self.total = 0, plan.chapters * len(plan.trained)
+        learning = [b for b in plan.trained if not plan.nodes[b].is_frozen]
+        self.names = {b: "head" if b in plan.heads else f"block {b}" for b in learning}
+        self.done, self.total = 0, plan.chapters * len(learning)
         self.shards = len(plan.rows)
-        self.before = sum(product.kind is ProductKind.REPORT for product in plan.held)
+        self.before = sum(
+            product.kind is ProductKind.REPORT and product.block in self.names
+            for product in plan.held
+        )
         self.started = self.last_line = time.monotonic()
+        frozen = len(plan.trained) - len(learning)
         self.say(
-            f"{count(len(plan.trained), 'block')}, {count(plan.epochs, 'epoch')} in "
+            f"{count(len(plan.trained), 'block')}{f' ({frozen} frozen)' if frozen else ''}, "
+            f"{count(plan.epochs, 'epoch')} in "
             f"{count(plan.chapters, 'chapter')}, {count(sum(plan.rows), 'row')}; "
             f"{placement.name} on {count(placement.num_ranks, 'rank')}"
         )
@@ -81,6 +87,8 @@ class Bars(results.Listener):
             accuracy = figures["validation_accuracy"]
             shard = f", shard {figures['shard']}" if self.shards > 1 else ""
             self.say(f"chapter {progress.chapter + 1}{shard}: validation accuracy {accuracy:.2%}")
+            return
+        if progress.block not in self.names:
             return
         self.done += 1
         text = "  ".join(

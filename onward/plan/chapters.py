@@ -73,6 +73,8 @@ class ChapterPlan(Plan):
             # Not passed to a head again where it has just learned from the very same.
             is_anew = self.is_augmented or self.chapters > self.epochs
             return Work(0.0, whole if self.heads and is_anew else 0.0, scored=whole)
+        if self.nodes[task.block].is_frozen:
+            return Work(0.0, 0.0)
         segments = self.segments(task.time)
         share = (segments[0].last - segments[0].first) / batches
         learned = min(whole, batches) * share

@@ -77,14 +77,18 @@ class Node(NamedTuple):
     is_head: bool = False
     """Whether it learns from what inference sees, which no label has touched."""
 
+    is_frozen: bool = False
+    """Whether it learns nothing."""
+
 
 def line(num_blocks: int, head_reads: tuple[int, ...] = ()) -> tuple[Node, ...]:
     """Return blocks in a line, with a head behind them where it reads any.
 
     Example:
         >>> line(2, (1,))
-        (Node(reads=((-1, 0),), is_head=False), Node(reads=((0, 0),), is_head=False), \
-Node(reads=((1, 0),), is_head=True))
+        (Node(reads=((-1, 0),), is_head=False, is_frozen=False), \
+Node(reads=((0, 0),), is_head=False, is_frozen=False), \
+Node(reads=((1, 0),), is_head=True, is_frozen=False))
     """
     nodes = [Node(((block - 1, 0),)) for block in range(num_blocks)]
     head = [Node(tuple((block, 0) for block in head_reads), is_head=True)] if head_reads else []

@@ -7,13 +7,22 @@ from typing import Annotated, Any, Literal
 from onward.errors import SettingError
 from onward.recipes.hinton import hinton
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, NotNegative, OptimizerConfig, Positive, Section, Share
+from onward.settings import (
+    Counts,
+    NotNegative,
+    OptimizerConfig,
+    PlanConfig,
+    Positive,
+    Section,
+    Share,
+    TrainingConfig,
+)
 from onward.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)
 class HintonUnsupervisedConfig(Section):
-    """Blocks that learn without labels, and the head that learns with them."""
+    """Blocks that learn without labels, and the head that learns classes from them."""
 
     layers: Literal["dense", "local-fields"] = "dense"
     """Dense layers; or three of units that each see a part of the image, with weights of their
@@ -44,6 +53,9 @@ class HintonUnsupervisedConfig(Section):
     skip_first: bool = True
     """Whether the head leaves the first block out, if there are others."""
 
+    head_epochs: Annotated[int, Range(1)] | None = None
+    """Epochs of the head, which learns when the blocks have. None: training.epochs."""
+
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
         if self.layers == "dense":
@@ -58,12 +70,18 @@ class HintonUnsupervisedConfig(Section):
     defaults={n: value for n, value in hinton.defaults.items() if not n.startswith("network.")},
 )
 def hinton_unsupervised(
-    config: HintonUnsupervisedConfig, data: Any, *, optimizer: OptimizerConfig
+    config: HintonUnsupervisedConfig,
+    data: Any,
+    *,
+    optimizer: OptimizerConfig,
+    training: TrainingConfig,
+    plan: PlanConfig,
 ) -> Any:
-    """Blocks learn images against hybrids of two, without labels; a softmax names classes.
+    """Blocks learn images against hybrids of two, without labels; then a softmax learns classes.
 
-    The softmax reads the normalized activities of all blocks but the first. It learns along with
-    the blocks, and nothing flows back from it.
+    The blocks learn from all training samples, and see no label. The second stage trains the
+    softmax alone, from samples with labels: it reads the normalized activities of all blocks but
+    the first.
     """
     # Lists of recipes and the help of the command do without torch.
     from torch import nn
@@ -75,6 +93,8 @@ def hinton_unsupervised(
     from onward.recipes.blocks import dense_layers, rules, softmax_head
     from onward.recipes.hybrids import Hybrids
     from onward.recipes.local_fields import LocalFields, LocalLinear
+    from onward.samplers import Plain
+    from onward.stages import Stage
 
     if len(data.input_shape) < 2:
         raise SettingError(
@@ -99,9 +119,14 @@ def hinton_unsupervised(
         objective = Threshold(width, threshold=config.threshold, slope=slope, peer=config.peer)
         blocks.append(Block(layer, objective, rule))
     head = softmax_head(widths, data.num_classes, head_rule, skip_first=config.skip_first)
-    return Network(
-        [*blocks, head], Hybrids(config.smoothing), SoftmaxHead(), num_classes=data.num_classes
-    )
+    frozen = [Block(block.module, block.objective, None) for block in blocks]
+    named = Network([*frozen, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
+    unnamed = Network(blocks, Hybrids(config.smoothing), None, num_classes=0)
+    epochs = config.head_epochs or training.epochs
+    return [
+        Stage(network=unnamed, training=training, plan=plan, sees_labels=False),
+        Stage(network=named, training=replace(training, epochs=epochs), plan=plan),
+    ]
 
 
 def _geometry(

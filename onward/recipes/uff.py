@@ -1,11 +1,19 @@
 """Unsupervised Forward-Forward: a chain of autoencoders, and a classifier on their latents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, NotNegative, Positive, Section, Share
+from onward.settings import (
+    Counts,
+    NotNegative,
+    PlanConfig,
+    Positive,
+    Section,
+    Share,
+    TrainingConfig,
+)
 from onward.values import Range
 
 
@@ -33,6 +41,9 @@ class UFFConfig(Section):
     head_units: Annotated[int, Range(0)] = 500
     """Hidden units of the classifier; 0: it is linear."""
 
+    head_epochs: Annotated[int, Range(1)] | None = None
+    """Epochs of the classifier, which learns when the cells have. None: training.epochs."""
+
     lr: Positive = 1e-3
     """Learning rate of AdamW."""
 
@@ -54,10 +65,12 @@ class UFFConfig(Section):
     "rebuilds and how its adversary learns are inferred",
     defaults={"training.epochs": 20, "training.schedule": "warmup"},
 )
-def uff(config: UFFConfig, data: Any) -> Any:
-    """Each block is an autoencoder that learns without labels; a classifier reads all latents.
+def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig) -> Any:
+    """Each block is an autoencoder that learns without labels; then a classifier reads all latents.
 
-    Decoders and discriminators are trained beside the encoders, and are not part of the model.
+    The cells learn from all training samples, and see no label. The second stage trains the
+    classifier alone, from samples with labels. Decoders and discriminators are trained beside the
+    encoders, and are not part of the model.
     """
     # Lists of recipes and the help of the command do without torch.
     import math
@@ -80,6 +93,7 @@ def uff(config: UFFConfig, data: Any) -> Any:
     )
     from onward.recipes.convolutions import Maps
     from onward.samplers import NEUTRAL, Plain
+    from onward.stages import Stage
 
     if config.cell != "convolutional" and min(math.prod(data.input_shape), *config.widths, 2) < 2:
         raise SettingError(
@@ -118,7 +132,14 @@ def uff(config: UFFConfig, data: Any) -> Any:
         rule,
         reads=tuple(range(len(blocks))),
     )
-    return Network([*blocks, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
+    frozen = [Block(cell.module, cell.objective, None) for cell in blocks]
+    named = Network([*frozen, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
+    cells = Network(blocks, Plain(), None, num_classes=0)
+    epochs = config.head_epochs or training.epochs
+    return [
+        Stage(network=cells, training=training, plan=plan, sees_labels=False),
+        Stage(network=named, training=replace(training, epochs=epochs), plan=plan),
+    ]
 
 
 def _check_size(channels: tuple[int, ...], shape: tuple[int, ...]) -> None:

@@ -44,7 +44,21 @@ class ChapterWorker(Worker):
         self._begin(chapter, given)
         learner = self.blocks[block]
         self._give_optimizer_state(task, given)
-        shard = self.plan.shard(chapter)
+        total = StepReport.of_nothing(learner.objective)
+        if not learner.is_frozen:
+            total = self._learned(chapter, block)
+        made = {
+            Product(ProductKind.WEIGHTS, chapter, block): self.weights(block),
+            Product(ProductKind.OPTIMIZER_STATE, chapter, block): learner.optimizer_tensors(),
+            **self.report(task, total, clock.read()),
+        }
+        # The product alone holds that memory from here.
+        learner.reset_optimizer()
+        return made
+
+    def _learned(self, chapter: int, block: int) -> StepReport:
+        """Let a block learn from the samples of a chapter, and return its figures."""
+        learner, shard = self.blocks[block], self.plan.shard(chapter)
         training, batches = self.training(block), self.plan.batches(shard)
         step, total = None, None
         for segment, stretch in self._stretches(chapter, block):
@@ -61,15 +75,8 @@ class ChapterWorker(Worker):
                 step=step,
             )
             total = report.added_to(total)
-        assert isinstance(total, StepReport)
-        made = {
-            Product(ProductKind.WEIGHTS, chapter, block): self.weights(block),
-            Product(ProductKind.OPTIMIZER_STATE, chapter, block): learner.optimizer_tensors(),
-            **self.report(task, total, clock.read()),
-        }
-        # The product alone holds that memory from here.
-        learner.reset_optimizer()
-        return made
+        assert total is not None
+        return total
 
     def score(self, task: Task) -> Made:
         chapter, head = task.time, self.network.head
