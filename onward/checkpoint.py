@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from onward.arguments import fits
 from onward.blocks import Block
 from onward.config import check_same, no_recipe
 from onward.data import DataInfo
@@ -88,6 +89,7 @@ def save(network: Network, path: Path | str) -> None:
         "blocks": [_describe(block) for block in network.all_blocks],
         "reading": _reading(network),
         "inputs": network.inputs.to_json(),
+        "class_names": network.class_names,
         "weights_sha256": weights_sha256(network),
     }
     header["header_sha256"] = _header_digest(header)
@@ -166,6 +168,11 @@ def load(
         inputs = _read_inputs(header, tensors, network)
         found = header.get("trained_on")
         trained_on = TrainedOn.from_json(found) if found else None
+        names = header.get("class_names")
+        if names is not None and not fits(names, list[str]):
+            raise ValueError(f"class_names is {names!r}")
+        if names is not None and len(names) != network.num_classes:
+            raise ValueError(f"{len(names)} class_names, {network.num_classes} classes")
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise FileError(f"The model file {path} is damaged: {error!r}.") from error
     with torch.no_grad():
@@ -175,6 +182,7 @@ def load(
     network.set_memory_format(MEMORY_FORMATS[header.get("memory_format", "contiguous")])
     network.eval()
     network.inputs, network.trained_on = inputs, trained_on
+    network.class_names = None if names is None else tuple(names)
     if network.preprocessing is not None:
         network.preprocessing.set_extra_state(weights["preprocessing._extra_state"])
     return network

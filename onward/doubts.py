@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from onward.data.labels import class_name
 from onward.evaluation import Evaluation, Tally
 from onward.results import Progress
 
@@ -20,7 +21,10 @@ negatives may rise."""
 
 
 def doubts(
-    progress: Sequence[Progress], test: Evaluation, frozen: Collection[int] = ()
+    progress: Sequence[Progress],
+    test: Evaluation,
+    frozen: Collection[int] = (),
+    class_names: Sequence[str] | None = None,
 ) -> list[str]:
     """Return the signs that nothing was learned, a sentence or two each, with what to look at.
 
@@ -28,6 +32,7 @@ def doubts(
         progress: What blocks have reported, in order.
         test: The answers to test samples.
         frozen: Blocks without parameters that learn, whose loss has no need to fall.
+        class_names: Name of each class; None: they have numbers only.
     """
     first: dict[int, Mapping[str, float | None]] = {}
     last: dict[int, Mapping[str, float | None]] = {}
@@ -68,8 +73,9 @@ def doubts(
     named = [label for label, count in enumerate(tally.named if tally else ()) if count]
     if tally is not None and len(named) == 1 and sum(rows > 0 for rows in tally.rows) > 1:
         found.append(
-            f"All {test.rows:,} test samples were classified as class {named[0]}. Check "
-            f"the learning rate, and, if most samples are of that class, data.class_weights."
+            f"All {test.rows:,} test samples were classified as class "
+            f"{class_name(class_names, named[0])}. Check the learning rate, "
+            f"and, if most samples are of that class, data.class_weights."
         )
     return found
 

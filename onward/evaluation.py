@@ -10,6 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from onward.batch import Batch
+from onward.data.labels import as_names, numbers_of
+from onward.data.numbers import Numbers, real
 from onward.errors import DataError
 from onward.networks import Network, in_chunks, passes
 from onward.readouts import Readout
@@ -132,7 +134,7 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     if not is_asked or not batch.num_counted:
         return Evaluation(0, 0, {})
     counted = batch.counted
-    label = checked_labels(network.num_classes, counted.label, len(counted))
+    label = checked_labels(network, counted.label, len(counted))
     scores = network.scores_of(batch, readout)
     index = slice(None) if batch.index is None else batch.index
 
@@ -188,21 +190,35 @@ def _perplexity(means: Mapping[str, float]) -> dict[str, float]:
     return {"perplexity": math.exp(min(means["nats"], MOST_NATS))} if "nats" in means else {}
 
 
-def checked_labels(num_classes: int, y: Tensor, samples: int) -> Int[Tensor, " samples"]:
-    """Return the classes of samples, as such.
+def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " samples"]:
+    """Return the numbers of the classes of samples.
+
+    Args:
+        network: What is to name them.
+        y: A whole number a sample, or a name, where the network knows names.
+        samples: How many samples there are.
 
     Raises:
-        DataError: They are not one whole number a sample, or not those of the network.
+        DataError: They are something else, or not those of the network.
     """
+    names = as_names(y, "y")
+    if names is not None:
+        if network.class_names is None:
+            raise DataError(
+                "y has names of classes, and the network was trained on numbers. Give numbers."
+            )
+        y = numbers_of(network.class_names, names.reshape(-1), "y").reshape(names.shape)
+    elif not isinstance(y, Tensor):
+        y = torch.from_numpy(real(y, "y"))
     if y.shape != (samples,):
         raise DataError(
             f"There are {samples:,} samples, and their classes have shape {tuple(y.shape)}."
         )
-    labels = y.to(torch.int64)
-    is_wrong = (labels != y) | (labels < 0) | (labels >= num_classes)
+    labels: Tensor = y.to(torch.int64)
+    is_wrong = (labels != y) | (labels < 0) | (labels >= network.num_classes)
     if samples and is_wrong.any():
         raise DataError(
-            f"Classes are whole numbers from 0 to {num_classes - 1} for this network; "
+            f"Classes are whole numbers from 0 to {network.num_classes - 1} for this network; "
             f"these run from {y.min().item()} to {y.max().item()}."
         )
     return labels

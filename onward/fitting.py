@@ -1,18 +1,24 @@
-"""Fits the preprocessing of a network on the training samples of all shards."""
+"""Fits what a network knows of its data: input transformation, names of classes, preprocessing."""
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from onward.config import RunConfig
-from onward.errors import OnwardError, SettingError, line_of_user, told
+from onward.data.labels import listed
+from onward.errors import OnwardError, OnwardWarning, SettingError, line_of_user, told
 from onward.inputs import CHUNK
 from onward.networks import Network
 from onward.preprocessing import total_sums
 from onward.runtime.workers import Shard
-from onward.sharding import is_private
+from onward.settings import Standardize
+from onward.sharding import DataSummary, is_private
+from onward.stages import Stage
 from onward.transport.messages import Transport
+from onward.world import current_rank
 
 
 def fit_preprocessing(
@@ -47,3 +53,69 @@ def fit_preprocessing(
             f"The preprocessing {type(own).__name__} cannot be fitted: {told(error)}"
         ) from error
     own.is_fitted = True
+
+
+def fit_inputs(stages: Sequence[Stage], summary: DataSummary, standardize: Standardize) -> None:
+    """Let networks take the samples and the classes of the run: stages see them alike.
+
+    Raises:
+        SettingError: One tells fewer classes apart than the samples have, or stages would
+            preprocess samples otherwise.
+    """
+    networks = [stage.network for stage in stages]
+    for network in networks:
+        if network.readout is not None and summary.num_classes > network.num_classes:
+            raise SettingError(
+                f"The data have {summary.num_classes} classes, and the network was built for "
+                f"{network.num_classes}. Give num_classes={summary.num_classes}."
+            )
+        _check_names(network, summary)
+        if network.preprocessing is not networks[0].preprocessing:
+            raise SettingError(
+                "The stages have networks with different preprocessing, and train the same "
+                "modules. Give all of them the same object."
+            )
+    known = next((n.inputs for n in networks if n.inputs.is_fitted), None)
+    if known not in (None, summary.inputs) and standardize != "auto" and current_rank() == 0:
+        warnings.warn(
+            f"data.standardize = {standardize} has no effect: the network was trained before, and "
+            f"keeps its input transformation.",
+            OnwardWarning,
+            stacklevel=4,
+        )
+    for network in networks:
+        network.inputs = known or summary.inputs
+        network.class_names = network.class_names or summary.class_names
+
+
+def _check_names(network: Network, summary: DataSummary) -> None:
+    """Refuse data whose classes have other names than those a network was trained on.
+
+    Raises:
+        SettingError: They have, or there are others beside them.
+    """
+    ours, theirs = network.class_names, summary.class_names
+    if network.readout is None or theirs is None:
+        return
+    if ours not in (None, theirs):
+        raise SettingError(
+            f"The network was trained on the classes {listed(ours or ())}, and the data have "
+            f"{listed(theirs)}. Give the same class_names to ow.dataset."
+        )
+    if network.num_classes != len(theirs):
+        raise SettingError(
+            f"The data name {len(theirs)} classes, and the network was built for "
+            f"{network.num_classes}. Give num_classes={len(theirs)}."
+        )
+
+
+@contextmanager
+def inputs_kept_on_error(stages: Sequence[Stage]) -> Iterator[None]:
+    """Leave networks as they were where a run is refused."""
+    before = [(stage.network.inputs, stage.network.class_names) for stage in stages]
+    try:
+        yield
+    except BaseException:
+        for stage, kept in zip(stages, before, strict=True):
+            stage.network.inputs, stage.network.class_names = kept
+        raise

@@ -8,7 +8,8 @@ import torch
 from onward import evaluation, exits, onnx_files, runs
 from onward.batch import Batch
 from onward.checkpoint import load
-from onward.data.dataset import Dataset, Numbers, real
+from onward.data.dataset import Dataset
+from onward.data.numbers import Numbers
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.evaluation import Evaluation, checked_labels
 from onward.exits.answers import Answers
@@ -68,7 +69,7 @@ def evaluate(
     asked = opened(trained, network)
     batch = asked.checked(x.test if isinstance(x, Dataset) else x)
     if y is not None:
-        labels = checked_labels(asked.num_classes, torch.from_numpy(real(y, "y")), len(batch))
+        labels = checked_labels(asked, y, len(batch))
         batch = batch.with_targets(label=labels)
     elif not isinstance(x, Batch | Dataset):
         raise DataError("These samples have no classes to be compared with. Give them as y.")

@@ -13,7 +13,8 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from onward.batch import Batch, parts
-from onward.data.dataset import Numbers, check_finite, real
+from onward.data.dataset import check_finite
+from onward.data.numbers import Numbers, real
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.settings import Standardize
 

@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onward.arguments import check_arguments
 from onward.batch import Batch, Tensors, laid_out, mapped
 from onward.blocks import Block, Edge, gathered
-from onward.data.dataset import Numbers
+from onward.data.numbers import Numbers
 from onward.errors import SettingError
 from onward.inputs import InputTransformation
 from onward.kernels.sweep import FirstPass, first_pass
@@ -19,7 +21,7 @@ from onward.preprocessing import Preprocessing
 from onward.readouts import Fold, Readout, Scores, is_head
 from onward.samplers import Sampler
 from onward.trained_on import TrainedOn
-from onward.wiring import check_edges, check_parameters, check_views, edges_of
+from onward.wiring import check_edges, check_parameters, check_readout, check_views, edges_of
 
 CHUNK_ROWS = 500
 """Samples of a forward pass that does not train. Rounding depends on it, so it is the same wherever
@@ -72,6 +74,8 @@ class Network(nn.Module):
         self.ticks = ticks
         self.readouts = dict(readouts or {})
         self.blueprint = blueprint
+        self.class_names: tuple[str, ...] | None = None
+        """Name of each class, from the data that it was trained on; None: classes are numbers."""
         self.trained_on: TrainedOn | None = None
         self.inputs = InputTransformation()
         self.preprocessing = preprocessing
@@ -81,7 +85,7 @@ class Network(nn.Module):
         check_parameters(self.all_blocks)
         for each in (readout, *self.readouts.values()):
             if each is not None:
-                _check_readout(self, each)
+                check_readout(self.all_blocks, self.edges, ticks, sampler, each, num_classes)
 
     @property
     def all_blocks(self) -> list[Block]:
@@ -231,8 +235,10 @@ class Network(nn.Module):
             torch.cat([chunk.network for chunk in chunks]), tuple(torch.cat(b) for b in each)
         )
 
-    def predict(self, x: Numbers | Batch) -> Int[Tensor, " samples"]:
+    def predict(self, x: Numbers | Batch) -> Int[Tensor, " samples"] | NDArray[Any]:
         """Return the most likely class of each sample.
+
+        Numbers of classes; their names where it was trained on names (`class_names`).
 
         Args:
             x: Samples like those of the training: an array, a tensor or a batch; one sample alone
@@ -241,7 +247,11 @@ class Network(nn.Module):
         Raises:
             DataError: They have another shape, or values that are not finite.
         """
-        return self.scores(x).network.argmax(dim=1)
+        return self.named(self.scores(x).network.argmax(dim=1))
+
+    def named(self, labels: Int[Tensor, " samples"]) -> Int[Tensor, " samples"] | NDArray[Any]:
+        """Return the names of classes, where the network knows some, else their numbers."""
+        return labels if self.class_names is None else np.array(self.class_names)[labels.numpy()]
 
 
 @contextmanager
@@ -486,14 +496,3 @@ def _needed(fold: Fold, edges: Sequence[Sequence[Edge]]) -> list[int]:
             needed.add(number)
             wanted += [e.source for e in edges[number] if isinstance(e.source, int)]
     return sorted(needed)
-
-
-def _check_readout(network: Network, readout: Readout) -> None:
-    readout.fold(network.all_blocks, network.edges, network.ticks)
-    tried = network.sampler.num_candidates
-    if readout.sweeps and tried != network.num_classes:
-        raise SettingError(
-            f"The readout {type(readout).__name__} tries every label, and the sampler "
-            f"{type(network.sampler).__name__} has {tried}; num_classes is {network.num_classes}. "
-            f"Use ow.LabelEmbedding({network.num_classes}), or another readout."
-        )

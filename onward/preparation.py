@@ -237,6 +237,7 @@ def make_stages(
     )
     for number, stage in enumerate(stages):
         stage.network.inputs = summary.inputs
+        stage.network.class_names = summary.class_names
         own = of_stage(config, stage)
         own.check()
         for name, (here, wanted) in {

@@ -105,6 +105,7 @@ class Result:
             },
             "metrics": self.metrics,
             "error_count": self.test.rows - self.test.correct,
+            "class_names": self.network.class_names,
             "class_rows": list(tally.rows) if tally else [],
             "doubts": list(self.doubts),
             **self.facts,

@@ -14,6 +14,7 @@ from onward.augmentation import with_augmentation
 from onward.batch import Batch
 from onward.config import RunConfig
 from onward.data import Dataset
+from onward.data.labels import listed
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.inputs import (
     InputTransformation,
@@ -44,6 +45,9 @@ class DataSummary:
 
     num_classes: int
     """Number of classes over all shards."""
+
+    class_names: tuple[str, ...] | None
+    """Name of each class; None where they have numbers only."""
 
     data_sha256: str
     """Digest of the samples that are not test samples: rank 0's, where each rank has its own."""
@@ -252,6 +256,7 @@ def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -
         "counted_rows": sum(shard.training.num_counted for shard in shards.values()),
         "validation_rows": [counted(shard.validation) for shard in shards.values()],
         "classes": classes,
+        "class_names": dataset.class_names,
         "shapes": {
             name: list(tensor.shape[1:])
             for name, tensor in training.tensors().items()
@@ -279,6 +284,14 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         shapes = sorted({tuple(map(tuple, note["shapes"].values())) for note in notes})
         text = [shape[0] if len(shape) == 1 else shape for shape in shapes]
         raise DataError(f"The ranks have rows of different shapes: {text}. They must be alike.")
+    names = next((note for note in notes if note["class_names"] != notes[0]["class_names"]), None)
+    if names is not None:
+        each = [note["class_names"] for note in (notes[0], names)]
+        told = " and ".join("numbers" if own is None else listed(own) for own in each)
+        raise DataError(
+            f"The ranks have different classes: {told}. Name all classes in the data of each, as "
+            f"class_names."
+        )
     kinds = sorted({note["kind"] for note in notes})
     if len(kinds) > 1:
         raise DataError(
@@ -302,6 +315,7 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         sum(note["counted_rows"] for note in notes),
         tuple(totals),
         num_classes,
+        notes[0]["class_names"] and tuple(notes[0]["class_names"]),
         notes[0]["sha256"],
         _transformation(config, notes),
     )

@@ -161,8 +161,7 @@ def confidence(name: str, history: Array) -> Array:
 
 def read(path: Path) -> Array:
     """Return the samples of an .npz file, its member x."""
-    with path.open("rb"):  # Where it cannot be read, this says why.
-        pass
+    path.open("rb").close()  # Where it cannot be read, this says why.
     try:
         with np.load(path) as file:
             names, x = file.files, np.array(file.get("x", 0))
@@ -181,18 +180,19 @@ def main() -> None:
     """Print label and exit of each sample of a file."""
     parser = argparse.ArgumentParser(prog="python infer.py", description=main.__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="what `onward export` has written")
-    help_text = "the samples, as member x of an .npz file"
-    parser.add_argument("samples", metavar="SAMPLES.npz", type=Path, help=help_text)
+    parser.add_argument("samples", metavar="SAMPLES.npz", type=Path, help="samples, as member x")
     options = parser.parse_args()
     warnings.formatwarning = lambda message, *_, **__: f"infer.py: warning: {message}\n"
     try:
-        found = Network(options.folder).answer(read(options.samples))
+        network = Network(options.folder)
+        found = network.answer(read(options.samples))
     except OSError as error:
         sys.exit(f"infer.py: {error.filename} cannot be read: {error.strerror}.")
     except (ValueError, TypeError, KeyError) as error:
         sys.exit(f"infer.py: {error}")
+    names = network.manifest["class_names"] or range(network.manifest["classes"])
     for label, number in zip(*found, strict=True):
-        print(label, number)
+        print(names[label], number)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from onward.data import Dataset
 from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError, name_of
 from onward.evaluation import block_metrics, evaluate
-from onward.fitting import fit_preprocessing
+from onward.fitting import fit_inputs, fit_preprocessing, inputs_kept_on_error
 from onward.joining import join_ranks
 from onward.networks import Network
 from onward.placement import Placement, first_blocks
@@ -249,9 +249,9 @@ def _train_stages(
                 is_last = number + 1 == len(stages)
                 if name and transport.rank == 0:
                     listener.note(f"Stage {number + 1} of {len(stages)}.")
-                with _inputs_kept_on_error(stages):
+                with inputs_kept_on_error(stages):
                     if number == 0:
-                        _fit(stages, summary, config.data.standardize)
+                        fit_inputs(stages, summary, config.data.standardize)
                     ready = get_ready(
                         network,
                         part,
@@ -296,49 +296,6 @@ def _of_stage(config: RunConfig, stage: Stage, number: int) -> RunConfig:
         return own
     folder = Path(own.placement.directory) / f"stage-{number}"
     return replace(own, placement=replace(own.placement, directory=str(folder)))
-
-
-def _fit(stages: Sequence[Stage], summary: DataSummary, standardize: Standardize) -> None:
-    """Let networks take the samples of the run: stages see them alike.
-
-    Raises:
-        SettingError: One tells fewer classes apart than the samples have, or stages would
-            preprocess samples otherwise.
-    """
-    networks = [stage.network for stage in stages]
-    for network in networks:
-        if network.readout is not None and summary.num_classes > network.num_classes:
-            raise SettingError(
-                f"The data have {summary.num_classes} classes, and the network was built for "
-                f"{network.num_classes}. Give num_classes={summary.num_classes}."
-            )
-        if network.preprocessing is not networks[0].preprocessing:
-            raise SettingError(
-                "The stages have networks with different preprocessing, and train the same "
-                "modules. Give all of them the same object."
-            )
-    known = next((n.inputs for n in networks if n.inputs.is_fitted), None)
-    if known not in (None, summary.inputs) and standardize != "auto" and current_rank() == 0:
-        warnings.warn(
-            f"data.standardize = {standardize} has no effect: the network was trained before, and "
-            f"keeps its input transformation.",
-            OnwardWarning,
-            stacklevel=4,
-        )
-    for network in networks:
-        network.inputs = known or summary.inputs
-
-
-@contextmanager
-def _inputs_kept_on_error(stages: Sequence[Stage]) -> Iterator[None]:
-    """Leave networks as they were where a run is refused."""
-    before = [stage.network.inputs for stage in stages]
-    try:
-        yield
-    except BaseException:
-        for stage, inputs in zip(stages, before, strict=True):
-            stage.network.inputs = inputs
-        raise
 
 
 def _later(stages: Sequence[Stage], parts: Sequence[RunConfig]) -> list[tuple[Network, RunConfig]]:
@@ -478,7 +435,7 @@ def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
         per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
     frozen = [n for n, block in enumerate(network.all_blocks) if not [*block.trained()]]
-    signs = doubts(progress, test, frozen)
+    signs = doubts(progress, test, frozen, network.class_names)
     for text in signs:
         warnings.warn(text, OnwardWarning, stacklevel=3)
     return Result(

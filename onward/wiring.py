@@ -7,7 +7,7 @@ from typing import Any
 from onward.arguments import fits, said
 from onward.blocks import Block, Edge
 from onward.errors import SettingError
-from onward.readouts import is_head
+from onward.readouts import Readout, is_head
 from onward.samplers import Sampler
 
 
@@ -106,3 +106,26 @@ def check_parameters(blocks: Sequence[Block]) -> None:
                     f"Blocks {owner} and {number} share {name}, a parameter or buffer. Each block "
                     f"learns on its own, maybe on another machine: give it its own."
                 )
+
+
+def check_readout(
+    blocks: Sequence[Block],
+    edges: Sequence[tuple[Edge, ...]],
+    ticks: int,
+    sampler: Sampler,
+    readout: Readout,
+    num_classes: int,
+) -> None:
+    """Refuse a readout that blocks do not go with, or that tries other labels than the sampler has.
+
+    Raises:
+        SettingError: It does.
+    """
+    readout.fold(blocks, edges, ticks)
+    tried = sampler.num_candidates
+    if readout.sweeps and tried != num_classes:
+        raise SettingError(
+            f"The readout {type(readout).__name__} tries every label, and the sampler "
+            f"{type(sampler).__name__} has {tried}; num_classes is {num_classes}. "
+            f"Use ow.LabelEmbedding({num_classes}), or another readout."
+        )

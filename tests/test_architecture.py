@@ -36,6 +36,8 @@ ORDER = [
     "world",
     "recipes.recipe",
     "batch",
+    "data.numbers",
+    "data.labels",
     "data.splits",
     "data.dataset",
     "data.arrays",

@@ -37,7 +37,7 @@ def compare_command(options: argparse.Namespace) -> None:
             settings=settings,
             pflop=options.flops,
             twin=not options.no_twin,
-            listener=Bars(Console(stderr=True)),
+            listener=Bars(Console(stderr=True, markup=False)),
         )
     except Stopped as stopped:
         stopped.add_note("The same command goes on from there.")

@@ -77,7 +77,7 @@ def doctor_command(options: argparse.Namespace) -> None:
     is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     _print_findings(check_machine() if is_first_here else [])
     if world.is_distributed():
-        with join_ranks(config, Bars(Console(stderr=True))) as transport:
+        with join_ranks(config, Bars(Console(stderr=True, markup=False))) as transport:
             _print_findings(check_ranks(transport))
 
 

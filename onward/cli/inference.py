@@ -20,6 +20,7 @@ from onward.batch import Batch, mapped
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
+from onward.data.labels import class_name
 from onward.errors import DataError, FileError, SettingError
 from onward.evaluation import block_metrics
 from onward.exits import latency
@@ -58,7 +59,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         network.set_precision(EARLY)
         answers = answer(network, test, calibrated.policy)
         columns["early exit"] = answers.labels
-    text = [rates(labels, y) for labels in columns.values()]
+    text = [rates(labels, y, network.class_names) for labels in columns.values()]
     shown = Table()
     shown.add_column("what")
     for name in columns:
@@ -93,7 +94,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         console.print(latency_table(network, test, policies))
 
 
-def rates(labels: Tensor, y: Tensor) -> dict[str, str]:
+def rates(labels: Tensor, y: Tensor, names: Sequence[str] | None = None) -> dict[str, str]:
     """Return how often labels are right, also where some classes are rare, which accuracy hides."""
     from sklearn.metrics import f1_score, recall_score  # Takes a second; no other command needs it.
 
@@ -105,7 +106,7 @@ def rates(labels: Tensor, y: Tensor) -> dict[str, str]:
     if len(known) <= MOST_CLASSES:
         each = recall_score(y, labels, labels=known, average=None, zero_division=0)
         for label, sensitivity in zip(known, each.tolist(), strict=True):
-            found[f"sensitivity, class {label}"] = f"{sensitivity:.2%}"
+            found[f"sensitivity, class {class_name(names, label)}"] = f"{sensitivity:.2%}"
     return found
 
 
@@ -276,19 +277,21 @@ def predict_command(options: argparse.Namespace) -> None:
         labels, scores, columns = answers.labels, answers.scores, {"exit": answers.exits}
     if options.out is not None:
         arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
-        arrays |= {"labels": labels.numpy(), "scores": scores.numpy()}
+        arrays |= {"labels": network.named(labels), "scores": scores.numpy()}
         runs.write_atomically(options.out, lambda file: np.savez(file, **arrays))
         what = "labels and scores" if calibrated is None else "labels, scores and exits"
         print(f"{len(labels):,} {what} in {options.out}")
         return
     try:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        names = [f"score_{c}" for c in range(network.num_classes)]
+        names = [f"score_{c}" for c in network.class_names or range(network.num_classes)]
         writer.writerow(["label", *columns, *names])
         others = [column.tolist() for column in columns.values()]
         writer.writerows(
             [label, *rest, *row]
-            for label, *rest, row in zip(labels.tolist(), *others, scores.tolist(), strict=True)
+            for label, *rest, row in zip(
+                network.named(labels).tolist(), *others, scores.tolist(), strict=True
+            )
         )
         sys.stdout.flush()
     except BrokenPipeError:

@@ -45,7 +45,7 @@ def recipes_command(options: argparse.Namespace) -> None:
         for row in _rows(section, getattr(run, section), among=recipe.defaults)
         if section != "network"
     ]
-    console = Output(markup=False, highlight=False)
+    console = Output(highlight=False)
     console.print(f"{recipe.summary}\nSource: {recipe.source}\n", soft_wrap=True)
     if own:
         console.print(_table(f"Settings of {recipe.name}", own), "")

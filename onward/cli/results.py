@@ -8,6 +8,7 @@ from rich.table import Table
 from onward.cli.inference import MOST_CLASSES, told_metrics
 from onward.cli.output import Output
 from onward.cli.progress import count
+from onward.data.labels import class_name
 
 UNEVEN = 2
 """How many times as many rows as the smallest class the largest one has from which on accuracy says
@@ -30,7 +31,8 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
         table.add_row("balanced test accuracy", f"{accuracy['balanced']:.2%}")
         known = [(c, s) for c, s in enumerate(accuracy["sensitivity"]) if s is not None]
         for number, share in known if len(known) <= MOST_CLASSES else ():
-            table.add_row(f"sensitivity, class {number} ({each[number]:,} rows)", f"{share:.2%}")
+            name = class_name(found["class_names"], number)
+            table.add_row(f"sensitivity, class {name} ({each[number]:,} rows)", f"{share:.2%}")
     for name, value in accuracy["readouts"].items():
         table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
     if accuracy["per_block"]:

@@ -42,7 +42,7 @@ def train_command(options: argparse.Namespace) -> None:
             return
         # Ranks of several machines know no common name where none is given.
         is_named = is_first or options.out or options.resume
-        listener = Bars(Console(stderr=True))
+        listener = Bars(Console(stderr=True, markup=False))
         result = training.run(config, listener, folder if is_named else None, overwrite=True)
         if result is not None:
             print_result(result.to_json(), folder)

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from onward.data.dataset import (
         DataInfo,
         Dataset,
-        check_classes,
         from_arrays,
         is_channels_last,
         split_validation,
     )
+    from onward.data.labels import check_classes
     from onward.data.published import Listing, available
     from onward.data.shared import read_shared, write_shared
     from onward.data.splits import hold_out, shards
@@ -27,11 +27,11 @@ else:
             "onward.data.dataset": (
                 "DataInfo",
                 "Dataset",
-                "check_classes",
                 "from_arrays",
                 "is_channels_last",
                 "split_validation",
             ),
+            "onward.data.labels": ("check_classes",),
             "onward.data.published": ("Listing", "available"),
             "onward.data.shared": ("read_shared", "write_shared"),
             "onward.data.splits": ("hold_out", "shards"),

@@ -25,7 +25,7 @@ from onward.errors import DataError
 NEEDED = {"x": "rows", "y": "labels"}
 """Members that a file must have, and what they are; see `from_arrays`."""
 
-OPTIONAL = ("x_val", "y_val", "x_test", "y_test", "groups", "num_classes")
+OPTIONAL = ("x_val", "y_val", "x_test", "y_test", "groups", "num_classes", "class_names")
 """Members that it may have."""
 
 
@@ -56,6 +56,12 @@ def read_npz(
             f"{path}: num_classes must be one whole number; it is {num_classes.dtype} of shape "
             f"{num_classes.shape}."
         )
+    names = members.get("class_names")
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
+        raise DataError(
+            f"{path}: class_names must be texts, one a class; it is {names.dtype} of shape "
+            f"{names.shape}."
+        )
     return from_arrays(
         members["x"],
         members["y"],
@@ -65,6 +71,7 @@ def read_npz(
         y_test=members.get("y_test"),
         groups=members.get("groups"),
         num_classes=None if num_classes is None else int(num_classes.item()),
+        class_names=None if names is None else names.tolist(),
         name=path.name,
         test=test,
         split_seed=split_seed,

@@ -3,27 +3,25 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from onward.batch import Batch, parts
+from onward.data.labels import (
+    check_classes,
+    read_labels,
+    whole_numbers,
+)
+from onward.data.numbers import Numbers, real
 from onward.data.splits import hold_out
 from onward.digests import tensors_sha256
 from onward.errors import DataError
 
-MOST_CLASSES = 1_000_000
-"""A number that is larger is taken for a mistake, before memory is asked for it."""
-
 LARGEST = 1e12
 """Largest value of a row: the squares of many such can still be added up in float32."""
-
-Numbers = Any
-"""What a user may hand over: a tensor, or whatever numpy makes an array of real numbers of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +64,9 @@ class Dataset:
 
     num_classes: int = 0
     """How many classes there are, whether or not each has a sample; 0 without classes."""
+
+    class_names: tuple[str, ...] | None = None
+    """Name of each class; None where they have numbers only."""
 
     is_image: bool = False
     """Whether an embedded label overwrites the first pixels. Otherwise it comes before them."""
@@ -142,6 +143,7 @@ def from_arrays(
     y_test: Numbers | None = None,
     groups: Numbers | None = None,
     num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
     is_image: bool | None = None,
     name: str = "arrays",
     test: float | int = 0.2,
@@ -153,13 +155,14 @@ def from_arrays(
     Args:
         x: Rows, of any further shape and any real type. Type uint8 is taken for pixels, which a
             network sees divided by 255; all other types become float32. Images are channels first.
-        y: Class of each row: whole numbers from 0, in any real type.
+        y: Class of each row: whole numbers from 0, in any real type, or names.
         x_val: Validation rows, like `x`. None: some training rows are held out, see `ow.train`.
         y_val: Class of each validation row.
         x_test: Test rows, like `x`. None: test rows are taken from `x`, by class.
         y_test: Class of each test row.
         groups: Group of each row of `x`, as a whole number. Splits never cut a group.
         num_classes: How many classes there are. None: one more than the largest label.
+        class_names: Name of each class, in order. None: where `y` has names, these, sorted.
         is_image: See `Dataset`. None: whether rows have the shape of an image of 1 or 3 channels.
         name: What the data set is called in reports and errors.
         test: Share, or number, of rows taken for the test where `x_test` is None.
@@ -177,11 +180,13 @@ def from_arrays(
     """
     inputs = rows(x, f"{name}: x")
     if y is None:
-        raise DataError(f"{name}: there is no y. Give the class of each row, as whole numbers.")
-    all_labels = {"y": _whole_numbers(y, f"{name}: y", len(inputs))}
+        raise DataError(
+            f"{name}: there is no y. Give the class of each row, as a whole number or a name."
+        )
+    labels: dict[str, tuple[Numbers, int]] = {"y": (y, len(inputs))}
     group_of = None
     if groups is not None:
-        group_of = _whole_numbers(groups, f"{name}: groups", len(inputs))
+        group_of = whole_numbers(groups, f"{name}: groups", len(inputs))
     others: dict[str, Tensor] = {}
     for part, x_part, y_part in (("val", x_val, y_val), ("test", x_test, y_test)):
         if (x_part is None) is not (y_part is None):
@@ -193,11 +198,10 @@ def from_arrays(
         if x_part is not None and y_part is not None:
             others[part] = rows(x_part, f"{name}: x_{part}")
             _check_alike(inputs, others[part], f"{name}: rows of x", f"x_{part}")
-            labels = _whole_numbers(y_part, f"{name}: y_{part}", len(others[part]))
-            all_labels[f"y_{part}"] = labels
-    if num_classes is None and not allow_one_class:
-        _check_numbering(all_labels, name)
-    num_classes = _count_classes(all_labels, num_classes, name)
+            labels[f"y_{part}"] = (y_part, len(others[part]))
+    all_labels, num_classes, class_names = read_labels(
+        labels, num_classes, class_names, name, allow_one_class=allow_one_class
+    )
     is_image = _is_image(tuple(inputs.shape[1:]), is_image, name)
     batches = {
         part: Batch(x_part, {"label": all_labels[f"y_{part}"]}) for part, x_part in others.items()
@@ -215,6 +219,7 @@ def from_arrays(
         validation=batches.get("val"),
         test=batches["test"],
         num_classes=num_classes,
+        class_names=class_names,
         is_image=is_image,
         groups=group_of,
         has_own_test="test" in others,
@@ -255,23 +260,6 @@ def is_channels_last(shape: tuple[int, ...]) -> bool:
         (True, False)
     """
     return len(shape) == 3 and shape[0] not in (1, 3) and shape[2] in (1, 3, 4)
-
-
-def check_classes(counts: Sequence[int]) -> None:
-    """Check that there is something to tell apart.
-
-    Args:
-        counts: Training rows of each class; over all shards where there are several.
-
-    Raises:
-        DataError: Fewer than two classes have rows.
-    """
-    present = [label for label, count in enumerate(counts) if count]
-    if len(present) < 2:
-        raise DataError(
-            f"The classes of the {sum(counts)} training rows are {present}, and learning takes two "
-            f"at least. Add rows of another class."
-        )
 
 
 def split_validation(
@@ -345,63 +333,6 @@ def check_finite(x: Tensor, what: str) -> None:
         )
 
 
-def _whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " rows"]:
-    array = real(values, what)
-    if array.shape != (num_rows,):
-        raise DataError(
-            f"{what} has the shape {array.shape}, but there are {num_rows} rows and each needs "
-            f"one number: the shape must be ({num_rows},)."
-        )
-    if array.dtype.kind == "f":
-        array = array.astype(np.float64)
-        broken = np.flatnonzero((array != np.rint(array)) | ~(np.abs(array) <= 2**53))
-        if len(broken):
-            raise DataError(
-                f"{what} holds {array[broken[0]]} in row {broken[0]}. It needs whole numbers."
-            )
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def real(values: Numbers, what: str) -> NDArray[Any]:
-    """Return numbers as an array, without a copy where they are one.
-
-    Raises:
-        DataError: They are no real numbers.
-    """
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        # NumPy has no bfloat16.
-        values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
-    elif not isinstance(values, np.ndarray):
-        if not hasattr(values, "__array__") and not isinstance(values, list | tuple):
-            advice = " Call its toarray()." if hasattr(values, "toarray") else ""
-            raise DataError(
-                f"{what} is a {type(values).__name__}, and an array or a tensor of all samples is "
-                f"needed.{advice}"
-            )
-        try:
-            values = np.asarray(values)
-        except ValueError as error:
-            raise DataError(f"{what} is no array of numbers: {error}.") from error
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise DataError(
-            f"{what} has {int(np.ma.getmaskarray(values).sum())} masked values. Replace them, as "
-            f"{what.rpartition(' ')[2]}.filled(0) does, or leave out their rows."
-        )
-    array: NDArray[Any] = np.require(values, requirements="C") if values.ndim else values
-    if array.dtype.kind not in "biuf":
-        advice = ""
-        if array.dtype.kind in "USO":
-            advice = (
-                " Number names with names, numbers = numpy.unique(values, return_inverse=True), "
-                "and keep the names apart."
-            )
-        raise DataError(
-            f"{what} holds values of type {array.dtype}. It needs real numbers.{advice}"
-        )
-    return array
-
-
 def _check_alike(x: Tensor, other: Tensor, what: str, of: str) -> None:
     if x.shape[1:] != other.shape[1:]:
         raise DataError(
@@ -417,47 +348,3 @@ def _check_alike(x: Tensor, other: Tensor, what: str, of: str) -> None:
 
 def _type(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-
-def _check_numbering(labels: dict[str, Tensor], name: str) -> None:
-    """Refuse labels that leave numbers out, which are mostly mistakes: from 1, or tens."""
-    known = torch.cat(list(labels.values())).unique()
-    largest = int(known[-1]) if len(known) else 0
-    if len(known) > 1 and int(known[0]) >= 0 and len(known) <= largest < MOST_CLASSES:
-        missing = sorted(set(range(largest + 1)) - set(known.tolist()))
-        text = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
-        raise DataError(
-            f"{name}: labels number the classes from 0, and no row has {text}; the largest is "
-            f"{largest}. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or "
-            f"give the number of classes as num_classes (in an .npz file, a member)."
-        )
-
-
-def _count_classes(labels: dict[str, Tensor], num_classes: int | None, name: str) -> int:
-    """Return the number of classes, once every label is known to fit it."""
-    if num_classes is None:
-        num_rows = sum(len(part) for part in labels.values())
-        num_classes = 1 + max(0, *(int(part.max()) for part in labels.values()))
-        if num_classes > num_rows:
-            raise DataError(
-                f"{name}: the largest label is {num_classes - 1}, but there are only {num_rows} "
-                f"rows. Labels number the classes from 0. If some classes have no rows, give "
-                f"their number as num_classes (in an .npz file, a member)."
-            )
-    if num_classes > MOST_CLASSES:
-        raise DataError(
-            f"{name}: {num_classes:,} classes are more than the {MOST_CLASSES:,} that are taken. "
-            f"Number the classes from 0."
-        )
-    for what, part in labels.items():
-        wrong = ((part < 0) | (part >= num_classes)).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            advice = (
-                f"With {num_classes} classes, labels run from 0 to {num_classes - 1}."
-                if part[row] >= 0
-                else "Labels start at 0: number them anew, as numpy.unique(y, return_inverse=True)"
-                "[1] does."
-            )
-            raise DataError(f"{name}: {what} holds the label {part[row]} in row {row}. {advice}")
-    return num_classes

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onward.arguments import check_arguments
 from onward.batch import Batch
-from onward.data.dataset import Numbers
+from onward.data.numbers import Numbers
 from onward.exits.policies import ExitPolicy
 from onward.networks import CHUNK_ROWS, Forward, Network, in_chunks
 

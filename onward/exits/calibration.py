@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onward import seeds
 from onward.batch import Batch
-from onward.data.dataset import Numbers, real
+from onward.data.numbers import Numbers
 from onward.errors import DataError, SettingError
 from onward.evaluation import checked_labels
 from onward.exits.bounds import BOUNDS, num_kept, samples_needed
@@ -159,12 +159,12 @@ def held_out(
             f"still passed along for the others, so there is nothing to save. Answer with an "
             f"ow.ExitPolicy of your own."
         )
-    classes = batch.targets.get("label") if y is None else torch.as_tensor(real(y, "y"))
+    classes = batch.targets.get("label") if y is None else y
     if classes is None:
         raise DataError(
             "These samples have no classes. Give them as y, or as the target label of the batch."
         )
-    labels = checked_labels(network.num_classes, classes, len(batch))
+    labels = checked_labels(network, classes, len(batch))
     batch = batch.with_targets(label=labels).counted
     overlap = network.trained_on.overlap(batch) if network.trained_on else 0.0
     if overlap > MOST_OVERLAP and not force:

@@ -10,7 +10,7 @@ import torch
 
 from onward import seeds
 from onward.batch import Batch
-from onward.data.dataset import Numbers
+from onward.data.numbers import Numbers
 from onward.exits.answers import answer
 from onward.exits.policies import ExitPolicy
 from onward.networks import Network

@@ -1,0 +1,269 @@
+"""Labels of one's own: classes by number, or by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onward.data.numbers import Numbers, real
+from onward.errors import DataError
+
+MOST_CLASSES = 1_000_000
+"""A number that is larger is taken for a mistake, before memory is asked for it."""
+
+
+def read_labels(
+    given: Mapping[str, tuple[Numbers, int]],
+    num_classes: int | None,
+    class_names: Sequence[str] | None,
+    name: str,
+    *,
+    allow_one_class: bool,
+) -> tuple[dict[str, Tensor], int, tuple[str, ...] | None]:
+    """Return labels as numbers of classes, the number of classes, and their names.
+
+    Args:
+        given: Labels of each part, and the number of its samples.
+        num_classes: How many classes there are. None: as many as labels say.
+        class_names: Their names, in order. None: where labels are names, these, sorted.
+        name: What the data set is called in errors.
+        allow_one_class: Whether numbers may be left out, as in one shard of many.
+
+    Raises:
+        DataError: Labels do not fit samples, or each other.
+    """
+    names = None if class_names is None else _checked_names(class_names, num_classes, name)
+    named = {part: as_names(labels, f"{name}: {part}") for part, (labels, _) in given.items()}
+    if any(each is not None for each in named.values()):
+        lacking = next((part for part, each in named.items() if each is None), None)
+        if lacking is not None:
+            there = next(part for part, each in named.items() if each is not None)
+            raise DataError(
+                f"{name}: {there} has names of classes, and {lacking} has numbers. Give both as "
+                f"names, or both as numbers."
+            )
+        every = {part: each for part, each in named.items() if each is not None}
+        for part, each in every.items():
+            _check_shape(each.shape, f"{name}: {part}", given[part][1])
+        names = names or _names_in(list(every.values()), name)
+        found = {part: numbers_of(names, each, f"{name}: {part}") for part, each in every.items()}
+        return found, len(names), names
+    found = {
+        part: whole_numbers(labels, f"{name}: {part}", samples)
+        for part, (labels, samples) in given.items()
+    }
+    num_classes = num_classes if names is None else len(names)
+    if num_classes is None and not allow_one_class:
+        _check_numbering(found, name)
+    return found, _count_classes(found, num_classes, name), names
+
+
+def as_names(labels: Numbers, what: str) -> NDArray[Any] | None:
+    """Return labels that are names as an array of texts; None where they are no texts.
+
+    Raises:
+        DataError: Some are texts, and others are not.
+    """
+    if isinstance(labels, Tensor):
+        return None
+    try:
+        array = np.asarray(labels)
+    except ValueError:  # Rows of several lengths are no labels of any kind.
+        return None
+    if array.dtype.kind == "U":
+        # A list of texts and numbers becomes texts without a word.
+        listed = labels if isinstance(labels, list | tuple) and array.ndim == 1 else ()
+        odd = next((n for n, each in enumerate(listed) if not isinstance(each, str)), None)
+        if odd is None:
+            return array
+        raise DataError(_mixed(what, odd, listed[odd]))
+    if array.dtype.kind != "O" or not array.size or array.ndim != 1:
+        return None
+    is_text = [isinstance(each, str) for each in array.tolist()]
+    if not any(is_text):
+        return None
+    if not all(is_text):
+        odd = is_text.index(False)
+        raise DataError(_mixed(what, odd, array[odd]))
+    return array.astype(np.str_)
+
+
+def _mixed(what: str, number: int, found: object) -> str:
+    return (
+        f"{what} has names of classes, and {found!r} in row {number}. Each row needs a name: leave "
+        f"out rows without one."
+    )
+
+
+def numbers_of(names: Sequence[str], labels: NDArray[Any], what: str) -> Int[Tensor, " samples"]:
+    """Return the numbers of classes that are named.
+
+    Raises:
+        DataError: There is no class of such a name.
+    """
+    known, places = np.unique(labels, return_inverse=True)
+    number = {name: n for n, name in enumerate(names)}
+    unknown = [str(each) for each in known if str(each) not in number]
+    if unknown:
+        raise DataError(
+            f"{what} has the name {text_of(unknown[0])}, and the classes are {listed(names)}."
+        )
+    table = torch.tensor([number[str(each)] for each in known], dtype=torch.int64)
+    return table[torch.from_numpy(places.reshape(-1))]
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Return names in a line, the first of many.
+
+    Example:
+        >>> listed(["cat", "dog"]), listed(list("abcd"), most=2)
+        ("'cat', 'dog'", "'a', 'b', ... (4 names)")
+    """
+    text = ", ".join(text_of(name) for name in names[:most])
+    return text if len(names) <= most else f"{text}, ... ({len(names)} names)"
+
+
+def class_name(names: Sequence[str] | None, number: int) -> str:
+    """Return what a class is called in a table: its name, or its number.
+
+    Example:
+        >>> class_name(("cat", "dog"), 1), class_name(None, 1)
+        ("'dog'", '1')
+    """
+    return str(number) if names is None else text_of(names[number])
+
+
+def text_of(name: str) -> str:
+    r"""Return a name in quotes, a long one cut, with control characters escaped.
+
+    Example:
+        >>> text_of("cat\n"), text_of("x" * 100)
+        ("'cat\\n'", "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'")
+    """
+    return repr(name if len(name) <= 40 else f"{name[:37]}...")
+
+
+def _names_in(labels: Sequence[NDArray[Any]], name: str) -> tuple[str, ...]:
+    """Return the names of classes, sorted.
+
+    Raises:
+        DataError: Each sample has a name of its own.
+    """
+    names = tuple(map(str, np.unique(np.concatenate(labels))))
+    rows = sum(map(len, labels))
+    if len(names) == rows and rows > 2:
+        raise DataError(
+            f"{name}: the {rows} rows have a name each ({listed(names, 3)}), and learning takes "
+            f"several rows of a class. Are these names of rows?"
+        )
+    return names
+
+
+def _checked_names(
+    class_names: Sequence[str], num_classes: int | None, name: str
+) -> tuple[str, ...]:
+    names = tuple(map(str, class_names))
+    if len(set(names)) < len(names):
+        twice = next(each for each in names if names.count(each) > 1)
+        raise DataError(f"{name}: two classes have the name {text_of(twice)}.")
+    if num_classes not in (None, len(names)):
+        raise DataError(
+            f"{name}: there are {len(names)} class_names, and num_classes is {num_classes}. Leave "
+            f"num_classes out."
+        )
+    return names
+
+
+def _check_shape(shape: tuple[int, ...], what: str, samples: int) -> None:
+    if shape != (samples,):
+        raise DataError(
+            f"{what} has the shape {shape}, but there are {samples} rows and each needs one name: "
+            f"the shape must be ({samples},)."
+        )
+
+
+def check_classes(counts: Sequence[int]) -> None:
+    """Check that there is something to tell apart.
+
+    Args:
+        counts: Training rows of each class; over all shards where there are several.
+
+    Raises:
+        DataError: Fewer than two classes have rows.
+    """
+    present = [label for label, count in enumerate(counts) if count]
+    if len(present) < 2:
+        raise DataError(
+            f"The classes of the {sum(counts)} training rows are {present}, and learning takes two "
+            f"at least. Add rows of another class."
+        )
+
+
+def whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " rows"]:
+    """Return whole numbers, one a row.
+
+    Raises:
+        DataError: They are something else.
+    """
+    array = real(values, what)
+    if array.shape != (num_rows,):
+        raise DataError(
+            f"{what} has the shape {array.shape}, but there are {num_rows} rows and each needs "
+            f"one number: the shape must be ({num_rows},)."
+        )
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+        broken = np.flatnonzero((array != np.rint(array)) | ~(np.abs(array) <= 2**53))
+        if len(broken):
+            raise DataError(
+                f"{what} holds {array[broken[0]]} in row {broken[0]}. It needs whole numbers."
+            )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _check_numbering(labels: dict[str, Tensor], name: str) -> None:
+    """Refuse labels that leave numbers out, which are mostly mistakes: from 1, or tens."""
+    known = torch.cat(list(labels.values())).unique()
+    largest = int(known[-1]) if len(known) else 0
+    if len(known) > 1 and int(known[0]) >= 0 and len(known) <= largest < MOST_CLASSES:
+        missing = sorted(set(range(largest + 1)) - set(known.tolist()))
+        text = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        raise DataError(
+            f"{name}: labels number the classes from 0, and no row has {text}; the largest is "
+            f"{largest}. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or "
+            f"give the number of classes as num_classes (in an .npz file, a member)."
+        )
+
+
+def _count_classes(labels: dict[str, Tensor], num_classes: int | None, name: str) -> int:
+    """Return the number of classes, once every label is known to fit it."""
+    if num_classes is None:
+        num_rows = sum(len(part) for part in labels.values())
+        num_classes = 1 + max(0, *(int(part.max()) for part in labels.values()))
+        if num_classes > num_rows:
+            raise DataError(
+                f"{name}: the largest label is {num_classes - 1}, but there are only {num_rows} "
+                f"rows. Labels number the classes from 0. If some classes have no rows, give "
+                f"their number as num_classes (in an .npz file, a member)."
+            )
+    if num_classes > MOST_CLASSES:
+        raise DataError(
+            f"{name}: {num_classes:,} classes are more than the {MOST_CLASSES:,} that are taken. "
+            f"Number the classes from 0."
+        )
+    for what, part in labels.items():
+        wrong = ((part < 0) | (part >= num_classes)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            advice = (
+                f"With {num_classes} classes, labels run from 0 to {num_classes - 1}."
+                if part[row] >= 0
+                else "Labels start at 0: number them anew, as numpy.unique(y, return_inverse=True)"
+                "[1] does."
+            )
+            raise DataError(f"{name}: {what} holds the label {part[row]} in row {row}. {advice}")
+    return num_classes

@@ -1,0 +1,53 @@
+"""Numbers of one's own, as arrays."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onward.errors import DataError
+
+Numbers = Any
+"""What a user may hand over: a tensor, or whatever numpy makes an array of real numbers of."""
+
+
+def real(values: Numbers, what: str) -> NDArray[Any]:
+    """Return numbers as an array, without a copy where they are one.
+
+    Raises:
+        DataError: They are no real numbers.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # NumPy has no bfloat16.
+        values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+    elif not isinstance(values, np.ndarray):
+        if not hasattr(values, "__array__") and not isinstance(values, list | tuple):
+            advice = " Call its toarray()." if hasattr(values, "toarray") else ""
+            raise DataError(
+                f"{what} is a {type(values).__name__}, and an array or a tensor of all samples is "
+                f"needed.{advice}"
+            )
+        try:
+            values = np.asarray(values)
+        except ValueError as error:
+            raise DataError(f"{what} is no array of numbers: {error}.") from error
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(
+            f"{what} has {int(np.ma.getmaskarray(values).sum())} masked values. Replace them, as "
+            f"{what.rpartition(' ')[2]}.filled(0) does, or leave out their rows."
+        )
+    array: NDArray[Any] = np.require(values, requirements="C") if values.ndim else values
+    if array.dtype.kind not in "biuf":
+        advice = ""
+        if array.dtype.kind in "USO":
+            advice = (
+                " Number names with names, numbers = numpy.unique(values, return_inverse=True), "
+                "and keep the names apart."
+            )
+        raise DataError(
+            f"{what} holds values of type {array.dtype}. It needs real numbers.{advice}"
+        )
+    return array
