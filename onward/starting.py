@@ -115,6 +115,7 @@ def get_ready(
     for each, own in (*later, (stage, config)):
         training = dataset.training if each.sees_labels else without_labels(dataset.training)
         seen, ranks = summary.of(sees_labels=each.sees_labels), transport.num_ranks
+        _check_labelled(own, seen)
         plan, placement = arrange(own, each.network, training, seen, ranks, given)
         before, settings = memory.beside(each.network), make_settings(own)
         held, needed = budget.estimate(
@@ -177,6 +178,21 @@ def get_ready(
         store,
         holders,
     )
+
+
+def _check_labelled(config: RunConfig, summary: DataSummary) -> None:
+    """Refuse mini-batches that are larger than the samples whose labels are kept.
+
+    Raises:
+        SettingError: They are.
+    """
+    size, rows = config.training.batch_size, min(summary.rows)
+    if size > rows and rows < min(summary.every_rows):
+        raise SettingError(
+            f"data.labelled is {config.data.labelled} and keeps the labels of {rows} training "
+            f"samples, and training.batch_size is {size}. Keep more labels, or set --batch-size to "
+            f"{rows} or less."
+        )
 
 
 def _settings(stage: Stage, config: RunConfig) -> str:

@@ -101,9 +101,17 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
             except Exception as error:
                 if not _is_of_module(error):
                     raise
+                shape = tuple(parts(training.inputs)[0].shape[1:])
+                advice = ""
+                if not parts(first.inputs)[0].is_floating_point():
+                    advice = (
+                        " They are whole numbers that stand for something, such as the bytes of a "
+                        "text, which byte-lm learns from, or any module that begins with an "
+                        "nn.Embedding."
+                    )
                 raise SettingError(
                     f"Block {number} cannot take what it reads: {told(error)} The samples of the "
-                    f"data have shape {tuple(parts(training.inputs)[0].shape[1:])}."
+                    f"data have shape {shape}.{advice}"
                 ) from error
             try:
                 if block.objective.has_scores:

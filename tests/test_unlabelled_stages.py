@@ -120,7 +120,10 @@ def test_what_later_stages_need_is_found_before_the_first():
         {"network.widths": (8,), "training.batch_size": 100, "data.labelled": 0.05}
     )
 
-    with pytest.raises(SettingError, match="batch_size is 100, but the training set has 64 rows"):
+    with pytest.raises(
+        SettingError,
+        match=r"0\.05 and keeps the labels of 64 training samples",
+    ):
         ow.run(config, listener=Never())
 
 
