@@ -20,6 +20,7 @@ TAKES = {
     "folder": "a path",
     "input_shape": "a tuple of whole numbers, such as (1, 28, 28)",
     "head": "a module, such as nn.Linear(units, num_classes)",
+    "labelled": "a share of the training samples, above 0 and up to 1",
     "listener": "an ow.Listener: a class of your own whose methods are called, such as progress",
     "method": "a recipe, such as ow.load_recipe('FILE.py:FUNCTION')",
     "module": "an nn.Module, such as nn.Linear(inputs, units); several go into an nn.Sequential",

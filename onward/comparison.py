@@ -28,6 +28,9 @@ FILE = "compare.json"
 RANKS = 4
 """Ranks of which is said what they would send."""
 
+VALIDATIONS = 5
+"""Validations of a run, about, from which its curve is drawn."""
+
 PETA = 1e15
 """Operations of a PFLOP."""
 
@@ -157,6 +160,8 @@ def _prepared(
             epochs = _affordable(config, costs, budget)
             config = config.with_settings({"training.epochs": epochs})
             begun = preview(config, 1, with_weights=True)
+        if not entry.folders:
+            config = _validated(config)
         traffics = [
             flops.traffic(b.plan, own, block_costs(b.network, b.dataset.training), RANKS)
             for b, own in zip(begun, costs, strict=True)
@@ -175,6 +180,14 @@ def _prepared(
         training_flops=_operations(begun, costs),
         traffic=_summed(traffics),
     )
+
+
+def _validated(config: RunConfig) -> RunConfig:
+    """Return a run that is validated some times for its curve, if nothing else is asked for."""
+    if config.plan.validate_every is not None or not config.data.validation:
+        return config
+    chapters = config.plan.chapters or config.training.epochs
+    return config.with_settings({"plan.validate_every": max(1, chapters // VALIDATIONS)})
 
 
 def _seed(folder: Path) -> int:

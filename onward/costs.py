@@ -117,6 +117,8 @@ class BlockCosts(Costs):
             rows = plan.rows[plan.shard(task.time)]
             return 1, 4 * self.classes * rows // ranks
         block, segments = task.block, plan.segments(task.time)
+        if plan.nodes[block].is_frozen:
+            return 0, 0
         steps = sum(segment.last - segment.first for segment in segments)
         each = steps * plan.batch_size // len(segments)
         passes, num_bytes = 0, 0

@@ -120,7 +120,9 @@ def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
         theirs: What there is.
     """
     here, there = settings_of(ours), settings_of(theirs)
-    names = sorted((here.keys() | there.keys()) - {"data.name", "data.dir"})
+    # Where data lie, and how often a run looks at validation samples, changes no weight.
+    ignored = {"data.name", "data.dir", "plan.validate_every"}
+    names = sorted((here.keys() | there.keys()) - ignored)
     return [
         f"{name} is {there.get(name)} there, and here {here.get(name)}"
         for name in names

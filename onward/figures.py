@@ -233,16 +233,18 @@ def figures_of(folder: Path, network: Network, dataset: Dataset) -> RunFigures:
     try:
         is_whole = not any(each["tasks_done_before"] for each in (result, *stages))
         seconds = sum(sum(each["cpu_seconds"]) for each in (result, *stages))
+        # One thread each: what is on the clock there is processor time.
+        validating = sum(sum(each["validation_seconds"]) for each in (result, *stages))
         peak = max(max(each["peak_memory_bytes"]) for each in (result, *stages))
         return RunFigures(
             seed=result["seed"],
             folder=str(folder),
             accuracy=result["accuracy"]["test"],
             validation_accuracy=result["accuracy"]["validation"],
-            core_seconds=seconds if is_whole else None,
+            core_seconds=seconds - validating if is_whole else None,
             peak_memory_bytes=peak if is_whole else None,
             early_exit=early,
-            curve=_curve(folder, result),
+            curve=_curve(folder, result, network, sum(stage["epochs"] for stage in stages)),
             doubts=tuple(result["doubts"]),
             weights_sha256=result["weights_sha256"],
         )
@@ -266,8 +268,15 @@ def _early_exit(network: Network, dataset: Dataset) -> EarlyExit | None:
     return EarlyExit(float(full.macs.mean() / outcome.macs.mean()), float(change))
 
 
-def _curve(folder: Path, result: Mapping[str, Any]) -> Curve | None:
-    """Return how a run learned: by its validations, where there are several."""
+def _curve(folder: Path, result: Mapping[str, Any], network: Network, before: int) -> Curve | None:
+    """Return how a run learned: by its validations, where there are several.
+
+    Args:
+        folder: Its folder.
+        result: What is in it.
+        network: What it has trained.
+        before: Epochs of earlier stages.
+    """
     try:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as error:
@@ -287,7 +296,9 @@ def _curve(folder: Path, result: Mapping[str, Any]) -> Curve | None:
         for chapter, shards in validations.items()
     }
     what, shown = ("validation", means) if len(means) > 1 else ("training", training)
-    if not shown:
+    # Blocks of a sweep learn to tell right labels from wrong ones, which is another accuracy.
+    is_sweep = network.readout is not None and network.readout.sweeps
+    if not shown or (what == "training" and is_sweep):
         return None
-    epochs = tuple((chapter + 1) * length for chapter in sorted(shown))
+    epochs = tuple(before + (chapter + 1) * length for chapter in sorted(shown))
     return Curve(what, epochs, tuple(shown[chapter] for chapter in sorted(shown)))

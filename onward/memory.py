@@ -261,6 +261,8 @@ def sizes_of(
         read = sum(rows[source] for source, _ in node.reads)
         # Inputs, activities and their derivatives, of all views. A head learns from one.
         row = read if node.is_head else views * 3 * (read + rows[number])
+        if node.is_frozen:
+            copy, gradients, row = 0, 0, views * (read + rows[number])
         passed = plan.batch_size * plan.work(Task(TaskKind.TRAIN, 0, number)).passed
         copies[number], making[number] = copy, copy + gradients + plan.batch_size * row
         making[number] += unwritten * (weight + states[number])

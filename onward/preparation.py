@@ -29,13 +29,11 @@ from onward.sharding import (
     agree,
     describe,
     is_private,
-    labelled,
     load_data,
     local_shards,
+    seen,
     split,
-    weighted,
     with_data,
-    without_labels,
 )
 from onward.slices import check_cut
 from onward.stages import Stage
@@ -82,30 +80,21 @@ def preview(
     """
     config.check()
     ranks = range(num_ranks if is_private(config) else 1)
-    every = [split(config, load_data(config, rank)) for rank in ranks]
-    config = with_data(config, every[0], num_ranks)
-    some = [labelled(config, own) for own in every]
-
-    def summed(datasets: Sequence[Dataset]) -> tuple[Shard, DataSummary]:
-        """Return the first shard, and the summary of all."""
-        shards = [local_shards(config, own, r) for r, own in zip(ranks, datasets, strict=True)]
-        notes = [describe(config, *each) for each in zip(shards, datasets, strict=True)]
-        return shards[0][0], agree(config, notes)
-
-    first, shape = summed(some)
-    stages = make_stages(config, some[0], shape, None if with_weights else ())
+    datasets = [split(config, load_data(config, rank)) for rank in ranks]
+    config = with_data(config, datasets[0], num_ranks)
+    shards = [local_shards(config, own, rank) for rank, own in zip(ranks, datasets, strict=True)]
+    notes = [describe(config, *each) for each in zip(shards, datasets, strict=True)]
+    dataset, whole = datasets[0], agree(config, notes)
+    stages = make_stages(config, dataset, whole, None if with_weights else ())
     # Before any block is passed, which leaves memory behind that is in use no more.
     held = [memory.beside(stage.network) for stage in stages]
     found = []
     for stage, before in zip(stages, held, strict=True):
         own, network = of_stage(config, stage), stage.network
-        if stage.sees_labels:
-            dataset, summary, shard = some[0], shape, weighted(config, first, shape)
-        else:
-            dataset, (shard, summary) = every[0], summed(every)
-            shard = without_labels(shard)
-        plan, placement = arrange(own, network, dataset.training, summary, num_ranks)
-        costs = block_costs(network, dataset.training)
+        (shard,) = seen(own, {0: shards[0][0]}, whole, sees_labels=stage.sees_labels).values()
+        summary = whole.of(sees_labels=stage.sees_labels)
+        plan, placement = arrange(own, network, shard.training, summary, num_ranks)
+        costs = block_costs(network, shard.training)
         settings = make_settings(own)
         places = [budget.place(own.placement.memory)] * num_ranks
         put_out, needed = budget.estimate(
@@ -168,6 +157,8 @@ def can_run(config: RunConfig, network: Network, plan: Plan, placement: Placemen
 def _check_cuts(config: RunConfig, network: Network, slices: int, cut: Cut) -> None:
     closed_form = uses_closed_forms(config)
     for block in network.all_blocks:
+        if block.is_frozen:
+            continue
         check_cut(block, closed_form=closed_form, slices=slices, cut=cut, is_head=is_head(block))
 
 
@@ -255,8 +246,9 @@ def make_stages(
 
 
 def of_stage(config: RunConfig, stage: Stage) -> RunConfig:
-    """Return the settings of a run with those of a stage."""
-    return replace(config, training=stage.training, plan=stage.plan)
+    """Return the settings of a run with those of a stage, where samples may have no classes."""
+    data = config.data if stage.sees_labels else replace(config.data, class_weights=None)
+    return replace(config, data=data, training=stage.training, plan=stage.plan)
 
 
 def nodes_of(network: Network) -> tuple[Node, ...]:

@@ -130,22 +130,23 @@ class GoodnessSweep(Readout):
     """Whether the first block is left out, as Hinton does it, if there are others."""
 
     ticks: tuple[int, ...] | None = None
-    """Ticks that count, from 0; None: all."""
+    """Ticks that count, from 0; None: all. No class is named at others, nor after the last."""
 
     sweeps = True
 
     def fold(self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], ticks: int) -> Fold:
         scored = _scored(blocks)
-        exits = _visits(scored, len(blocks), ticks)
+        counted = range(ticks) if self.ticks is None else self.ticks
+        odd = [tick for tick in counted if not 0 <= tick < ticks]
+        if odd or not counted:
+            raise SettingError(
+                f"The readout GoodnessSweep counts the ticks {list(counted)}, and the network has "
+                f"{ticks}, counted from 0."
+            )
+        visits = _visits(scored, len(blocks), ticks)
+        exits = tuple(visit for visit in visits if visit // len(blocks) in counted)
         left_out = scored[0] if self.skip_first and len(scored) > 1 else None
-        return Fold(
-            exits,
-            tuple(
-                visit % len(blocks) != left_out
-                and (self.ticks is None or visit // len(blocks) in self.ticks)
-                for visit in exits
-            ),
-        )
+        return Fold(exits, tuple(visit % len(blocks) != left_out for visit in exits))
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Result:
                 "readouts": dict(self.readouts),
             },
             "metrics": self.metrics,
-            "error_count": self.test.rows - self.test.correct,
+            "error_count": self.test.rows - self.test.correct if self.test.rows else None,
             "class_names": self.network.class_names,
             "class_rows": list(tally.rows) if tally else [],
             "doubts": list(self.doubts),

@@ -62,7 +62,7 @@ class DataConfig(Section):
 
     labelled: Annotated[float, Range(0, 1, above=True)] | None = None
     """Share of the training rows of each class whose labels are kept. The other rows are left out,
-    but for stages that learn without labels. None: all."""
+    except in stages that learn without labels. None: all."""
 
     context: Annotated[int, Range(2)] = 128
     """Bytes of a row of text: a window, which is all that a model of the next byte sees."""

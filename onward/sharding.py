@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from onward import data as datasets
 from onward.augmentation import with_augmentation
@@ -32,16 +33,22 @@ class DataSummary:
     """What all ranks know of the data before any training."""
 
     rows: tuple[int, ...]
-    """Training samples of each shard."""
+    """Training samples of each shard, whose labels are kept."""
 
     validation_rows: tuple[int, ...]
     """Validation samples of each shard."""
 
     counted_rows: int
-    """Training samples of all shards that count."""
+    """Those of all shards that count."""
+
+    every_rows: tuple[int, ...]
+    """Training samples of each shard, whether their labels are kept or not."""
+
+    every_counted_rows: int
+    """Those of all shards that count."""
 
     class_rows: tuple[int, ...]
-    """Those of each class."""
+    """Training samples of each class, whose labels are kept."""
 
     num_classes: int
     """Number of classes over all shards."""
@@ -53,7 +60,13 @@ class DataSummary:
     """Digest of the samples that are not test samples: rank 0's, where each rank has its own."""
 
     inputs: InputTransformation
-    """The input transformation, from the moments of the training samples of all shards."""
+    """The input transformation, from the moments of all training samples of all shards."""
+
+    def of(self, *, sees_labels: bool) -> "DataSummary":
+        """Return the summary of what a stage learns from: samples with labels, or all."""
+        if sees_labels:
+            return self
+        return replace(self, rows=self.every_rows, counted_rows=self.every_counted_rows)
 
 
 SHARED = "ONWARD_SHARED_DATA"
@@ -138,16 +151,16 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
     )
 
 
-def labelled(config: RunConfig, dataset: Dataset) -> Dataset:
-    """Return a data set with the training samples whose labels are kept.
+def labelled(config: RunConfig, training: Batch) -> Tensor | None:
+    """Return the numbers of the training samples whose labels are kept; None: all.
 
     Raises:
         SettingError: They have none, or belong together.
         DataError: A class would have none.
     """
-    share, training = config.data.labelled, dataset.training
+    share = config.data.labelled
     if share is None:
-        return dataset
+        return None
     if training.structure or "label" not in training.targets:
         raise SettingError(
             f"data.labelled is {share}, but samples cannot be left out here: these have no labels, "
@@ -155,18 +168,17 @@ def labelled(config: RunConfig, dataset: Dataset) -> Dataset:
         )
     seed = config.data.split_seed
     kept, _ = datasets.hold_out(training.label, None, 1 - share, seed=seed, purpose="labels")
-    found = training.take(kept)
-    missing = sorted(set(training.label.tolist()) - set(found.label.tolist()))
+    missing = sorted(set(training.label.tolist()) - set(training.label[kept].tolist()))
     if missing:
         raise DataError(
-            f"data.labelled is {share}: of {len(training):,} training samples {len(found):,} keep "
+            f"data.labelled is {share}: of {len(training):,} training samples {len(kept):,} keep "
             f"their labels, and none of class {missing[0]}. Keep more."
         )
-    return replace(dataset, training=found, groups=None)
+    return kept
 
 
 def load_shards(
-    config: RunConfig, dataset: Dataset, transport: Transport, *, sees_labels: bool = True
+    config: RunConfig, dataset: Dataset, transport: Transport
 ) -> tuple[dict[int, Shard], DataSummary]:
     """Cut samples into shards; agree on it with all ranks.
 
@@ -174,25 +186,45 @@ def load_shards(
         config: Settings of the run.
         dataset: All samples, or those of this rank, as `split` returns them.
         transport: How ranks know of each other.
-        sees_labels: Whether training samples keep their labels.
 
     Returns:
-        The shards that this rank has, and the summary of all.
+        The shards that this rank has, and the summary of all; see `seen`.
 
     Raises:
         DataError: There is one class only, over all shards, or the ranks' data do not agree.
     """
     local = local_shards(config, dataset, transport.rank)
-    summary = agree(config, transport.all_gather("data", describe(config, local, dataset)))
+    return local, agree(config, transport.all_gather("data", describe(config, local, dataset)))
+
+
+def seen(
+    config: RunConfig, shards: Mapping[int, Shard], summary: DataSummary, *, sees_labels: bool
+) -> dict[int, Shard]:
+    """Return shards as a stage learns from them.
+
+    Args:
+        config: Settings of the stage.
+        shards: All samples, as `load_shards` returns them.
+        summary: That of all shards.
+        sees_labels: Whether the stage learns from samples with labels, which then may have weights;
+            otherwise it learns from all, and none has its label.
+
+    Raises:
+        SettingError: See `weighted`.
+    """
     if not sees_labels:
-        return {number: without_labels(shard) for number, shard in local.items()}, summary
-    return {number: weighted(config, shard, summary) for number, shard in local.items()}, summary
+        return {n: Shard(without_labels(s.training), s.validation) for n, s in shards.items()}
+    found = {}
+    for number, shard in shards.items():
+        training = shard.training
+        training = training if shard.labelled is None else training.take(shard.labelled)
+        found[number] = weighted(config, Shard(training, shard.validation), summary)
+    return found
 
 
-def without_labels(shard: Shard) -> Shard:
-    """Return a shard whose training samples have no labels."""
-    targets = {n: each for n, each in shard.training.targets.items() if n != "label"}
-    return replace(shard, training=shard.training.replace(targets=targets))
+def without_labels(batch: Batch) -> Batch:
+    """Return samples without their labels."""
+    return batch.replace(targets={n: t for n, t in batch.targets.items() if n != "label"})
 
 
 def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:
@@ -221,7 +253,8 @@ def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:
 def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Shard]:
     """Return the shards that a rank has, by number; see `load_shards`."""
     assert dataset.validation is not None
-    whole = Shard(dataset.training, dataset.validation)
+    kept = labelled(config, dataset.training)
+    whole = Shard(dataset.training, dataset.validation, kept)
     number = config.plan.shards
     if is_private(config):
         return {rank: whole}
@@ -236,7 +269,11 @@ def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Sh
     parts = datasets.shards(whole.training.label, number, by, seed=seed)
     cuts = torch.arange(len(whole.validation)).tensor_split(number)
     return {
-        shard: Shard(whole.training.take(samples), whole.validation.take(cut))
+        shard: Shard(
+            whole.training.take(samples),
+            whole.validation.take(cut),
+            None if kept is None else torch.isin(samples, kept).nonzero().squeeze(1),
+        )
         for shard, (samples, cut) in enumerate(zip(parts, cuts, strict=True))
     }
 
@@ -247,13 +284,18 @@ def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -
     by = granularity(config.data.standardize, training, is_image=dataset.is_image)
     kind = kind_of(training)
     each = [shard.training.counted for shard in shards.values() if kind != "kept"]
+    known = [
+        s.training if s.labelled is None else s.training.take(s.labelled) for s in shards.values()
+    ]
     classes = [0] * dataset.num_classes
     if dataset.num_classes:
-        labels = torch.cat([shard.training.counted.label for shard in shards.values()])
+        labels = torch.cat([batch.counted.label for batch in known])
         classes = labels.bincount(minlength=dataset.num_classes).tolist()
     return {
-        "rows": [len(shard.training) for shard in shards.values()],
-        "counted_rows": sum(shard.training.num_counted for shard in shards.values()),
+        "rows": [len(batch) for batch in known],
+        "counted_rows": sum(batch.num_counted for batch in known),
+        "every_rows": [len(shard.training) for shard in shards.values()],
+        "every_counted_rows": sum(shard.training.num_counted for shard in shards.values()),
         "validation_rows": [counted(shard.validation) for shard in shards.values()],
         "classes": classes,
         "class_names": dataset.class_names,
@@ -313,6 +355,8 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         tuple(rows for note in notes for rows in note["rows"]),
         tuple(rows for note in notes for rows in note["validation_rows"]),
         sum(note["counted_rows"] for note in notes),
+        tuple(rows for note in notes for rows in note["every_rows"]),
+        sum(note["every_counted_rows"] for note in notes),
         tuple(totals),
         num_classes,
         notes[0]["class_names"] and tuple(notes[0]["class_names"]),

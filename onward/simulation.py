@@ -212,7 +212,9 @@ class _Simulator:
         for member in team:
             self.found.waiting[member] += now - self.free[member]
             self._span(member, "wait", str(task), self.free[member], now)
-            if task.kind is TaskKind.TRAIN and task.block not in self.plan.heads:
+            # A frozen block passes nothing on the way to it.
+            is_passing = task.kind is TaskKind.TRAIN and task.block not in self.plan.heads
+            if is_passing and not self.plan.nodes[task.block].is_frozen:
                 self.known[member] = (task.time, known | self.plan.below[task.block])
             self.found.busy[member] += seconds
             self._span(member, WORDS[task.kind], str(task), now, now + seconds)

@@ -1,6 +1,6 @@
 """Stages: several trainings, one after the other, of the same modules."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onward.arguments import check_arguments
 from onward.networks import Network
@@ -33,7 +33,14 @@ class Stage:
 
     sees_labels: bool = True
     """Whether training samples have their labels. Otherwise they have no target `label`, and the
-    stage also learns from those whose labels `data.labelled` takes."""
+    stage also learns from those whose labels `data.labelled` drops."""
 
     def __post_init__(self) -> None:
         check_arguments(Stage, vars(self))
+
+    def lasting(self, epochs: int | None) -> "Stage":
+        """Return the stage with other epochs, a chapter each; None: as it is."""
+        if epochs is None:
+            return self
+        training = replace(self.training, epochs=epochs)
+        return replace(self, training=training, plan=replace(self.plan, chapters=None))

@@ -30,7 +30,8 @@ from onward.runtime.runtime import make_worker
 from onward.runtime.store import Store
 from onward.runtime.workers import Shard
 from onward.settings import PlacementConfig
-from onward.sharding import DataSummary
+from onward.sharding import DataSummary, without_labels
+from onward.stages import Stage
 from onward.transport.messages import Transport
 from onward.version import VERSION
 from onward.world import max_restarts
@@ -42,6 +43,9 @@ VERSIONS = f"onward {VERSION}, torch {torch.__version__}"
 @dataclass(frozen=True)
 class Ready:
     """All that a rank needs to train, beside its network."""
+
+    stage: Stage
+    """What is trained; its network may have no weights."""
 
     config: RunConfig
     """Settings."""
@@ -78,7 +82,7 @@ class Ready:
 
 
 def get_ready(
-    network: Network,
+    stage: Stage,
     config: RunConfig,
     dataset: Dataset,
     shards: dict[int, Shard],
@@ -87,15 +91,18 @@ def get_ready(
     folder: Path | None,
     listener: Listener,
     given: Placement | None = None,
-    later: Sequence[tuple[Network, RunConfig]] = (),
+    later: Sequence[tuple[Stage, RunConfig]] = (),
     run: RunConfig | None = None,
+    *,
+    warns: bool = True,
 ) -> Ready:
     """Make plan and placement, find what is done already, and refuse a run without room.
 
     The weights of the network may be released. Mistakes in later stages, and what they need, are
     found as well. A cut run goes on from the settings `run`, if those differ from those of the
-    stage.
+    stage. Where it `warns`, it tells of settings that have no effect in any of the stages.
     """
+    network, idles = stage.network, []
     if transport.carries and not all(transport.all_gather("keeps", folder is not None)):
         folder = None  # Ranks that keep nothing could not say what is done.
     keeps = folder is not None or not transport.carries
@@ -105,20 +112,25 @@ def get_ready(
         budget.Place(*other) for other in transport.all_gather("place", budget.place(gigabytes))
     ]
     # This one last: stages may have blocks in common, which take on its precision.
-    for each, own in (*later, (network, config)):
-        plan, placement = arrange(own, each, dataset.training, summary, transport.num_ranks, given)
-        before, settings = memory.beside(each), make_settings(own)
+    for each, own in (*later, (stage, config)):
+        training = dataset.training if each.sees_labels else without_labels(dataset.training)
+        seen, ranks = summary.of(sees_labels=each.sees_labels), transport.num_ranks
+        _check_labelled(own, seen)
+        plan, placement = arrange(own, each.network, training, seen, ranks, given)
+        before, settings = memory.beside(each.network), make_settings(own)
         held, needed = budget.estimate(
-            plan, placement, each, dataset.training, settings, places, keeps=keeps
+            plan, placement, each.network, training, settings, places, keeps=keeps
         )
+        idles.append(idle(own, each.network, plan, ranks))
         budget.check(held, places)
         peak = max(peak, before + needed[transport.rank])
     room = memory.room(peak)
     memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
     store: Store | None = None
     holders: Holders = {}
-    for text in idle(config, network, plan, transport.num_ranks) if transport.rank == 0 else ():
-        warnings.warn(text, OnwardWarning, stacklevel=5)
+    for text in idles[-1] if warns and transport.rank == 0 else ():
+        if all(text in others for others in idles):
+            warnings.warn(text, OnwardWarning, stacklevel=5)
     if max_restarts() > 0 and not keeps and transport.rank == 0:
         listener.note(
             "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "
@@ -134,8 +146,7 @@ def get_ready(
     if not transport.carries:
         folder = Path(config.placement.directory or "")
     if folder is not None:
-        text = f"{_settings(network, config)}\n{VERSIONS}\ndata {summary.data_sha256}\n"
-        text += f"samples {summary.rows}"
+        text = f"{_settings(stage, config)}\n{VERSIONS}\ndata {seen.data_sha256}"
         every = config.placement.checkpoint_every or max(1, plan.chapters // plan.epochs)
         if not transport.carries:
             every = 1
@@ -154,10 +165,11 @@ def get_ready(
                     f"Going on: {num_done(plan):,} of {num_tasks:,} tasks are done already."
                 )
     return Ready(
+        stage,
         config,
         dataset,
         shards,
-        summary,
+        seen,
         plan,
         placement,
         room.needed,
@@ -168,8 +180,24 @@ def get_ready(
     )
 
 
-def _settings(network: Network, config: RunConfig) -> str:
+def _check_labelled(config: RunConfig, summary: DataSummary) -> None:
+    """Refuse mini-batches that are larger than the samples whose labels are kept.
+
+    Raises:
+        SettingError: They are.
+    """
+    size, rows = config.training.batch_size, min(summary.rows)
+    if size > rows and rows < min(summary.every_rows):
+        raise SettingError(
+            f"data.labelled is {config.data.labelled} and keeps the labels of {rows} training "
+            f"samples, and training.batch_size is {size}. Keep more labels, or set --batch-size to "
+            f"{rows} or less."
+        )
+
+
+def _settings(stage: Stage, config: RunConfig) -> str:
     """Return all settings that decide the weights, a line each."""
+    network = stage.network
     # Where data lie may differ, and their content has been compared.
     settings = config.with_settings(
         {
@@ -182,6 +210,7 @@ def _settings(network: Network, config: RunConfig) -> str:
     settings = replace(settings, placement=PlacementConfig())
     # The settings do not know what a user has built.
     parts = [
+        f"sees labels: {stage.sees_labels}",
         f"sampler: {_described(network.sampler)}",
         f"ticks: {network.ticks}",
         f"augmentation: {', '.join(map(name_of, config.augment))}",
@@ -235,12 +264,13 @@ def _first_weights(network: Network) -> list[str | None]:
     ]
 
 
-def check_alike(network: Network, config: RunConfig, placed: str, transport: Transport) -> None:
+def check_alike(network: Network, ready: Ready, placed: str) -> None:
     """Refuse ranks that would train something else than the others."""
+    transport = ready.transport
     notes = transport.all_gather(
         "start from",
         {
-            "settings": _settings(network, config),
+            "settings": _settings(replace(ready.stage, network=network), ready.config),
             "placements": placed,
             "versions": VERSIONS,
             "weights": _first_weights(network),

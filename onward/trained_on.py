@@ -42,6 +42,10 @@ class TrainedOn:
         share = len(drawn) / every if every else 0.0
         return TrainedOn(frozenset(map(digest, drawn)), share)
 
+    def wider(self, other: "TrainedOn") -> "TrainedOn":
+        """Return this one or another, whichever is of more rows."""
+        return self if not other.digests or 0 < self.share <= other.share else other
+
     def overlap(self, batch: Batch) -> float:
         """Return about which share of some rows were trained on; one equal row may be chance."""
         x = first_tensor(batch.counted)

@@ -43,9 +43,9 @@ from onward.sharding import (
     DataSummary,
     counted,
     is_private,
-    labelled,
     load_data,
     load_shards,
+    seen,
     split,
     with_data,
 )
@@ -112,6 +112,7 @@ def train(
     validation: float | int = 0.1,
     standardize: Standardize = "auto",
     class_weights: float | Literal["balanced"] | None = None,
+    labelled: float | None = None,
     shift: int = 0,
     augment: Augmentation | Sequence[Augmentation] = (),
     listener: Listener | None = None,
@@ -137,6 +138,8 @@ def train(
             network that has been trained before keeps its input transformation.
         class_weights: `"balanced"`: all classes together count the same in the loss, however many
             samples they have. A power p below 1: a sample of a class of n counts as n^-p.
+        labelled: Share of the training samples of each class whose labels are kept. The others are
+            left out, except in stages that see no labels. None: all.
         shift: Largest random shift of training images or signals, in pixels.
         augment: What is done to each training mini-batch, after the input transformation and the
             shift: a function of a batch and a generator that returns a batch of as many samples,
@@ -181,6 +184,7 @@ def train(
         validation=validation,
         standardize=standardize,
         class_weights=class_weights,
+        labelled=labelled,
         shift=shift,
     )
     config = RunConfig(
@@ -227,24 +231,23 @@ def _train_stages(
     listener = listener or Listener()
     folder = None if folder is None else Path(folder)
     results: list[Result] = []
+    known = TrainedOn(frozenset(), 0.0)
     parts, number = [config], 0
     with _prepared(folder, overwrite=overwrite):
         while number < len(parts):
             with join_ranks(parts[number], listener) as transport:
                 if number == 0:
-                    every = split(config, load(config, transport.rank))
-                    config = with_data(config, every, transport.num_ranks)
-                    parts, some = [config], labelled(config, every)
-                dataset = some
-                shards, summary = load_shards(parts[number], dataset, transport)
+                    dataset = split(config, load(config, transport.rank))
+                    config = with_data(config, dataset, transport.num_ranks)
+                    parts = [config]
+                local, summary = load_shards(parts[number], dataset, transport)
                 if number == 0:
                     # A rank may have no room for all blocks: it makes those that it trains first.
                     stages = make(config, dataset, summary, ())
                     parts = [_of_stage(config, stage, n) for n, stage in enumerate(stages)]
-                network, part = stages[number].network, parts[number]
-                if not stages[number].sees_labels:
-                    dataset = every
-                    shards, summary = load_shards(part, dataset, transport, sees_labels=False)
+                stage, part = stages[number], parts[number]
+                network = stage.network
+                shards = seen(part, local, summary, sees_labels=stage.sees_labels)
                 name = f"stage-{number}" if len(stages) > 1 else ""
                 is_last = number + 1 == len(stages)
                 if name and transport.rank == 0:
@@ -253,7 +256,7 @@ def _train_stages(
                     if number == 0:
                         fit_inputs(stages, summary, config.data.standardize)
                     ready = get_ready(
-                        network,
+                        stage,
                         part,
                         dataset,
                         shards,
@@ -264,6 +267,7 @@ def _train_stages(
                         given,
                         _later(stages, parts) if number == 0 else (),
                         config,
+                        warns=number == 0,
                     )
                 if not is_last:
                     # The next one begins on all ranks with what it has learned.
@@ -275,6 +279,9 @@ def _train_stages(
                     set_arithmetic(network, part)
                 with closed_on_error(ready.store):
                     trained = _train(network, ready, listener)
+                # A model knows what its blocks have learned from in any stage.
+                known = known.wider(trained.rows)
+                trained = trained._replace(rows=known)
             if name:
                 trained.facts["stage"] = number
             if transport.rank == 0:
@@ -298,10 +305,10 @@ def _of_stage(config: RunConfig, stage: Stage, number: int) -> RunConfig:
     return replace(own, placement=replace(own.placement, directory=str(folder)))
 
 
-def _later(stages: Sequence[Stage], parts: Sequence[RunConfig]) -> list[tuple[Network, RunConfig]]:
+def _later(stages: Sequence[Stage], parts: Sequence[RunConfig]) -> list[tuple[Stage, RunConfig]]:
     """Return the stages after the first, without those whose samples are not cut yet."""
     return [
-        (stage.network, part)
+        (stage, part)
         for stage, part in zip(stages[1:], parts[1:], strict=True)
         if part.plan.shards == parts[0].plan.shards
     ]
@@ -326,7 +333,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         shards = {s: own for s, own in shards.items() if s % len(placement.teams) == team}
     placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
     placed += f" and blocks of {','.join(map(str, placement.owners)) or 'no team'}"
-    check_alike(network, config, placed, transport)
+    check_alike(network, ready, placed)
     fields = [report_fields(block) for block in network.all_blocks]
     # Others hear of reports where all ranks gather them.
     log = Log(plan, fields, listener if transport.rank == 0 else Listener())

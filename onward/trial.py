@@ -32,7 +32,7 @@ def check_samples(network: Network, training: Batch, config: RunConfig) -> None:
         )
     is_weighted = training.weights is not None or config.data.class_weights is not None
     for number, block in enumerate(network.all_blocks):
-        if is_weighted and not block.objective.uses_weights:
+        if is_weighted and not block.objective.uses_weights and not block.is_frozen:
             raise SettingError(
                 f"The training samples have weights, and the objective "
                 f"{type(block.objective).__name__} of block {number} does not use them. Multiply "
@@ -101,9 +101,17 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
             except Exception as error:
                 if not _is_of_module(error):
                     raise
+                shape = tuple(parts(training.inputs)[0].shape[1:])
+                advice = ""
+                if not parts(first.inputs)[0].is_floating_point():
+                    advice = (
+                        " They are whole numbers that stand for something, such as the bytes of a "
+                        "text, which byte-lm learns from, or any module that begins with an "
+                        "nn.Embedding."
+                    )
                 raise SettingError(
                     f"Block {number} cannot take what it reads: {told(error)} The samples of the "
-                    f"data have shape {tuple(parts(training.inputs)[0].shape[1:])}."
+                    f"data have shape {shape}.{advice}"
                 ) from error
             try:
                 if block.objective.has_scores:
@@ -148,7 +156,8 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
         return min(rows % batch_size or batch_size for rows in plan.rows)
 
     size, single = plan.batch_size, []  # type: int, list[nn.Module]
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    learning = [block for block in network.all_blocks if not block.is_frozen]
+    norms = [m for block in learning for m in block.modules() if isinstance(m, _BatchNorm)]
     if not norms or smallest(size) > 1:
         return
     hooks = [norm.register_forward_pre_hook(see) for norm in norms]

@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onward.costs import BlockCosts
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import INPUT, Node, line
@@ -149,3 +150,25 @@ def recurrent(ticks=2, **changes):
         Node(((0, 0), (1, DELAYED))),
     )
     return stream_of_two_blocks(nodes=nodes, hint_age=None, ticks=ticks, **changes)
+
+
+def measured():
+    """Return costs of four blocks, in round numbers."""
+    return BlockCosts(
+        train=(1.0,) * 4,
+        forward=(10.0, 20.0, 30.0, 40.0),
+        neutral=(5.0,) * 4,
+        score=2.0,
+        validate=7.0,
+        weights=(100, 200, 300, 400),
+        optimizer_state=(200, 400, 600, 800),
+        activities=(128, 64, 32, 16),
+        ahead=(64, 32, 16, 8),
+        outputs=(64, 32, 16, 8),
+        views=2,
+        gradients=(100, 200, 300, 400),
+        update=(0.5,) * 4,
+        report_fields=(5,) * 4,
+        batch_size=2,
+        classes=10,
+    )

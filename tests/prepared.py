@@ -15,7 +15,7 @@ from onward.plan.tasks import Plan
 from onward.preparation import make_plan, make_settings, make_stages, of_stage, set_arithmetic
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
-from onward.sharding import load_data, load_shards, split, without_labels
+from onward.sharding import load_data, load_shards, seen, split
 from onward.transport.messages import SingleProcessTransport
 from onward.trial import block_costs
 
@@ -226,8 +226,7 @@ def prepare(recipe, changes, stage=0):
     cut = split(config, samples)
     shards, shape = load_shards(config, cut, SingleProcessTransport())
     found = make_stages(config, samples, shape)[stage]
-    if not found.sees_labels:
-        shards = {number: without_labels(shard) for number, shard in shards.items()}
+    shards = seen(config, shards, shape, sees_labels=found.sees_labels)
     return prepare_network(found.network, of_stage(config, found), shards, shape)
 
 

@@ -139,9 +139,9 @@ def test_the_command_prints_and_predicts_names(tmp_path, monkeypatch, capsys):
     y = np.where(y == "dog", "[red]dog, big[/]", y)
     keep = (y != "eel") | (np.arange(200) % 4 == 0)
     np.savez("pets.npz", x=x[keep], y=y[keep])
-    train = ("train", "one-pass", "--data", "pets.npz", "--set", "network.widths=16")
+    train = ("train", "one-pass", "--data", "pets.npz", "--set", "network.widths=64")
 
-    length = ("--epochs", 20, "--batch-size", 10)
+    length = ("--epochs", 40, "--batch-size", 10)
     assert onward(*train, *length, "--processes", 2, "--out", "two") == 0
     assert onward(*train, *length, "--out", "run") == 0
 

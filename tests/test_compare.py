@@ -109,7 +109,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     )
 
     whole, _ = compare("one-pass", folder=tmp_path / "whole", twin=False)
-    assert any(note.startswith("Going on: 3 of") for note in listener.notes)
+    assert any(note.startswith("Going on: 4 of") for note in listener.notes)
     (run,), (other,) = found.entries[0].runs, whole.entries[0].runs
     assert run.weights_sha256 == other.weights_sha256
     # Nobody has timed its first part.
@@ -199,7 +199,12 @@ def test_the_table_says_which_is_the_twin_of_what(finished):
 def test_a_twin_with_other_layers_is_said_to_have_them(tmp_path):
     found, _ = compare("one-pass", "pff:network.widths=8,8", folder=tmp_path)
 
-    assert "It has other layers than pff:network.widths=8,8." in remarks(found)
+    said = remarks(found)
+    assert "backprop is the backpropagation twin of one-pass." in said
+    assert (
+        "backprop is backpropagation too, but with other layers than pff:network.widths=8,8."
+        in said
+    )
 
 
 def test_without_a_twin_there_is_none(finished):
@@ -260,7 +265,7 @@ def test_a_recipe_of_ones_own_is_compared(tmp_path):
     assert trained == ["own_recipe.py-staged-0"]
     results = [read_result(p.parent) for p in tmp_path.rglob("result.json")]
     assert len(results) == 3
-    seconds = sum(sum(each["cpu_seconds"]) for each in results)
+    seconds = sum(sum(r["cpu_seconds"]) - sum(r["validation_seconds"]) for r in results)
     # Those of all its stages.
     assert found.entries[0].runs[0].core_seconds == pytest.approx(seconds)
 
@@ -283,7 +288,7 @@ def test_figures_are_those_of_the_runs(finished):
         )
         assert each["accuracy"]["n"] == 2
         assert [run["core_seconds"] for run in each["runs"]] == [
-            sum(result["cpu_seconds"]) for result in results
+            sum(result["cpu_seconds"]) - sum(result["validation_seconds"]) for result in results
         ]
         assert [run["peak_memory_bytes"] for run in each["runs"]] == [
             max(result["peak_memory_bytes"]) for result in results
@@ -348,11 +353,21 @@ def test_a_curve_shows_validations_where_there_are_several(tmp_path):
     assert only.curve.accuracy[-1] == pytest.approx(sum(last) / 2)
 
 
-def test_a_curve_shows_the_training_of_the_last_block_else(finished):
-    found, _ = compare("one-pass", folder=finished, settings=FIVE, seeds=2)
+def test_runs_are_validated_for_their_curves(finished):
+    found, _ = compare("one-pass", "pff", folder=finished, settings=FIVE, seeds=2)
 
+    curves = [entry(found, name).runs[0].curve for name in ("one-pass", "pff")]
+    assert {(c.what, c.epochs) for c in curves} == {("validation", (1.0, 2.0, 3.0, 4.0, 5.0))}
+
+
+def test_a_curve_shows_the_training_of_the_last_block_else(tmp_path):
+    once = FIVE | {"plan.validate_every": 5}
+    found, _ = compare("one-pass", "pff", folder=tmp_path, settings=once, twin=False)
+
+    # That blocks tell right labels from wrong ones is no accuracy of the network.
+    assert entry(found, "pff").runs[0].curve is None
     curve = entry(found, "one-pass").runs[0].curve
-    lines = (finished / "one-pass-0" / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "one-pass-0" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     assert (curve.what, curve.epochs) == ("training", (1.0, 2.0, 3.0, 4.0, 5.0))
     assert [*curve.accuracy] == [line["accuracy"] for line in metrics if line["block"] == 1]

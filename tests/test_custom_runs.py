@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from cuts import Cut, CutAfter
 from torch import nn
 from weight_jobs import convolutions
 
@@ -18,30 +19,9 @@ from onward.config import read_settings
 from onward.errors import FileError, SettingError
 from onward.files import PARTIAL
 from onward.onnx_files import run_exported
-from onward.results import Listener
 from onward.runs import FILES, read_exits, read_result, remove_state
 
 TRAINING = ow.TrainingConfig(epochs=4, batch_size=50, precision="fp32")
-
-
-class Cut(Exception):
-    """What ends a run here before its time."""
-
-
-class CutAfter(Listener):
-    """Ends a run after some reports."""
-
-    def __init__(self, reports):
-        self.left = reports
-        self.notes = []
-
-    def progress(self, progress):
-        self.left -= 1
-        if self.left < 0:
-            raise Cut
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def built(seed=0):

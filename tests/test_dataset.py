@@ -201,9 +201,9 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
             id="labels from 1",
         ),
         pytest.param(
-            {"y": np.array(["cat", "dog", "cat", "dog"])},
+            {"groups": np.array(["Ann", "Bo", "Ann", "Bo"])},
             "Number names with names, numbers = numpy.unique(values, return_inverse=True)",
-            id="names for labels",
+            id="names for groups",
         ),
         pytest.param(
             {"groups": np.zeros(3)},

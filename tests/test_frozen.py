@@ -1,16 +1,24 @@
-"""Frozen blocks, and stages that see no label."""
+"""Frozen blocks: they stay as they are, cost little, and stand in no way."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from contract_cases import CASES, train
 from contract_data import vectors
+from plans import measured
 from prepared import assert_same_weights, prepare
 from torch import nn
 
 import onward as ow
-from onward.errors import SettingError
-from onward.plan.tasks import Task, TaskKind
-from onward.samplers import Plain
+from onward import flops
+from onward.memory import sizes_of
+from onward.placement import Placement
+from onward.plan.chapters import ChapterPlan
+from onward.plan.tasks import Node, Task, TaskKind
+from onward.preparation import make_plan, make_settings
+from onward.sharding import load_shards, split
+from onward.transport.messages import SingleProcessTransport
 
 SHORT = ow.TrainingConfig(epochs=2, batch_size=16, precision="fp32")
 
@@ -84,93 +92,63 @@ def test_a_frozen_block_may_be_given_an_optimizer_later():
     assert block.optimizer_state.keys() == dict(block.named_parameters()).keys()
 
 
-# Stages that see no label
+# What frozen blocks cost, and what is asked of them
 
 
-class Seen(Plain):
-    """Remembers which samples it has seen, and whether they had labels."""
+def frozen_network(**norm):
+    def block(rule):
+        module = nn.Sequential(nn.Linear(12, 12), nn.BatchNorm1d(12), nn.ReLU())
+        return ow.Block(module, ow.CrossEntropy(nn.Linear(12, 3)), rule)
 
-    def __init__(self):
-        self.ids, self.has_labels = set(), set()
-
-    def views(self, batch, draw, hints):
-        self.ids |= set(batch.ids.tolist())
-        self.has_labels.add("label" in batch.targets)
-        return super().views(batch, draw, hints)
+    last = ow.Block(nn.Linear(12, 8), ow.CrossEntropy(nn.Linear(8, 3)), ow.Adam())
+    blocks = [block(None), block(None), last]
+    return ow.Network(blocks, ow.Plain(), ow.SumOfHeads("last"), num_classes=3)
 
 
-class Rebuilding(ow.Objective):
-    def __init__(self):
-        super().__init__()
-        self.decoder = nn.Linear(8, 12)
+@pytest.mark.parametrize(
+    ("training", "plan"),
+    [({}, {"slices": 2}), ({"batch_size": len(vectors().x) - 1}, {})],
+    ids=["slices", "a last mini-batch of one"],
+)
+def test_running_statistics_of_frozen_blocks_are_no_obstacle(training, plan):
+    settings = ow.TrainingConfig(**{"epochs": 1, "batch_size": 16, "precision": "fp32"} | training)
 
-    def loss(self, inputs, outputs, draw):
-        return (self.decoder(outputs["input"].tensor) - inputs["input"].tensor).square().mean()
-
-
-def two_stages(*, sees_labels=False):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layer, samplers = nn.Linear(12, 8), (Seen(), Seen())
-        cell = ow.Block(layer, Rebuilding(), ow.Adam())
-        head = ow.Block(nn.Linear(8, 8), ow.CrossEntropy(nn.Linear(8, 3)), ow.Adam())
-    frozen = ow.Block(layer, ow.CrossEntropy(nn.Linear(8, 3)), None)
-    first = ow.Network([cell], samplers[0], None, num_classes=0)
-    second = ow.Network([frozen, head], samplers[1], ow.SumOfHeads(), num_classes=3)
-    return samplers, [
-        ow.Stage(network=first, training=SHORT, sees_labels=sees_labels),
-        ow.Stage(network=second, training=SHORT),
-    ]
-
-
-def test_a_stage_that_sees_no_label_has_samples_without_labels():
-    (without, with_labels), stages = two_stages()
-
-    ow.train(stages, vectors(), validation=0)
-
-    assert (without.has_labels, with_labels.has_labels) == ({False}, {True})
-    assert without.ids == with_labels.ids
-
-
-def test_a_stage_that_sees_no_label_learns_the_same_from_other_labels():
-    weights = []
-    for step in 1, 2:
-        _, stages = two_stages()
-        samples = vectors()
-        y = (samples.y + step) % 3
-        changed = ow.dataset(samples.x, y, x_test=samples.x_test, y_test=samples.y_test)
-        ow.train(stages, changed, validation=0)
-        weights.append([t.clone() for t in stages[0].network.state_dict().values()])
-
-    assert all(a.equal(b) for a, b in zip(*weights, strict=True))
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("recipe", ["uff", "hinton-unsupervised"])
-def test_samples_whose_labels_are_not_kept_are_learned_from_without_labels(recipe):
-    config = ow.RunConfig(recipe=recipe).with_settings(
-        {
-            "network.widths": (32, 16),
-            "training.epochs": 1,
-            "training.batch_size": 50,
-            "data.labelled": 0.1,
-            "data.validation": 0,
-        }
+    ow.train(
+        frozen_network(),
+        vectors(),
+        training=settings,
+        plan=ow.PlanConfig(**plan),
+        validation=0,
+        class_weights="balanced",
     )
 
-    result = ow.run(config)
 
-    (cells,) = result.earlier
-    assert cells.facts["rows"]["training"] == len(ow.load_data("digits").x) == 1437
-    assert result.facts["rows"]["training"] == 143
-    assert cells.accuracy is None
+def test_passes_through_frozen_blocks_are_counted():
+    plan = ChapterPlan(
+        nodes=tuple(Node(((b - 1, 0),), is_frozen=b < 3) for b in range(4)),
+        epochs=2,
+        chapters=2,
+        batch_size=10,
+        rows=(10,),
+        hint_age=None,
+        validate_every=None,
+        has_validation=False,
+        optimizer_state_age=1,
+    )
+    costs = replace(measured(), train=(300.0,) * 4, forward=(100.0,) * 4, neutral=(100.0,) * 4)
+
+    assert flops.of_training(plan, costs) == 2 * (3 * 100 + 300)
 
 
-def test_a_sampler_that_needs_labels_is_refused_where_there_are_none():
-    _, stages = two_stages()
-    stages[0].network.sampler = ow.LabelEmbedding(3, place="overwrite")
+def test_a_frozen_block_needs_no_room_for_gradients():
+    def making(rule):
+        network = frozen_network()
+        network.all_blocks[1].optimizer = rule
+        changes = {"training.precision": "fp32", "training.batch_size": 16}
+        config = ow.RunConfig().with_settings(changes)
+        shards, summary = load_shards(config, split(config, vectors()), SingleProcessTransport())
+        plan = make_plan(config, network, summary)
+        sizes = sizes_of(plan, Placement(), network, shards[0].training, make_settings(config))
+        return sizes.making[1]
 
-    with pytest.raises(
-        SettingError, match=r"classes of samples are asked for .* and these have none"
-    ):
-        ow.train(stages, vectors(), validation=0)
+    assert making(None) < making(ow.Adam()) / 2

@@ -4,7 +4,9 @@ from torch import nn
 
 import onward as ow
 from onward import networks
+from onward.errors import SettingError
 from onward.evaluation import Evaluation, evaluate
+from onward.networks import Forward
 from onward.readouts import GoodnessSweep, SoftmaxHead
 
 ROWS, CLASSES = 11, 3
@@ -355,3 +357,50 @@ def test_samples_can_be_counted_by_another_readout():
 
     assert evaluate(network, labelled(x, y), SoftmaxHead()).correct == ROWS
     assert evaluate(network, labelled(x, y)).correct < ROWS
+
+
+def goodness_by_tick(network, x):
+    """Return the goodness of each block at each tick, for each label, by passing on by hand."""
+    batch = network.sampler.candidates(network.transformed(ow.Batch(x)))
+    before, found = {}, []
+    for _ in range(network.ticks):
+        now = {}
+        for number, block in enumerate(network.all_blocks):
+            reads = {}
+            for edge in network.edges[number]:
+                if edge.to != "module":
+                    continue
+                if edge.source == "input":
+                    reads |= {f"input.{name}": part for name, part in batch.inputs.items()}
+                elif edge.delay:
+                    reads[edge.key] = before.get(edge.source, edge.zeros(len(batch)))
+                else:
+                    reads[edge.key] = now[edge.source]
+            outputs = block.infer(ow.Batch(reads))
+            now[number] = outputs.inputs
+            found.append(block.scores(outputs).reshape(len(x), -1))
+        before = now
+    return torch.stack(found).unflatten(0, (network.ticks, -1))
+
+
+def test_ticks_that_do_not_count_are_not_read_and_not_computed():
+    info = ow.DataInfo(input_shape=(1, 8, 8), num_classes=3, is_image=True)
+    recipe = ow.RECIPES["hinton-recurrent"]
+    settings = recipe.settings(widths=(9, 7), ticks=5, counted=(1, 2))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = recipe(settings, info, optimizer=ow.OptimizerConfig())
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    expected = goodness_by_tick(network, x)[1:3].sum(dim=(0, 1))
+
+    assert network.scores(x).network.allclose(expected, atol=1e-5)
+    assert network.fold().exits == (2, 3, 4, 5)
+    # Nothing is computed after the last tick that counts.
+    assert Forward(network, network.checked(x)).num_visits == 6
+
+
+@pytest.mark.parametrize("counted", [(0, 3), (), (-1,)])
+def test_ticks_that_never_come_are_refused(counted):
+    with pytest.raises(SettingError, match=r"counts the ticks .*, and the network has 1, counted"):
+        goodness_network().fold(ow.GoodnessSweep(ticks=counted))

@@ -100,6 +100,7 @@ RESULT = {
     },
     "metrics": lambda value: value == [],
     "error_count": is_count,
+    "class_names": is_nothing,
     "class_rows": listed(is_count),
     "doubts": listed(is_text),
     "recipe": is_text,

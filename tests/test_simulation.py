@@ -11,11 +11,12 @@ from contract_cases import CASES, PLACEMENTS, RUNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import run_in_memory
+from plans import measured
 
 import onward as ow
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
-from onward.costs import BlockCosts, Timer, measure
+from onward.costs import Timer, measure
 from onward.errors import PlacementError
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
@@ -378,27 +379,6 @@ def test_ranks_that_share_rows_each_follow_all_gradients():
     assert found.seconds(rows, task, known=set(), ranks=1) == 4 * (1.0 + 0.5)
     assert found.seconds(rows, task, known=set(), ranks=2) == 4 * (0.5 + 0.5)
     assert found.seconds(units, task, known=set(), ranks=2) == 4 * 0.5
-
-
-def measured():
-    return BlockCosts(
-        train=(1.0,) * 4,
-        forward=(10.0, 20.0, 30.0, 40.0),
-        neutral=(5.0,) * 4,
-        score=2.0,
-        validate=7.0,
-        weights=(100, 200, 300, 400),
-        optimizer_state=(200, 400, 600, 800),
-        activities=(128, 64, 32, 16),
-        ahead=(64, 32, 16, 8),
-        outputs=(64, 32, 16, 8),
-        views=2,
-        gradients=(100, 200, 300, 400),
-        update=(0.5,) * 4,
-        report_fields=(5,) * 4,
-        batch_size=2,
-        classes=10,
-    )
 
 
 def test_activities_of_a_smaller_last_mini_batch_weigh_less():

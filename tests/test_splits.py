@@ -1,6 +1,7 @@
 """How the rows of a data set are held out, and cut into shards."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,7 +190,9 @@ def parts_of(dataset, **changes):
     """Split a data set as a run does, with these settings."""
     settings = {f"data.{name}": value for name, value in changes.items()}
     config = ow.RunConfig().with_settings(settings)
-    return labelled(config, split(config, dataset))
+    found = split(config, dataset)
+    kept = labelled(config, found.training)
+    return found if kept is None else replace(found, training=found.training.take(kept))
 
 
 def test_a_share_of_the_training_samples_keeps_its_labels_by_class():

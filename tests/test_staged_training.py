@@ -5,30 +5,9 @@ import pytest
 import torch
 from contract_cases import CASES, staged_networks, train
 from contract_data import vectors
+from cuts import Cut, CutAfter
 
 import onward as ow
-from onward.results import Listener
-
-
-class Cut(Exception):
-    """What ends a run here before its time."""
-
-
-class CutAfter(Listener):
-    """Ends a run after some reports.
-
-    Args:
-        reports: How many.
-    """
-
-    def __init__(self, reports):
-        self.left = reports
-
-    def progress(self, progress):
-        self.left -= 1
-        if self.left < 0:
-            raise Cut
-
 
 CASE = CASES["stages"]
 SETTINGS = {

@@ -15,7 +15,7 @@ from onward.cli.progress import Bars
 from onward.cli.report import draw_comparison
 from onward.comparison import FILE, compare
 from onward.errors import SettingError, Stopped
-from onward.figures import Comparison, EntryFigures, Spread
+from onward.figures import ALLOWED, Comparison, EntryFigures, Spread
 from onward.settings import DataConfig
 
 PICTURE = "compare.png"
@@ -102,7 +102,7 @@ def _cells(entry: EntryFigures) -> list[str]:
     traffic, memory = entry.traffic, entry.spread("peak_memory_bytes")
     early = told(entry.macs_ratio, 1, 2)
     if entry.error_change is not None:
-        early += f", {100 * entry.error_change.mean:+.2f} %"
+        early += f", {100 * entry.error_change.mean:+.2f} points"
     return [
         told(entry.spread("accuracy"), 100, 2),
         "-" if entry.training_flops is None else str(entry.epochs),
@@ -162,6 +162,12 @@ def remarks(found: Comparison) -> list[str]:
         f"Mean ± standard deviation, n = {' or '.join(map(str, runs))}. Nothing was chosen by test "
         f"samples: early exit is calibrated on validation samples, and measured on test samples."
     )
+    validation = [entry.samples.get("validation", 0) for entry in found.entries if entry.samples]
+    if any(entry.error_change for entry in found.entries) and min(validation) * ALLOWED < 1:
+        lines.append(
+            f"Early exit may get {ALLOWED:.1%} of the validation samples wrong that the network "
+            f"gets right, and of {min(validation):,} that is less than one: its figures are coarse."
+        )
     ranks = sorted({entry.traffic.ranks for entry in found.entries if entry.traffic})
     if ranks:
         lines.append(f"Sent: by {' or '.join(map(str, ranks))} ranks together; simulated, not run.")
@@ -172,12 +178,15 @@ def remarks(found: Comparison) -> list[str]:
         )
     for twin in (entry for entry in found.entries if entry.is_twin):
         own = [entry for entry in found.entries if entry.twin == twin.name]
-        if own:
-            text = ", ".join(entry.name for entry in own)
-            lines.append(f"{twin.name} is the backpropagation twin of {text}.")
+        same = [entry.name for entry in own if _layers(entry) == _layers(twin)]
         others = [entry.name for entry in own if _layers(entry) != _layers(twin)]
+        if same:
+            lines.append(f"{twin.name} is the backpropagation twin of {', '.join(same)}.")
         if others:
-            lines.append(f"It has other layers than {', '.join(others)}.")
+            lines.append(
+                f"{twin.name} is backpropagation too, but with other layers than "
+                f"{', '.join(others)}."
+            )
     return lines
 
 

@@ -164,6 +164,11 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     torch.set_num_threads(config.training.threads)
+    if network.readout is None:
+        raise SettingError(
+            f"The network of {options.run} names no classes: it is one of several stages of a "
+            f"training. The network that the last stage ends with is in the folder of the run."
+        )
     dataset = sharding.load_data(config, 0)
     network.checked(dataset.test, f"of {dataset.name}")
     if dataset.num_classes > network.num_classes:

@@ -157,11 +157,13 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         FileError: The file cannot be written.
     """
     pyplot = _pyplot()
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
     learned, *costs = axes
-    colours = pyplot.get_cmap("tab20").colors
+    paired = pyplot.get_cmap("tab20").colors
+    # Dark ones first: a light one would look like the partner of a dark one.
+    colours = (*paired[::2], *paired[1::2])
     for number, entry in enumerate(found.entries):
         look = {"color": colours[number % len(colours)], "marker": "s" if entry.is_twin else "o"}
         curve, accuracy = entry.curve, entry.spread("accuracy")
@@ -180,6 +182,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
                     cost, 100 * accuracy.mean, error, linestyle="none", label=label, **look
                 )
     learned.set_xlabel("epochs")
+    learned.xaxis.set_major_locator(MaxNLocator(integer=True))
     learned.set_ylabel("accuracy, %")
     for axis, unit in zip(costs, ("core-seconds of training", "FLOP of training"), strict=True):
         low, high = axis.get_xlim()
@@ -192,8 +195,11 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         axis.set_ylabel("test accuracy, %")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    text = "on validation samples (lines), or of the last block in training (dotted)"
-    learned.set_title(f"{found.data}: {text}", loc="left", fontsize=9)
+    runs = sorted({len(entry.runs) for entry in found.entries if entry.runs})
+    text = f"{found.data}, n = {' or '.join(map(str, runs))}"
+    text += ". Left: on validation samples (lines), or of the last block in training (dotted). "
+    text += "Middle, right: mean and standard deviation"
+    figure.suptitle(text, x=0.01, ha="left", fontsize=9)
     handles, names = costs[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from onward import runs
 from onward.cli.inference import MOST_CLASSES, told_metrics
 from onward.cli.output import Output
 from onward.cli.progress import count
@@ -43,7 +44,10 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
     if found["augmentation"]:
         table.add_row("augmentation", "\n".join(found["augmentation"]))
     table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
-    table.add_row("training time", f"{found['seconds']:.1f} s")
+    stages = [runs.read_result(path.parent) for path in folder.glob("stage-*/result.json")]
+    seconds = sum(each["seconds"] for each in (*stages, found))
+    what = f"training time of all {len(stages) + 1} stages" if stages else "training time"
+    table.add_row(what, f"{seconds:.1f} s")
     for name, text, unit in (
         ("idle_seconds", "waiting, each rank", 1.0),
         ("bytes_sent", "sent, each rank, MB", 1e-6),

@@ -19,8 +19,9 @@ def check_has_others(samples: int) -> None:
     """
     if samples < 2:
         raise SettingError(
-            "A mini-batch of one sample has no other to be compared or mixed with. Use --set "
-            "training.drop_last=true, or another training.batch_size."
+            "A mini-batch of one sample has no other to be compared or mixed with. Set "
+            "training.batch_size to 2 or more; where only the last mini-batch has one sample, "
+            "--set training.drop_last=true leaves it out."
         )
 
 

@@ -1,6 +1,6 @@
 """Forward-Forward contrastive learning: three stages over the same layers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from onward.errors import SettingError
@@ -93,11 +93,7 @@ def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConf
     )
     return [
         *(
-            Stage(
-                network=network,
-                training=replace(training, epochs=training.epochs if epochs is None else epochs),
-                plan=plan,
-            )
+            Stage(network=network, training=training, plan=plan).lasting(epochs)
             for epochs, network in stages
             if epochs != 0
         ),

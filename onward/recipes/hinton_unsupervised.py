@@ -54,7 +54,7 @@ class HintonUnsupervisedConfig(Section):
     """Whether the head leaves the first block out, if there are others."""
 
     head_epochs: Annotated[int, Range(1)] | None = None
-    """Epochs of the head, which learns when the blocks have. None: training.epochs."""
+    """Epochs of the head, which is trained after the blocks. None: training.epochs."""
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
@@ -122,10 +122,9 @@ def hinton_unsupervised(
     frozen = [Block(block.module, block.objective, None) for block in blocks]
     named = Network([*frozen, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
     unnamed = Network(blocks, Hybrids(config.smoothing), None, num_classes=0)
-    epochs = config.head_epochs or training.epochs
     return [
         Stage(network=unnamed, training=training, plan=plan, sees_labels=False),
-        Stage(network=named, training=replace(training, epochs=epochs), plan=plan),
+        Stage(network=named, training=training, plan=plan).lasting(config.head_epochs),
     ]
 
 

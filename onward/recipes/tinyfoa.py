@@ -31,7 +31,11 @@ class TinyFoAConfig(Section):
     defaults={"training.epochs": 30, "training.schedule": "warmup"},
 )
 def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
-    """Each layer learns from a random head of its own, which is never trained; may be binary."""
+    """Each layer learns from a random head of its own, which is never trained.
+
+    Weights and units are binary unless `network.binary` is false. Its learning rate is small, for
+    many steps.
+    """
     # Lists of recipes and the help of the command do without torch.
     from itertools import pairwise
 

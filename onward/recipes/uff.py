@@ -1,6 +1,6 @@
 """Unsupervised Forward-Forward: a chain of autoencoders, and a classifier on their latents."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from onward.errors import SettingError
@@ -42,7 +42,7 @@ class UFFConfig(Section):
     """Hidden units of the classifier; 0: it is linear."""
 
     head_epochs: Annotated[int, Range(1)] | None = None
-    """Epochs of the classifier, which learns when the cells have. None: training.epochs."""
+    """Epochs of the classifier, which is trained after the cells. None: training.epochs."""
 
     lr: Positive = 1e-3
     """Learning rate of AdamW."""
@@ -135,10 +135,9 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
     frozen = [Block(cell.module, cell.objective, None) for cell in blocks]
     named = Network([*frozen, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
     cells = Network(blocks, Plain(), None, num_classes=0)
-    epochs = config.head_epochs or training.epochs
     return [
         Stage(network=cells, training=training, plan=plan, sees_labels=False),
-        Stage(network=named, training=replace(training, epochs=epochs), plan=plan),
+        Stage(network=named, training=training, plan=plan).lasting(config.head_epochs),
     ]
 
 

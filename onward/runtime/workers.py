@@ -48,6 +48,9 @@ class Shard:
     validation: Batch
     """Those that are held out."""
 
+    labelled: Tensor | None = None
+    """Numbers of the training samples whose labels are kept; None: all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
