@@ -80,7 +80,8 @@ class Block(nn.Module):
         optimizer: How parameters follow their gradients. Or several, by what they update: the
             beginning of a name (`"module.0"`, `"objective"`, `""` for all), or a function of name
             and parameter; the first that fits counts. None: the block is frozen. Samples pass
-            through it in eval mode, and training leaves it as it is.
+            through it in eval mode, and training leaves it as it is; its objective is asked for
+            scores alone, where a readout wants some.
         reads: What the block reads. None for the usual way: the block before, or the input. One
             that reads several gets them by name.
         schedule: Learning rate over time, instead of that of the training: a name, see

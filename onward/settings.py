@@ -131,7 +131,8 @@ class NetworkConfig(Section):
     """Mean square of the activities at which a row is a coin toss between positive and negative."""
 
     slope: Positive | None = None
-    """Steepness of the threshold, per mean square. None: the number of units, as Hinton."""
+    """Steepness of the threshold, per mean square. None: the number of units, as
+    Hinton's code has it."""
 
     peer: NotNegative = 0.0
     """Strength of peer normalisation; 0 turns it off."""
@@ -202,7 +203,8 @@ class TrainingConfig(Section):
     schedule: Literal["constant", "warmup", "cosine", "one-cycle", "cooldown"] = "constant"
     """Learning rate over time. warmup: up for 5 %, flat to 30 %, then down to 0 in a line.
     cosine: down to 1/1000 along half a cosine. one-cycle: up from 1/25 over 30 %, then down to 0,
-    along cosines. cooldown: flat for half of the epochs, then down in a line, as Hinton."""
+    along cosines. cooldown: flat for half of the epochs, then down in a line, as in Hinton's
+    code."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the processor has

@@ -171,8 +171,8 @@ def labelled(config: RunConfig, training: Batch) -> Tensor | None:
     missing = sorted(set(training.label.tolist()) - set(training.label[kept].tolist()))
     if missing:
         raise DataError(
-            f"data.labelled is {share}: of {len(training):,} training samples {len(kept):,} keep "
-            f"their labels, and none of class {missing[0]}. Keep more."
+            f"data.labelled is {share}: of {len(training):,} training samples, labels of "
+            f"{len(kept):,} are kept, and none of class {missing[0]}. Keep more."
         )
     return kept
 

@@ -62,6 +62,7 @@ def run(
     listener: Listener | None = None,
     folder: Path | str | None = None,
     *,
+    dataset: Dataset | None = None,
     overwrite: bool = False,
 ) -> Result | None:
     """Do a run from its settings: load data, build the network, train, test.
@@ -72,6 +73,7 @@ def run(
         config: The run.
         listener: Told how training goes.
         folder: See `train`.
+        dataset: What is learned from, in place of what `data.name` says; its name is recorded.
         overwrite: See `train`.
 
     Returns:
@@ -79,9 +81,23 @@ def run(
 
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
+
+    Example:
+        >>> import numpy as np, onward as ow
+        >>> y = np.arange(200) % 2
+        >>> blobs = ow.dataset(np.random.default_rng(0).normal(3 * y[:, None], 1, (200, 4)), y)
+        >>> config = ow.RunConfig(recipe="symba").with_settings({"network.widths": (20, 20)})
+        >>> result = ow.run(config.with_settings({"training.batch_size": 20}), dataset=blobs)
+        >>> result.accuracy > 0.9
+        True
     """
     check_arguments(run, locals())
-    return _train_stages(config, load_data, make_stages, listener, folder, overwrite=overwrite)
+    if dataset is None:
+        return _train_stages(config, load_data, make_stages, listener, folder, overwrite=overwrite)
+    given, config = dataset, config.with_settings({"data.name": dataset.name})
+    return _train_stages(
+        config, lambda *_: given, make_stages, listener, folder, overwrite=overwrite
+    )
 
 
 def _prepared(folder: Path | None, *, overwrite: bool) -> AbstractContextManager[None]:

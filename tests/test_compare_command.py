@@ -85,7 +85,7 @@ def test_numbers_have_units():
         (["nothing"], "There is no recipe nothing."),
         (["one-pass", "--seeds", "0"], "seeds is 0; it is the number of runs"),
         (["one-pass", "--flops", "0"], "PFLOP are a number above 0; got 0.0."),
-        (["one-pass", "--flops", "1", "--epochs", "2"], "leave --epochs away, or --flops"),
+        (["one-pass", "--flops", "1", "--epochs", "2"], "Give --epochs or --flops, not both"),
         (["one-pass", "one-pass"], "one-pass is compared with itself"),
         (["one-pass:network.channels=4"], "Unknown setting network.channels."),
         (["one-pass:network.widths=8:nothing"], "got nothing in one-pass"),

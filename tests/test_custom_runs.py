@@ -7,6 +7,7 @@ import sys
 import textwrap
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from cuts import Cut, CutAfter
@@ -382,3 +383,18 @@ def test_a_run_is_replaced_that_was_killed_while_it_was_written(tmp_path):
     remove_state(run, None)
 
     assert list(run.iterdir()) == []
+
+
+def test_a_recipe_runs_on_arrays_in_memory_as_on_a_file(tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(90, 12)), np.arange(90) % 3
+    np.savez(tmp_path / "own.npz", x=x, y=y)
+    config = ow.RunConfig(recipe="pff").with_settings(
+        {"network.widths": (8, 8), "training.epochs": 2, "training.batch_size": 10}
+    )
+
+    here = ow.run(config, dataset=ow.dataset(x, y, name="mine"), folder=tmp_path / "run")
+    there = ow.run(config.with_settings({"data.name": str(tmp_path / "own.npz")}))
+
+    assert here.facts["weights_sha256"] == there.facts["weights_sha256"]
+    assert here.facts["data"] == read_result(tmp_path / "run")["data"] == "mine"
+    assert ow.load(tmp_path / "run").predict(x).shape == (90,)

@@ -220,7 +220,7 @@ def test_labels_are_left_out_also_where_nothing_is_held_out():
 def test_a_share_of_labels_that_leaves_a_class_without_any_is_refused():
     dataset = ow.dataset(np.arange(1000.0)[:, None], np.arange(1000) % 10, test=0.2)
 
-    with pytest.raises(DataError, match=r"of 720 training samples 7 keep .* and none of class \d"):
+    with pytest.raises(DataError, match=r"720 training samples, labels of 7 are kept, and none of"):
         parts_of(dataset, labelled=0.01)
 
 

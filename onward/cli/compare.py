@@ -26,7 +26,7 @@ def compare_command(options: argparse.Namespace) -> None:
     """Train what is missing, print a table, and draw it; end with status 1 where a run failed."""
     settings = given_settings(options)
     if options.flops is not None and "training.epochs" in settings:
-        raise SettingError("--flops says how long is trained; leave --epochs away, or --flops.")
+        raise SettingError("Give --epochs or --flops, not both.")
     data = Path(str(settings.get("data.name", DataConfig.name))).stem
     folder = options.out or Path("runs") / f"compare-{data}"
     try:

@@ -230,7 +230,7 @@ def exits_table(
 
     for number, threshold in enumerate(thresholds):
         text = told_threshold(policy.confidence, threshold, number)
-        add(f"block {costs[number].block}", text, exits == number, read[number])
+        add(costs[number].place, text, exits == number, read[number])
     shown.add_section()
     # Of samples that come one at a time.
     mean_read = float(read[exits.numpy()].mean())

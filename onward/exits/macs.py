@@ -40,6 +40,16 @@ class StageCost:
     block: int
     """The block after which the exit is."""
 
+    tick: int | None = None
+    """The tick at which that is, where there are several."""
+
+    @property
+    def place(self) -> str:
+        """Where the exit is, in words."""
+        return (
+            f"block {self.block}" if self.tick is None else f"tick {self.tick}, block {self.block}"
+        )
+
 
 def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> list[StageCost]:
     """Return what each stage costs.
@@ -62,7 +72,7 @@ def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> 
     row, each = counter.get_total_flops() // 2 // len(batch), 0
     weights = 0 if network.preprocessing is None else _bytes(network.preprocessing.buffers())
     while forward.visit < forward.num_visits:
-        number = forward.visit % len(forward.blocks)
+        tick, number = divmod(forward.visit, len(forward.blocks))
         is_shared = forward.visit == 0 and forward.first is not None
         with flop_counter() as counter:
             scores = forward.step()
@@ -82,7 +92,8 @@ def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> 
         if scores is not None:
             each += squares if is_sweep else 0
             weights += _bytes(forward.readout.weights(forward.blocks, network.edges, number))
-            costs.append(StageCost(row + network.num_classes, each, weights, number))
+            at = tick if network.ticks > 1 else None
+            costs.append(StageCost(row + network.num_classes, each, weights, number, at))
             row = each = weights = 0
     return costs
 

@@ -42,7 +42,8 @@ class HintonUnsupervisedConfig(Section):
     """Mean square of the activities at which a sample is a coin toss between image and hybrid."""
 
     slope: Positive | None = None
-    """Steepness of the threshold, per mean square. None: the number of units, as Hinton."""
+    """Steepness of the threshold, per mean square. None: the number of units, as
+    Hinton's code has it."""
 
     peer: NotNegative = 0.03
     """Strength of peer normalization; 0 turns it off."""
