@@ -169,6 +169,7 @@ ORDER = [
     "inference",
     "sampling",
     "training",
+    "sklearn",
     "entries",
     "figures",
     "comparison",

@@ -1,0 +1,206 @@
+"""The estimator for scikit-learn: recipes in pipelines, grid searches and cross-validation."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from onward.batch import Batch
+from onward.checkpoint import load, save
+from onward.config import RunConfig
+from onward.data import Dataset
+from onward.errors import DataError, SettingError
+from onward.networks import Network
+from onward.recipes import RECIPES
+from onward.training import run, train
+
+MODEL = "model.safetensors"
+"""Name of the file that a pickled estimator holds."""
+
+
+class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Trains a recipe on rows of numbers, as scikit-learn's classifiers are trained.
+
+    All rows given to `fit` are learned from; none is held out.
+
+    Args:
+        recipe: Name of a recipe that comes with Onward, see `onward recipes`.
+        widths: Units of each block, for recipes of dense blocks. None: the recipe's own.
+        epochs: Passes over the rows. None: the recipe's own.
+        batch_size: Rows of a mini-batch; all of them, where there are fewer.
+        random_state: A whole number that decides all randomness.
+        precision: Arithmetic of matrix products: `fp32`, `bf16` or `auto`.
+        class_weight: How much rows of each class count in the loss, by label; `balanced`: all
+            classes the same, however many rows they have. For recipes that can weigh rows.
+        warm_start: Whether another call of `fit` goes on from the weights that there are, with an
+            optimizer in its first state. Not for recipes of several stages.
+        settings: Any other settings by full name, such as `{"network.lr": 0.01}`.
+
+    Attributes:
+        classes_: Labels of the classes, sorted.
+        n_features_in_: Numbers of a row.
+        feature_names_in_: Names of the columns, where rows came with names.
+        network_: The trained `ow.Network`.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.model_selection import cross_val_score
+        >>> x, y = load_iris(return_X_y=True)
+        >>> estimator = OnwardClassifier(widths=(50, 50), epochs=30, batch_size=10)
+        >>> bool(cross_val_score(estimator, x, y, cv=3).mean() > 0.9)
+        True
+    """
+
+    def __init__(
+        self,
+        recipe: str = "one-pass",
+        *,
+        widths: tuple[int, ...] | None = None,
+        epochs: int | None = None,
+        batch_size: int = 100,
+        random_state: int = 0,
+        precision: str = "fp32",
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        warm_start: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.widths = widths
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.random_state = random_state
+        self.precision = precision
+        self.class_weight = class_weight
+        self.warm_start = warm_start
+        self.settings = settings
+
+    def fit(self, X: Any, y: Any) -> "OnwardClassifier":
+        """Train on rows and their classes.
+
+        Args:
+            X: Rows of numbers, shape (rows, features).
+            y: A class for each row: numbers or texts.
+
+        Raises:
+            ValueError: Rows, classes or settings cannot be used; the message says why.
+        """
+        before: Network | None = getattr(self, "network_", None) if self.warm_start else None
+        X, y = validate_data(
+            self, X, y, dtype=np.float32, ensure_min_samples=2, reset=before is None
+        )
+        check_classification_targets(y)
+        classes, labels = np.unique(y, return_inverse=True)
+        known = getattr(self, "classes_", classes)
+        stages: int = getattr(self, "num_stages_", 1)
+        if before is not None and stages > 1:
+            raise SettingError(
+                f"{self.recipe} trains {stages} stages, and a warm start would repeat the last "
+                f"alone. Set warm_start=False."
+            )
+        if before is not None and list(classes) != list(known):
+            raise DataError(
+                f"warm_start goes on with the classes {list(known)}, and these rows have "
+                f"{list(classes)}. Give rows of the same classes, or set warm_start=False."
+            )
+        self.classes_: NDArray[Any] = classes
+        if len(self.classes_) < 2:
+            raise DataError(
+                f"All {len(y)} rows have the class {self.classes_[0]!r}; a classifier takes two "
+                f"classes at least."
+            )
+        config = self._config(len(X))
+        training = Batch(
+            torch.from_numpy(X.copy()),
+            {"label": torch.from_numpy(labels)},
+            weights=self._weights(y, labels),
+        )
+        dataset = Dataset(
+            name="rows",
+            training=training,
+            test=training.take(slice(0, 0)),
+            num_classes=len(self.classes_),
+        )
+        if before is None:
+            result = run(config, dataset=dataset)
+        else:
+            result = train(
+                before, dataset, training=config.training, plan=config.plan, validation=0
+            )
+        assert result is not None
+        self.network_, self.num_stages_ = result.network, 1 + len(result.earlier)
+        self.n_iter_ = config.training.epochs
+        return self
+
+    def _weights(self, y: Any, labels: NDArray[Any]) -> torch.Tensor | None:
+        """Return how much each row counts; None where all count the same."""
+        if self.class_weight is None:
+            return None
+        each = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        weights = torch.from_numpy(each)[torch.from_numpy(labels)]
+        return (weights / weights.mean()).float()
+
+    def _config(self, rows: int) -> RunConfig:
+        """Return the settings of a run."""
+        if self.recipe not in RECIPES:
+            raise DataError(
+                f"There is no recipe {self.recipe!r}; there are {', '.join(sorted(RECIPES))}."
+            )
+        config = RunConfig(recipe=self.recipe)
+        changes: dict[str, Any] = {
+            "data.validation": 0,
+            "training.seed": self.random_state,
+            "training.batch_size": min(self.batch_size, rows),
+            "training.precision": self.precision,
+        }
+        if self.epochs is not None:
+            changes["training.epochs"] = self.epochs
+        if self.widths is not None:
+            changes["network.widths"] = tuple(self.widths)
+        return config.with_settings(changes | dict(self.settings or {}))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most likely class of each row."""
+        scores = self._scores(X)
+        found: NDArray[Any] = self.classes_[scores.argmax(axis=1)]
+        return found
+
+    def predict_proba(self, X: Any) -> NDArray[Any]:
+        """Return probabilities of the classes, see `ow.Network.predict_proba`."""
+        scores = self._scores(X).astype(np.float64)
+        shares: NDArray[Any] = np.exp(scores - scores.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        return shares
+
+    def _scores(self, X: Any) -> NDArray[Any]:
+        check_is_fitted(self, "network_")
+        X = validate_data(self, X, reset=False, dtype=np.float32)
+        found: NDArray[Any] = self.network_.scores(X).network.float().numpy()
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a pickle: arrays and JSON, and no code of a network."""
+        state = dict(super().__getstate__())
+        network = state.pop("network_", None)
+        if isinstance(network, Network):
+            with tempfile.TemporaryDirectory() as folder:
+                save(network, Path(folder) / MODEL)
+                state["model"] = (Path(folder) / MODEL).read_bytes()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle."""
+        state = dict(state)
+        model = state.pop("model", None)
+        super().__setstate__(state)
+        if model is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / MODEL).write_bytes(model)
+                self.network_ = load(Path(folder) / MODEL)

@@ -1,0 +1,136 @@
+"""The estimator for scikit-learn, by scikit-learn's own checks and in its tools."""
+
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import onward as ow
+from onward.errors import DataError, SettingError
+from onward.sklearn import OnwardClassifier
+
+SMALL = {"widths": (32, 32), "epochs": 40, "batch_size": 10}
+
+
+def iris():
+    x, y = load_iris(return_X_y=True)
+    return x, np.array(["setosa", "versicolor", "virginica"])[y]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, id=check.func.__name__)
+        for _, check in estimator_checks_generator(
+            OnwardClassifier(widths=(100, 100), epochs=30, batch_size=20), mark="skip"
+        )
+        if hasattr(check, "func")
+    ],
+)
+def test_scikit_learn_finds_nothing_wrong(check):
+    check(OnwardClassifier(widths=(100, 100), epochs=30, batch_size=20))
+
+
+def test_it_is_the_run_of_a_recipe():
+    x, y = iris()
+    fitted = OnwardClassifier("symba", **SMALL, random_state=3).fit(x, y)
+
+    config = ow.RunConfig(recipe="symba").with_settings(
+        {
+            "network.widths": (32, 32),
+            "training.epochs": 40,
+            "training.batch_size": 10,
+            "training.seed": 3,
+            "training.precision": "fp32",
+            "data.validation": 0,
+        }
+    )
+    labels = np.unique(y, return_inverse=True)[1]
+    result = ow.run(config, dataset=ow.dataset(x, labels, x_test=x, y_test=labels))
+
+    expected = result.network.predict(x.astype(np.float32)).numpy()
+    assert (fitted.predict(x) == fitted.classes_[expected]).all()
+    assert fitted.score(x, y) == pytest.approx(result.accuracy)
+    shares = result.network.predict_proba(x.astype(np.float32)).numpy()
+    np.testing.assert_allclose(fitted.predict_proba(x), shares, atol=1e-5)
+
+
+def test_it_works_in_pipelines_and_searches():
+    x, y = iris()
+    pipeline = make_pipeline(StandardScaler(), OnwardClassifier(**SMALL))
+
+    assert cross_val_score(pipeline, x, y, cv=3).mean() > 0.8
+    search = GridSearchCV(OnwardClassifier(**SMALL), {"epochs": [1, 40]}, cv=2, n_jobs=2)
+    assert search.fit(x, y).best_params_ == {"epochs": 40}
+
+
+def test_a_clone_has_the_parameters_and_no_weights():
+    fitted = OnwardClassifier(**SMALL, settings={"optimizer.lr": 0.01}).fit(*iris())
+
+    again = clone(fitted)
+
+    assert again.get_params() == fitted.get_params()
+    assert not hasattr(again, "network_")
+
+
+def test_a_pickle_holds_arrays_and_json_and_no_network():
+    x, y = iris()
+    fitted = OnwardClassifier(**SMALL).fit(x, y)
+    text = pickle.dumps(fitted)
+
+    again = pickle.loads(text)
+
+    names = {arg for op, arg, _ in pickletools.genops(text) if isinstance(arg, str)}
+    assert not any(name.startswith("torch") for name in names)
+    assert {name for name in names if name.startswith("onward")} == {"onward.sklearn"}
+    assert (again.predict_proba(x) == fitted.predict_proba(x)).all()
+
+
+def test_a_warm_start_goes_on():
+    x, y = iris()
+    cold, warm = (OnwardClassifier(**SMALL | {"epochs": 2}, warm_start=w) for w in (False, True))
+    for _ in range(8):
+        cold.fit(x, y)
+        warm.fit(x, y)
+
+    assert warm.score(x, y) > cold.score(x, y)
+    with pytest.raises(DataError, match=r"goes on with the classes .* these rows have"):
+        warm.fit(x[:100], y[:100])
+    staged = OnwardClassifier("uff", widths=(8,), epochs=1, batch_size=10, warm_start=True)
+    with pytest.raises(SettingError, match="uff trains 2 stages"):
+        staged.fit(x, y).fit(x, y)
+
+
+def test_rows_of_a_rare_class_may_count_more():
+    x, y = iris()
+    kept = (y != "virginica") | (np.arange(150) % 10 == 0)
+    x, y = x[kept], y[kept]
+    plain, weighted = (
+        OnwardClassifier(**SMALL | {"epochs": 3}, class_weight=weight).fit(x, y)
+        for weight in (None, {"setosa": 0.1, "versicolor": 0.1, "virginica": 10.0})
+    )
+
+    named = [(fitted.predict(x) == "virginica").sum() for fitted in (plain, weighted)]
+    assert named[1] > named[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"recipe": "one-pas"}, "There is no recipe 'one-pas'"),
+        ({"settings": {"training.epoch": 3}}, "training.epoch"),
+        ({"epochs": 0}, "training.epochs"),
+    ],
+)
+def test_wrong_parameters_are_refused_when_it_is_fitted(changes, says):
+    with pytest.raises(ValueError, match=says):
+        OnwardClassifier(**SMALL | changes).fit(*iris())
