@@ -3,19 +3,27 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from onward import flops, memory, runs, world
 from onward.arguments import check_arguments
-from onward.checkpoint import load
+from onward.checkpoint import load, weights_sha256
 from onward.config import RunConfig, read_run, read_settings
 from onward.costs import BlockCosts
 from onward.data import Dataset
 from onward.entries import Entry, Given, differences, read_entries, settings_of, twin_of
 from onward.errors import DataError, OnwardError, SettingError, told
-from onward.figures import Comparison, EntryFigures, figures_of
+from onward.figures import (
+    ALLOWED,
+    Comparison,
+    EarlyExit,
+    EntryFigures,
+    early_exit,
+    figures_of,
+)
+from onward.networks import Network
 from onward.preparation import Preview, preview
 from onward.results import Listener
 from onward.sharding import counted, with_data
@@ -24,6 +32,9 @@ from onward.trial import block_costs
 
 FILE = "compare.json"
 """All figures of a comparison, in its folder."""
+
+EARLY = "early-exit.json"
+"""What early exit saves each run of a comparison, in its folder."""
 
 RANKS = 4
 """Ranks of which is said what they would send."""
@@ -88,15 +99,49 @@ def compare(
         for seed, path in contest.folders.items() if not contest.error else ():
             _check_folder(contest, seed, path)
     errors = _train(contests, listener)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = _Measured(folder / EARLY, listener)
     found = Comparison(
         data,
-        tuple(_figures(contest, entries, errors[contest.entry.name]) for contest in contests),
+        tuple(
+            _figures(contest, entries, errors[contest.entry.name], measured) for contest in contests
+        ),
         pflop,
     )
-    text = json.dumps(found.to_json(), indent=1) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(folder / FILE, lambda file: file.write(text.encode()))
+    _write(folder / FILE, found.to_json())
     return found
+
+
+def _write(path: Path, found: Mapping[str, Any]) -> None:
+    text = json.dumps(found, indent=1) + "\n"
+    runs.write_atomically(path, lambda file: file.write(text.encode()))
+
+
+class _Measured:
+    """What early exit saves, kept in a file: to measure it may take as long as the training.
+
+    Args:
+        path: The file.
+        listener: Told what takes time.
+    """
+
+    def __init__(self, path: Path, listener: Listener) -> None:
+        self.path, self.listener = path, listener
+        try:
+            self.known: dict[str, Any] = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):  # Nothing is there yet, or it is measured again.
+            self.known = {}
+
+    def of(self, name: str, network: Network, dataset: Dataset) -> EarlyExit | None:
+        """Return what early exit saves a network, on the test samples of the data."""
+        key = f"{name} {weights_sha256(network)} {dataset.sha256()} {ALLOWED}"
+        if key not in self.known:
+            self.listener.note(f"Early exit of {name} is measured.")
+            found = early_exit(network, dataset)
+            self.known[key] = found and asdict(found)
+            _write(self.path, self.known)
+        known = self.known[key]
+        return known and EarlyExit(**known)
 
 
 def _check(recipes: Sequence[Given], seeds: int, pflop: float | None) -> None:
@@ -313,7 +358,7 @@ def _train(contests: Sequence[_Contest], listener: Listener) -> dict[str, dict[i
 
 
 def _figures(
-    contest: _Contest, entries: Sequence[Entry], errors: Mapping[int, str]
+    contest: _Contest, entries: Sequence[Entry], errors: Mapping[int, str], measured: _Measured
 ) -> EntryFigures:
     """Return the figures of an entry, read from the folders of its runs."""
     entry, config, dataset = contest.entry, contest.config, contest.dataset
@@ -327,7 +372,8 @@ def _figures(
             network = load(folder, recipe=method)
             assert dataset is not None
             with threads_kept(config.training.threads):
-                found.append(figures_of(folder, network, dataset))
+                early = measured.of(f"{entry.name}, seed {seed}", network, dataset)
+            found.append(figures_of(folder, network, early))
         except Exception as error:
             failed[seed] = _line(error)
             continue

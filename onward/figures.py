@@ -216,20 +216,19 @@ class Comparison:
         return {"data": self.data, "pflop": self.pflop, "entries": entries}
 
 
-def figures_of(folder: Path, network: Network, dataset: Dataset) -> RunFigures:
+def figures_of(folder: Path, network: Network, early: EarlyExit | None) -> RunFigures:
     """Return the figures of a finished run.
 
     Args:
         folder: Its folder.
         network: What it has trained.
-        dataset: What from, see `onward.sharding.split`.
+        early: What early exit saves it.
 
     Raises:
         FileError: A file is missing or damaged.
     """
     result = runs.read_result(folder)
     stages = [runs.read_result(path.parent) for path in folder.glob("stage-*/result.json")]
-    early = _early_exit(network, dataset)
     try:
         is_whole = not any(each["tasks_done_before"] for each in (result, *stages))
         seconds = sum(sum(each["cpu_seconds"]) for each in (result, *stages))
@@ -252,8 +251,15 @@ def figures_of(folder: Path, network: Network, dataset: Dataset) -> RunFigures:
         raise FileError(f"The result in {folder} lacks a figure: {error!r}.") from error
 
 
-def _early_exit(network: Network, dataset: Dataset) -> EarlyExit | None:
-    """Return what early exit saves on test samples, chosen on validation samples."""
+def early_exit(network: Network, dataset: Dataset) -> EarlyExit | None:
+    """Return what early exit saves on test samples, chosen on validation samples.
+
+    None where there is one exit, or no validation samples.
+
+    Args:
+        network: A trained network.
+        dataset: What from, see `onward.sharding.split`.
+    """
     validation = dataset.validation
     if validation is None or validation.num_counted < 2 or not counted(dataset.test):
         return None

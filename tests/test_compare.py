@@ -373,6 +373,23 @@ def test_a_curve_shows_the_training_of_the_last_block_else(tmp_path):
     assert [*curve.accuracy] == [line["accuracy"] for line in metrics if line["block"] == 1]
 
 
+def test_early_exit_is_measured_once(finished, monkeypatch):
+    def again(*_):
+        raise AssertionError("It has been measured.")
+
+    before, _ = compare("one-pass", folder=finished, settings=FIVE, seeds=2)
+    monkeypatch.setattr("onward.comparison.early_exit", again)
+    after, _ = compare("one-pass", folder=finished, settings=FIVE, seeds=2)
+
+    assert after.errors == []
+    assert [r.early_exit for r in after.entries[0].runs] == [
+        r.early_exit for r in before.entries[0].runs
+    ]
+    (finished / "early-exit.json").write_text("{")
+    broken, _ = compare("one-pass", folder=finished, settings=FIVE, seeds=2)
+    assert any("It has been measured" in text for text in broken.errors)
+
+
 def test_each_run_says_its_own_peak_of_memory():
     from onward import memory
 
