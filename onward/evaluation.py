@@ -5,11 +5,13 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from onward.batch import Batch
+from onward.data import Dataset
 from onward.data.labels import as_names, numbers_of
 from onward.data.numbers import Numbers, real
 from onward.errors import DataError
@@ -188,6 +190,26 @@ def block_metrics(network: Network, batch: Batch) -> list[dict[str, float]]:
 def _perplexity(means: Mapping[str, float]) -> dict[str, float]:
     """Return the perplexity that nats stand for, where there are some."""
     return {"perplexity": math.exp(min(means["nats"], MOST_NATS))} if "nats" in means else {}
+
+
+def numbered_alike(network: Network, dataset: Dataset) -> Batch:
+    """Return the test samples of a data set, with their classes numbered as a network numbers them.
+
+    Raises:
+        DataError: The classes are others.
+    """
+    ours, theirs, test = network.class_names, dataset.class_names, dataset.test
+    if ours == theirs or network.readout is None or "label" not in test.targets:
+        return test
+    if ours is None or theirs is None:
+        texts = ("numbers", "names") if ours is None else ("names", "numbers")
+        raise DataError(
+            f"The network was trained on classes by their {texts[0]}, and {dataset.name} has "
+            f"{texts[1]}. Which is which is not known: give the data class_names, as in the "
+            f"training."
+        )
+    named = np.array(theirs)[test.label.numpy()]
+    return test.with_targets(label=numbers_of(ours, named, dataset.name))
 
 
 def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " samples"]:

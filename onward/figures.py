@@ -228,12 +228,11 @@ def figures_of(folder: Path, network: Network, early: EarlyExit | None) -> RunFi
         FileError: A file is missing or damaged.
     """
     result = runs.read_result(folder)
-    stages = [runs.read_result(path.parent) for path in folder.glob("stage-*/result.json")]
+    stages = runs.stages(folder, result)
     try:
         is_whole = not any(each["tasks_done_before"] for each in (result, *stages))
         seconds = sum(sum(each["cpu_seconds"]) for each in (result, *stages))
-        # One thread each: what is on the clock there is processor time.
-        validating = sum(sum(each["validation_seconds"]) for each in (result, *stages))
+        validating = sum(sum(r.get("validation_cpu_seconds", [])) for r in (result, *stages))
         peak = max(max(each["peak_memory_bytes"]) for each in (result, *stages))
         return RunFigures(
             seed=result["seed"],

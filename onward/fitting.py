@@ -85,7 +85,8 @@ def fit_inputs(stages: Sequence[Stage], summary: DataSummary, standardize: Stand
         )
     for network in networks:
         network.inputs = known or summary.inputs
-        network.class_names = network.class_names or summary.class_names
+        if network.num_classes:
+            network.class_names = summary.class_names
 
 
 def _check_names(network: Network, summary: DataSummary) -> None:
@@ -95,14 +96,15 @@ def _check_names(network: Network, summary: DataSummary) -> None:
         SettingError: They have, or there are others beside them.
     """
     ours, theirs = network.class_names, summary.class_names
-    if network.readout is None or theirs is None:
+    if network.readout is None or ours == theirs:
         return
-    if ours not in (None, theirs):
+    if network.inputs.is_fitted:
+        texts = [listed(names) if names else "numbers" for names in (ours, theirs)]
         raise SettingError(
-            f"The network was trained on the classes {listed(ours or ())}, and the data have "
-            f"{listed(theirs)}. Give the same class_names to ow.dataset."
+            f"The network was trained on the classes {texts[0]}, and the data have {texts[1]}. "
+            f"Give ow.dataset the same class_names."
         )
-    if network.num_classes != len(theirs):
+    if theirs is not None and network.num_classes != len(theirs):
         raise SettingError(
             f"The data name {len(theirs)} classes, and the network was built for "
             f"{network.num_classes}. Give num_classes={len(theirs)}."

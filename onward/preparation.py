@@ -228,7 +228,8 @@ def make_stages(
     )
     for number, stage in enumerate(stages):
         stage.network.inputs = summary.inputs
-        stage.network.class_names = summary.class_names
+        if stage.network.num_classes:
+            stage.network.class_names = summary.class_names
         own = of_stage(config, stage)
         own.check()
         for name, (here, wanted) in {

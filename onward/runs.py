@@ -186,6 +186,11 @@ def remove_state(folder: Path, shared: str | None) -> None:
             shutil.rmtree(state, ignore_errors=True)
 
 
+def stages(folder: Path, result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the results of the stages before the last, of a run that has several."""
+    return [read_result(folder / f"stage-{number}") for number in range(result.get("stage", 0))]
+
+
 def write_exits(folder: Path, network: Network, calibrated: Calibrated) -> None:
     """Write the exits of a run, for `read_exits`.
 

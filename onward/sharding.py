@@ -1,5 +1,6 @@
 """Which samples each rank learns from: loading, held-out samples, shards."""
 
+import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,9 @@ class DataSummary:
 
     data_sha256: str
     """Digest of the samples that are not test samples: rank 0's, where each rank has its own."""
+
+    every_sha256: str
+    """Digest of those of all ranks."""
 
     inputs: InputTransformation
     """The input transformation, from the moments of all training samples of all shards."""
@@ -361,6 +365,7 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         num_classes,
         notes[0]["class_names"] and tuple(notes[0]["class_names"]),
         notes[0]["sha256"],
+        hashlib.sha256(" ".join(note["sha256"] for note in notes).encode()).hexdigest(),
         _transformation(config, notes),
     )
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -36,7 +38,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         widths: Units of each block, for recipes of dense blocks. None: the recipe's own.
         epochs: Passes over the rows. None: the recipe's own.
         batch_size: Rows of a mini-batch; all of them, where there are fewer.
-        random_state: A whole number that decides all randomness.
+        random_state: Decides all randomness: a whole number, or as elsewhere in scikit-learn.
         precision: Arithmetic of matrix products: `fp32`, `bf16` or `auto`.
         class_weight: How much rows of each class count in the loss, by label; `balanced`: all
             classes the same, however many rows they have. For recipes that can weigh rows.
@@ -66,7 +68,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         widths: tuple[int, ...] | None = None,
         epochs: int | None = None,
         batch_size: int = 100,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
         precision: str = "fp32",
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         warm_start: bool = False,
@@ -110,40 +112,57 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"warm_start goes on with the classes {list(known)}, and these rows have "
                 f"{list(classes)}. Give rows of the same classes, or set warm_start=False."
             )
-        self.classes_: NDArray[Any] = classes
-        if len(self.classes_) < 2:
+        if len(classes) < 2:
             raise DataError(
-                f"All {len(y)} rows have the class {self.classes_[0]!r}; a classifier takes two "
+                f"All {len(y)} rows have the class {classes[0].item()!r}; a classifier takes two "
                 f"classes at least."
             )
         config = self._config(len(X))
+        built = RunConfig(
+            recipe=config.recipe, network=config.network, optimizer=config.optimizer
+        ).to_toml()
+        if before is not None and built != getattr(self, "built_", built):
+            raise SettingError(
+                "A warm start goes on with the network that there is, and recipe, widths or "
+                "settings of network or optimizer have changed. Set warm_start=False."
+            )
         training = Batch(
             torch.from_numpy(X.copy()),
             {"label": torch.from_numpy(labels)},
-            weights=self._weights(y, labels),
+            weights=self._weights(classes, y, labels),
         )
         dataset = Dataset(
             name="rows",
             training=training,
             test=training.take(slice(0, 0)),
-            num_classes=len(self.classes_),
+            num_classes=len(classes),
         )
         if before is None:
             result = run(config, dataset=dataset)
         else:
             result = train(
-                before, dataset, training=config.training, plan=config.plan, validation=0
+                before,
+                dataset,
+                training=config.training,
+                plan=config.plan,
+                validation=0,
+                class_weights=config.data.class_weights,
+                labelled=config.data.labelled,
             )
         assert result is not None
+        self.classes_: NDArray[Any] = classes
         self.network_, self.num_stages_ = result.network, 1 + len(result.earlier)
+        self.built_ = built
         self.n_iter_ = config.training.epochs
         return self
 
-    def _weights(self, y: Any, labels: NDArray[Any]) -> torch.Tensor | None:
+    def _weights(
+        self, classes: NDArray[Any], y: NDArray[Any], labels: NDArray[Any]
+    ) -> torch.Tensor | None:
         """Return how much each row counts; None where all count the same."""
         if self.class_weight is None:
             return None
-        each = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        each = compute_class_weight(self.class_weight, classes=classes, y=y)
         weights = torch.from_numpy(each)[torch.from_numpy(labels)]
         return (weights / weights.mean()).float()
 
@@ -156,15 +175,16 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         config = RunConfig(recipe=self.recipe)
         changes: dict[str, Any] = {
             "data.validation": 0,
-            "training.seed": self.random_state,
-            "training.batch_size": min(self.batch_size, rows),
+            "training.seed": _seed(self.random_state),
+            "training.batch_size": min(_plain(self.batch_size), rows),
             "training.precision": self.precision,
         }
         if self.epochs is not None:
-            changes["training.epochs"] = self.epochs
+            changes["training.epochs"] = _plain(self.epochs)
         if self.widths is not None:
-            changes["network.widths"] = tuple(self.widths)
-        return config.with_settings(changes | dict(self.settings or {}))
+            changes["network.widths"] = tuple(map(_plain, np.atleast_1d(self.widths)))
+        own = {name: _plain(value) for name, value in dict(self.settings or {}).items()}
+        return config.with_settings(changes | own)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most likely class of each row."""
@@ -204,3 +224,15 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / MODEL).write_bytes(model)
                 self.network_ = load(Path(folder) / MODEL)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as Python's own; searches over parameters hand them out."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _seed(random_state: Any) -> int:
+    """Return the seed that a random state stands for."""
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))

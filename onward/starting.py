@@ -146,7 +146,7 @@ def get_ready(
     if not transport.carries:
         folder = Path(config.placement.directory or "")
     if folder is not None:
-        text = f"{_settings(stage, config)}\n{VERSIONS}\ndata {seen.data_sha256}"
+        text = f"{_settings(stage, config)}\n{VERSIONS}\ndata {seen.every_sha256}"
         every = config.placement.checkpoint_every or max(1, plan.chapters // plan.epochs)
         if not transport.carries:
             every = 1
@@ -187,11 +187,12 @@ def _check_labelled(config: RunConfig, summary: DataSummary) -> None:
         SettingError: They are.
     """
     size, rows = config.training.batch_size, min(summary.rows)
-    if size > rows and rows < min(summary.every_rows):
+    if size > rows and sum(summary.rows) < sum(summary.every_rows):
+        where = f" of shard {summary.rows.index(rows)}" if len(summary.rows) > 1 else ""
         raise SettingError(
             f"data.labelled is {config.data.labelled} and keeps the labels of {rows} training "
-            f"samples, and training.batch_size is {size}. Keep more labels, or set --batch-size to "
-            f"{rows} or less."
+            f"samples{where}, and training.batch_size is {size}. Keep more labels, or set "
+            f"--batch-size to {rows} or less."
         )
 
 

@@ -44,7 +44,12 @@ class TrainedOn:
 
     def wider(self, other: "TrainedOn") -> "TrainedOn":
         """Return this one or another, whichever is of more rows."""
-        return self if not other.digests or 0 < self.share <= other.share else other
+        return self if self.rows >= other.rows else other
+
+    @property
+    def rows(self) -> int:
+        """How many rows it was trained on."""
+        return round(len(self.digests) / self.share) if self.share else 0
 
     def overlap(self, batch: Batch) -> float:
         """Return about which share of some rows were trained on; one equal row may be chance."""

@@ -73,7 +73,8 @@ def run(
         config: The run.
         listener: Told how training goes.
         folder: See `train`.
-        dataset: What is learned from, in place of what `data.name` says; its name is recorded.
+        dataset: What is learned from, in place of what `data.name` says. Its name is recorded, and
+            is no file: `onward evaluate` and others then need one, `--data FILE`.
         overwrite: See `train`.
 
     Returns:
@@ -378,6 +379,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "idle_seconds": runtime.idle_seconds + worker.team.seconds,
         "bytes_sent": transport.bytes_sent,
         "validation_seconds": worker.validation_seconds,
+        "validation_cpu_seconds": worker.validation_cpu_seconds,
         "estimated_memory_bytes": ready.memory,
         "peak_memory_bytes": memory.peak(),
         "seconds": seconds - worker.validation_seconds,

@@ -8,8 +8,8 @@ import torch
 from commands import onward
 
 import onward as ow
+from onward import standalone
 from onward.errors import DataError, FileError, SettingError
-from onward.onnx_files import run_exported
 
 WORDS = ("cat", "dog", "eel")
 SHORT = ow.TrainingConfig(epochs=60, batch_size=10, precision="fp32")
@@ -162,14 +162,99 @@ def test_the_command_prints_and_predicts_names(tmp_path, monkeypatch, capsys):
         assert file["labels"].tolist() == named.tolist()
 
 
-def test_names_travel_to_files_of_an_exported_network(tmp_path):
+def test_the_exported_program_prints_names(tmp_path, monkeypatch, capsys):
     network, (x, _) = trained(), samples()
-
     ow.export(network, tmp_path / "onnx")
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
+    monkeypatch.setattr("sys.argv", ["infer.py", f"{tmp_path}/onnx", f"{tmp_path}/x.npz"])
 
-    labels, _ = run_exported(tmp_path / "onnx", x.astype(np.float32))
-    manifest = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
-    assert [manifest["class_names"][n] for n in labels] == network.predict(x).tolist()
+    standalone.main()
+
+    named = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert named == network.predict(x).tolist()
+
+
+def test_a_data_set_with_other_numbers_for_the_same_names_is_scored_by_name(tmp_path, capsys):
+    network, (x, y) = trained(), samples()
+    some = y != "cat"
+    dataset = ow.dataset(x[some], y[some])
+    assert dataset.class_names == ("dog", "eel")
+
+    found = ow.evaluate(network, dataset)
+
+    assert (
+        found.accuracy
+        == (network.predict(dataset.x_test) == np.array(WORDS[1:])[dataset.y_test]).mean()
+    )
+    assert found.accuracy > 0.9
+    with pytest.raises(DataError, match=r"has the name 'fox', and the classes are 'cat'"):
+        ow.evaluate(network, ow.dataset(x, np.char.replace(y, "cat", "fox")))
+    with pytest.raises(DataError, match="by their names, and arrays has numbers"):
+        ow.evaluate(network, ow.dataset(x, np.arange(60) % 3))
+
+
+def test_the_command_scores_other_data_by_name(tmp_path, capsys):
+    x, y = samples()
+    ow.train(network(), ow.dataset(x, y), training=SHORT)
+    config = ow.RunConfig(recipe="one-pass").with_settings(
+        {"network.widths": (32,), "training.epochs": 60, "training.batch_size": 10}
+    )
+    ow.run(config, dataset=ow.dataset(x, y), folder=tmp_path / "run")
+    some = y != "cat"
+    np.savez(tmp_path / "some.npz", x=x[some], y=y[some])
+
+    assert onward("evaluate", tmp_path / "run", "--data", tmp_path / "some.npz") == 0
+
+    out = capsys.readouterr().out
+    assert "class 'eel'" in out
+    assert "class 'cat'" not in out
+
+
+def test_a_network_trained_on_numbers_does_not_go_on_with_names_and_the_other_way_round():
+    x, y = samples()
+    numbered = ow.train(network(), ow.dataset(x, np.arange(60) % 3), training=SHORT).network
+
+    with pytest.raises(SettingError, match="on the classes numbers, and the data have 'cat'"):
+        ow.train(numbered, ow.dataset(x, y), training=SHORT)
+    with pytest.raises(SettingError, match="'cat', 'dog', 'eel', and the data have numbers"):
+        ow.train(trained(), ow.dataset(x, np.arange(60) % 3), training=SHORT)
+
+
+def test_masked_and_encoded_names():
+    x, y = samples()
+
+    with pytest.raises(DataError, match="1 masked values"):
+        ow.dataset(x, np.ma.array(y, mask=np.arange(60) == 7))
+    assert ow.dataset(x, np.char.encode(y)).class_names == WORDS
+
+
+def test_names_that_are_numbers_are_sorted_as_numbers():
+    y = np.arange(60) % 12
+
+    dataset = ow.dataset(np.eye(60), y.astype(str))
+
+    assert dataset.class_names == tuple(map(str, range(12)))
+
+
+def test_stages_that_name_no_classes_are_read_back(tmp_path):
+    x, y = samples()
+    config = ow.RunConfig(recipe="uff").with_settings(
+        {"network.widths": (8,), "training.epochs": 1, "training.batch_size": 10}
+    )
+
+    result = ow.run(config, dataset=ow.dataset(x, y), folder=tmp_path / "run")
+
+    assert result.network.class_names == WORDS
+    assert ow.load(tmp_path / "run" / "stage-0").class_names is None
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("odd", ["abc", {"cat", "dog", "eel"}, [None, 1, 2.5], []])
+def test_names_of_classes_are_texts_in_a_list(odd):
+    x, y = samples()
+
+    with pytest.raises(DataError, match="class_names are texts in a list"):
+        ow.dataset(x, y, class_names=odd)
 
 
 def test_ranks_with_data_of_their_own_name_the_same_classes(tmp_path):

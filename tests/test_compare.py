@@ -265,7 +265,7 @@ def test_a_recipe_of_ones_own_is_compared(tmp_path):
     assert trained == ["own_recipe.py-staged-0"]
     results = [read_result(p.parent) for p in tmp_path.rglob("result.json")]
     assert len(results) == 3
-    seconds = sum(sum(r["cpu_seconds"]) - sum(r["validation_seconds"]) for r in results)
+    seconds = sum(sum(r["cpu_seconds"]) - sum(r["validation_cpu_seconds"]) for r in results)
     # Those of all its stages.
     assert found.entries[0].runs[0].core_seconds == pytest.approx(seconds)
 
@@ -288,7 +288,7 @@ def test_figures_are_those_of_the_runs(finished):
         )
         assert each["accuracy"]["n"] == 2
         assert [run["core_seconds"] for run in each["runs"]] == [
-            sum(result["cpu_seconds"]) - sum(result["validation_seconds"]) for result in results
+            sum(result["cpu_seconds"]) - sum(result["validation_cpu_seconds"]) for result in results
         ]
         assert [run["peak_memory_bytes"] for run in each["runs"]] == [
             max(result["peak_memory_bytes"]) for result in results

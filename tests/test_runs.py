@@ -130,6 +130,7 @@ RESULT = {
     "idle_seconds": listed(is_number),
     "bytes_sent": listed(is_count),
     "validation_seconds": listed(is_number),
+    "validation_cpu_seconds": listed(is_number),
     "estimated_memory_bytes": listed(is_count),
     "peak_memory_bytes": listed(is_count),
     "weights_sha256": is_digest,
@@ -148,6 +149,7 @@ PER_RANK = (
     "idle_seconds",
     "bytes_sent",
     "validation_seconds",
+    "validation_cpu_seconds",
     "estimated_memory_bytes",
     "peak_memory_bytes",
 )

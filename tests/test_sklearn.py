@@ -73,6 +73,34 @@ def test_it_works_in_pipelines_and_searches():
     assert search.fit(x, y).best_params_ == {"epochs": 40}
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_parameters_may_be_what_searches_hand_out():
+    x, y = iris()
+    known = OnwardClassifier(widths=(8, 8), epochs=2, batch_size=20, random_state=3).fit(x, y)
+    same = OnwardClassifier(
+        widths=np.array([8, 8]),
+        epochs=np.int64(2),
+        batch_size=np.int64(20),
+        random_state=np.int64(3),
+    ).fit(x, y)
+
+    assert (known.predict_proba(x) == same.predict_proba(x)).all()
+    OnwardClassifier(widths=8, epochs=1, random_state=None).fit(x, y)
+    OnwardClassifier(epochs=1, random_state=np.random.RandomState(0)).fit(x, y)
+    OnwardClassifier(epochs=1, settings={"optimizer.lr": np.float32(0.01)}).fit(x, y)
+
+
+def test_a_refused_fit_leaves_what_was_fitted():
+    x, y = iris()
+    fitted = OnwardClassifier(**SMALL).fit(x, y)
+    before = fitted.predict(x)
+
+    with pytest.raises(DataError, match="All 150 rows have the class 0;"):
+        fitted.fit(x, np.zeros(150, dtype=int))
+
+    assert (fitted.predict(x) == before).all()
+
+
 def test_a_clone_has_the_parameters_and_no_weights():
     fitted = OnwardClassifier(**SMALL, settings={"optimizer.lr": 0.01}).fit(*iris())
 
@@ -105,6 +133,8 @@ def test_a_warm_start_goes_on():
     assert warm.score(x, y) > cold.score(x, y)
     with pytest.raises(DataError, match=r"goes on with the classes .* these rows have"):
         warm.fit(x[:100], y[:100])
+    with pytest.raises(SettingError, match="have changed"):
+        warm.set_params(widths=(9,)).fit(x, y)
     staged = OnwardClassifier("uff", widths=(8,), epochs=1, batch_size=10, warm_start=True)
     with pytest.raises(SettingError, match="uff trains 2 stages"):
         staged.fit(x, y).fit(x, y)

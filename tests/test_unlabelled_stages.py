@@ -12,9 +12,11 @@ from cuts import Cut, CutAfter
 from torch import nn
 
 import onward as ow
+from onward import runs
 from onward.errors import OnwardError, SettingError
 from onward.samplers import Plain
-from onward.sharding import load_shards, seen, split
+from onward.sharding import agree, describe, load_shards, local_shards, seen, split
+from onward.trained_on import TrainedOn
 from onward.transport.messages import SingleProcessTransport
 
 SHORT = ow.TrainingConfig(epochs=2, batch_size=16, precision="fp32")
@@ -251,3 +253,41 @@ def test_the_command_says_that_a_stage_names_no_classes(tmp_path, capsys):
 
     assert onward("evaluate", tmp_path / "run" / "stage-0") == 2
     assert "names no classes: it is one of several stages" in capsys.readouterr().err
+
+
+def digests(rows, kept):
+    return TrainedOn(frozenset(str(n) for n in range(kept)), kept / rows)
+
+
+@pytest.mark.parametrize(("first", "second"), [((50, 50), (500, 500)), ((5000, 1000), (60, 60))])
+def test_what_more_samples_were_learned_from_is_remembered(first, second):
+    a, b = digests(*first), digests(*second)
+    widest = max(a, b, key=lambda each: each.rows)
+
+    assert a.wider(b) is b.wider(a) is widest
+    assert TrainedOn(frozenset(), 0.0).wider(a) is a
+
+
+def test_a_run_that_replaces_one_of_several_stages_has_one(tmp_path):
+    short = {"network.widths": (8,), "training.epochs": 1}
+    ow.run(ow.RunConfig(recipe="uff").with_settings(short), folder=tmp_path)
+    config = ow.RunConfig(recipe="one-pass").with_settings(short)
+
+    ow.run(config, folder=tmp_path, overwrite=True)
+
+    assert runs.stages(tmp_path, runs.read_result(tmp_path)) == []
+
+
+@pytest.mark.distributed
+def test_other_samples_of_another_rank_do_not_go_on(tmp_path):
+    config = ow.RunConfig().with_settings({"data.name": "own-{rank}.npz"})
+    digits = ow.load_data("digits")
+    parts = [ow.dataset(digits.x[n : n + 200], digits.y[n : n + 200]) for n in (0, 300, 700)]
+    found = []
+    for pair in (parts[:2], [parts[0], parts[2]]):
+        both = [split(config, part) for part in pair]
+        notes = [describe(config, local_shards(config, d, r), d) for r, d in enumerate(both)]
+        found.append(agree(config, notes))
+
+    assert found[0].data_sha256 == found[1].data_sha256
+    assert found[0].every_sha256 != found[1].every_sha256

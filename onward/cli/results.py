@@ -44,7 +44,7 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
     if found["augmentation"]:
         table.add_row("augmentation", "\n".join(found["augmentation"]))
     table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
-    stages = [runs.read_result(path.parent) for path in folder.glob("stage-*/result.json")]
+    stages = runs.stages(folder, found)
     seconds = sum(each["seconds"] for each in (*stages, found))
     what = f"training time of all {len(stages) + 1} stages" if stages else "training time"
     table.add_row(what, f"{seconds:.1f} s")

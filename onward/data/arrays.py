@@ -166,6 +166,8 @@ def _announced(member: Any) -> tuple[tuple[int, ...], int]:
     version = read_magic(member)
     read_header = read_array_header_1_0 if version == (1, 0) else read_array_header_2_0
     shape, _, dtype = read_header(member)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects; save texts as y.astype(str)")
     return tuple(shape), dtype.itemsize
 
 

@@ -78,7 +78,8 @@ def load(
     hint = f" Did you mean {near[0]}?" if near else ""
     raise DataError(
         f'There is no data set "{name}".{hint} Known are {", ".join(NAMES)}, and paths that end '
-        f"in .npz or .txt."
+        f"in .npz or .txt. Data that were in memory when a network was trained have no file: save "
+        f"samples in one, and name it."
     )
 
 

@@ -81,6 +81,12 @@ class Dataset:
     """Digest of the training samples, where it is known; see `sha256`."""
 
     def __post_init__(self) -> None:
+        names = self.class_names
+        if names is not None and len(names) != self.num_classes:
+            raise DataError(
+                f"{self.name}: there are {len(names)} class_names, and num_classes is "
+                f"{self.num_classes}."
+            )
         if self.training.ids is None:
             ids = torch.arange(len(self.training))
             object.__setattr__(self, "training", self.training.replace(ids=ids))

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onward.data.numbers import Numbers, real
+from onward.data.numbers import Numbers, check_no_mask, real
 from onward.errors import DataError
 
 MOST_CLASSES = 1_000_000
@@ -70,10 +70,15 @@ def as_names(labels: Numbers, what: str) -> NDArray[Any] | None:
     """
     if isinstance(labels, Tensor):
         return None
+    check_no_mask(labels, what)
     try:
         array = np.asarray(labels)
     except ValueError:  # Rows of several lengths are no labels of any kind.
         return None
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8")
+    if array.dtype.kind == "T":
+        return array.astype(np.str_)
     if array.dtype.kind == "U":
         # A list of texts and numbers becomes texts without a word.
         listed = labels if isinstance(labels, list | tuple) and array.ndim == 1 else ()
@@ -154,6 +159,8 @@ def _names_in(labels: Sequence[NDArray[Any]], name: str) -> tuple[str, ...]:
         DataError: Each sample has a name of its own.
     """
     names = tuple(map(str, np.unique(np.concatenate(labels))))
+    if all(name.isdecimal() for name in names):
+        names = tuple(sorted(names, key=int))
     rows = sum(map(len, labels))
     if len(names) == rows and rows > 2:
         raise DataError(
@@ -166,6 +173,11 @@ def _names_in(labels: Sequence[NDArray[Any]], name: str) -> tuple[str, ...]:
 def _checked_names(
     class_names: Sequence[str], num_classes: int | None, name: str
 ) -> tuple[str, ...]:
+    is_list = isinstance(class_names, list | tuple | np.ndarray)
+    if not is_list or not len(class_names) or not all(isinstance(n, str) for n in class_names):
+        raise DataError(
+            f"{name}: class_names are texts in a list, one a class, in order; got {class_names!r}."
+        )
     names = tuple(map(str, class_names))
     if len(set(names)) < len(names):
         twice = next(each for each in names if names.count(each) > 1)

@@ -13,6 +13,19 @@ Numbers = Any
 """What a user may hand over: a tensor, or whatever numpy makes an array of real numbers of."""
 
 
+def check_no_mask(values: Any, what: str) -> None:
+    """Refuse a masked array, whose masked values nobody is to see.
+
+    Raises:
+        DataError: Some are masked.
+    """
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(
+            f"{what} has {int(np.ma.getmaskarray(values).sum())} masked values. Replace them, as "
+            f"{what.rpartition(' ')[2]}.filled(0) does, or leave out their rows."
+        )
+
+
 def real(values: Numbers, what: str) -> NDArray[Any]:
     """Return numbers as an array, without a copy where they are one.
 
@@ -34,19 +47,17 @@ def real(values: Numbers, what: str) -> NDArray[Any]:
             values = np.asarray(values)
         except ValueError as error:
             raise DataError(f"{what} is no array of numbers: {error}.") from error
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise DataError(
-            f"{what} has {int(np.ma.getmaskarray(values).sum())} masked values. Replace them, as "
-            f"{what.rpartition(' ')[2]}.filled(0) does, or leave out their rows."
-        )
+    check_no_mask(values, what)
     array: NDArray[Any] = np.require(values, requirements="C") if values.ndim else values
     if array.dtype.kind not in "biuf":
         advice = ""
-        if array.dtype.kind in "USO":
+        if array.dtype.kind in "UST":
             advice = (
                 " Number names with names, numbers = numpy.unique(values, return_inverse=True), "
                 "and keep the names apart."
             )
+        elif array.dtype.kind == "O":
+            advice = " These are Python objects; convert them, as values.astype(float) does."
         raise DataError(
             f"{what} holds values of type {array.dtype}. It needs real numbers.{advice}"
         )

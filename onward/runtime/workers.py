@@ -110,7 +110,7 @@ class Worker(ABC):
         self.shards = shards
         self.settings = settings
         self.released: list[int] = []
-        self.validation_seconds = 0.0
+        self.validation_seconds = self.validation_cpu_seconds = 0.0
         self.recorder = Recorder(0, most=0)
         self.team: Team = Alone()
         self.way: Way = "memory"
@@ -322,12 +322,13 @@ class Worker(ABC):
 
     def validate(self, task: Task) -> Made:
         """Count validation samples of a shard: all, right, and right for each block (or -1)."""
-        clock = Clock()
+        clock, cpu = Clock(), time.process_time()
         found = evaluate(self.network, self.shards[task.block].validation)
         line = range(self.plan.num_blocks)
         each = [found.correct_blocks.get(block, -1) for block in line]
         counts = [found.rows, found.correct, *each]
         self.validation_seconds += clock.read()[0].item()
+        self.validation_cpu_seconds += time.process_time() - cpu
         product = Product(ProductKind.COUNTS, task.time, task.block)
         return {product: [torch.tensor(counts, dtype=torch.float64)]}
 
