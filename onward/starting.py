@@ -265,16 +265,15 @@ def _first_weights(network: Network) -> list[str | None]:
     ]
 
 
-def check_alike(network: Network, ready: Ready, placed: str) -> None:
+def check_alike(stage: Stage, config: RunConfig, placed: str, transport: Transport) -> None:
     """Refuse ranks that would train something else than the others."""
-    transport = ready.transport
     notes = transport.all_gather(
         "start from",
         {
-            "settings": _settings(replace(ready.stage, network=network), ready.config),
+            "settings": _settings(stage, config),
             "placements": placed,
             "versions": VERSIONS,
-            "weights": _first_weights(network),
+            "weights": _first_weights(stage.network),
         },
     )
     ours = notes[transport.rank]

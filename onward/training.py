@@ -350,7 +350,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         shards = {s: own for s, own in shards.items() if s % len(placement.teams) == team}
     placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
     placed += f" and blocks of {','.join(map(str, placement.owners)) or 'no team'}"
-    check_alike(network, ready, placed)
+    check_alike(replace(ready.stage, network=network), config, placed, transport)
     fields = [report_fields(block) for block in network.all_blocks]
     # Others hear of reports where all ranks gather them.
     log = Log(plan, fields, listener if transport.rank == 0 else Listener())

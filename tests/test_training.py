@@ -33,7 +33,7 @@ def check(transport, **settings):
     network = ow.mlp((4,), num_classes=3, widths=(8,))
     config = RunConfig().with_settings(settings)
     config = config.with_settings({"training.precision": "fp32"})
-    check_alike(network, config, "on 2 ranks", transport)
+    check_alike(ow.Stage(network=network), config, "on 2 ranks", transport)
 
 
 @pytest.mark.parametrize(
