@@ -11,8 +11,8 @@ were chosen for other budgets: this says how recipes do at that price, and not h
 Nothing was chosen by test samples.
 
 Run folders, each with a model, go to --runs, and what is there is not trained again. Tables as
-JSON, and pictures, go to the results. The last line
-gives, by recipe (and data, where there are several), the mean test accuracy over the seeds.
+JSON, and pictures, go to the results. The last line gives, by recipe (and data, where there are
+several), the mean test accuracy over the seeds.
 """
 
 import tempfile

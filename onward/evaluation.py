@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -192,24 +192,35 @@ def _perplexity(means: Mapping[str, float]) -> dict[str, float]:
     return {"perplexity": math.exp(min(means["nats"], MOST_NATS))} if "nats" in means else {}
 
 
-def numbered_alike(network: Network, dataset: Dataset) -> Batch:
-    """Return the test samples of a data set, with their classes numbered as a network numbers them.
+def renumbered(network: Network, dataset: Dataset) -> Dataset:
+    """Return a data set with its classes numbered as a network numbers them.
 
     Raises:
         DataError: The classes are others.
     """
-    ours, theirs, test = network.class_names, dataset.class_names, dataset.test
-    if ours == theirs or network.readout is None or "label" not in test.targets:
-        return test
+    ours, theirs = network.class_names, dataset.class_names
+    if ours == theirs or network.readout is None or "label" not in dataset.test.targets:
+        return dataset
     if ours is None or theirs is None:
-        texts = ("numbers", "names") if ours is None else ("names", "numbers")
+        kinds = ("numbers", "names") if ours is None else ("names", "numbers")
         raise DataError(
-            f"The network was trained on classes by their {texts[0]}, and {dataset.name} has "
-            f"{texts[1]}. Which is which is not known: give the data class_names, as in the "
-            f"training."
+            f"The network was trained on {kinds[0]} of classes, and {dataset.name} has {kinds[1]}. "
+            f"Give the data class_names, as in the training."
         )
-    named = np.array(theirs)[test.label.numpy()]
-    return test.with_targets(label=numbers_of(ours, named, dataset.name))
+
+    def own(batch: Batch) -> Batch:
+        named = np.array(theirs)[batch.label.numpy()]
+        return batch.with_targets(label=numbers_of(ours, named, dataset.name))
+
+    return replace(
+        dataset,
+        training=own(dataset.training),
+        validation=None if dataset.validation is None else own(dataset.validation),
+        test=own(dataset.test),
+        num_classes=len(ours),
+        class_names=ours,
+        digest=None,
+    )
 
 
 def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " samples"]:

@@ -11,7 +11,7 @@ from onward.checkpoint import load
 from onward.data.dataset import Dataset
 from onward.data.numbers import Numbers
 from onward.errors import DataError, OnwardWarning, SettingError
-from onward.evaluation import Evaluation, checked_labels, numbered_alike
+from onward.evaluation import Evaluation, checked_labels, renumbered
 from onward.exits.answers import Answers
 from onward.exits.calibration import Calibrated, choose, held_out
 from onward.exits.macs import Like
@@ -67,7 +67,7 @@ def evaluate(
         DataError: Samples or classes are not like those of the training, or there are no classes.
     """
     asked = opened(trained, network)
-    batch = asked.checked(numbered_alike(asked, x) if isinstance(x, Dataset) else x)
+    batch = asked.checked(renumbered(asked, x).test if isinstance(x, Dataset) else x)
     if y is not None:
         labels = checked_labels(asked, y, len(batch))
         batch = batch.with_targets(label=labels)
@@ -100,7 +100,8 @@ def calibrate(
             or of a model file; the network that is read computes in fp32, whatever the precision
             of the training was.
         x: Samples that it was not trained on, and is not tested on: an array or a batch.
-        y: Their classes; None where the batch has them.
+        y: Their classes, by number or name; None where the batch has them, numbered as the network
+            numbers them.
         confidence: How sure it is: a name of `ow.exits.CONFIDENCES`.
         max_error_increase: Share of samples that may become wrong: 0.001 is a tenth of a percent.
         target_macs: Mean MACs a sample instead.

@@ -35,3 +35,11 @@ def found(folder, **changes):
     products = set(store.look(LAYOUTS.get))
     store.close()
     return store, products
+
+
+def with_a_task(folder):
+    """Keep a task in a folder, and return it."""
+    store = opened(folder)
+    store.keep(TASK, content())
+    store.close()
+    return folder

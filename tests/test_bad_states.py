@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from states import LAYOUTS, MOMENTS, REPORT, TASK, WEIGHTS, content, found, opened
+from states import LAYOUTS, MOMENTS, REPORT, TASK, WEIGHTS, content, found, opened, with_a_task
 
 from onward.errors import FileError
 from onward.plan.tasks import Product, ProductKind, Task, TaskKind
@@ -24,10 +24,7 @@ from onward.runtime.store import file_name, product_of
 @pytest.fixture
 def kept(tmp_path):
     """A folder in which a task was kept."""
-    store = opened(tmp_path)
-    store.keep(TASK, content())
-    store.close()
-    return tmp_path
+    return with_a_task(tmp_path)
 
 
 # Bad bytes

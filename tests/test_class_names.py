@@ -10,6 +10,7 @@ from commands import onward
 import onward as ow
 from onward import standalone
 from onward.errors import DataError, FileError, SettingError
+from onward.evaluation import renumbered
 
 WORDS = ("cat", "dog", "eel")
 SHORT = ow.TrainingConfig(epochs=60, batch_size=10, precision="fp32")
@@ -189,7 +190,7 @@ def test_a_data_set_with_other_numbers_for_the_same_names_is_scored_by_name(tmp_
     assert found.accuracy > 0.9
     with pytest.raises(DataError, match=r"has the name 'fox', and the classes are 'cat'"):
         ow.evaluate(network, ow.dataset(x, np.char.replace(y, "cat", "fox")))
-    with pytest.raises(DataError, match="by their names, and arrays has numbers"):
+    with pytest.raises(DataError, match="trained on names of classes, and arrays has numbers"):
         ow.evaluate(network, ow.dataset(x, np.arange(60) % 3))
 
 
@@ -284,3 +285,15 @@ def test_doubts_name_the_class():
 
     with pytest.warns(ow.OnwardWarning, match="classified as class 'cat'"):
         ow.train(stuck, dataset, training=ow.TrainingConfig(epochs=1, batch_size=10))
+
+
+def test_all_samples_are_renumbered_with_those_of_the_test():
+    network, (x, y) = trained(), samples()
+    some = y != "cat"
+    x, y = x[some], y[some]
+
+    found = renumbered(network, ow.dataset(x, y, x_val=x, y_val=y, x_test=x, y_test=y))
+
+    for batch in (found.training, found.validation, found.test):
+        assert np.array(WORDS)[batch.label].tolist() == y.tolist()
+    assert (found.class_names, found.num_classes) == (WORDS, 3)

@@ -20,16 +20,6 @@ from plans import (
 from onward.errors import SettingError
 from onward.plan.tasks import INPUT, Node, Product, ProductKind, Segment, Task, TaskKind, Work
 
-
-def hints_needed(plan):
-    """Return each training task with the time of the hints that it needs, or None."""
-    needs = {task: plan.needs(task) for task in plan.tasks() if task.kind is TaskKind.TRAIN}
-    return {
-        task: next((p for p in products if p.kind is ProductKind.HINTS), None)
-        for task, products in needs.items()
-    }
-
-
 # What waits for what
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from plans import chapters_of_two_blocks
-from states import LAYOUTS, MOMENTS, REPORT, TASK, WEIGHTS, content, found, opened
+from states import LAYOUTS, MOMENTS, REPORT, TASK, WEIGHTS, content, found, opened, with_a_task
 
 from onward.errors import FileError
 from onward.plan.tasks import Product, ProductKind, TaskKind
@@ -23,10 +23,7 @@ from onward.runtime.store import Store, check_idle, file_name
 @pytest.fixture
 def kept(tmp_path):
     """A folder in which a task was kept."""
-    store = opened(tmp_path)
-    store.keep(TASK, content())
-    store.close()
-    return tmp_path
+    return with_a_task(tmp_path)
 
 
 # What is written is read

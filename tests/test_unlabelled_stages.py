@@ -278,8 +278,7 @@ def test_a_run_that_replaces_one_of_several_stages_has_one(tmp_path):
     assert runs.stages(tmp_path, runs.read_result(tmp_path)) == []
 
 
-@pytest.mark.distributed
-def test_other_samples_of_another_rank_do_not_go_on(tmp_path):
+def test_the_digest_of_all_ranks_tells_other_samples_of_another_rank_apart():
     config = ow.RunConfig().with_settings({"data.name": "own-{rank}.npz"})
     digits = ow.load_data("digits")
     parts = [ow.dataset(digits.x[n : n + 200], digits.y[n : n + 200]) for n in (0, 300, 700)]

@@ -81,11 +81,11 @@ def as_names(labels: Numbers, what: str) -> NDArray[Any] | None:
         return array.astype(np.str_)
     if array.dtype.kind == "U":
         # A list of texts and numbers becomes texts without a word.
-        listed = labels if isinstance(labels, list | tuple) and array.ndim == 1 else ()
-        odd = next((n for n, each in enumerate(listed) if not isinstance(each, str)), None)
+        given = labels if isinstance(labels, list | tuple) and array.ndim == 1 else ()
+        odd = next((n for n, each in enumerate(given) if not isinstance(each, str)), None)
         if odd is None:
             return array
-        raise DataError(_mixed(what, odd, listed[odd]))
+        raise DataError(_mixed(what, odd, given[odd]))
     if array.dtype.kind != "O" or not array.size or array.ndim != 1:
         return None
     is_text = [isinstance(each, str) for each in array.tolist()]
