@@ -4,10 +4,12 @@
     python benchmarks/papers.py --data-dir DIR --cases "mnist, uff, gan"    one case
     python benchmarks/papers.py --quick                                digits, one case, seconds
 
-The settings of each case are the recipe's own but for what CASES names. Training samples, seeds,
-what is counted, and how a run that was cut goes on, are as in vision.py.
+The settings of each case are the recipe's own but for what CASES names. Training samples (all,
+where CASES holds none out for a curve), seeds, what is counted, and how a run that was cut goes on,
+are as in vision.py.
 """
 
+from pathlib import Path
 from typing import Any, get_args
 
 import common
@@ -62,6 +64,9 @@ EPOCHS: dict[float | None, dict[str, Any]] = {
 }
 """Epochs of each stage of FFCL, by the share of the labels."""
 
+CURVE = {"data.validation": 3000, "plan.validate_every": 4}
+"""What draws a curve: validation samples, and how often they are asked."""
+
 LOCAL = {"network.layers": "local-fields"}
 
 FEW = {0.01: 200, 0.1: 40}
@@ -90,7 +95,7 @@ def few_labels(share: float) -> dict[str, Case]:
 CASES = {
     "mnist, unsupervised, dense": Case("mnist", "hinton-unsupervised", {}),
     "mnist, unsupervised, local fields": Case("mnist", "hinton-unsupervised", LOCAL),
-    "mnist, recurrent": Case("mnist", "hinton-recurrent", {}, 1),
+    "mnist, recurrent": Case("mnist", "hinton-recurrent", CURVE, 1),
     "mnist, hinton, shifts": Case("mnist", "hinton", {"data.shift": 2, "training.epochs": 100}, 1),
     **pff("mnist", MNIST_EPOCHS, 1),
     **pff("mnist", FEWER_EPOCHS, 3),
@@ -129,6 +134,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--cases", help="names with semicolons between them (default: all)")
     parser.add_argument("--seeds", help="seeds with commas between them (default: as in CASES)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/papers"))
     options = parser.parse_args()
     form = common.form_of(options)
     if form != "full":

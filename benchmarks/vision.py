@@ -6,8 +6,8 @@
 
 Each run trains on all training samples, with none held out, and asks the test samples once, after
 the last epoch. Settings were chosen on validation samples of CIFAR-10; those of dense layers on
-10,000 of MNIST. One thread. A run whose
-result is in the folder already is not made again, so that what was cut off goes on.
+10,000 of MNIST. One thread. Runs, with their models, go to --runs: one that was cut goes on, and
+one whose result is in the folder of results is not made again.
 
 PFLOP are counted with torch's counter over a real training step of each block, times the number of
 mini-batches: blocks, heads, gradients, what Muon computes, and passes through frozen blocks below.
@@ -77,22 +77,25 @@ SMALL = Case("digits", "conv", {"network.channels": (16, 32, 32), "network.poole
 """That of the quick form."""
 
 
-def trained(case: Case, seed: int, data_dir: str | None, epochs: int | None) -> dict[str, Any]:
-    """Train once, and return what came out."""
-    changes = case.settings | {
-        "data.name": case.data,
-        "data.dir": data_dir,
-        "data.validation": 0,
-        "training.seed": seed,
-    }
+def trained(
+    case: Case, seed: int, data_dir: str | None, epochs: int | None, folder: Path | None = None
+) -> dict[str, Any]:
+    """Train once, or go on in a run's folder, and return what came out."""
+    changes = {"data.validation": 0} | case.settings
+    changes |= {"data.name": case.data, "data.dir": data_dir, "training.seed": seed}
     if epochs is not None:
         changes["training.epochs"] = epochs
     config = ow.RunConfig(recipe=case.recipe).with_settings(changes)
-    result = ow.run(config)
+    result = ow.run(config, folder=folder, overwrite=True)
     assert result is not None
     return {
         "accuracy": result.accuracy,
         "per_block": list(result.per_block),
+        "validations": [
+            {"chapter": each.chapter + 1, "accuracy": each.figures["validation_accuracy"]}
+            for each in result.progress
+            if each.block is None
+        ],
         "pflop": common.pflop(config),
         "core_seconds": sum(sum(r.facts["cpu_seconds"]) for r in (*result.earlier, result)),
         "parameters": sum(p.numel() for p in result.network.parameters()),
@@ -109,7 +112,7 @@ def measured(
 
     Args:
         cases: Those there are.
-        options: Of the command line; `cases` and `seeds` choose some.
+        options: Of the command line; `cases` and `seeds` choose some, `runs` holds their folders.
         script: How the files of its results begin.
     """
     names = options.cases.split(";") if options.cases else list(cases)
@@ -126,7 +129,8 @@ def measured(
             words = "-".join(name.replace(",", "").split())
             path: Path = options.out / f"{script}-{words}-{seed}.json"
             if not path.exists():
-                common.record(path, trained(case, seed, options.data_dir, None))
+                folder = options.runs / f"{words}-{seed}"
+                common.record(path, trained(case, seed, options.data_dir, None, folder))
             each.append(json.loads(path.read_text()))
         figures[name] = round(statistics.mean(found["accuracy"] for found in each), 4)
         print(told(name, each), flush=True)
@@ -146,6 +150,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--cases", help="names with semicolons between them (default: all)")
     parser.add_argument("--seeds", help="seeds with commas between them (default: 0, 1, 2)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/vision"))
     options = parser.parse_args()
     form = common.form_of(options)
     if form != "full":
