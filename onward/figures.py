@@ -171,8 +171,9 @@ class EntryFigures:
 
     @property
     def curve(self) -> Curve | None:
-        """Mean learning curve over its runs, as far as they show the same."""
+        """Mean over curves of its runs that are alike, those of validation samples first."""
         curves = [each.curve for each in self.runs if each.curve]
+        curves.sort(key=lambda curve: curve.what != "validation")
         alike = [c for c in curves if (c.what, c.epochs) == (curves[0].what, curves[0].epochs)]
         if not alike:
             return None

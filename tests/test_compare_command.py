@@ -1,11 +1,13 @@
 """The command that compares: what it prints, writes and refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from commands import onward
 
 import onward as ow
+from onward.cli import report
 from onward.cli.compare import prefixed, table, told
 from onward.cli.output import Output
 from onward.figures import Spread
@@ -39,6 +41,85 @@ def test_the_command_prints_a_table_and_writes_figures_and_picture(tmp_path, cap
         assert prefixed(each["training_flops"]) in shown
     assert "Samples: 1,293 training, 144 validation, 360 test." in shown
     assert (tmp_path / "compare.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """A comparison of three runs, on 360 test samples."""
+    return ow.compare(["one-pass"], folder=tmp_path, seeds=3, settings=SMALL, twin=False)
+
+
+def with_accuracies(found, *accuracies):
+    """Return a comparison with a line for each accuracy."""
+    (entry,) = found.entries
+    entries = [
+        replace(entry, name=str(each), runs=(replace(entry.runs[0], accuracy=each),))
+        for each in accuracies
+    ]
+    return replace(found, entries=tuple(entries))
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Returns the axes of the picture of a comparison."""
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(report, "_save", lambda figure, _: figures.append(figure))
+
+    def draw(found):
+        report.draw_comparison(found, tmp_path / "compare.png")
+        return figures[-1].axes
+
+    return draw
+
+
+def heights(axis):
+    """Return where points of an axis are, in the order in which they were drawn."""
+    return [height for line in axis.lines for height in line.get_ydata()]
+
+
+def test_errors_that_differ_much_are_drawn_on_a_logarithmic_scale(compared, drawn):
+    _, *costs = drawn(with_accuracies(compared, 0.3, 0.99, 1.0))
+
+    for axis in costs:
+        low, high = axis.get_ylim()
+        assert axis.get_yscale() == "logit"
+        # None of 360 is wrong: drawn as half an error, and in sight.
+        assert heights(axis) == pytest.approx([0.3, 0.99, 1 - 0.5 / 360])
+        assert 0 < low < 0.3 and max(heights(axis)) < high < 1
+
+
+def test_errors_that_are_alike_are_drawn_as_they_are(compared, drawn):
+    _, seconds, _ = drawn(with_accuracies(compared, 0.95, 0.96))
+
+    assert seconds.get_yscale() == "linear"
+    assert seconds.get_yticklabels()[0].get_text().endswith(" %")
+
+
+def test_a_spread_is_drawn_from_one_end_to_the_other(compared, drawn):
+    spread = compared.entries[0].spread("accuracy")
+
+    _, seconds, _ = drawn(compared)
+
+    ends = (spread.mean - spread.deviation, spread.mean + spread.deviation)
+    assert heights(seconds) == pytest.approx([spread.mean, *ends])
+
+
+def test_curves_of_training_samples_are_not_drawn_beside_those_of_validation(compared, drawn):
+    (entry,) = compared.entries
+    first, *others = entry.runs
+    curve = replace(first.curve, what="training", accuracy=(0.999,) * len(first.curve.epochs))
+    first = replace(first, curve=curve)
+    both, training = replace(entry, runs=(first, *others)), replace(entry, runs=(first,))
+
+    learned, *_ = drawn(replace(compared, entries=(both, training)))
+    assert both.curve.what == "validation"
+    assert learned.get_ylabel() == "validation accuracy"
+    assert heights(learned) == list(both.curve.accuracy)
+
+    learned, *_ = drawn(replace(compared, entries=(training,)))
+    assert learned.get_ylabel() == "training accuracy, last block"
+    assert heights(learned) == list(curve.accuracy)
 
 
 def test_progress_goes_to_the_standard_error(tmp_path, capsys):

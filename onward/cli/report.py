@@ -27,6 +27,12 @@ LEAST_SHARE = 0.03
 LETTERS: dict[str, Any] = {"color": "white", "fontsize": 7, "clip_on": True}
 """How names of tasks are written."""
 
+SPREAD_OF_ERRORS = 4
+"""How many times the smallest error the largest is, where errors get a logarithmic scale."""
+
+TICKS = (0.01, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
+"""Accuracies that such a scale names."""
+
 MOST_RANKS = 64
 """Ranks that a picture shows; the lanes of more would be too thin to see."""
 
@@ -159,31 +165,36 @@ def draw_comparison(found: Comparison, path: Path) -> None:
     pyplot = _pyplot()
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
+    # Half an error is as close to none as a logarithm can come.
+    best = 1 - 0.5 / max(1, *(entry.samples.get("test", 0) for entry in found.entries))
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
     learned, *costs = axes
     paired = pyplot.get_cmap("tab20").colors
     # Dark ones first: a light one would look like the partner of a dark one.
     colours = (*paired[::2], *paired[1::2])
+    kinds = {entry.curve.what for entry in found.entries if entry.curve}
+    # The two kinds of curves would be read as one: training samples are learned by heart.
+    kind = "validation" if "validation" in kinds else "training"
     for number, entry in enumerate(found.entries):
         look = {"color": colours[number % len(colours)], "marker": "s" if entry.is_twin else "o"}
         curve, accuracy = entry.curve, entry.spread("accuracy")
-        if curve is not None:
-            line = "-" if curve.what == "validation" else ":"
-            shown = [100 * share for share in curve.accuracy]
-            learned.plot(curve.epochs, shown, line, color=look["color"])
+        if curve is not None and curve.what == kind:
+            shown = [min(share, best) for share in curve.accuracy]
+            learned.plot(curve.epochs, shown, color=look["color"])
         spent = entry.spread("core_seconds")
         if accuracy is None or spent is None:
             continue
         for axis, cost in zip(costs, (spent.mean, entry.training_flops), strict=True):
             if cost is not None:
-                error = None if accuracy.deviation is None else 100 * accuracy.deviation
+                mean = min(accuracy.mean, best)
                 label = entry.name if axis is costs[0] else None
-                axis.errorbar(
-                    cost, 100 * accuracy.mean, error, linestyle="none", label=label, **look
-                )
+                axis.plot(cost, mean, linestyle="none", label=label, **look)
+                if accuracy.deviation is not None:
+                    ends = (mean - accuracy.deviation, min(mean + accuracy.deviation, best))
+                    axis.plot((cost, cost), ends, color=look["color"])
     learned.set_xlabel("epochs")
     learned.xaxis.set_major_locator(MaxNLocator(integer=True))
-    learned.set_ylabel("accuracy, %")
+    learned.set_ylabel(f"{kind} accuracy" + (", last block" if kind == "training" else ""))
     for axis, unit in zip(costs, ("core-seconds of training", "FLOP of training"), strict=True):
         low, high = axis.get_xlim()
         if low <= 0 or high > 10 * low:
@@ -192,18 +203,31 @@ def draw_comparison(found: Comparison, path: Path) -> None:
             axis.xaxis.set_minor_formatter(NullFormatter())
         axis.xaxis.set_major_formatter(EngFormatter() if "FLOP" in unit else "{x:g}")
         axis.set_xlabel(unit)
-        axis.set_ylabel("test accuracy, %")
+        axis.set_ylabel("test accuracy")
     for axis in axes:
+        _scale_accuracy(axis)
         axis.spines[["top", "right"]].set_visible(False)
     runs = sorted({len(entry.runs) for entry in found.entries if entry.runs})
     text = f"{found.data}, n = {' or '.join(map(str, runs))}"
-    text += ". Left: on validation samples (lines), or of the last block in training (dotted). "
-    text += "Middle, right: mean and standard deviation"
+    text += ", mean and standard deviation" if max(runs, default=1) > 1 else ""
     figure.suptitle(text, x=0.01, ha="left", fontsize=9)
     handles, names = costs[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, path)
+
+
+def _scale_accuracy(axis: Any) -> None:
+    """Give a vertical axis percent, and a logarithmic scale of errors where they differ much."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    shares = [value for line in axis.lines for value in line.get_ydata()]
+    if shares and 1 - min(shares) > SPREAD_OF_ERRORS * (1 - max(shares)):
+        axis.set_yscale("logit")
+        axis.set_ylim(0.9 * min(shares), 1 - 0.7 * (1 - max(shares)))
+        axis.yaxis.set_major_locator(FixedLocator(TICKS))
+        axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
 
 
 def _pyplot() -> Any:
