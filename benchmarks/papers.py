@@ -30,6 +30,7 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 """What PFF compares, and what is changed for it."""
 
 OPTIMIZED = {"network.widths": (2000,) * 4}
+SHORT: dict[str, Any] = {"network.widths": (500,) * 4, "training.epochs": 15}
 CELLS = ("autoencoder", "denoising", "convolutional", "gan")
 
 
@@ -49,10 +50,33 @@ def pff(data: str, epochs: int, seeds: int) -> dict[str, Case]:
 
 def negatives(data: str, seeds: int) -> dict[str, Case]:
     """Return small networks of PFF with each way to choose wrong labels, by name."""
-    small: dict[str, Any] = {"network.widths": (500,) * 4, "training.epochs": 15}
     return {
-        f"{data}, negatives, {kind}": Case(data, "pff", small | {"network.negatives": kind}, seeds)
+        f"{data}, negatives, {kind}": Case(data, "pff", SHORT | {"network.negatives": kind}, seeds)
         for kind in get_args(Negatives)
+    }
+
+
+PLAIN: dict[str, Any] = {"data.standardize": "none"}
+WEAK: dict[str, Any] = {"network.label_strength": 1.0}
+PRINTED: dict[str, Any] = {"network.threshold": 20.0, "network.slope": 1.0, "optimizer.lr": 0.01}
+NEAR_CHANCE = {
+    "not standardized": PLAIN,
+    "weak label": WEAK,
+    "not standardized, weak label": PLAIN | WEAK,
+    "not standardized, weak label, printed": PLAIN | WEAK | PRINTED,
+}
+"""What may have left PFF's adaptive negatives at chance on CIFAR-10: pixels as they are, labels no
+larger than a pixel, threshold and learning rate as printed."""
+
+
+def near_chance() -> dict[str, Case]:
+    """Return small networks of PFF with adaptive and with random negatives, by name."""
+    return {
+        f"cifar10, {kind}, {name}": Case(
+            "cifar10", "pff", SHORT | changes | {"network.negatives": kind}, 1
+        )
+        for name, changes in NEAR_CHANCE.items()
+        for kind in ("adaptive", "random")
     }
 
 
@@ -102,6 +126,7 @@ CASES = {
     **pff("cifar10", FEWER_EPOCHS, 1),
     **negatives("mnist", 3),
     **negatives("cifar10", 1),
+    **near_chance(),
     **{
         f"{data}, uff, {cell}": Case(data, "uff", {"network.cell": cell})
         for data in ("mnist", "cifar10")
