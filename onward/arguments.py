@@ -15,7 +15,8 @@ TAKES = {
     "config": "an ow.RunConfig, such as ow.RunConfig(recipe='hinton'), or of a recipe of your own "
     "ow.RunConfig(method=recipe)",
     "data": "an ow.DataConfig, such as ow.DataConfig(name='mnist')",
-    "dataset": "an ow.Dataset: ow.dataset(x, y) makes one of arrays or tensors, and "
+    "dataset": "an ow.Dataset: ow.dataset(x, y) makes one of arrays, tensors or tables, "
+    "ow.dataset(loader) of a Dataset or DataLoader of torch, and "
     "ow.Dataset(training=ow.Batch(x, {'label': y}), ...) of batches",
     "folder": "a path",
     "input_shape": "a tuple of whole numbers, such as (1, 28, 28)",

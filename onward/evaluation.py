@@ -2,8 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from onward.batch import Batch
 from onward.data import Dataset
 from onward.data.labels import as_names, numbers_of
 from onward.data.numbers import Numbers, real
+from onward.data.tables import columns_listed
 from onward.errors import DataError
 from onward.networks import Network, in_chunks, passes
 from onward.readouts import Readout
@@ -192,12 +194,47 @@ def _perplexity(means: Mapping[str, float]) -> dict[str, float]:
     return {"perplexity": math.exp(min(means["nats"], MOST_NATS))} if "nats" in means else {}
 
 
-def renumbered(network: Network, dataset: Dataset) -> Dataset:
-    """Return a data set with its classes numbered as a network numbers them.
+def as_trained(network: Network, dataset: Dataset) -> Dataset:
+    """Return a data set with columns and classes in the order in which a network has them.
 
     Raises:
-        DataError: The classes are others.
+        DataError: A column is missing, or the classes are others.
     """
+    return _renumbered(network, _reordered(network, dataset))
+
+
+def _reordered(network: Network, dataset: Dataset) -> Dataset:
+    ours, theirs = network.inputs.feature_names, dataset.feature_names
+    if ours is None or theirs is None or ours == theirs:
+        return dataset
+    missing = [name for name in ours if name not in theirs]
+    if missing:
+        raise DataError(
+            f"{dataset.name} lacks {columns_listed(missing)} that the network was trained on. It "
+            f"has {columns_listed(theirs)}."
+        )
+    places = torch.tensor([theirs.index(name) for name in ours])
+
+    def own(batch: Batch) -> Batch:
+        return batch.replace(inputs=batch.tensor[:, places])
+
+    return _with_parts(dataset, own, feature_names=ours)
+
+
+def _with_parts(dataset: Dataset, own: Callable[[Batch], Batch], **changes: Any) -> Dataset:
+    """Return a data set with other batches."""
+    validation = dataset.validation
+    return replace(
+        dataset,
+        training=own(dataset.training),
+        validation=None if validation is None else own(validation),
+        test=own(dataset.test),
+        digest=None,
+        **changes,
+    )
+
+
+def _renumbered(network: Network, dataset: Dataset) -> Dataset:
     ours, theirs = network.class_names, dataset.class_names
     if ours == theirs or network.readout is None or "label" not in dataset.test.targets:
         return dataset
@@ -212,15 +249,7 @@ def renumbered(network: Network, dataset: Dataset) -> Dataset:
         named = np.array(theirs)[batch.label.numpy()]
         return batch.with_targets(label=numbers_of(ours, named, dataset.name))
 
-    return replace(
-        dataset,
-        training=own(dataset.training),
-        validation=None if dataset.validation is None else own(dataset.validation),
-        test=own(dataset.test),
-        num_classes=len(ours),
-        class_names=ours,
-        digest=None,
-    )
+    return _with_parts(dataset, own, num_classes=len(ours), class_names=ours)
 
 
 def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " samples"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onward.config import RunConfig
 from onward.data.labels import listed
+from onward.data.tables import columns_listed
 from onward.errors import OnwardError, OnwardWarning, SettingError, line_of_user, told
 from onward.inputs import CHUNK
 from onward.networks import Network
@@ -70,6 +71,7 @@ def fit_inputs(stages: Sequence[Stage], summary: DataSummary, standardize: Stand
                 f"{network.num_classes}. Give num_classes={summary.num_classes}."
             )
         _check_names(network, summary)
+        _check_columns(network, summary)
         if network.preprocessing is not networks[0].preprocessing:
             raise SettingError(
                 "The stages have networks with different preprocessing, and train the same "
@@ -109,6 +111,22 @@ def _check_names(network: Network, summary: DataSummary) -> None:
             f"The data name {len(theirs)} classes, and the network was built for "
             f"{network.num_classes}. Give num_classes={len(theirs)}."
         )
+
+
+def _check_columns(network: Network, summary: DataSummary) -> None:
+    """Refuse samples with other columns than those a network was trained on.
+
+    Raises:
+        SettingError: Their names are others, or in another order.
+    """
+    ours, theirs = network.inputs.feature_names, summary.inputs.feature_names
+    if ours is None or theirs is None or ours == theirs:
+        return
+    texts = " and ".join(columns_listed(names) for names in (ours, theirs))
+    raise SettingError(
+        f"The network was trained on other columns than the data have, or in another order: "
+        f"{texts}. Give ow.dataset the same columns, x[list(network.inputs.feature_names)]."
+    )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from onward.checkpoint import load
 from onward.data.dataset import Dataset
 from onward.data.numbers import Numbers
 from onward.errors import DataError, OnwardWarning, SettingError
-from onward.evaluation import Evaluation, checked_labels, renumbered
+from onward.evaluation import Evaluation, as_trained, checked_labels
 from onward.exits.answers import Answers
 from onward.exits.calibration import Calibrated, choose, held_out
 from onward.exits.macs import Like
@@ -67,7 +67,7 @@ def evaluate(
         DataError: Samples or classes are not like those of the training, or there are no classes.
     """
     asked = opened(trained, network)
-    batch = asked.checked(renumbered(asked, x).test if isinstance(x, Dataset) else x)
+    batch = asked.checked(as_trained(asked, x).test if isinstance(x, Dataset) else x)
     if y is not None:
         labels = checked_labels(asked, y, len(batch))
         batch = batch.with_targets(label=labels)

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from onward.arguments import fits
 from onward.batch import Batch, parts
 from onward.data.dataset import check_finite
 from onward.data.numbers import Numbers, real
+from onward.data.tables import in_order
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.settings import Standardize
 
@@ -164,6 +166,7 @@ class InputTransformation(nn.Module):
         mean: What is subtracted, of a shape that fits samples; None for nothing.
         std: What it is then divided by.
         reach: The most standard deviations that a training sample was from the mean.
+        feature_names: Names of the columns, where samples were rows of a table.
     """
 
     mean: Tensor | None
@@ -177,9 +180,11 @@ class InputTransformation(nn.Module):
         mean: Tensor | None = None,
         std: Tensor | None = None,
         reach: float | None = None,
+        feature_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
         self.kind, self.shape, self.span, self.reach = kind, shape, span, reach
+        self.feature_names = feature_names
         # Saved by `get_extra_state`, since a network that is built does not know their shapes.
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -231,17 +236,18 @@ class InputTransformation(nn.Module):
         arrays = [found.get(name) for name in ("mean", "std")]
         tensors = [None if a is None else torch.tensor(a[1]).view(a[0]) for a in arrays]
         other = InputTransformation.from_json(found, *tensors)
-        self.kind, self.shape, self.span, self.reach = (
-            other.kind,
-            other.shape,
-            other.span,
-            other.reach,
-        )
-        self.mean, self.std = other.mean, other.std
+        for name in (*self.to_json(), "mean", "std"):
+            setattr(self, name, getattr(other, name))
 
     def to_json(self) -> dict[str, Any]:
         """Return it without the arrays, as plain data."""
-        return {"kind": self.kind, "shape": self.shape, "span": self.span, "reach": self.reach}
+        return {
+            "kind": self.kind,
+            "shape": self.shape,
+            "span": self.span,
+            "reach": self.reach,
+            "feature_names": self.feature_names,
+        }
 
     @staticmethod
     def from_json(
@@ -263,16 +269,20 @@ class InputTransformation(nn.Module):
         if len(arrays) == 1 or (arrays and shape is None):
             raise ValueError("mean and std go together, with the shape of a sample")
         for array in arrays:
-            fits = len(array.shape) == len(shape or ()) and all(
+            is_alike = len(array.shape) == len(shape or ()) and all(
                 n in (1, m) for n, m in zip(array.shape, shape or (), strict=True)
             )
-            if not fits or array.dtype != torch.float32 or not array.isfinite().all():
+            if not is_alike or array.dtype != torch.float32 or not array.isfinite().all():
                 raise ValueError("mean and std are no float32 for the shape of a sample")
         if std is not None and not (std > 0).all():
             raise ValueError("a std is not above 0")
         reach = found.get("reach")
         reach = None if reach is None else float(reach)
-        return InputTransformation(kind, shape, span, mean, std, reach)
+        names = found.get("feature_names")
+        if names is not None and (not fits(names, list[str]) or shape != (len(names),)):
+            raise ValueError(f"feature_names is {names!r}, for samples of shape {shape}")
+        names = None if names is None else tuple(names)
+        return InputTransformation(kind, shape, span, mean, std, reach, names)
 
     def extra_repr(self) -> str:
         """Return what it is, but for the arrays."""
@@ -322,7 +332,7 @@ class InputTransformation(nn.Module):
 
     def _tensor(self, x: Numbers, what: str) -> Tensor:
         """Return an array as a tensor: integers stay what they are where the network needs that."""
-        array = real(x, what)
+        array = real(in_order(x, self.feature_names, what), what)
         # A copy where the array is read-only, as that of a data frame may be.
         found = torch.from_numpy(array if array.flags.writeable else array.copy())
         if tuple(found.shape) == self.shape:

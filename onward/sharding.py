@@ -303,6 +303,7 @@ def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -
         "validation_rows": [counted(shard.validation) for shard in shards.values()],
         "classes": classes,
         "class_names": dataset.class_names,
+        "feature_names": dataset.feature_names,
         "shapes": {
             name: list(tensor.shape[1:])
             for name, tensor in training.tensors().items()
@@ -337,6 +338,12 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         raise DataError(
             f"The ranks have different classes: {told}. Name all classes in the data of each, as "
             f"class_names."
+        )
+    columns = [note["feature_names"] for note in notes]
+    if any(names != columns[0] for names in columns):
+        raise DataError(
+            "The ranks have rows with other names of columns, or in another order. Give all the "
+            "same columns in the same order."
         )
     kinds = sorted({note["kind"] for note in notes})
     if len(kinds) > 1:
@@ -377,4 +384,7 @@ def _transformation(config: RunConfig, notes: Sequence[dict[str, Any]]) -> Input
     if kind == "kept":
         return InputTransformation(kind, shapes[0] if len(shapes) == 1 else None)
     moments = Moments.merged([Moments.from_json(m) for note in notes for m in note["moments"]])
-    return InputTransformation.fitted(config.data.standardize, kind, shapes[0], by, moments)
+    inputs = InputTransformation.fitted(config.data.standardize, kind, shapes[0], by, moments)
+    names = notes[0]["feature_names"]
+    inputs.feature_names = None if names is None else tuple(names)
+    return inputs

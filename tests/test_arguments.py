@@ -196,7 +196,7 @@ def test_a_sampler_makes_the_views_that_it_names(made, says):
     ],
 )
 def test_what_is_no_data_set_is_refused_with_how_to_make_one(dataset):
-    says = "ow.train: dataset must be an ow.Dataset: ow.dataset(x, y) makes one of arrays or tens"
+    says = "ow.train: dataset must be an ow.Dataset: ow.dataset(x, y) makes one of arrays, tensor"
 
     refuses(lambda: train(dataset=dataset), says)
 

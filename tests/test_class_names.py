@@ -10,7 +10,7 @@ from commands import onward
 import onward as ow
 from onward import standalone
 from onward.errors import DataError, FileError, SettingError
-from onward.evaluation import renumbered
+from onward.evaluation import as_trained
 
 WORDS = ("cat", "dog", "eel")
 SHORT = ow.TrainingConfig(epochs=60, batch_size=10, precision="fp32")
@@ -292,7 +292,7 @@ def test_all_samples_are_renumbered_with_those_of_the_test():
     some = y != "cat"
     x, y = x[some], y[some]
 
-    found = renumbered(network, ow.dataset(x, y, x_val=x, y_val=y, x_test=x, y_test=y))
+    found = as_trained(network, ow.dataset(x, y, x_val=x, y_val=y, x_test=x, y_test=y))
 
     for batch in (found.training, found.validation, found.test):
         assert np.array(WORDS)[batch.label].tolist() == y.tolist()

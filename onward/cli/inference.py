@@ -22,7 +22,7 @@ from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
 from onward.data.labels import class_name
 from onward.errors import DataError, FileError, SettingError
-from onward.evaluation import block_metrics, renumbered
+from onward.evaluation import as_trained, block_metrics
 from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
@@ -176,7 +176,7 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
             f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
             f"tell {network.num_classes} apart."
         )
-    return network, renumbered(network, dataset), config
+    return network, as_trained(network, dataset), config
 
 
 def _load(options: argparse.Namespace, call: str) -> tuple[Network, Recipe | None]:

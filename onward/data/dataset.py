@@ -3,11 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Pairs
 
 from onward.batch import Batch, parts
 from onward.data.labels import (
@@ -15,8 +18,10 @@ from onward.data.labels import (
     read_labels,
     whole_numbers,
 )
+from onward.data.loaders import is_loader, read_pairs
 from onward.data.numbers import Numbers, real
 from onward.data.splits import hold_out
+from onward.data.tables import column_names, in_order
 from onward.digests import tensors_sha256
 from onward.errors import DataError
 
@@ -68,6 +73,9 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     """Name of each class; None where they have numbers only."""
 
+    feature_names: tuple[str, ...] | None = None
+    """Names of the columns, where samples are rows of a table."""
+
     is_image: bool = False
     """Whether an embedded label overwrites the first pixels. Otherwise it comes before them."""
 
@@ -86,6 +94,12 @@ class Dataset:
             raise DataError(
                 f"{self.name}: there are {len(names)} class_names, and num_classes is "
                 f"{self.num_classes}."
+            )
+        columns = self.feature_names
+        if columns is not None and self.input_shape != (len(columns),):
+            raise DataError(
+                f"{self.name}: there are {len(columns)} feature_names, and samples have the shape "
+                f"{self.input_shape}."
             )
         if self.training.ids is None:
             ids = torch.arange(len(self.training))
@@ -140,7 +154,7 @@ class Dataset:
 
 
 def from_arrays(
-    x: Numbers,
+    x: Numbers | Pairs[Any] | DataLoader[Any],
     y: Numbers = None,
     *,
     x_val: Numbers | None = None,
@@ -159,10 +173,15 @@ def from_arrays(
     """Make a data set of arrays or tensors, and check that it can be learned from.
 
     Args:
-        x: Rows, of any further shape and any real type. Type uint8 is taken for pixels, which a
-            network sees divided by 255; all other types become float32. Images are channels first.
+        x: Rows, of any further shape and any real type: an array, a tensor, nested lists, a table
+            of pandas or polars, whose column names are kept, or a sparse matrix of scipy, of which
+            the zeros are written out. Or a `Dataset` or `DataLoader` of torch, which is read
+            through once, and brings the classes; so may `x_val` and `x_test`. Type uint8 is taken
+            for pixels, which a network sees divided by 255; all other types become float32. Images
+            are channels first.
         y: Class of each row: whole numbers from 0, in any real type, or names.
-        x_val: Validation rows, like `x`. None: some training rows are held out, see `ow.train`.
+        x_val: Validation rows, like `x`; columns of tables may come in another order. None: some
+            training rows are held out, see `ow.train`.
         y_val: Class of each validation row.
         x_test: Test rows, like `x`. None: test rows are taken from `x`, by class.
         y_test: Class of each test row.
@@ -184,6 +203,10 @@ def from_arrays(
         >>> dataset.num_rows, dataset.input_shape, dataset.num_classes, len(dataset.x_test)
         (8, (10,), 2, 2)
     """
+    x, y = _read(x, y, f"{name}: x")
+    x_val, y_val = _read(x_val, y_val, f"{name}: x_val")
+    x_test, y_test = _read(x_test, y_test, f"{name}: x_test")
+    columns = column_names(x)
     inputs = rows(x, f"{name}: x")
     if y is None:
         raise DataError(
@@ -202,7 +225,8 @@ def from_arrays(
                 f"to have such rows taken from x."
             )
         if x_part is not None and y_part is not None:
-            others[part] = rows(x_part, f"{name}: x_{part}")
+            what = f"{name}: x_{part}"
+            others[part] = rows(in_order(x_part, columns, what), what)
             _check_alike(inputs, others[part], f"{name}: rows of x", f"x_{part}")
             labels[f"y_{part}"] = (y_part, len(others[part]))
     all_labels, num_classes, class_names = read_labels(
@@ -226,10 +250,20 @@ def from_arrays(
         test=batches["test"],
         num_classes=num_classes,
         class_names=class_names,
+        feature_names=columns,
         is_image=is_image,
         groups=group_of,
         has_own_test="test" in others,
     )
+
+
+def _read(x: Any, y: Numbers, what: str) -> tuple[Numbers, Numbers]:
+    """Return samples and classes, from a data set or loader of torch where there is one."""
+    if not is_loader(x):
+        return x, y
+    if y is not None:
+        raise DataError(f"{what} is a {type(x).__name__}, which brings the classes. Leave out y.")
+    return read_pairs(x, what)
 
 
 def _is_image(shape: tuple[int, ...], is_image: bool | None, name: str) -> bool:

@@ -7,10 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onward.data.tables import densified, is_sparse, is_table, table_numbers
 from onward.errors import DataError
 
 Numbers = Any
-"""What a user may hand over: a tensor, or whatever numpy makes an array of real numbers of."""
+"""What a user may hand over: a tensor, a table with columns, a sparse matrix of scipy, or whatever
+numpy makes an array of real numbers of."""
 
 
 def check_no_mask(values: Any, what: str) -> None:
@@ -30,18 +32,21 @@ def real(values: Numbers, what: str) -> NDArray[Any]:
     """Return numbers as an array, without a copy where they are one.
 
     Raises:
-        DataError: They are no real numbers.
+        DataError: They are no real numbers, or too many of a sparse matrix.
     """
+    if is_table(values):
+        values = table_numbers(values, what)
+    elif is_sparse(values):
+        values = densified(values, what)
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         # NumPy has no bfloat16.
         values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
     elif not isinstance(values, np.ndarray):
         if not hasattr(values, "__array__") and not isinstance(values, list | tuple):
-            advice = " Call its toarray()." if hasattr(values, "toarray") else ""
             raise DataError(
-                f"{what} is a {type(values).__name__}, and an array or a tensor of all samples is "
-                f"needed.{advice}"
+                f"{what} is a {type(values).__name__}, and an array, a tensor or a table of all "
+                f"samples is needed."
             )
         try:
             values = np.asarray(values)

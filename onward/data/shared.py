@@ -32,6 +32,7 @@ def write_shared(dataset: Dataset, path: Path) -> None:
         "name": dataset.name,
         "num_classes": dataset.num_classes,
         "class_names": dataset.class_names,
+        "feature_names": dataset.feature_names,
         "is_image": dataset.is_image,
         "digest": dataset.sha256(),
     }
@@ -42,7 +43,8 @@ def read_shared(path: Path) -> Dataset:
     """Read what `write_shared` has written; pages are read as they are needed, once a machine."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["dataset"])
-        header["class_names"] = header["class_names"] and tuple(header["class_names"])
+        for name in ("class_names", "feature_names"):
+            header[name] = header[name] and tuple(header[name])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def batch(part: str) -> Batch:

@@ -1,0 +1,239 @@
+"""Tables and sparse matrices as samples: their columns by name, and what is refused."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+import onward as ow
+from onward.data import read_shared, tables, write_shared
+from onward.data.numbers import real
+from onward.data.tables import in_order, table_numbers
+from onward.inputs import InputTransformation
+
+pandas = pytest.importorskip("pandas")
+
+ROWS = 60
+Y = np.where(np.arange(ROWS) % 2, "yes", "no")
+
+
+def people(rows=ROWS):
+    """Columns of three types, of which age tells the classes apart."""
+    random = np.random.default_rng(0)
+    return pandas.DataFrame(
+        {
+            "age": random.normal(3 * (Y[:rows] == "yes"), 1),
+            "children": random.integers(0, 4, rows),
+            "member": random.random(rows) < 0.5,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    dataset = ow.dataset(people(), Y, name="people")
+    network = ow.mlp((3,), num_classes=2, widths=(16, 16))
+    ow.train(network, dataset, training=ow.TrainingConfig(epochs=3, batch_size=10))
+    return network, dataset
+
+
+def test_columns_become_numbers_and_are_remembered_by_name(trained):
+    network, dataset = trained
+
+    table = people()
+    expected = np.stack([table[name].to_numpy(float) for name in table], axis=1)
+    whole = torch.cat([dataset.x, dataset.x_test])
+    assert sorted(map(tuple, whole.tolist())) == sorted(
+        map(tuple, expected.astype(np.float32).tolist())
+    )
+    assert dataset.feature_names == network.inputs.feature_names == ("age", "children", "member")
+
+
+def test_columns_in_another_order_and_others_beside_them_change_no_score(trained):
+    network, _ = trained
+    table = people()
+    expected = network.scores(table.to_numpy(np.float32)).network
+
+    shuffled = table.assign(city="Rome")[["city", "member", "age", "children"]]
+
+    assert torch.equal(network.scores(table).network, expected)
+    assert torch.equal(network.scores(shuffled).network, expected)
+
+
+def test_tables_of_polars_are_read_too(trained):
+    polars = pytest.importorskip("polars")
+    network, _ = trained
+    table = people()
+
+    other = polars.DataFrame({name: table[name].to_numpy() for name in reversed(table.columns)})
+
+    assert torch.equal(network.scores(other).network, network.scores(table).network)
+
+
+def test_a_column_that_is_missing_is_refused(trained):
+    network, _ = trained
+
+    with pytest.raises(ow.DataError, match=r"x lacks the columns 'children', 'member', which .*"):
+        network.predict(people()[["age"]])
+
+
+def test_columns_without_names_are_taken_in_their_order(trained):
+    network, _ = trained
+    table = people()
+    expected = network.scores(table).network
+
+    table.columns = range(3)
+
+    assert torch.equal(network.scores(table).network, expected)
+    assert ow.dataset(table, Y).feature_names is None
+
+
+def test_names_of_columns_are_saved_and_loaded(trained, tmp_path):
+    network, _ = trained
+    ow.save(network, tmp_path / "m.safetensors")
+
+    loaded = ow.load(tmp_path / "m.safetensors")
+
+    assert loaded.inputs.feature_names == ("age", "children", "member")
+    with pytest.raises(ow.DataError, match="lacks the column 'age'"):
+        loaded.predict(people()[["children", "member"]])
+
+
+def test_names_of_columns_are_in_the_state_dict(trained):
+    network, _ = trained
+    other = ow.mlp((3,), num_classes=2, widths=(16, 16))
+
+    other.load_state_dict(network.state_dict())
+
+    assert other.inputs.feature_names == ("age", "children", "member")
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", 1, "c"], "abc"])
+def test_names_that_do_not_fit_are_refused_in_a_file(names):
+    found = InputTransformation("numbers", (3,)).to_json() | {"feature_names": names}
+
+    with pytest.raises(ValueError, match="feature_names is"):
+        InputTransformation.from_json(found, None, None)
+
+
+def test_data_in_another_order_are_evaluated_as_those_of_the_training(trained):
+    network, dataset = trained
+    shuffled = ow.dataset(people()[["member", "children", "age"]], Y)
+
+    found = ow.evaluate(network, shuffled)
+
+    assert found.correct == ow.evaluate(network, dataset).correct
+    assert found.rows == 12
+
+
+def test_data_that_lack_a_column_are_not_evaluated(trained):
+    network, _ = trained
+
+    with pytest.raises(ow.DataError, match="lacks the column 'member' that the network was"):
+        ow.evaluate(network, ow.dataset(people()[["age", "children"]], Y))
+
+
+def test_further_training_with_columns_in_another_order_is_refused(trained):
+    network, _ = trained
+    shuffled = ow.dataset(people()[["member", "children", "age"]], Y)
+
+    with pytest.raises(ow.SettingError, match="other columns than the data have, or in another"):
+        ow.train(network, shuffled)
+    assert network.inputs.feature_names == ("age", "children", "member")
+
+
+def test_test_samples_may_have_columns_in_another_order():
+    table = people()
+
+    dataset = ow.dataset(table, Y, x_test=table[["member", "age", "children"]], y_test=Y)
+
+    assert torch.equal(dataset.x, dataset.x_test)
+    with pytest.raises(ow.DataError, match="arrays: x_val lacks the column 'age'"):
+        ow.dataset(table, Y, x_val=table[["member", "children"]], y_val=Y)
+
+
+def test_names_of_columns_reach_processes_that_share_data(tmp_path, trained):
+    _, dataset = trained
+    dataset = ow.dataset(people(), Y, x_val=people(), y_val=Y)
+
+    write_shared(dataset, tmp_path / "shared")
+
+    assert read_shared(tmp_path / "shared").feature_names == dataset.feature_names
+
+
+def test_a_data_set_has_a_name_for_each_column():
+    batch = ow.Batch(torch.zeros(4, 3), {"label": torch.arange(4) % 2})
+
+    with pytest.raises(ow.DataError, match=r"2 feature_names, and samples have the shape \(3,\)"):
+        ow.Dataset(training=batch, test=batch, num_classes=2, feature_names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"city": ["a", "b"], "n": [1, 2]}, "t has no numbers in the column 'city'. Leave them"),
+        ({"n": [1.0, None]}, "t: 1 values are missing, in the column 'n', the first in row 1. F"),
+        ({"n": [None, True]}, "t: 1 values are missing, in the column 'n', the first in row 0."),
+        ({"at": np.array(["2020", "2021"], "datetime64[s]")}, "t has no numbers in the column 'at"),
+        ({f"c{n}": ["x"] for n in range(9)}, "'c0', 'c1', 'c2', 'c3', 'c4', ... (9 columns)"),
+    ],
+)
+def test_columns_that_are_no_numbers_are_refused(columns, message):
+    with pytest.raises(ow.DataError) as refused:
+        table_numbers(pandas.DataFrame(columns), "t")
+
+    assert message in str(refused.value)
+
+
+def test_missing_values_of_nullable_types_are_refused():
+    table = pandas.DataFrame({"n": pandas.array([1, None, 3], dtype="Int64")})
+
+    with pytest.raises(ow.DataError, match="values are missing, in the column 'n', the first in r"):
+        table_numbers(table, "t")
+
+
+def test_two_columns_of_one_name_are_refused():
+    table = pandas.concat([people(), people()], axis=1)
+
+    with pytest.raises(ow.DataError, match="x has 2 columns with the name 'age'"):
+        ow.dataset(table, Y)
+    with pytest.raises(ow.DataError, match="x has 2 columns with the name 'age'"):
+        in_order(table, ("member",), "x")
+
+
+def test_a_table_that_is_too_wide_is_refused(monkeypatch):
+    monkeypatch.setattr(tables, "MOST_COLUMNS", 2)
+
+    with pytest.raises(ow.DataError, match="x has 3 columns, more than the 2 that are taken"):
+        ow.dataset(people(), Y)
+
+
+def test_bytes_are_pixels_only_where_all_columns_are():
+    pixels = pandas.DataFrame({"a": np.uint8([0, 255]), "b": np.uint8([255, 0])})
+
+    assert real(pixels, "x").dtype == np.uint8
+    assert real(pixels.assign(b=[True, False]), "x").dtype == np.float32
+
+
+def test_a_series_of_names_gives_classes():
+    dataset = ow.dataset(people(), pandas.Series(Y, dtype="category"))
+
+    assert dataset.class_names == ("no", "yes")
+
+
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.coo_matrix])
+def test_sparse_matrices_are_written_out(kind, trained):
+    network, _ = trained
+    dense = people().to_numpy(np.float32)
+
+    dataset = ow.dataset(kind(dense), Y)
+
+    assert dataset.x.shape == (48, 3)
+    assert torch.equal(network.scores(kind(dense)).network, network.scores(dense).network)
+
+
+def test_a_sparse_matrix_without_room_for_its_zeros_is_refused():
+    matrix = scipy.sparse.csr_array((10**6, 10**8), dtype=np.float32)
+
+    with pytest.raises(ow.DataError, match=r"is sparse, of shape .* it takes 400,000.0 GB, and"):
+        ow.dataset(matrix, np.arange(10**6) % 2)
