@@ -359,8 +359,8 @@ class InputTransformation(nn.Module):
         elif math.prod(shape) == math.prod(self.shape):
             advice = f"Reshape them: x.reshape(-1, {', '.join(map(str, self.shape))})."
         raise DataError(
-            f"The samples {what} have shape {shape}, and the network was trained on samples of "
-            f"shape {self.shape}. {advice}"
+            f"{what} has samples of shape {shape}, and the network was trained on samples of shape "
+            f"{self.shape}. {advice}"
         )
 
     def _check_span(self, x: Tensor) -> None:

@@ -81,6 +81,7 @@ def load_data(config: RunConfig, rank: int) -> Dataset:
     """Load the data of a rank: all samples, or its own shard where the name holds `{rank}`."""
     if SHARED in os.environ:
         return datasets.read_shared(Path(os.environ[SHARED]))
+    label = config.data.label
     dataset = datasets.load(
         config.data.name.replace("{rank}", str(rank)),
         data_dir=config.data.dir,
@@ -88,6 +89,7 @@ def load_data(config: RunConfig, rank: int) -> Dataset:
         test=config.data.test,
         allow_one_class=is_private(config),
         context=config.data.context,
+        label=label and label.replace("{rank}", str(rank)),
     )
     for name, is_idle in (
         ("test", dataset.has_own_test),

@@ -22,12 +22,12 @@ from onward.onnx_files import run_exported
     [
         (
             np.zeros((2, 3)),
-            r"The samples x have shape \(3,\), and the network was trained on samples",
+            r"x has samples of shape \(3,\), and the network was trained on samples",
         ),
         (np.zeros((2, 16)), r"Reshape them: x.reshape\(-1, 1, 4, 4\)"),
         (np.full((1, 1, 4, 4), np.nan), "x holds 16 values that are NaN or infinite"),
         (np.array([["a"]]), "x holds values of type <U1. It needs real numbers"),
-        ({"x": 1}, "x is a dict, and an array or a tensor of all samples is needed"),
+        ({"x": 1}, "x is a dict, and an array, a tensor or a table of all samples is needed"),
         ("x", "x is a str, and an array"),
     ],
 )
@@ -152,7 +152,7 @@ def test_networks_for_images_of_any_size_are_asked_about_other_sizes():
     ow.train(network, ow.dataset(draw().random((60, 1, 8, 8)), classes()), training=SHORT)
 
     assert len(network.predict(draw().random((5, 1, 12, 12)))) == 5
-    with pytest.raises(DataError, match=r"The samples x have shape \(2, 12, 12\)"):
+    with pytest.raises(DataError, match=r"x has samples of shape \(2, 12, 12\)"):
         network.predict(draw().random((5, 2, 12, 12)))
 
 

@@ -294,11 +294,13 @@ def test_one_array_with_the_name_of_an_npz_file_is_refused(tmp_path):
         load(str(tmp_path / "own.npz"))
 
 
-def test_a_file_that_does_not_end_in_npz_is_refused(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "own.xls").write_text("")
+
     with pytest.raises(
-        DataError, match=r"own.csv ends neither in .npz nor in .txt, .* numpy.savez\('data.npz'"
+        DataError, match=r"no data set .*own.xls.* paths that end in .npz, .npy, .cs"
     ):
-        load(str(tmp_path / "own.csv"))
+        load(str(tmp_path / "own.xls"))
 
 
 def test_an_npz_file_that_is_not_there_is_an_error_that_names_it(tmp_path):

@@ -12,7 +12,12 @@ from onward.recipes import RECIPES, Recipe
 from onward.recipes.user import is_named, load_recipe
 
 FLAGS = {
-    "--data": ("data.name", "a name that `onward data` lists, or a path to an .npz or .txt file"),
+    "--data": (
+        "data.name",
+        "a name that `onward data` lists, a file (.npz, .npy, .csv, "
+        ".parquet, .txt), or a folder of images by class",
+    ),
+    "--label": ("data.label", "column of a table with the classes; for .npy, the file with them"),
     "--data-dir": ("data.dir", "folder with data sets (or the variable ONWARD_DATA)"),
     "--validation": ("data.validation", "training rows kept apart: a share, or a number; 0: none"),
     "--shift": (

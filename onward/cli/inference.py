@@ -20,6 +20,7 @@ from onward.batch import Batch, mapped
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
+from onward.data.catalog import takes_label
 from onward.data.labels import class_name
 from onward.errors import DataError, FileError, SettingError
 from onward.evaluation import as_trained, block_metrics
@@ -163,6 +164,9 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
     config = read_run(settings, recipe, may_differ=options.changed_recipe)
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
+    if changes["data.name"] is not None:
+        label = options.label or (config.data.label if takes_label(config.data.name) else None)
+        config = config.with_settings({"data.label": label})
     torch.set_num_threads(config.training.threads)
     if network.readout is None:
         raise SettingError(
@@ -170,7 +174,7 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
             f"training. The network that the last stage ends with is in the folder of the run."
         )
     dataset = sharding.load_data(config, 0)
-    network.checked(dataset.test, f"of {dataset.name}")
+    network.checked(dataset.test, dataset.name)
     if dataset.num_classes > network.num_classes:
         raise DataError(
             f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
@@ -268,7 +272,9 @@ def predict_command(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix != ".npz":
         raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
     network, _ = _load(options, f'onward.load("{options.run}", network).predict(x)')
-    x = network.checked(data.read_rows(options.input), f"of {options.input}")
+    channels = network.inputs.shape[0] if network.inputs.shape else None
+    asked, files = data.read_asked(options.input, channels=channels)
+    x = network.checked(asked, str(options.input))
     torch.set_num_threads(1)
     is_run = options.run.is_dir() and not options.full_depth
     calibrated = runs.read_exits(options.run, network) if is_run else None
@@ -283,6 +289,7 @@ def predict_command(options: argparse.Namespace) -> None:
     if options.out is not None:
         arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
         arrays |= {"labels": network.named(labels), "scores": scores.numpy()}
+        arrays |= {} if files is None else {"files": np.array(files)}
         runs.write_atomically(options.out, lambda file: np.savez(file, **arrays))
         what = "labels and scores" if calibrated is None else "labels, scores and exits"
         print(f"{len(labels):,} {what} in {options.out}")
@@ -290,13 +297,12 @@ def predict_command(options: argparse.Namespace) -> None:
     try:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         names = [f"score_{c}" for c in network.class_names or range(network.num_classes)]
-        writer.writerow(["label", *columns, *names])
-        others = [column.tolist() for column in columns.values()]
+        first = {} if files is None else {"file": files}
+        first |= {"label": network.named(labels).tolist()}
+        first |= {name: column.tolist() for name, column in columns.items()}
+        writer.writerow([*first, *names])
         writer.writerows(
-            [label, *rest, *row]
-            for label, *rest, row in zip(
-                network.named(labels).tolist(), *others, scores.tolist(), strict=True
-            )
+            [*own, *row] for *own, row in zip(*first.values(), scores.tolist(), strict=True)
         )
         sys.stdout.flush()
     except BrokenPipeError:

@@ -136,7 +136,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="a recipe, FILE.py:FUNCTION, a TOML run file, or the folder of a finished run; the "
         "first three may go on with settings of their own, as in pff:network.negatives=random",
     )
-    for flag in ("--data", "--data-dir", "--validation", "--epochs", "--seed"):
+    for flag in ("--data", "--data-dir", "--label", "--validation", "--epochs", "--seed"):
         add_flag(parser, flag)
     add_set(parser, "any setting, of all recipes that have it")
     parser.add_argument(
@@ -174,6 +174,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="NAME", help="another data set than that of the run: its test samples"
     )
+    parser.add_argument(
+        "--label", metavar="NAME", help="see `onward train`; default: that of the run"
+    )
     parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
     parser.add_argument(
         "--measure", action="store_true", help="also time batches of 1, 32 and 1,024 samples here"
@@ -186,7 +189,11 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model file")
     add_recipe(parser)
     parser.add_argument(
-        "input", type=Path, metavar="INPUT.npz", help="file with the samples as its member `x`"
+        "input",
+        type=Path,
+        metavar="INPUT",
+        help="samples: an .npz file with the member `x`, an .npy, .csv or .parquet file, an image, "
+        "or a folder of images",
     )
     parser.add_argument(
         "--out",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from onward.names import on_demand
 
 if TYPE_CHECKING:
-    from onward.data.arrays import read_rows
+    from onward.data.asked import read_asked
     from onward.data.catalog import load
     from onward.data.dataset import (
         DataInfo,
@@ -22,7 +22,7 @@ else:
     __getattr__, __dir__ = on_demand(
         __name__,
         {
-            "onward.data.arrays": ("read_rows",),
+            "onward.data.asked": ("read_asked",),
             "onward.data.catalog": ("load",),
             "onward.data.dataset": (
                 "DataInfo",
@@ -48,7 +48,7 @@ __all__ = [
     "is_channels_last",
     "Listing",
     "load",
-    "read_rows",
+    "read_asked",
     "read_shared",
     "shards",
     "split_validation",

@@ -1,4 +1,4 @@
-"""Data of one's own: arrays in an .npz file."""
+"""Data of one's own: arrays in .npz and .npy files."""
 
 import difflib
 import math
@@ -17,9 +17,8 @@ from numpy.lib.format import (
 )
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
-from torch import Tensor
 
-from onward.data.dataset import Dataset, from_arrays, rows
+from onward.data.dataset import Dataset, from_arrays
 from onward.errors import DataError
 
 NEEDED = {"x": "rows", "y": "labels"}
@@ -44,11 +43,6 @@ def read_npz(
         DataError: The file is missing, damaged or of another kind, a member is missing or holds
             Python objects, or the arrays cannot be learned from.
     """
-    if path.suffix != ".npz":
-        raise DataError(
-            f"{path} ends neither in .npz nor in .txt, and nothing else is read. "
-            f"Save it with numpy.savez('data.npz', x=rows, y=labels)."
-        )
     members = read_members(path, tuple(NEEDED), OPTIONAL, is_ours=True)
     num_classes = members.get("num_classes")
     if num_classes is not None and (num_classes.size != 1 or num_classes.dtype.kind not in "iu"):
@@ -79,13 +73,59 @@ def read_npz(
     )
 
 
-def read_rows(path: Path) -> Tensor:
-    """Read rows to be classified: the member `x` of an .npz file.
+def read_npy_pair(
+    path: Path,
+    *,
+    label: str | None,
+    test: float | int = 0.2,
+    split_seed: int = 0,
+    allow_one_class: bool = False,
+) -> Dataset:
+    """Read a data set from two .npy files, of samples and of their classes.
+
+    Args:
+        path: The file of the samples.
+        label: The file of the classes, one a sample.
+        test: See `from_arrays`, as for the others.
+        split_seed: Decides which rows are test rows.
+        allow_one_class: Whether all training rows may have the same class.
 
     Raises:
-        DataError: The file or its member cannot be read, or holds what is not finite.
+        DataError: A file cannot be read, or the arrays cannot be learned from.
     """
-    return rows(read_members(path, ("x",))["x"], f"{path}: x")
+    if label is None:
+        raise DataError(
+            f"{path} has samples. Name the .npy file with their classes as label (--label FILE)."
+        )
+    return from_arrays(
+        read_npy(path),
+        read_npy(Path(label).expanduser()),
+        name=path.name,
+        test=test,
+        split_seed=split_seed,
+        allow_one_class=allow_one_class,
+    )
+
+
+def read_npy(path: Path) -> NDArray[Any]:
+    """Read the array of an .npy file, which is never unpickled; its memory is that of the file.
+
+    Raises:
+        DataError: The file is missing, damaged, or holds Python objects.
+    """
+    try:
+        # What the header announces is held against the length of the file.
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # What damaged files raise has no common base.
+        raise DataError(
+            f"{path} cannot be read as an .npy file ({error}). It must be an array of numbers or "
+            f"texts, as numpy.save writes it; Python objects are never unpickled."
+        ) from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path} is no .npy file. Save one array with numpy.save.")
+    return found
 
 
 def read_members(
@@ -153,8 +193,11 @@ def _check_known(path: Path, members: Sequence[str], optional: Sequence[str]) ->
 
 
 def row_shape(path: Path) -> tuple[int, ...] | None:
-    """Return the shape of a row of an .npz file, from its header; None where there is none."""
+    """Return the shape of a row of an .npz or .npy file, from its header; None without one."""
     try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                return _announced(file)[0][1:]
         with ZipFile(path) as archive, archive.open("x.npy") as member:
             return _announced(member)[0][1:]
     except Exception:  # What damaged archives raise has no common base; loading says what it is.

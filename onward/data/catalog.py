@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from onward.data import arrays, cifar, idx, mitbih
-from onward.data.arrays import read_npz
+from onward.data import arrays, cifar, idx, mitbih, table_files
+from onward.data.arrays import read_npy_pair, read_npz
 from onward.data.dataset import Dataset, from_arrays
+from onward.data.images import read_images
 from onward.data.published import PUBLISHED, folders_to_search, locate
 from onward.data.text import read_text
 from onward.errors import DataError
@@ -23,6 +25,12 @@ _READERS: dict[str, Callable[[Path], Dataset]] = {
 NAMES = ("digits", *PUBLISHED)
 """Names that `load` knows."""
 
+TAKES_LABEL = (".npy", *table_files.SUFFIXES)
+"""Endings of files that do not say what the classes are."""
+
+PATHS = "paths that end in .npz, .npy, .csv, .parquet or .txt, or to a folder of images"
+"""What else it knows."""
+
 
 def load(
     name: str,
@@ -32,6 +40,7 @@ def load(
     test: float | int = 0.2,
     allow_one_class: bool = False,
     context: int = 128,
+    label: str | None = None,
 ) -> Dataset:
     """Load a data set.
 
@@ -40,12 +49,13 @@ def load(
 
     Args:
         name: digits, mnist, fashion-mnist, cifar10, mitbih, mitbih-intervals, or a path that
-            ends in .npz or .txt.
+            ends in .npz, .npy, .csv, .parquet or .txt, or to a folder of images by class.
         data_dir: Folder that holds published data sets.
         split_seed: Decides which rows are test rows where the data bring none of their own.
         test: Share of the rows, or number, that are test rows there.
-        allow_one_class: Whether all rows of an .npz file may have the same class.
+        allow_one_class: Whether all rows of a file may have the same class.
         context: Bytes of a window of a .txt file, see `onward.data.text.read_text`.
+        label: Column of a table that has the classes; of an .npy file, the file that has them.
 
     Raises:
         DataError: There is no such data set, it cannot be found or fetched, or it cannot be
@@ -56,6 +66,12 @@ def load(
         >>> digits.num_rows, len(digits.x_test), digits.input_shape
         (1437, 360, (1, 8, 8))
     """
+    path = Path(name).expanduser()
+    if label is not None and not takes_label(name):
+        raise DataError(
+            f"data.label = {label} is for files that end in {', '.join(TAKES_LABEL)}, and the data "
+            f"set is {name}. Leave it out."
+        )
     if name == "digits":
         from sklearn.datasets import load_digits  # Takes a second.
 
@@ -69,18 +85,32 @@ def load(
         )
     if name in PUBLISHED:
         return _READERS[name](locate(name, folders_to_search(data_dir)))
-    path = Path(name).expanduser()
     if path.suffix == ".txt":
         return read_text(path, context=context, test=test)
-    if path.suffix:
-        return read_npz(path, test=test, split_seed=split_seed, allow_one_class=allow_one_class)
+    split: dict[str, Any] = {
+        "test": test,
+        "split_seed": split_seed,
+        "allow_one_class": allow_one_class,
+    }
+    if takes_label(name):
+        read = read_npy_pair if path.suffix == ".npy" else table_files.read_table
+        return read(path, label=label, **split)
+    if path.suffix == ".npz":
+        return read_npz(path, **split)
+    if name and path.is_dir():
+        return read_images(path, **split)
     near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.7)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise DataError(
-        f'There is no data set "{name}".{hint} Known are {", ".join(NAMES)}, and paths that end '
-        f"in .npz or .txt. Data that were in memory when a network was trained have no file: save "
-        f"samples in one, and name it."
+        f'There is no data set "{name}".{hint} Known are {", ".join(NAMES)}, and {PATHS}. Data '
+        f"that were in memory when a network was trained have no file: save samples in one, and "
+        f"name it."
     )
+
+
+def takes_label(name: str) -> bool:
+    """Return whether a data set is a file that does not say what the classes are."""
+    return Path(name).suffix in TAKES_LABEL
 
 
 def row_shape(name: str) -> tuple[int, ...] | None:
@@ -88,4 +118,4 @@ def row_shape(name: str) -> tuple[int, ...] | None:
     if name in PUBLISHED:
         return PUBLISHED[name].shape
     path = Path(name).expanduser()
-    return arrays.row_shape(path) if path.suffix == ".npz" else None
+    return arrays.row_shape(path) if path.suffix in (".npz", ".npy") else None

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data import Dataset as Pairs
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from onward.errors import DataError
 
@@ -16,7 +15,7 @@ CHUNK = 256
 
 def is_loader(values: Any) -> bool:
     """Return whether something is a data set or a loader of torch."""
-    return isinstance(values, Pairs | DataLoader)
+    return isinstance(values, Dataset | DataLoader)
 
 
 def read_pairs(given: Any, what: str) -> tuple[Tensor, Any]:
@@ -39,7 +38,9 @@ def read_pairs(given: Any, what: str) -> tuple[Tensor, Any]:
     inputs: list[Tensor] = []
     labels: list[Any] = []
     try:
-        for pair in _watched(loader, what):
+        # A data set that is a stream need not know its length.
+        total = None if isinstance(loader.dataset, IterableDataset) else len(loader)
+        for pair in watched(loader, what, total):
             _check_pair(pair, what)
             inputs.append(pair[0])
             labels.append(pair[1])
@@ -78,16 +79,20 @@ def _check_pair(pair: Any, what: str) -> None:
         )
 
 
-def _watched(loader: DataLoader[Any], what: str) -> Iterable[Any]:
-    """Return the batches of a loader, with a bar where somebody watches."""
+def watched(values: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
+    """Return values that take time to read, with a bar where somebody watches.
+
+    Args:
+        values: The values.
+        what: What is read.
+        total: How many there are; None where that is not known.
+    """
     from rich.console import Console  # Takes a tenth of a second.
     from rich.progress import track
 
     console = Console(stderr=True)
-    # A data set that is a stream need not know its length.
-    total = None if isinstance(loader.dataset, IterableDataset) else len(loader)
     return track(
-        loader,
+        values,
         description=f"reading {what}",
         total=total,
         console=console,

@@ -1,0 +1,300 @@
+"""Tables in files, from the first line to the prediction."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from commands import onward
+
+import onward as ow
+from onward.data import table_files
+from onward.data.arrays import read_npy
+from onward.errors import DataError
+
+pandas = pytest.importorskip("pandas")
+
+KINDS = np.array(["setosa", "virginica"])[np.arange(40) % 2]
+
+
+def flowers():
+    """Two columns, of which width tells the kinds apart."""
+    random = np.random.default_rng(0)
+    width = np.where(KINDS == "setosa", -2, 2) + random.normal(0, 0.5, 40)
+    return pandas.DataFrame({"length, cm": random.normal(0, 1, 40), "width": width, "kind": KINDS})
+
+
+def written(table, path, **options):
+    """Write a table to a file, and return its path."""
+    table.to_parquet(path) if path.suffix == ".parquet" else table.to_csv(
+        path, index=False, **options
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("t.csv", {}),
+        ("t.csv", {"sep": ";"}),
+        ("t.csv", {"sep": "\t"}),
+        ("t.csv", {"encoding": "utf-8-sig"}),
+        ("t.parquet", {}),
+    ],
+)
+def test_all_columns_but_the_label_are_samples(name, options, tmp_path):
+    table = flowers()
+
+    dataset = ow.load_data(str(written(table, tmp_path / name, **options)), label="kind")
+
+    expected = ow.dataset(table.drop(columns="kind"), KINDS)
+    assert dataset.feature_names == ("length, cm", "width")
+    assert dataset.class_names == ("setosa", "virginica")
+    assert torch.equal(dataset.x, expected.x)
+    assert torch.equal(dataset.y, expected.y)
+    assert torch.equal(dataset.y_test, expected.y_test)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([3, 5, 10, 3] * 5, ("3", "5", "10")),
+        ([1.0, 2.0, 1.0, 2.0] * 5, ("1", "2")),
+        ([True, False] * 10, ("False", "True")),
+    ],
+)
+def test_numbers_of_classes_are_names_and_may_begin_anywhere(labels, names, tmp_path):
+    table = pandas.DataFrame({"a": np.arange(20.0), "y": labels})
+
+    dataset = ow.load_data(str(written(table, tmp_path / "t.csv")), label="y")
+
+    assert dataset.class_names == names
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "Which column of {path} has the classes? Name it as label (--label COLUMN). There "),
+        (
+            "Kind",
+            "{path} has no column 'Kind'. Did you mean 'kind'? There are the columns 'length,",
+        ),
+        ("city", "{path} has no column 'city'. There are the columns 'length, cm', 'width', 'kind"),
+        ("width", "t.csv: the column 'width' holds -"),
+    ],
+)
+def test_a_column_that_has_no_classes_is_refused(label, message, tmp_path):
+    path = written(flowers(), tmp_path / "t.csv")
+
+    with pytest.raises(DataError) as refused:
+        ow.load_data(str(path), label=label)
+
+    assert str(refused.value).startswith(message.format(path=path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "5.1,3.5,a\n1,2,b\n",
+            "has numbers in its first line, such as 5.1, where names of columns",
+        ),
+        ("7,0,0\n1,0,0\n", "has numbers in its first line, such as 7, where names of columns are"),
+        (",a,y\n0,1,b\n1,2,c\n", "has no name and numbers the rows, which tells nothing of new on"),
+        ("a,y\n1,b\n2,\n", "the column 'y' is empty in row 1. Leave out rows without a class."),
+        ("a,b,y\n1,,q\n2,x,r\n", "has no numbers in the column 'b'. Leave them out"),
+        ("a,b,y\n1,,q\n2,3,r\n", "1 values are missing, in the column 'b', the first in row 0."),
+        ("a,y\n1,b,3,4\n", "cannot be read as a .csv file: "),
+        ("", "cannot be read as a .csv file: No columns to parse from file."),
+    ],
+)
+def test_a_table_that_would_be_misread_is_refused(text, message, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+
+    with pytest.raises(DataError) as refused:
+        ow.load_data(str(path), label="y")
+
+    assert message in str(refused.value)
+
+
+def test_columns_may_have_numbers_for_names(tmp_path):
+    table = pandas.DataFrame({"0": np.arange(20.0), "1": np.ones(20), "y": ["a", "b"] * 10})
+
+    dataset = ow.load_data(str(written(table, tmp_path / "t.csv")), label="y")
+
+    assert dataset.feature_names == ("0", "1")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_files_of_other_bytes_are_refused_in_a_sentence(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00PAR1" * 20)
+
+    with pytest.raises(DataError, match=r"cannot be read as a \.(csv|parquet) file: "):
+        ow.load_data(str(tmp_path / name), label="y")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_table_that_is_too_wide_is_refused_before_it_is_read(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_files, "MOST_COLUMNS", 2)
+
+    with pytest.raises(DataError, match="has 3 columns, more than the 2 that are taken"):
+        ow.load_data(str(written(flowers(), tmp_path / name)), label="kind")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_table_that_is_larger_than_the_memory_is_refused(name, tmp_path, monkeypatch):
+    memory = type("Memory", (), {"total": 100})
+    monkeypatch.setattr(table_files.psutil, "virtual_memory", lambda: memory)
+
+    with pytest.raises(DataError, match=r"takes 0\.0 GB, and the memory here is 0\.0 GB"):
+        ow.load_data(str(written(flowers(), tmp_path / name)), label="kind")
+
+
+def test_without_pandas_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+
+    with pytest.raises(DataError, match=r'pip install "onward\[tables\]"'):
+        ow.load_data(str(tmp_path / "t.csv"), label="y")
+
+
+def test_a_label_for_data_that_have_classes_is_refused():
+    with pytest.raises(DataError, match=r"data.label = y is for files that end in \.npy, \.csv, "):
+        ow.load_data("digits", label="y")
+
+
+def predicted(capsys, *arguments):
+    """Return what the command `predict` has written, row by row."""
+    capsys.readouterr()
+    assert onward("predict", *arguments) == 0
+    return list(csv.reader(capsys.readouterr().out.splitlines()))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flowers")
+    path = written(flowers(), folder / "flowers.csv")
+    flags = ("--epochs", 40, "--widths", "32,32", "--batch-size", 8)
+    assert onward("train", "--data", path, "--label", "kind", *flags, "--out", folder / "r") == 0
+    return folder / "r"
+
+
+def test_classes_of_new_rows_are_named_whatever_the_order_of_columns(run, tmp_path, capsys):
+    table = flowers()
+    path = written(table[["kind", "width", "length, cm"]], tmp_path / "new.csv")
+
+    header, *rows = predicted(capsys, run, path)
+
+    assert header == ["label", "score_setosa", "score_virginica"]
+    assert sum(row[0] == kind for row, kind in zip(rows, KINDS, strict=True)) >= 38
+
+
+def test_a_new_table_that_lacks_a_column_is_refused(run, tmp_path, capsys):
+    path = written(flowers()[["length, cm"]], tmp_path / "new.csv")
+
+    assert onward("predict", run, path) == 2
+    assert "lacks the column 'width', which the samples" in capsys.readouterr().err
+
+
+def test_a_run_is_evaluated_on_another_table_with_its_own_label(run, tmp_path, capsys):
+    other = flowers().rename(columns={"kind": "species"})
+    path = written(other[["width", "species", "length, cm"]], tmp_path / "other.csv")
+    capsys.readouterr()
+
+    assert onward("evaluate", run, "--data", path, "--label", "species") == 0
+    assert "on the 8 test samples of other.csv" in capsys.readouterr().out
+    assert onward("evaluate", run, "--data", path) == 2
+    assert "has no column 'kind'" in capsys.readouterr().err
+
+
+def test_the_label_of_a_run_is_not_asked_of_other_kinds_of_files(run, tmp_path, capsys):
+    table = flowers()
+    x = table[["length, cm", "width"]].to_numpy(np.float32)
+    np.savez(tmp_path / "t.npz", x=x, y=KINDS)
+
+    assert onward("evaluate", run, "--data", tmp_path / "t.npz") == 0
+
+
+def test_a_run_is_evaluated_on_its_own_table(run, capsys):
+    assert onward("evaluate", run) == 0
+    assert "on the 8 test samples of flowers.csv" in capsys.readouterr().out
+
+
+# Pairs of .npy files
+
+
+def saved(folder, x, y):
+    """Write two .npy files, and return their paths."""
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", y)
+    return str(folder / "x.npy"), str(folder / "y.npy")
+
+
+def test_two_npy_files_are_samples_and_classes(tmp_path):
+    x, y = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4), np.uint8), np.arange(40) % 4
+    first, second = saved(tmp_path, x, y)
+
+    dataset = ow.load_data(first, label=second)
+
+    expected = ow.dataset(x, y)
+    assert dataset.x.dtype == torch.uint8
+    assert torch.equal(dataset.x, expected.x)
+    assert torch.equal(dataset.y, expected.y)
+    assert dataset.is_image
+
+
+def test_an_npy_file_of_texts_names_classes(tmp_path):
+    first, second = saved(tmp_path, np.eye(40), KINDS)
+
+    assert ow.load_data(first, label=second).class_names == ("setosa", "virginica")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "x.npy has samples. Name the .npy file with their classes as label (--label FILE)."),
+        ("nowhere.npy", "nowhere.npy cannot be read: No such file or directory."),
+    ],
+)
+def test_samples_without_classes_are_refused(label, message, tmp_path):
+    first, _ = saved(tmp_path, np.eye(4), np.arange(4))
+
+    with pytest.raises(DataError) as refused:
+        ow.load_data(first, label=label)
+
+    assert str(refused.value).endswith(message)
+
+
+def test_an_npy_file_is_never_unpickled(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([object()]), allow_pickle=True)
+
+    with pytest.raises(DataError, match="Python objects are never unpickled"):
+        read_npy(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60, 130])
+def test_an_npy_file_that_was_cut_is_refused(kept, tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(4))
+    whole = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(whole[:kept])
+
+    with pytest.raises(DataError, match=r"x\.npy cannot be read"):
+        read_npy(tmp_path / "x.npy")
+
+
+def test_an_archive_is_no_npy_file(tmp_path):
+    np.savez(tmp_path / "x.npz", np.eye(4))
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+
+    with pytest.raises(DataError, match=r"x\.npy is no \.npy file"):
+        read_npy(tmp_path / "x.npy")
+
+
+def test_classes_of_an_npy_file_are_predicted(tmp_path, capsys):
+    first, second = saved(tmp_path, np.eye(40, dtype=np.float32), np.arange(40) % 2)
+    flags = ("--epochs", 1, "--widths", "8,8", "--batch-size", 8, "--out", tmp_path / "r")
+    assert onward("train", "--data", first, "--label", second, *flags) == 0
+
+    _, *rows = predicted(capsys, tmp_path / "r", first)
+
+    assert len(rows) == 40
