@@ -90,6 +90,7 @@ def trained(
     assert result is not None
     return {
         "accuracy": result.accuracy,
+        "readouts": dict(result.readouts),
         "per_block": list(result.per_block),
         "validations": [
             {"chapter": each.chapter + 1, "accuracy": each.figures["validation_accuracy"]}
