@@ -101,9 +101,9 @@ def _check_names(network: Network, summary: DataSummary) -> None:
     if network.readout is None or ours == theirs:
         return
     if network.inputs.is_fitted:
-        texts = [listed(names) if names else "numbers" for names in (ours, theirs)]
+        texts = [f"the classes {listed(n)}" if n else "numbered classes" for n in (ours, theirs)]
         raise SettingError(
-            f"The network was trained on the classes {texts[0]}, and the data have {texts[1]}. "
+            f"The network was trained on {texts[0]}, and the data have {texts[1]}. "
             f"Give ow.dataset the same class_names."
         )
     if theirs is not None and network.num_classes != len(theirs):

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from onward import budget, memory
 from onward.augmentation import of_data
 from onward.batch import Batch
-from onward.checkpoint import MEMORY_FORMATS, PRECISIONS
+from onward.checkpoint import MEMORY_FORMATS, PRECISIONS, load
 from onward.config import RunConfig
 from onward.data import DataInfo, Dataset
 from onward.errors import PlacementError, SettingError
@@ -219,17 +220,21 @@ def make_stages(
         is_image=dataset.is_image,
     )
     blueprint = Blueprint(config.method, config.network, data)
+    init = config.training.init
     stages = build_stages(
         blueprint,
         optimizer=config.optimizer,
         training=config.training,
         plan=config.plan,
-        held=held,
+        held=held if init is None else None,
     )
+    if init is not None:
+        _begin_with(Path(init).expanduser(), stages, config.recipe, held)
     for number, stage in enumerate(stages):
-        stage.network.inputs = summary.inputs
-        if stage.network.num_classes:
-            stage.network.class_names = summary.class_names
+        if init is None:
+            stage.network.inputs = summary.inputs
+            if stage.network.num_classes:
+                stage.network.class_names = summary.class_names
         own = of_stage(config, stage)
         own.check()
         for name, (here, wanted) in {
@@ -244,6 +249,27 @@ def make_stages(
                     f"the settings of a stage of those of the run, with dataclasses.replace."
                 )
     return stages
+
+
+def _begin_with(
+    path: Path, stages: Sequence[Stage], recipe: str, held: Collection[int] | None
+) -> None:
+    """Give a network the weights of another one, and release the blocks that are not held.
+
+    Raises:
+        SettingError: There are several stages.
+        FileError: The file cannot be read, or its network is another one.
+    """
+    if len(stages) > 1:
+        raise SettingError(
+            f"training.init = {path} is for recipes of one network, and {recipe} trains "
+            f"{len(stages)} stages. Leave it out."
+        )
+    network = stages[0].network
+    load(path, network)
+    for number, block in enumerate(network.all_blocks):
+        if held is not None and number not in held:
+            block.release()
 
 
 def of_stage(config: RunConfig, stage: Stage) -> RunConfig:

@@ -105,7 +105,8 @@ def check_unfinished(folder: Path) -> None:
     """
     if is_finished(folder):
         raise FileError(
-            f"The run in {folder} is finished. To repeat it, train {folder / FILES[0]}."
+            f"The run in {folder} is finished. To repeat it, train {folder / FILES[0]}; to train "
+            f"it further, begin another with its weights, --init {folder}."
         )
 
 

@@ -204,6 +204,10 @@ class TrainingConfig(Section):
     seed: Annotated[int, Range(-(1 << 63), 1 << 63)] = 0
     """Decides the first weights, the order of rows, negatives, augmentation and dropout."""
 
+    init: str | None = None
+    """Folder of a finished run, or a model file, whose weights are the first ones; its network was
+    built by the same recipe with the same settings. None: they are drawn."""
+
     schedule: Literal["constant", "warmup", "cosine", "one-cycle", "cooldown"] = "constant"
     """Learning rate over time. warmup: up for 5 %, flat to 30 %, then down to 0 in a line.
     cosine: down to 1/1000 along half a cosine. one-cycle: up from 1/25 over 30 %, then down to 0,

@@ -194,6 +194,11 @@ def train(
         stages = list(network)
     else:
         raise SettingError("Stages are one or more, and each has its own training and plan.")
+    if any(stage.training.init for stage in stages):
+        raise SettingError(
+            "training.init is for networks that a recipe builds. Load the weights into the network "
+            "itself, ow.load(path, network), and train it."
+        )
     given = placement if isinstance(placement, Placement) else None
     where = placement if isinstance(placement, PlacementConfig) else PlacementConfig()
     data = DataConfig(

@@ -182,7 +182,10 @@ def test_a_finished_run_does_not_go_on(cut, refused):
 
     for words in ([], ["one-pass", *RUN]):
         said = refused("train", *words, "--resume", "run")
-        assert said == "The run in run is finished. To repeat it, train run/config.toml."
+        assert said == (
+            "The run in run is finished. To repeat it, train run/config.toml; to train it further, "
+            "begin another with its weights, --init run."
+        )
 
 
 def test_a_run_that_goes_on_may_be_one_that_begins(undisturbed):

@@ -33,6 +33,7 @@ FLAGS = {
     "--readout": ("network.readout", "heads, goodness or softmax"),
     "--dropout": ("network.dropout", "share of each block's inputs dropped in training"),
     "--lr": ("optimizer.lr", "learning rate of the blocks"),
+    "--init": ("training.init", "finished run, or model file, whose weights are the first ones"),
     "--epochs": ("training.epochs", "passes of each block over the rows"),
     "--batch-size": ("training.batch_size", "rows of a mini-batch"),
     "--seed": ("training.seed", "decides all randomness"),
