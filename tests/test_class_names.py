@@ -215,9 +215,13 @@ def test_a_network_trained_on_numbers_does_not_go_on_with_names_and_the_other_wa
     x, y = samples()
     numbered = ow.train(network(), ow.dataset(x, np.arange(60) % 3), training=SHORT).network
 
-    with pytest.raises(SettingError, match="on numbered classes, and the data have the classes 'cat'"):
+    with pytest.raises(
+        SettingError, match="on numbered classes, and the data have the classes 'cat'"
+    ):
         ow.train(numbered, ow.dataset(x, y), training=SHORT)
-    with pytest.raises(SettingError, match="'cat', 'dog', 'eel', and the data have numbers"):
+    with pytest.raises(
+        SettingError, match="'cat', 'dog', 'eel', and the data have numbered classes"
+    ):
         ow.train(trained(), ow.dataset(x, np.arange(60) % 3), training=SHORT)
 
 
