@@ -27,7 +27,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
         point("oracle (knows the classes; drops no labels)", "^", result["oracle"]),
         point("calibrated margin", "*", early),
     ]
-    draw_exits(curves, path, f"{result['case']}, {result['rows']:,} test rows")
+    draw_exits(curves, path, f"{result['case']}, {result['rows']:,} test rows", "margin")
 
 
 def told_of(values: Sequence[float], form: str = ".2f") -> str:

@@ -136,19 +136,24 @@ def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
 
     curves = [
         Curve(name, [point(policy) for policy in candidates(chosen_on, name, risk)], "-")
-        for name in CONFIDENCES
+        for name in sorted(CONFIDENCES, key=lambda name: name != calibrated.policy.confidence)
     ]
     factors = (3.0, 2.0, 1.0, 0.0, -1.0)
     stds = [point(mean_minus_std(chosen_on, factor)) for factor in factors]
     curves.append(Curve("mean - k std", stds, ":"))
-    curves.append(Curve("fixed depth", [point(p) for p in fixed_depths(shown_on)], "s"))
+    curves.append(Curve("all samples at one exit", [point(p) for p in fixed_depths(shown_on)], "s"))
     outcome = follow(calibrated.policy, shown_on)
     any_error, any_cost = shuffled(outcome, shown_on)
-    curves.append(Curve("same number at each exit, chosen at random", [(any_cost, any_error)], "x"))
+    curves.append(Curve("as many at each exit, but chosen at random", [(any_cost, any_error)], "x"))
     error, bound = oracle(shown_on)
-    curves.append(Curve("oracle (knows the classes; drops no labels)", [(bound, error)], "^"))
-    curves.append(Curve("calibrated (on these samples, too)", [point(calibrated.policy)], "*"))
-    draw_exits(curves, path, f"{count(len(shown_on.labels), 'held-out sample')}")
+    curves.append(Curve("bound: an exit chosen by who knows the classes", [(bound, error)], "^"))
+    curves.append(
+        Curve(
+            "the calibrated policy (chosen on these samples, too)", [point(calibrated.policy)], "*"
+        )
+    )
+    samples = count(len(shown_on.labels), "held-out sample")
+    draw_exits(curves, path, samples, calibrated.policy.confidence)
 
 
 def export_command(options: argparse.Namespace) -> None:

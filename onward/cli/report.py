@@ -1,9 +1,13 @@
 """Pictures of runs, for people who would rather look than read; needs the extra `report`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onward.errors import FileError, SettingError
 from onward.figures import Comparison
@@ -24,6 +28,15 @@ COLOURS = {
 LEAST_SHARE = 0.03
 """Part of the width that a task must have for its name to be written on it."""
 
+GREY = "#bbbbbb"
+"""Colour of what is there to compare with."""
+
+MOST_TASKS = 300
+"""Spans of a rank that are drawn one by one; where there are more, their shares are drawn."""
+
+PARTS = 300
+"""Parts of the time that such shares are of."""
+
 LETTERS: dict[str, Any] = {"color": "white", "fontsize": 7, "clip_on": True}
 """How names of tasks are written."""
 
@@ -39,6 +52,9 @@ MOST_RANKS = 64
 
 def draw_timelines(timelines: Mapping[str, Sequence[Span]], path: Path) -> None:
     """Draw timelines below each other, on one scale, a lane a rank.
+
+    Of a rank with more spans than can be told apart, the height of each colour is the share of the
+    time that went to it, and messages received are left out.
 
     Args:
         timelines: Spans by title.
@@ -65,19 +81,29 @@ def draw_timelines(timelines: Mapping[str, Sequence[Span]], path: Path) -> None:
     )
     seen: set[str] = set()
     for axis, (title, spans) in zip(axes[:, 0], timelines.items(), strict=True):
-        seen |= {span.what for span in spans}
-        _draw(axis, title, spans, lanes[title])
+        seen |= _draw(axis, title, spans, lanes[title])
     axes[-1, 0].set_xlabel("seconds")
     handles = [Patch(color=colour, label=what) for what, colour in COLOURS.items() if what in seen]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(COLOURS), frameon=False)
     _save(figure, path)
 
 
-def _draw(axis: Any, title: str, spans: Sequence[Span], lanes: int) -> None:
-    """Draw the lanes of one timeline: tasks in the upper part of a lane, messages below."""
+def _draw(axis: Any, title: str, spans: Sequence[Span], lanes: int) -> set[str]:
+    """Draw the lanes of one timeline: tasks in the upper part of a lane, messages below.
+
+    Returns:
+        The kinds of spans that are drawn.
+    """
     whole = max((span.end for span in spans), default=0.0)
+    crowded = {
+        rank
+        for rank, number in Counter(span.rank for span in spans).items()
+        if number > MOST_TASKS and rank < lanes
+    }
+    for rank in crowded:
+        _draw_shares(axis, rank, [span for span in spans if span.rank == rank], whole)
     for what, colour in COLOURS.items():
-        for rank in range(lanes):
+        for rank in set(range(lanes)) - crowded:
             own = [s for s in spans if s.rank == rank and s.what == what]
             if what == "receive":
                 axis.plot([s.end for s in own], [rank + 0.38] * len(own), "^", color=colour, ms=3)
@@ -89,10 +115,48 @@ def _draw(axis: Any, title: str, spans: Sequence[Span], lanes: int) -> None:
                 if span.end - span.start > LEAST_SHARE * whole:
                     middle = (span.start + span.end) / 2
                     axis.text(middle, rank - 0.1, span.label, ha="center", va="center", **LETTERS)
+    if crowded:
+        title += "; heights are shares of the time, since there are too many tasks to draw each"
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_yticks(range(lanes), [f"rank {rank}" for rank in range(lanes)])
     axis.set_ylim(lanes - 0.4, -0.6)
     axis.spines[["top", "right"]].set_visible(False)
+    hidden = {"receive"} if len(crowded) == lanes else set()
+    return {span.what for span in spans} - hidden
+
+
+def _draw_shares(axis: Any, rank: int, spans: Sequence[Span], whole: float) -> None:
+    """Draw which share of each part of the time went to what."""
+    edges = np.linspace(0, whole, PARTS + 1)
+    bottom = np.full(PARTS, rank + 0.2)
+    for what, colour in COLOURS.items():
+        shares = shares_of([s for s in spans if s.what == what], edges)
+        if what == "send":
+            low, high = np.full(PARTS, rank + 0.38), rank + 0.38 - 0.16 * shares
+        elif what != "receive":
+            low, high = bottom, bottom - 0.6 * shares
+            bottom = high
+        else:
+            continue
+        axis.fill_between(edges[:-1], low, high, step="post", color=colour, linewidth=0)
+
+
+def shares_of(spans: Sequence[Span], edges: NDArray[Any]) -> NDArray[Any]:
+    """Return which share of each part of the time some spans take.
+
+    Args:
+        spans: The spans.
+        edges: Where parts begin, and where the last one ends.
+
+    Example:
+        >>> shares_of([Span(0, "train", "", 0.5, 2.0)], np.array([0.0, 1.0, 2.0, 3.0]))
+        array([0.5, 1. , 0. ])
+    """
+    start, end = np.array([(span.start, span.end) for span in spans]).reshape(-1, 2).T
+    before = np.clip(edges[:, None] - start, 0, end - start).sum(axis=1)
+    # Several messages may be on their way at once.
+    found: NDArray[Any] = np.minimum(np.diff(before) / np.diff(edges), 1.0)
+    return found
 
 
 @dataclass(frozen=True)
@@ -109,13 +173,14 @@ class Curve:
     """How they are drawn: a line style, or a marker."""
 
 
-def draw_exits(curves: Sequence[Curve], path: Path, samples: str) -> None:
+def draw_exits(curves: Sequence[Curve], path: Path, samples: str, confidence: str) -> None:
     """Draw error against cost.
 
     Args:
         curves: What is drawn.
         path: File that is written, see `draw_timelines`.
         samples: Which samples they are of.
+        confidence: The line that stands out; others are grey, and have one entry in the legend.
 
     Raises:
         SettingError: matplotlib is not installed.
@@ -124,21 +189,25 @@ def draw_exits(curves: Sequence[Curve], path: Path, samples: str) -> None:
     pyplot = _pyplot()
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, axis = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    others = 0
     for number, curve in enumerate(curves):
         cost, error = ([point[n] for point in curve.points] for n in (0, 1))
         is_line = curve.form in ("-", ":")
+        is_other = is_line and curve.title != confidence
+        label = "other ways to be sure" if is_other else curve.title
         axis.plot(
             [value * 1e-6 for value in cost],
             [value * 100 for value in error],
-            linestyle=curve.form if is_line else "none",
+            linestyle=("-" if is_other else curve.form) if is_line else "none",
             marker=None if is_line else curve.form,
             markersize=13 if curve.form == "*" else 7,
-            # Lines that lie on each other are seen one beside the other.
-            linewidth=max(1.5, 6.5 - number),
-            zorder=3 if curve.form == "*" else 2,
-            label=curve.title,
+            linewidth=1 if is_other else 3,
+            color=GREY if is_other else f"C{number % 10}",
+            zorder=1 if is_other else 3 if curve.form == "*" else 2,
+            label=None if is_other and others else label,
         )
+        others += is_other
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter("{x:g}")
@@ -147,7 +216,7 @@ def draw_exits(curves: Sequence[Curve], path: Path, samples: str) -> None:
     axis.set_ylabel("error, %")
     axis.set_title(f"early exit, {samples}", loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     _save(figure, path)
 
 
