@@ -13,9 +13,9 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.data import Dataset
-from onward.data.labels import as_names, numbers_of
+from onward.data.labels import as_names, numbers_of, whole_numbers
 from onward.data.numbers import Numbers, real
-from onward.data.tables import columns_listed
+from onward.data.tables import places
 from onward.errors import DataError
 from onward.networks import Network, in_chunks, passes
 from onward.readouts import Readout
@@ -207,16 +207,10 @@ def _reordered(network: Network, dataset: Dataset) -> Dataset:
     ours, theirs = network.inputs.feature_names, dataset.feature_names
     if ours is None or theirs is None or ours == theirs:
         return dataset
-    missing = [name for name in ours if name not in theirs]
-    if missing:
-        raise DataError(
-            f"{dataset.name} lacks {columns_listed(missing)} that the network was trained on. It "
-            f"has {columns_listed(theirs)}."
-        )
-    places = torch.tensor([theirs.index(name) for name in ours])
+    order = torch.tensor(places(theirs, ours, dataset.name))
 
     def own(batch: Batch) -> Batch:
-        return batch.replace(inputs=batch.tensor[:, places])
+        return batch.replace(inputs=batch.tensor[:, order])
 
     return _with_parts(dataset, own, feature_names=ours)
 
@@ -270,17 +264,15 @@ def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " 
                 "y has names of classes, and the network was trained on numbers. Give numbers."
             )
         y = numbers_of(network.class_names, names.reshape(-1), "y").reshape(names.shape)
-    elif not isinstance(y, Tensor):
-        y = torch.from_numpy(real(y, "y"))
-    if y.shape != (samples,):
+    array = real(y, "y")
+    if array.shape != (samples,):
         raise DataError(
-            f"There are {samples:,} samples, and their classes have shape {tuple(y.shape)}."
+            f"There are {samples:,} samples, and their classes have shape {array.shape}."
         )
-    labels: Tensor = y.to(torch.int64)
-    is_wrong = (labels != y) | (labels < 0) | (labels >= network.num_classes)
-    if samples and is_wrong.any():
+    labels = whole_numbers(array, "y", samples)
+    if samples and (labels.min() < 0 or labels.max() >= network.num_classes):
         raise DataError(
             f"Classes are whole numbers from 0 to {network.num_classes - 1} for this network; "
-            f"these run from {y.min().item()} to {y.max().item()}."
+            f"these run from {labels.min()} to {labels.max()}."
         )
     return labels

@@ -296,6 +296,7 @@ def _manifest(way: Forward, x: Tensor, policy: ExitPolicy, files: list[Path]) ->
         "sweeps": way.readout.sweeps,
         "classes": way.network.num_classes,
         "class_names": way.network.class_names,
+        "feature_names": way.network.inputs.feature_names,
         "input_shape": list(x.shape[1:]),
         "takes_pixels": way.network.inputs.kind == "pixels",
         "span": way.network.inputs.span,

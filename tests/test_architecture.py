@@ -38,6 +38,7 @@ ORDER = [
     "batch",
     "data.tables",
     "data.numbers",
+    "data.watching",
     "data.loaders",
     "data.labels",
     "data.splits",

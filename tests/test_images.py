@@ -9,6 +9,7 @@ from commands import onward
 
 import onward as ow
 from onward.data import images
+from onward.data.catalog import row_shape
 from onward.errors import DataError
 
 Image = pytest.importorskip("PIL.Image")
@@ -82,12 +83,86 @@ def test_folders_of_parts_are_kept_apart(tmp_path):
 
 
 def test_classes_may_have_the_names_of_parts(tmp_path):
-    for name in ("test", "validation"):
+    for name in ("train", "test"):
         (tmp_path / name).mkdir()
         for number in range(4):
             Image.fromarray(pixels(number)).save(tmp_path / name / f"{number}.png")
 
-    assert ow.load_data(str(tmp_path)).class_names == ("test", "validation")
+    assert ow.load_data(str(tmp_path)).class_names == ("test", "train")
+
+
+@pytest.mark.parametrize(
+    "folders", [("train", "test", "extra"), ("test", "val"), ("training_set", "test_set")]
+)
+def test_folders_of_folders_with_other_names_are_refused(folders, tmp_path):
+    for name in folders:
+        written(tmp_path / name, 2)
+
+    with pytest.raises(
+        DataError, match=r"has the folders .*, and folders inside\. Give a folder wi"
+    ):
+        ow.load_data(str(tmp_path))
+
+
+def test_test_images_without_classes_are_refused(tmp_path):
+    written(tmp_path / "train", 2)
+    (tmp_path / "test").mkdir()
+    Image.fromarray(pixels(1)).save(tmp_path / "test" / "1.png")
+
+    with pytest.raises(DataError, match="has the folders test, train, and folders inside"):
+        ow.load_data(str(tmp_path))
+
+
+def test_folders_that_programs_make_for_themselves_are_no_classes(tmp_path):
+    written(tmp_path)
+    for name in ("__MACOSX", ".thumbnails"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.bin").write_text("")
+
+    assert ow.load_data(str(tmp_path)).class_names == CLASSES
+
+
+def test_photos_are_turned_as_their_camera_says(tmp_path):
+    upright = pixels(1, channels=3)
+    for number in range(4):
+        (tmp_path / CLASSES[number % 2]).mkdir(exist_ok=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # The camera was turned: rows are columns.
+        lying = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+        lying.save(tmp_path / CLASSES[number % 2] / f"{number}.png", exif=exif)
+
+    dataset = ow.load_data(str(tmp_path))
+
+    assert torch.equal(dataset.x[0], torch.from_numpy(upright.transpose(2, 0, 1)))
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    written(tmp_path, channels=3)
+    clear = np.dstack([pixels(1, channels=3), np.zeros((4, 6), np.uint8)])
+    Image.fromarray(clear).save(tmp_path / "cat" / "clear.png")
+
+    dataset = ow.load_data(str(tmp_path))
+
+    assert (np.full((3, 4, 6), 255, np.uint8).tobytes(), "cat") in whole(dataset)
+
+
+def test_moving_images_are_refused(tmp_path):
+    written(tmp_path)
+    first, second = (Image.fromarray(pixels(n)) for n in range(2))
+    first.save(tmp_path / "cat" / "z.gif", save_all=True, append_images=[second])
+
+    with pytest.raises(DataError, match=r"z\.gif has 2 frames\. Save each as an image of its own"):
+        ow.load_data(str(tmp_path))
+
+
+def test_images_in_colour_get_the_recipe_for_them(tmp_path):
+    written(tmp_path / "rgb", channels=3)
+    written(tmp_path / "grey")
+
+    assert row_shape(str(tmp_path / "rgb")) == (3, 4, 6)
+    assert row_shape(str(tmp_path / "grey")) == (1, 4, 6)
+    assert row_shape(str(tmp_path)) is None
+    assert row_shape("") is None
 
 
 def test_what_is_no_image_is_left_out_with_a_warning(tmp_path):
@@ -95,7 +170,9 @@ def test_what_is_no_image_is_left_out_with_a_warning(tmp_path):
     (tmp_path / "cat" / "notes.txt").write_text("seen at night")
     (tmp_path / "cat" / ".hidden").write_text("")
 
-    with pytest.warns(ow.OnwardWarning, match=r"1 files in .* left out, such as .*notes\.txt"):
+    with pytest.warns(
+        ow.OnwardWarning, match=r"A file in .* is no image, and is left out, such as .*notes\.txt"
+    ):
         dataset = ow.load_data(str(tmp_path))
 
     assert dataset.num_rows + len(dataset.x_test) == 10
@@ -185,6 +262,10 @@ def test_images_are_trained_on_and_predicted_with_their_names(tmp_path, capsys):
     assert onward("predict", tmp_path / "r", tmp_path / "one.png") == 0
     _, row = csv.reader(capsys.readouterr().out.splitlines())
     assert row[1:] == next(own for own in rows if own[0] == "3.png")[1:]
+
+    Image.fromarray(pixels(3, channels=3)).save(tmp_path / "colours.png")
+    assert onward("predict", tmp_path / "r", tmp_path / "colours.png") == 2
+    assert "colours.png has colours, and shades of grey are needed" in capsys.readouterr().err
 
     assert onward("predict", tmp_path / "r", tmp_path / "one.png", "--out", tmp_path / "o.npz") == 0
     assert np.load(tmp_path / "o.npz")["files"].tolist() == ["one.png"]

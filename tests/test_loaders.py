@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import onward as ow
 from onward.data import loaders
@@ -75,6 +82,30 @@ def test_samples_come_in_the_order_of_the_data_set():
     assert torch.equal(y, Y)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        DataLoader(TensorDataset(X, Y), batch_size=64, shuffle=True, drop_last=True),
+        DataLoader(Stream(), batch_size=64, num_workers=2),
+    ],
+    ids=["shuffled", "workers"],
+)
+def test_a_loader_gives_each_sample_once_in_the_order_of_its_data_set(given):
+    x, y = read_pairs(given, "x")
+
+    assert torch.equal(x, X)
+    assert torch.equal(y, Y)
+
+
+def test_nothing_is_drawn_from_the_global_generator():
+    before = torch.get_rng_state()
+
+    read_pairs(TensorDataset(X, Y), "x")
+    read_pairs(DataLoader(TensorDataset(X, Y), batch_size=64, shuffle=True), "x")
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_labels_may_be_names_and_bytes_stay_bytes():
     dataset = ow.dataset(Named())
 
@@ -108,9 +139,18 @@ def test_a_loader_and_labels_beside_it_are_refused():
         (Of((X[0], 0), (X[0, :2], 1)), "x: samples make no batch: stack expects each tensor to be"),
         (Of((object(), 0)), "x: samples make no batch: default_collate: batch must contain"),
         (Of(), "x gives no samples"),
+        (DataLoader(TensorDataset(X, Y), batch_size=None), "x is a loader without a batch_size"),
         (
-            DataLoader(TensorDataset(X, Y), batch_size=None),
-            "x gives samples of shape (3,) and labe",
+            DataLoader(TensorDataset(X, Y), 10, sampler=WeightedRandomSampler([1.0] * 700, 700)),
+            "x is a loader that chooses its samples, by a WeightedRandomSampler: some may come twi",
+        ),
+        (
+            DataLoader(TensorDataset(X, Y), 10, sampler=RandomSampler(Y, replacement=True)),
+            "x is a loader that chooses its samples, by a RandomSampler",
+        ),
+        (
+            DataLoader(TensorDataset(X, Y), batch_sampler=[[0, 1], [1, 2]]),
+            "x is a loader that chooses its samples, by a list",
         ),
         (
             DataLoader(Of((X[0], 0), (X[0, :2], 1)), batch_size=1),

@@ -100,11 +100,16 @@ def test_a_column_that_has_no_classes_is_refused(label, message, tmp_path):
             "has numbers in its first line, such as 5.1, where names of columns",
         ),
         ("7,0,0\n1,0,0\n", "has numbers in its first line, such as 7, where names of columns are"),
-        (",a,y\n0,1,b\n1,2,c\n", "has no name and numbers the rows, which tells nothing of new on"),
-        ("a,y\n1,b\n2,\n", "the column 'y' is empty in row 1. Leave out rows without a class."),
+        (",a,y\n0,1,b\n1,2,c\n", "has a column without a name. If it numbers the rows, leave it o"),
+        ("a,,y\n0,1,b\n1,2,c\n", "has a column without a name. If it numbers the rows, leave it o"),
+        ("y,a,y\n0,1,0\n1,2,1\n", "has two columns with the name 'y'. Name them apart."),
+        ("age,income,y\n1,20,3,ja\n2,30,4,no\n", "has lines with more columns than its first lin"),
+        ("a|b|y\n1|2|q\n", "has no column 'y'. Its only column is 'a|b|y': what stands between c"),
+        ("a,Y\n1,b\n2,c\n", "has no column 'y'. Did you mean 'Y'?"),
+        ("a,y\n1,b\n2,\n", "the column 'y' is empty in row 1, counted from 0. Leave"),
         ("a,b,y\n1,,q\n2,x,r\n", "has no numbers in the column 'b'. Leave them out"),
-        ("a,b,y\n1,,q\n2,3,r\n", "1 values are missing, in the column 'b', the first in row 0."),
-        ("a,y\n1,b,3,4\n", "cannot be read as a .csv file: "),
+        ("a,b,y\n1,,q\n2,3,r\n", "1 value is missing, in the column 'b', the first in row 0,"),
+        ("a,y\n1,b,3,4\n", "has lines with more columns than its first line, which names 2."),
         ("", "cannot be read as a .csv file: No columns to parse from file."),
     ],
 )
@@ -116,6 +121,64 @@ def test_a_table_that_would_be_misread_is_refused(text, message, tmp_path):
         ow.load_data(str(path), label="y")
 
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("first", [0, 1, 500])
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_first_column_that_numbers_the_rows_is_refused(first, name, tmp_path):
+    numbers = np.random.default_rng(0).permutation(40) + first
+    table = flowers()
+    table.insert(0, "id", numbers)
+
+    with pytest.raises(
+        DataError, match=r"The first column of .*, 'id', numbers the rows, which te"
+    ):
+        ow.load_data(str(written(table, tmp_path / name)), label="kind")
+
+
+def test_lines_may_end_in_a_separator(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b;y;\n1;2;q;\n2;1;r;\n1;2;q;\n2;1;r;\n1;2;q;\n")
+
+    dataset = ow.load_data(str(tmp_path / "t.csv"), label="y")
+
+    assert dataset.feature_names == ("a", "b")
+
+
+def test_separators_in_quotes_separate_nothing(tmp_path):
+    (tmp_path / "t.csv").write_text('"a, x, z, w";b;y\n' + "1;2;q\n2;1;r\n" * 5)
+
+    dataset = ow.load_data(str(tmp_path / "t.csv"), label="y")
+
+    assert dataset.feature_names == ("a, x, z, w", "b")
+
+
+def test_numbers_may_have_decimal_commas_where_semicolons_separate(tmp_path):
+    table = flowers()
+
+    path = written(table, tmp_path / "t.csv", sep=";", decimal=",")
+
+    expected = ow.dataset(table.drop(columns="kind"), KINDS)
+    assert torch.equal(ow.load_data(str(path), label="kind").x, expected.x)
+
+
+def test_classes_are_what_is_written(tmp_path):
+    names = ["007", "7", "NA", "None", "1e3"] * 4
+    lines = "".join(f"{number % 3}.5, {name} \n" for number, name in enumerate(names))
+    (tmp_path / "t.csv").write_text(f"a, kind \n{lines}")
+
+    dataset = ow.load_data(str(tmp_path / "t.csv"), label="kind")
+
+    assert set(dataset.class_names) == {"007", "7", "NA", "None", "1e3"}
+
+
+def test_bytes_name_classes_and_lists_do_not(tmp_path):
+    table = pandas.DataFrame({"a": np.arange(20.0), "y": [b"ja", b"no"] * 10, "z": [[1], [2]] * 10})
+    path = str(written(table[["a", "y"]], tmp_path / "t.parquet"))
+
+    assert ow.load_data(path, label="y").class_names == ("ja", "no")
+    written(table[["a", "z"]], tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"holds .* in row 0\. Classes are names or numbers."):
+        ow.load_data(path, label="z")
 
 
 def test_columns_may_have_numbers_for_names(tmp_path):
@@ -130,7 +193,7 @@ def test_columns_may_have_numbers_for_names(tmp_path):
 def test_files_of_other_bytes_are_refused_in_a_sentence(name, tmp_path):
     (tmp_path / name).write_bytes(b"\xff\xfe\x00PAR1" * 20)
 
-    with pytest.raises(DataError, match=r"cannot be read as a \.(csv|parquet) file: "):
+    with pytest.raises(DataError, match=r"cannot be read as a \.parquet file: |is not in UTF-8"):
         ow.load_data(str(tmp_path / name), label="y")
 
 
@@ -193,7 +256,7 @@ def test_a_new_table_that_lacks_a_column_is_refused(run, tmp_path, capsys):
     path = written(flowers()[["length, cm"]], tmp_path / "new.csv")
 
     assert onward("predict", run, path) == 2
-    assert "lacks the column 'width', which the samples" in capsys.readouterr().err
+    assert "lacks the column 'width' of the training samp" in capsys.readouterr().err
 
 
 def test_a_run_is_evaluated_on_another_table_with_its_own_label(run, tmp_path, capsys):
@@ -213,6 +276,17 @@ def test_the_label_of_a_run_is_not_asked_of_other_kinds_of_files(run, tmp_path, 
     np.savez(tmp_path / "t.npz", x=x, y=KINDS)
 
     assert onward("evaluate", run, "--data", tmp_path / "t.npz") == 0
+
+
+def test_other_samples_are_not_paired_with_the_classes_of_the_run(tmp_path, capsys):
+    first, second = saved(tmp_path, np.eye(40, dtype=np.float32), np.arange(40) % 2)
+    flags = ("--epochs", 1, "--widths", "8,8", "--batch-size", 8, "--out", tmp_path / "r")
+    assert onward("train", "--data", first, "--label", second, *flags) == 0
+    np.save(tmp_path / "new.npy", np.eye(40, dtype=np.float32)[::-1])
+    capsys.readouterr()
+
+    assert onward("evaluate", tmp_path / "r", "--data", tmp_path / "new.npy") == 2
+    assert "Name the .npy file with their classes as label" in capsys.readouterr().err
 
 
 def test_a_run_is_evaluated_on_its_own_table(run, capsys):

@@ -1,5 +1,7 @@
 """Tables and sparse matrices as samples: their columns by name, and what is refused."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -8,7 +10,7 @@ import torch
 import onward as ow
 from onward.data import read_shared, tables, write_shared
 from onward.data.numbers import real
-from onward.data.tables import in_order, table_numbers
+from onward.data.tables import in_order, places, table_numbers
 from onward.inputs import InputTransformation
 
 pandas = pytest.importorskip("pandas")
@@ -73,7 +75,9 @@ def test_tables_of_polars_are_read_too(trained):
 def test_a_column_that_is_missing_is_refused(trained):
     network, _ = trained
 
-    with pytest.raises(ow.DataError, match=r"x lacks the columns 'children', 'member', which .*"):
+    with pytest.raises(
+        ow.DataError, match=r"x lacks the columns 'children', 'member' of the train"
+    ):
         network.predict(people()[["age"]])
 
 
@@ -129,7 +133,7 @@ def test_data_in_another_order_are_evaluated_as_those_of_the_training(trained):
 def test_data_that_lack_a_column_are_not_evaluated(trained):
     network, _ = trained
 
-    with pytest.raises(ow.DataError, match="lacks the column 'member' that the network was"):
+    with pytest.raises(ow.DataError, match="lacks the column 'member' of the training sam"):
         ow.evaluate(network, ow.dataset(people()[["age", "children"]], Y))
 
 
@@ -172,8 +176,8 @@ def test_a_data_set_has_a_name_for_each_column():
     ("columns", "message"),
     [
         ({"city": ["a", "b"], "n": [1, 2]}, "t has no numbers in the column 'city'. Leave them"),
-        ({"n": [1.0, None]}, "t: 1 values are missing, in the column 'n', the first in row 1. F"),
-        ({"n": [None, True]}, "t: 1 values are missing, in the column 'n', the first in row 0."),
+        ({"n": [1.0, None]}, "t: 1 value is missing, in the column 'n', the first in row 1, cou"),
+        ({"n": [None, True]}, "t: 1 value is missing, in the column 'n', the first in row 0, c"),
         ({"at": np.array(["2020", "2021"], "datetime64[s]")}, "t has no numbers in the column 'at"),
         ({f"c{n}": ["x"] for n in range(9)}, "'c0', 'c1', 'c2', 'c3', 'c4', ... (9 columns)"),
     ],
@@ -188,7 +192,9 @@ def test_columns_that_are_no_numbers_are_refused(columns, message):
 def test_missing_values_of_nullable_types_are_refused():
     table = pandas.DataFrame({"n": pandas.array([1, None, 3], dtype="Int64")})
 
-    with pytest.raises(ow.DataError, match="values are missing, in the column 'n', the first in r"):
+    with pytest.raises(
+        ow.DataError, match="value is missing, in the column 'n', the first in row 1"
+    ):
         table_numbers(table, "t")
 
 
@@ -208,11 +214,11 @@ def test_a_table_that_is_too_wide_is_refused(monkeypatch):
         ow.dataset(people(), Y)
 
 
-def test_bytes_are_pixels_only_where_all_columns_are():
-    pixels = pandas.DataFrame({"a": np.uint8([0, 255]), "b": np.uint8([255, 0])})
+def test_columns_of_bytes_are_numbers_and_no_pixels():
+    table = pandas.DataFrame({"a": np.uint8([0, 1] * 30), "b": np.uint8([255, 0] * 30)})
 
-    assert real(pixels, "x").dtype == np.uint8
-    assert real(pixels.assign(b=[True, False]), "x").dtype == np.float32
+    assert real(table, "x").dtype == np.float32
+    assert torch.equal(ow.dataset(table, Y).x, ow.dataset(table.astype(int), Y).x)
 
 
 def test_a_series_of_names_gives_classes():
@@ -237,3 +243,126 @@ def test_a_sparse_matrix_without_room_for_its_zeros_is_refused():
 
     with pytest.raises(ow.DataError, match=r"is sparse, of shape .* it takes 400,000.0 GB, and"):
         ow.dataset(matrix, np.arange(10**6) % 2)
+
+
+def test_a_row_of_a_table_is_read_by_the_names_of_its_columns(trained):
+    network, _ = trained
+    table = people()
+    expected = network.scores(table.to_numpy(np.float32)[:1]).network
+
+    for row in (table.iloc[0], table[["member", "age", "children"]].iloc[0]):
+        assert torch.equal(network.scores(row).network, expected)
+    with pytest.raises(ow.DataError, match="x lacks the column 'age' of the training samples"):
+        network.predict(table[["children", "member"]].iloc[0])
+
+
+def test_labels_with_an_index_of_their_own_are_labels():
+    labels = pandas.Series(np.arange(ROWS) % 2, index=[f"patient {n}" for n in range(ROWS)])
+
+    assert ow.dataset(people(), labels).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [2001, 2002, 2003],
+        ["a", 7, "b"],
+        pandas.MultiIndex.from_tuples([("blood", "iron"), ("blood", "salt"), ("age", "")]),
+    ],
+)
+def test_names_of_other_types_are_names_too(names):
+    table = people()
+    table.columns = names
+    network = ow.mlp((3,), num_classes=2, widths=(8, 8))
+    ow.train(network, ow.dataset(table, Y), training=ow.TrainingConfig(epochs=1, batch_size=10))
+    expected = network.scores(table).network
+
+    turned = table[list(reversed(list(table.columns)))]
+
+    assert torch.equal(network.scores(turned).network, expected)
+
+
+def test_tables_of_arrow_are_read_by_name(trained):
+    pyarrow = pytest.importorskip("pyarrow")
+    network, _ = trained
+    table = people()
+
+    other = pyarrow.Table.from_pandas(table[["member", "age", "children"]])
+
+    assert torch.equal(network.scores(other).network, network.scores(table).network)
+
+
+def test_numbers_in_columns_of_objects_are_numbers():
+    mixed = pandas.DataFrame({"a": [Decimal("1.5"), 2], "b": [np.float32(1), True]}, dtype=object)
+
+    assert table_numbers(mixed, "t").tolist() == [[1.5, 1.0], [2.0, 1.0]]
+    with pytest.raises(ow.DataError, match="has no numbers in the column 'a'"):
+        table_numbers(pandas.DataFrame({"a": [10**400, 1]}), "t")
+
+
+def test_columns_of_lists_are_no_numbers():
+    polars = pytest.importorskip("polars")
+    table = polars.DataFrame({"a": [[1, 2], [3, 4]]}, schema={"a": polars.Array(polars.Int64, 2)})
+
+    with pytest.raises(ow.DataError, match="has no numbers in the column 'a'"):
+        table_numbers(table, "t")
+
+
+@pytest.mark.parametrize("kind", [">f8", np.longdouble, ">i4", "uint16"])
+def test_numbers_of_other_machines_are_read_as_they_are(kind, trained):
+    network, _ = trained
+    x = np.round(people().to_numpy(float) * 3).clip(0)
+
+    found = network.scores(x.astype(kind)).network
+
+    assert torch.equal(found, network.scores(x.astype(np.float32)).network)
+    labels = (np.arange(ROWS) % 2).astype(kind)
+    assert ow.dataset(x.astype(kind), labels).num_classes == 2
+
+
+@pytest.mark.parametrize("kind", [">i4", "uint16", float, object])
+def test_classes_that_a_network_is_compared_with_are_read_like_those_of_data(kind):
+    x, y = np.eye(40), np.arange(40) % 2
+    network = ow.mlp((40,), num_classes=2, widths=(8, 8))
+    ow.train(network, ow.dataset(x, y), training=ow.TrainingConfig(epochs=1, batch_size=10))
+    expected = ow.evaluate(network, x, y).correct
+
+    if kind is not object:
+        assert ow.evaluate(network, x, y.astype(kind)).correct == expected
+    labels = pandas.Series(y)
+    assert ow.evaluate(network, x, labels).correct == expected
+    with pytest.raises(ow.DataError, match="y holds nan in row 3"):
+        ow.evaluate(network, x, np.where(np.arange(40) == 3, np.nan, y))
+
+
+def test_sparse_tensors_of_torch_are_written_out(trained):
+    network, _ = trained
+    dense = torch.from_numpy(people().to_numpy(np.float32))
+
+    assert torch.equal(network.scores(dense.to_sparse()).network, network.scores(dense).network)
+
+
+def test_wide_tables_are_put_in_order_quickly():
+    names = [f"c{n}" for n in range(20_000)]
+
+    assert places(names, names[::-1], "x")[:3] == [19_999, 19_998, 19_997]
+
+
+def test_groups_may_have_names():
+    groups = np.array([f"patient {n // 6}" for n in range(ROWS)])
+
+    dataset = ow.dataset(people(), Y, groups=groups)
+
+    assert len(dataset.groups.unique()) == 8
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [
+        (np.arange(ROWS)[:, None] % 2, r"Give y\.ravel\(\)"),
+        (np.eye(2)[np.arange(ROWS) % 2], r"Of a column a class: y\.argmax\(1\)"),
+    ],
+)
+def test_labels_of_usual_shapes_are_refused_with_what_to_do(labels, advice):
+    with pytest.raises(ow.DataError, match=advice):
+        ow.dataset(people(), labels)

@@ -20,8 +20,8 @@ from onward.batch import Batch, mapped
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
-from onward.data.catalog import takes_label
 from onward.data.labels import class_name
+from onward.data.table_files import is_table_file
 from onward.errors import DataError, FileError, SettingError
 from onward.evaluation import as_trained, block_metrics
 from onward.exits import latency
@@ -165,7 +165,7 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     if changes["data.name"] is not None:
-        label = options.label or (config.data.label if takes_label(config.data.name) else None)
+        label = options.label or (config.data.label if is_table_file(config.data.name) else None)
         config = config.with_settings({"data.label": label})
     torch.set_num_threads(config.training.threads)
     if network.readout is None:

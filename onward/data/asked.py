@@ -23,7 +23,7 @@ def read_asked(path: Path, *, channels: int | None = None) -> tuple[Numbers, lis
     if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
         files = images.images_in(path) if path.is_dir() else [path]
         return images.read_pixels(files, channels or 3), [file.name for file in files]
-    if path.suffix in table_files.SUFFIXES:
+    if table_files.is_table_file(path.name):
         return table_files.read_frame(path), None
     if path.suffix == ".npy":
         return rows(read_npy(path), str(path)), None

@@ -9,7 +9,7 @@ from typing import Any
 from onward.data import arrays, cifar, idx, mitbih, table_files
 from onward.data.arrays import read_npy_pair, read_npz
 from onward.data.dataset import Dataset, from_arrays
-from onward.data.images import read_images
+from onward.data.images import read_images, shape_of
 from onward.data.published import PUBLISHED, folders_to_search, locate
 from onward.data.text import read_text
 from onward.errors import DataError
@@ -93,7 +93,7 @@ def load(
         "allow_one_class": allow_one_class,
     }
     if takes_label(name):
-        read = read_npy_pair if path.suffix == ".npy" else table_files.read_table
+        read = read_npy_pair if path.suffix.lower() == ".npy" else table_files.read_table
         return read(path, label=label, **split)
     if path.suffix == ".npz":
         return read_npz(path, **split)
@@ -110,7 +110,7 @@ def load(
 
 def takes_label(name: str) -> bool:
     """Return whether a data set is a file that does not say what the classes are."""
-    return Path(name).suffix in TAKES_LABEL
+    return Path(name).suffix.lower() in TAKES_LABEL
 
 
 def row_shape(name: str) -> tuple[int, ...] | None:
@@ -118,4 +118,6 @@ def row_shape(name: str) -> tuple[int, ...] | None:
     if name in PUBLISHED:
         return PUBLISHED[name].shape
     path = Path(name).expanduser()
+    if name and path.is_dir():
+        return shape_of(path)
     return arrays.row_shape(path) if path.suffix in (".npz", ".npy") else None

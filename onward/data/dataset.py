@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as Pairs
 
 from onward.batch import Batch, parts
 from onward.data.labels import (
+    as_names,
     check_classes,
     read_labels,
     whole_numbers,
@@ -21,7 +22,7 @@ from onward.data.labels import (
 from onward.data.loaders import is_loader, read_pairs
 from onward.data.numbers import Numbers, real
 from onward.data.splits import hold_out
-from onward.data.tables import column_names, in_order
+from onward.data.tables import as_known, column_names, in_order
 from onward.digests import tensors_sha256
 from onward.errors import DataError
 
@@ -185,7 +186,7 @@ def from_arrays(
         y_val: Class of each validation row.
         x_test: Test rows, like `x`. None: test rows are taken from `x`, by class.
         y_test: Class of each test row.
-        groups: Group of each row of `x`, as a whole number. Splits never cut a group.
+        groups: Group of each row of `x`, as a whole number or a name. Splits never cut a group.
         num_classes: How many classes there are. None: one more than the largest label.
         class_names: Name of each class, in order. None: where `y` has names, these, sorted.
         is_image: See `Dataset`. None: whether rows have the shape of an image of 1 or 3 channels.
@@ -206,6 +207,7 @@ def from_arrays(
     x, y = _read(x, y, f"{name}: x")
     x_val, y_val = _read(x_val, y_val, f"{name}: x_val")
     x_test, y_test = _read(x_test, y_test, f"{name}: x_test")
+    x = as_known(x)
     columns = column_names(x)
     inputs = rows(x, f"{name}: x")
     if y is None:
@@ -215,6 +217,9 @@ def from_arrays(
     labels: dict[str, tuple[Numbers, int]] = {"y": (y, len(inputs))}
     group_of = None
     if groups is not None:
+        group_names = as_names(groups, f"{name}: groups")
+        if group_names is not None:
+            groups = np.unique(group_names, return_inverse=True)[1]
         group_of = whole_numbers(groups, f"{name}: groups", len(inputs))
     others: dict[str, Tensor] = {}
     for part, x_part, y_part in (("val", x_val, y_val), ("test", x_test, y_test)):

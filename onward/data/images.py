@@ -1,16 +1,17 @@
 """Images of one's own: files in folders, one a class."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
 from jaxtyping import UInt8
 
 from onward.data.dataset import Dataset, from_arrays
-from onward.data.loaders import watched
+from onward.data.watching import watched
 from onward.errors import DataError, OnwardWarning
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -33,16 +34,6 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
 """What it calls those with more than eight bits."""
 
 
-class Header(NamedTuple):
-    """What is known of an image before its pixels are read."""
-
-    size: tuple[int, int]
-    """Height and width."""
-
-    is_grey: bool
-    """Whether it has no colours."""
-
-
 def read_images(
     folder: Path,
     *,
@@ -52,7 +43,8 @@ def read_images(
 ) -> Dataset:
     """Read a data set from folders of images, whose names are those of the classes.
 
-    All images have the same size. They have one channel where none has colours, else three.
+    All images have the same size. They have one channel where all files are stored in shades of
+    grey, else three. Photos are turned as their camera says, and what is transparent becomes white.
 
     Args:
         folder: Has a folder for each class; or folders `train`, `test` and, where there are some,
@@ -68,8 +60,7 @@ def read_images(
     files = {part: _by_class(path) for part, path in parts.items()}
     every = [file for own in files.values() for _, file in own]
     _warn_of_others(folder, [file for path in parts.values() for file in path.glob("*/*")], every)
-    headers = [_header(file) for file in watched(every, f"{folder.name}: sizes", len(every))]
-    channels = 1 if all(header.is_grey for header in headers) else 3
+    channels = 1 if all(map(is_grey, watched(every, f"{folder.name}: colours", len(every)))) else 3
     x = {part: read_pixels([file for _, file in own], channels) for part, own in files.items()}
     y = {part: [name for name, _ in own] for part, own in files.items()}
     return from_arrays(
@@ -79,12 +70,21 @@ def read_images(
         y_val=y.get("val"),
         x_test=x.get("test"),
         y_test=y.get("test"),
-        is_image=True,
         name=folder.name,
         test=test,
         split_seed=split_seed,
         allow_one_class=allow_one_class,
     )
+
+
+def shape_of(folder: Path) -> tuple[int, int, int] | None:
+    """Return the shape of the samples in a folder, as its first image has it; None without one."""
+    try:
+        _, file = _by_class(_parts(folder)["training"])[0]
+        pixels = _pixels(file, 1 if is_grey(file) else 3)
+    except (DataError, OSError, LookupError):  # Loading says what it is.
+        return None
+    return pixels.shape[0], pixels.shape[1], pixels.shape[2]
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -111,7 +111,7 @@ def read_pixels(
     Raises:
         DataError: One cannot be read, is too large, or of another size than the first.
     """
-    size = _header(files[0]).size
+    size = _pixels(files[0], channels).shape[1:]
     num_bytes, room = len(files) * channels * size[0] * size[1], psutil.virtual_memory().total
     if num_bytes > room:
         raise DataError(
@@ -120,49 +120,58 @@ def read_pixels(
         )
     found = np.empty((len(files), channels, *size), dtype=np.uint8)
     for number, file in enumerate(watched(files, f"{files[0].parent.name}: images", len(files))):
-        own = _header(file).size
-        if own != size:
+        pixels = _pixels(file, channels)
+        if pixels.shape[1:] != size:
             raise DataError(
-                f"{file} has {own[1]} x {own[0]} pixels, and {files[0]} has {size[1]} x {size[0]}. "
-                f"Give all images the same size, as image.resize({size[::-1]}) does in pillow."
+                f"{file} has {pixels.shape[2]} x {pixels.shape[1]} pixels, and {files[0]} has "
+                f"{size[1]} x {size[0]}. Give all images the same size, as "
+                f"image.resize({size[::-1]}) does in pillow."
             )
-        pixels = np.asarray(_opened(file, "L" if channels == 1 else "RGB"))
-        found[number] = pixels if channels == 1 else pixels.transpose(2, 0, 1)
+        found[number] = pixels
     return found
 
 
 def _parts(folder: Path) -> dict[str, Path]:
-    """Return the folder of each kind of samples."""
+    """Return the folder of each kind of samples.
+
+    Raises:
+        DataError: There are no folders of classes.
+    """
     try:
-        folders = sorted(path for path in folder.iterdir() if _is_folder(path))
+        folders = _folders(folder)
+        inside = {path: _folders(path) for path in folders}
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from error
-    kinds = {name: kind for kind, names in PARTS.items() for name in names}
-    found: dict[str, Path] = {}
-    for path in folders:
-        kind = kinds.get(path.name.lower())
-        if kind is None:
-            break
-        found[kind] = path
-    else:
-        if "training" in found and len(found) == len(folders):
-            return found
     if not folders:
         raise DataError(
             f"{folder} has no folders inside. A folder of images has one folder for each class, "
             f"with its images in it."
         )
-    return {"training": folder}
+    if not any(inside.values()):
+        return {"training": folder}
+    kinds = {name: kind for kind, names in PARTS.items() for name in names}
+    found = {kinds.get(path.name.lower(), path.name): path for path in folders}
+    flat = [str(path) for path in folders if not inside[path]]
+    if flat or len(found) < len(folders) or not {"training"} <= set(found) <= set(PARTS):
+        shown = ", ".join(path.name for path in folders[:5])
+        raise DataError(
+            f"{folder} has the folders {shown}, and folders inside. Give a folder with one folder "
+            f"for each class; or folders train, test and val with these inside each, and nothing "
+            f"else."
+        )
+    return found
 
 
 def _by_class(folder: Path) -> list[tuple[str, Path]]:
     """Return images beside the names of their classes, in the order of both."""
-    classes = sorted(path for path in folder.iterdir() if _is_folder(path))
-    return [(path.name, file) for path in classes for file in images_in(path)]
+    return [(path.name, file) for path in _folders(folder) for file in images_in(path)]
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders inside, but for those that programs make for themselves."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
+    )
 
 
 def _is_image(path: Path) -> bool:
@@ -172,12 +181,16 @@ def _is_image(path: Path) -> bool:
 
 def _warn_of_others(folder: Path, there: Sequence[Path], read: Sequence[Path]) -> None:
     """Say which files are left out."""
-    others = sorted(set(there) - set(read))
-    others = [path for path in others if not path.name.startswith(".")]
+    others = sorted(
+        path
+        for path in set(there) - set(read)
+        if path.is_file() and not path.name.startswith(".") and not path.parent.name.startswith(".")
+    )
     if others:
+        number = f"{len(others):,} files" if len(others) > 1 else "A file"
+        verb = "are no images, and are" if len(others) > 1 else "is no image, and is"
         warnings.warn(
-            f"{len(others):,} files in {folder} are no images, and are left out, such as "
-            f"{others[0]}.",
+            f"{number} in {folder} {verb} left out, such as {others[0]}.",
             OnwardWarning,
             stacklevel=2,
         )
@@ -194,34 +207,64 @@ def _pillow() -> Any:
     return Image
 
 
-def _header(file: Path) -> Header:
-    """Return what is known of an image before its pixels are read.
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open an image whose pixels can be read.
 
     Raises:
-        DataError: It is no image, is too large, or has more than eight bits.
+        DataError: It is no image, is too large, has several frames, or more than eight bits.
     """
     image_module = _pillow()
     try:
         with image_module.open(file) as image:
             (width, height), mode = image.size, image.mode
+            if width * height > MOST_PIXELS:
+                raise DataError(
+                    f"{file} has {width:,} x {height:,} pixels, more than the {MOST_PIXELS:,} that "
+                    f"are taken. Make it smaller."
+                )
+            if mode in DEEP:
+                raise DataError(
+                    f"{file} has more than eight bits a pixel (mode {mode} of pillow). Save it "
+                    f"with eight."
+                )
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise DataError(f"{file} has {frames} frames. Save each as an image of its own.")
+            yield image
+    except DataError:
+        raise
     except Exception as error:  # What damaged images raise has no common base.
         raise DataError(f"{file} cannot be read as an image: {error}.") from error
-    if width * height > MOST_PIXELS:
-        raise DataError(
-            f"{file} has {width:,} x {height:,} pixels, more than the {MOST_PIXELS:,} that are "
-            f"taken. Make it smaller."
-        )
-    if mode in DEEP:
-        raise DataError(
-            f"{file} has more than eight bits a pixel (mode {mode} of pillow). Save it with eight."
-        )
-    return Header((height, width), mode in GREY)
 
 
-def _opened(file: Path, mode: str) -> Any:
-    image_module = _pillow()
-    try:
-        with image_module.open(file) as image:
-            return image.convert(mode)
-    except Exception as error:  # As above.
-        raise DataError(f"{file} cannot be read as an image: {error}.") from error
+def is_grey(file: Path) -> bool:
+    """Return whether an image is stored in shades of grey.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    with _opened(file) as image:
+        return image.mode in GREY
+
+
+def _pixels(file: Path, channels: int) -> UInt8[np.ndarray, "channels height width"]:
+    """Return the pixels of an image.
+
+    Raises:
+        DataError: It cannot be read, or has colours, and one channel is asked for.
+    """
+    from PIL import ImageOps
+
+    with _opened(file) as image:
+        turned = ImageOps.exif_transpose(image)
+        if "A" in turned.mode or "transparency" in turned.info:
+            seen = turned.convert("RGBA")
+            white = _pillow().new("RGBA", seen.size, "white")
+            turned = _pillow().alpha_composite(white, seen)
+        pixels = np.asarray(turned.convert("RGB"))
+    if channels == 3:
+        return pixels.transpose(2, 0, 1)
+    if (pixels != pixels[:, :, :1]).any():
+        raise DataError(f"{file} has colours, and shades of grey are needed.")
+    return pixels[None, :, :, 0]

@@ -225,7 +225,7 @@ def whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " ro
     if array.shape != (num_rows,):
         raise DataError(
             f"{what} has the shape {array.shape}, but there are {num_rows} rows and each needs "
-            f"one number: the shape must be ({num_rows},)."
+            f"one number: the shape must be ({num_rows},).{_reshaped(array.shape, what)}"
         )
     if array.dtype.kind == "f":
         array = array.astype(np.float64)
@@ -235,6 +235,14 @@ def whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " ro
                 f"{what} holds {array[broken[0]]} in row {broken[0]}. It needs whole numbers."
             )
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _reshaped(shape: tuple[int, ...], what: str) -> str:
+    """Return how numbers of a usual shape become one a row."""
+    name = what.rpartition(" ")[2]
+    if len(shape) != 2:
+        return ""
+    return f" Give {name}.ravel()." if shape[1] == 1 else f" Of a column a class: {name}.argmax(1)."
 
 
 def _check_numbering(labels: dict[str, Tensor], name: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onward.data.tables import densified, is_sparse, is_table, table_numbers
+from onward.data.tables import as_known, densified, is_sparse, is_table, table_numbers
 from onward.errors import DataError
 
 Numbers = Any
@@ -34,12 +34,13 @@ def real(values: Numbers, what: str) -> NDArray[Any]:
     Raises:
         DataError: They are no real numbers, or too many of a sparse matrix.
     """
+    values = as_known(values)
     if is_table(values):
         values = table_numbers(values, what)
     elif is_sparse(values):
         values = densified(values, what)
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
+        values = values.detach().cpu().to_dense()
         # NumPy has no bfloat16.
         values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
     elif not isinstance(values, np.ndarray):
@@ -54,6 +55,9 @@ def real(values: Numbers, what: str) -> NDArray[Any]:
             raise DataError(f"{what} is no array of numbers: {error}.") from error
     check_no_mask(values, what)
     array: NDArray[Any] = np.require(values, requirements="C") if values.ndim else values
+    if array.dtype.kind in "iuf" and (not array.dtype.isnative or array.dtype.itemsize > 8):
+        # Torch has neither the other order of bytes nor long doubles.
+        array = array.astype(f"{array.dtype.kind}{min(array.dtype.itemsize, 8)}")
     if array.dtype.kind not in "biuf":
         advice = ""
         if array.dtype.kind in "UST":

@@ -3,20 +3,27 @@
 import csv
 import difflib
 import math
+import re
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from onward.data.dataset import Dataset, from_arrays
-from onward.data.tables import MOST_COLUMNS, columns_listed
+from onward.data.tables import MOST_COLUMNS, columns_listed, is_missing
 from onward.errors import DataError
 
-SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".parquet")
 """Endings of files that are read as tables."""
 
 SEPARATORS = ",;\t"
 """What may stand between the columns of a .csv file."""
+
+FEWEST_COUNTED = 10
+"""Rows from which on a first column that counts them is no coincidence."""
 
 
 def read_table(
@@ -43,7 +50,7 @@ def read_table(
         DataError: The file cannot be read, there is no such column, or what it holds cannot be
             learned from.
     """
-    table = read_frame(path)
+    table = read_frame(path, label)
     columns = list(map(str, table.columns))
     if label is None:
         raise DataError(
@@ -51,11 +58,13 @@ def read_table(
             f"are {columns_listed(columns, most=20)}."
         )
     if label not in columns:
-        near = difflib.get_close_matches(label, columns, n=1, cutoff=0.6)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(
-            f"{path} has no column {label!r}.{hint} There are {columns_listed(columns, most=20)}."
-        )
+        known = {column.lower(): column for column in columns}
+        near = difflib.get_close_matches(label.lower(), list(known), n=1, cutoff=0.6)
+        hint = f" Did you mean {known[near[0]]!r}?" if near else ""
+        there = f"There are {columns_listed(columns, most=20)}."
+        if len(columns) == 1:
+            there = f"Its only column is {columns[0][:80]!r}: what stands between columns?"
+        raise DataError(f"{path} has no column {label!r}.{hint} {there}")
     return from_arrays(
         table.drop(columns=label),
         _classes(table[label], f"{path.name}: the column {label!r}"),
@@ -66,8 +75,17 @@ def read_table(
     )
 
 
-def read_frame(path: Path) -> Any:
+def is_table_file(name: str) -> bool:
+    """Return whether a data set is a table in a file."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def read_frame(path: Path, label: str | None = None) -> Any:
     """Read a table as pandas has it.
+
+    Args:
+        path: The file.
+        label: Column whose values stay texts.
 
     Raises:
         DataError: pandas is not installed, or the file cannot be read.
@@ -82,34 +100,88 @@ def read_frame(path: Path) -> Any:
         ) from error
     room = psutil.virtual_memory().total
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as file:
-                known = file.metadata
-                _check_size(path, known.num_columns, 8 * known.num_rows * known.num_columns, room)
+                known, names = file.metadata, file.schema_arrow.names
+            _check_size(path, known.num_columns, 8 * known.num_rows * known.num_columns, room)
+            _check_header(path, names)
             table = pandas.read_parquet(path)
         else:
-            separator, columns = _first_line(path)
-            _check_size(path, columns, path.stat().st_size, room)
-            table = pandas.read_csv(
-                path, sep=separator, skipinitialspace=True, index_col=False, low_memory=False
-            )
+            separator, names = _header(path)
+            _check_size(path, len(names), path.stat().st_size, room)
+            _check_header(path, names)
+            table = _read_csv(path, separator, names, label)
     except DataError:
         raise
+    except UnicodeError as error:
+        raise DataError(f"{path} is not in UTF-8. Save it anew in this encoding.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # What damaged files raise has no common base.
         text = str(error).partition("\n")[0].rstrip(".")
         raise DataError(f"{path} cannot be read as a {path.suffix} file: {text}.") from error
-    _check_header(path, table)
+    _check_first(path, table, label)
     return table
 
 
-def _first_line(path: Path) -> tuple[str, int]:
-    """Return what stands between the columns of a .csv file, and how many there seem to be."""
-    with path.open(encoding="utf-8-sig") as file:
+def _header(path: Path) -> tuple[str, list[str]]:
+    """Return what stands between the columns of a .csv file, and their names.
+
+    An empty last one, of lines that end in a separator, is left out.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
         line = file.readline(1 << 24)
-    separator = max(SEPARATORS, key=line.count)
-    return separator, len(next(csv.reader([line], delimiter=separator), []))
+    each = {
+        separator: next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        for separator in SEPARATORS
+    }
+    separator = max(each, key=lambda separator: len(each[separator]))
+    names = [name.strip() for name in each[separator]]
+    return separator, names
+
+
+def _read_csv(path: Path, separator: str, names: list[str], label: str | None) -> Any:
+    """Read a .csv file; what a column of classes says is taken as it is written.
+
+    Raises:
+        DataError: Some lines have more columns than the first.
+    """
+    import pandas
+
+    read = partial(
+        pandas.read_csv,
+        path,
+        sep=separator,
+        header=0,
+        names=names,
+        skipinitialspace=True,
+        index_col=False,
+        low_memory=False,
+        encoding="utf-8-sig",
+    )
+
+    def texts(table: Any) -> int:
+        return sum(kind.kind not in "biuf" for kind in table.dtypes)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        try:
+            table = read()
+            if separator != "," and texts(table) > 1:
+                # Where columns are not separated by commas, numbers may have them.
+                table = min(table, read(decimal=","), key=texts)
+            if label in names:
+                written = read(usecols=[label], dtype=str, keep_default_na=False)
+                table[label] = written[label].str.strip()
+        except pandas.errors.ParserWarning as error:
+            raise DataError(
+                f"{path} has lines with more columns than its first line, which names "
+                f"{len(names)}. Where the first column numbers the rows, leave it out, as "
+                f"write.csv(..., row.names = FALSE) does in R."
+            ) from error
+    if names and not names[-1] and table.iloc[:, -1].isna().all():
+        table = table.iloc[:, :-1]  # Lines end in a separator.
+    return table
 
 
 def _check_size(path: Path, columns: int, num_bytes: int, room: int) -> None:
@@ -123,50 +195,74 @@ def _check_size(path: Path, columns: int, num_bytes: int, room: int) -> None:
         )
 
 
-def _check_header(path: Path, table: Any) -> None:
-    """Refuse a table whose first line has no names, or whose first column numbers the rows."""
-    names = list(map(str, table.columns))
+def _check_header(path: Path, names: list[str]) -> None:
+    """Refuse names of columns that are none."""
     numbers = [name for name in names if _is_number(name)]
     # Columns may be called 0, 1, 2.
-    if numbers and (len(numbers) == len(names) or any("." in name for name in numbers)):
+    if path.suffix.lower() != ".parquet" and (
+        numbers and (len(numbers) == len(names) or any("." in name for name in numbers))
+    ):
         raise DataError(
             f"{path} has numbers in its first line, such as {numbers[0]}, where names of columns "
             f"are needed. Add a line with the names."
         )
-    if (
-        names
-        and names[0].startswith("Unnamed: 0")
-        and list(table.iloc[:, 0]) == [*range(len(table))]
-    ):
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns with the name {twice!r}. Name them apart.")
+    nameless = [number for number, name in enumerate(names[:-1]) if not name]
+    if nameless or any(re.fullmatch(r"__index_level_\d+__", name) for name in names):
         raise DataError(
-            f"The first column of {path} has no name and numbers the rows, which tells nothing of "
-            f"new ones. Leave it out, as table.to_csv(path, index=False) does in pandas."
+            f"{path} has a column without a name. If it numbers the rows, leave it out, as "
+            f"table.to_csv(path, index=False) does in pandas: that tells nothing of new rows."
+        )
+
+
+def _check_first(path: Path, table: Any, label: str | None) -> None:
+    """Refuse a first column that numbers the rows, in whatever order."""
+    if not len(table.columns) or table.columns[0] == label or len(table) < FEWEST_COUNTED:
+        return
+    first = table.iloc[:, 0].to_numpy()
+    if first.dtype.kind not in "iu":
+        return
+    if np.array_equal(np.sort(first), np.arange(len(first)) + first.min()):
+        raise DataError(
+            f"The first column of {path}, {str(table.columns[0])!r}, numbers the rows, which tells "
+            f"nothing of new ones. Leave it out."
         )
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _classes(column: Any, what: str) -> list[str]:
     """Return the classes of the rows as names.
 
     Raises:
-        DataError: One is missing, or a number with a fraction.
+        DataError: One is missing, or is no name or whole number.
     """
+    values = column.tolist()
     names = []
-    for row, value in enumerate(column.tolist()):
-        is_float = isinstance(value, float)
-        if value is None or type(value).__name__ == "NAType" or (is_float and math.isnan(value)):
-            raise DataError(f"{what} is empty in row {row}. Leave out rows without a class.")
-        if is_float and not value.is_integer():
+    for row, value in enumerate(values):
+        if is_missing(value) or value == "":
             raise DataError(
-                f"{what} holds {value} in row {row}. Classes are names or whole numbers; numbers "
-                f"with fractions cannot be learned (regression is not offered)."
+                f"{what} is empty in row {row}, counted from 0. Leave out rows without a class."
             )
-        names.append(str(int(value) if is_float else value))
+        value = value.decode(errors="replace") if isinstance(value, bytes) else value
+        if not isinstance(value, str | bool | int | float):
+            raise DataError(f"{what} holds {value!r} in row {row}. Classes are names or numbers.")
+        is_whole = isinstance(value, float) and value.is_integer()
+        names.append(str(int(value) if is_whole else value))
+    if all(map(_is_number, names)):
+        if all(float(name).is_integer() for name in names):
+            # As tables write whole numbers beside missing ones.
+            return [name.removesuffix(".0") for name in names]
+        row = next(row for row, name in enumerate(names) if not float(name).is_integer())
+        raise DataError(
+            f"{what} holds {names[row]} in row {row}, counted from 0. Classes are names or whole "
+            f"numbers; numbers with fractions cannot be learned (regression is not offered)."
+        )
     return names

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -28,40 +29,63 @@ def is_table(values: Any) -> bool:
     return all(hasattr(values, name) for name in ("columns", "to_numpy", "shape"))
 
 
+def as_known(values: Any) -> Any:
+    """Return tables of Arrow as tables of pandas, and all else as it is."""
+    is_arrow = hasattr(values, "column_names") and hasattr(values, "to_pandas")
+    return values.to_pandas() if is_arrow else values
+
+
 def column_names(values: Any) -> tuple[str, ...] | None:
-    """Return the names of the columns of a table; None where they are numbers, or it is none."""
-    if not is_table(values):
-        return None
-    names = list(values.columns)
-    return tuple(map(str, names)) if all(isinstance(name, str) for name in names) else None
+    """Return the names of the columns of a table; None where they only count, or it is none."""
+    return _names(values.columns) if is_table(values) else None
+
+
+def _names(index: Any) -> tuple[str, ...] | None:
+    names = list(index)
+    return None if names == [*range(len(names))] else tuple(map(str, names))
 
 
 def in_order(values: Any, names: Sequence[str] | None, what: str) -> Any:
     """Return a table with the columns that are named, in this order; what is no table, as it is.
 
     Args:
-        values: Samples. A table of any order, which may have further columns.
+        values: Samples. A table of any order, which may have further columns; or one row of it.
         names: Columns that are needed; None where they have no names.
         what: What the table is called in errors.
 
     Raises:
         DataError: A column is missing.
     """
+    values = as_known(values)
+    is_row = hasattr(values, "to_frame") and hasattr(values, "index") and not is_table(values)
+    if names is not None and is_row and _names(values.index) is not None:
+        values = values.to_frame().T
     known = column_names(values)
     if known is None or names is None or known == tuple(names):
         return values
-    missing = [name for name in names if name not in known]
+    _check_names(known, what)
+    order = places(known, names, what)
+    return values[[list(values.columns)[place] for place in order]]
+
+
+def places(known: Sequence[str], names: Sequence[str], what: str) -> list[int]:
+    """Return where the columns that are named are among those that there are.
+
+    Raises:
+        DataError: One is missing.
+    """
+    place = {name: number for number, name in enumerate(known)}
+    missing = [name for name in names if name not in place]
     if missing:
         raise DataError(
-            f"{what} lacks {columns_listed(missing)}, which the samples that are learned from "
-            f"have. It has {columns_listed(known)}."
+            f"{what} lacks {columns_listed(missing)} of the training samples. It has "
+            f"{columns_listed(known)}."
         )
-    _check_names(values, what)
-    return values[list(names)]
+    return [place[name] for name in names]
 
 
 def table_numbers(table: Any, what: str) -> NDArray[Any]:
-    """Return the numbers of a table; what is missing becomes NaN.
+    """Return the numbers of a table, of which bytes are numbers like others, and no pixels.
 
     Args:
         table: Of pandas, polars or alike.
@@ -70,8 +94,8 @@ def table_numbers(table: Any, what: str) -> NDArray[Any]:
     Raises:
         DataError: It is too wide, two columns have one name, or one holds no numbers.
     """
-    _check_names(table, what)
     names = list(table.columns)
+    _check_names(names, what)
     if len(names) > MOST_COLUMNS:
         raise DataError(
             f"{what} has {len(names):,} columns, more than the {MOST_COLUMNS:,} that are taken. "
@@ -82,55 +106,72 @@ def table_numbers(table: Any, what: str) -> NDArray[Any]:
     if odd:
         raise DataError(
             f"{what} has no numbers in {columns_listed(odd)}. Leave them out, or make numbers of "
-            f"them, as pandas.get_dummies does."
+            f"them, such as a column of 0 and 1 for each of their values."
         )
     found = [column for column in columns if column is not None]
     _check_whole(names, found, what)
-    if not found:
-        return np.zeros((len(table), 0))
-    types = {column.dtype for column in found}
-    # Bytes alone are pixels, and beside columns of another type they are numbers.
-    is_mixed = len(types) > 1 and np.result_type(*types) == np.uint8
-    return np.stack(found, axis=1).astype(np.float32 if is_mixed else np.result_type(*types))
+    kind = np.result_type(np.float32, *found)
+    whole = np.empty((len(table), len(found)), dtype=kind)
+    for number, column in enumerate(found):
+        whole[:, number] = column
+    return whole
 
 
 def _column_numbers(column: Any) -> NDArray[Any] | None:
     """Return the numbers of a column; None where it holds something else."""
     array = np.asarray(column.to_numpy())
-    if array.dtype.kind in "biuf":
+    if array.ndim == 1 and array.dtype.kind in "biuf":
         return array
-    if array.dtype.kind != "O":
+    if array.ndim != 1 or array.dtype.kind != "O":
         return None
     # What is missing has no type that is common to libraries.
-    values = [
-        math.nan if value is None or type(value).__name__ == "NAType" else value
-        for value in array.tolist()
-    ]
-    is_number = all(isinstance(value, bool | int | float) for value in values)
-    return np.array(values, dtype=np.float64) if is_number else None
+    values = [math.nan if is_missing(value) else value for value in array.tolist()]
+    if not all(
+        isinstance(value, bool | int | float | np.number | np.bool_ | Decimal) for value in values
+    ):
+        return None
+    try:
+        return np.array([float(value) for value in values])
+    except OverflowError:
+        return None
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a table has nothing at a place."""
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _check_whole(names: Sequence[Any], columns: Sequence[NDArray[Any]], what: str) -> None:
     """Refuse columns with numbers that are missing."""
-    missing = {name: np.isnan(column) for name, column in zip(names, columns, strict=True)}
-    missing = {name: each for name, each in missing.items() if each.any()}
+    missing = {
+        name: np.isnan(column)
+        for name, column in zip(names, columns, strict=True)
+        if column.dtype.kind == "f" and np.isnan(column).any()
+    }
     if missing:
         row = min(int(each.argmax()) for each in missing.values())
+        number = sum(int(each.sum()) for each in missing.values())
         raise DataError(
-            f"{what}: {sum(int(each.sum()) for each in missing.values())} values are missing, in "
-            f"{columns_listed(list(missing))}, the first in row {row}. Fill them, as "
-            f"x.fillna(x.median()) does in pandas, or leave out their rows."
+            f"{what}: {number} value{'s are' if number > 1 else ' is'} missing, in "
+            f"{columns_listed(list(missing))}, the first in row {row}, counted from 0. Fill them "
+            f"in, or leave out their rows."
         )
 
 
-def _check_names(table: Any, what: str) -> None:
-    name, number = next(iter(Counter(map(str, table.columns)).most_common(1)), ("", 1))
+def _check_names(names: Sequence[Any], what: str) -> None:
+    name, number = next(iter(Counter(map(str, names)).most_common(1)), ("", 1))
     if number > 1:
         raise DataError(f"{what} has {number} columns with the name {name!r}. Name them apart.")
 
 
 def columns_listed(names: Sequence[Any], most: int = 5) -> str:
-    """Return names of columns in a line, the first of many."""
+    """Return names of columns in a line, the first of many.
+
+    Example:
+        >>> columns_listed(["age"]), columns_listed(["age", "city"], most=1)
+        ("the column 'age'", "the columns 'age', ... (2 columns)")
+    """
     text = ", ".join(repr(str(name)[:40]) for name in names[:most])
     rest = f", ... ({len(names):,} columns)" if len(names) > most else ""
     return f"the column{'s' if len(names) > 1 else ''} {text}{rest}"
