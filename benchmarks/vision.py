@@ -127,7 +127,7 @@ def measured(
         seeds = [int(s) for s in options.seeds.split(",")] if options.seeds else range(case.seeds)
         each = []
         for seed in seeds:
-            words = "-".join(name.replace(",", "").split())
+            words = "-".join(name.replace(",", "").replace("%", "").split())
             path: Path = options.out / f"{script}-{words}-{seed}.json"
             if not path.exists():
                 folder = options.runs / f"{words}-{seed}"

@@ -77,8 +77,14 @@ SHARED = "ONWARD_SHARED_DATA"
 """Variable with the file in which the command hands its data to the ranks that it starts."""
 
 
-def load_data(config: RunConfig, rank: int) -> Dataset:
-    """Load the data of a rank: all samples, or its own shard where the name holds `{rank}`."""
+def load_data(config: RunConfig, rank: int, *, allow_one_class: bool = False) -> Dataset:
+    """Load the data of a rank: all samples, or its own shard where the name holds `{rank}`.
+
+    Args:
+        config: The run.
+        rank: The rank.
+        allow_one_class: Whether all samples may have the same class, also where they are no shard.
+    """
     if SHARED in os.environ:
         return datasets.read_shared(Path(os.environ[SHARED]))
     label = config.data.label
@@ -87,7 +93,7 @@ def load_data(config: RunConfig, rank: int) -> Dataset:
         data_dir=config.data.dir,
         split_seed=config.data.split_seed,
         test=config.data.test,
-        allow_one_class=is_private(config),
+        allow_one_class=allow_one_class or is_private(config),
         context=config.data.context,
         label=label and label.replace("{rank}", str(rank)),
     )

@@ -260,14 +260,30 @@ def test_a_new_table_that_lacks_a_column_is_refused(run, tmp_path, capsys):
 
 
 def test_a_run_is_evaluated_on_another_table_with_its_own_label(run, tmp_path, capsys):
-    other = flowers().rename(columns={"kind": "species"})
-    path = written(other[["width", "species", "length, cm"]], tmp_path / "other.csv")
+    other = flowers().rename(columns={"kind": "species"}).assign(petals=5)
+    path = written(other[["width", "petals", "species", "length, cm"]], tmp_path / "other.csv")
     capsys.readouterr()
 
     assert onward("evaluate", run, "--data", path, "--label", "species") == 0
-    assert "on the 8 test samples of other.csv" in capsys.readouterr().out
+    # All of them, and those that the network was trained on are noticed.
+    said = capsys.readouterr()
+    assert "on the 40 test samples of other.csv" in said.out
+    assert "% of the samples of other.csv are training samples of this network" in said.err
     assert onward("evaluate", run, "--data", path) == 2
     assert "has no column 'kind'" in capsys.readouterr().err
+
+
+def test_new_rows_may_be_of_one_class(run, tmp_path, capsys):
+    table = flowers()
+    table["length, cm"] += 0.25
+    some = table[table["kind"] == "setosa"]
+    path = written(some, tmp_path / "new.csv")
+    capsys.readouterr()
+
+    assert onward("evaluate", run, "--data", path) == 0
+    said = capsys.readouterr()
+    assert "on the 20 test samples of new.csv" in said.out
+    assert "training samples" not in said.err
 
 
 def test_the_label_of_a_run_is_not_asked_of_other_kinds_of_files(run, tmp_path, capsys):

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from onward import checkpoint, data, runs, sharding
-from onward.batch import Batch, mapped
+from onward.batch import Batch, joined, mapped
 from onward.cli.output import Output, close_output
 from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
@@ -26,6 +26,7 @@ from onward.errors import DataError, FileError, SettingError
 from onward.evaluation import as_trained, block_metrics
 from onward.exits import latency
 from onward.exits.answers import answer
+from onward.exits.calibration import MOST_OVERLAP
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
 from onward.inputs import as_floats
@@ -162,6 +163,7 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
     network, recipe = _load(options, call)
     settings = read_settings(options.run / "config.toml")
     config = read_run(settings, recipe, may_differ=options.changed_recipe)
+    own = config.data.name
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     if changes["data.name"] is not None:
@@ -173,14 +175,22 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
             f"The network of {options.run} names no classes: it is one of several stages of a "
             f"training. The network that the last stage ends with is in the folder of the run."
         )
-    dataset = sharding.load_data(config, 0)
+    is_other = changes["data.name"] not in (None, own)
+    dataset = sharding.load_data(config, 0, allow_one_class=is_other)
+    if is_other and not dataset.has_own_test:
+        # None of them are for training.
+        parts = (dataset.training.replace(ids=None), dataset.test.replace(ids=None))
+        dataset = replace(dataset, test=joined(parts))
+    dataset = as_trained(network, dataset)
     network.checked(dataset.test, dataset.name)
     if dataset.num_classes > network.num_classes:
         raise DataError(
             f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
             f"tell {network.num_classes} apart."
         )
-    return network, as_trained(network, dataset), config
+    if is_other:
+        _note_known(network, dataset)
+    return network, dataset, config
 
 
 def _load(options: argparse.Namespace, call: str) -> tuple[Network, Recipe | None]:
@@ -194,6 +204,17 @@ def _load(options: argparse.Namespace, call: str) -> tuple[Network, Recipe | Non
     recipe = None if options.code is None else load_recipe(options.code)
     may_differ = options.changed_recipe
     return checkpoint.load(options.run, recipe=recipe, may_differ=may_differ), recipe
+
+
+def _note_known(network: Network, dataset: data.Dataset) -> None:
+    """Say where samples of other data are those that a network was trained on."""
+    known = network.trained_on.overlap(dataset.test) if network.trained_on else 0.0
+    if known > MOST_OVERLAP:
+        print(
+            f"onward: note: about {known:.0%} of the samples of {dataset.name} are training "
+            f"samples of this network.",
+            file=sys.stderr,
+        )
 
 
 def data_changed(folder: Path, dataset: data.Dataset) -> bool:

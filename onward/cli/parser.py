@@ -172,7 +172,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     add_recipe(parser)
     parser.add_argument(
-        "--data", metavar="NAME", help="another data set than that of the run: its test samples"
+        "--data",
+        metavar="NAME",
+        help="another data set than that of the run: its test samples, or all, if it has none",
     )
     parser.add_argument(
         "--label", metavar="NAME", help="see `onward train`; default: that of the run"
