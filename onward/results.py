@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from onward.evaluation import Evaluation
+from onward.html import table
 from onward.networks import Network
 from onward.placement import Placement
 from onward.plan.tasks import Plan, Product, ProductKind
@@ -90,6 +91,22 @@ class Result:
         accuracy = "none" if self.accuracy is None else f"{self.accuracy:.2%}"
         what = f"{self.facts.get('recipe')} on {self.facts.get('data')}"
         return f"<Result: {what}, test accuracy {accuracy}>"
+
+    def _repr_html_(self) -> str:
+        """Return it as a table, for notebooks."""
+        shares = {"test accuracy": self.accuracy, "validation accuracy": self.validation.accuracy}
+        shares |= {f"test accuracy, {name} readout": own for name, own in self.readouts.items()}
+        rows = {name: f"{share:.2%}" for name, share in shares.items() if share is not None}
+        if self.per_block:
+            each = "  ".join(f"{share:.2%}" for share in self.per_block)
+            rows["test accuracy, each block alone"] = each
+        rows |= {
+            "epochs": str(self.facts["epochs"]),
+            "training time": f"{self.facts['seconds']:.1f} s",
+            "weights sha256": f"{self.facts['weights_sha256'][:16]}…",
+        }
+        rows |= {f"doubt {number}": text for number, text in enumerate(self.doubts, 1)}
+        return table(f"{self.facts['recipe']} on {self.facts['data']}", rows)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `result.json` holds."""

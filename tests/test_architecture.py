@@ -31,6 +31,7 @@ ORDER = [
     "files",
     "seeds",
     "digests",
+    "html",
     "values",
     "settings",
     "world",

@@ -16,6 +16,7 @@ from onward.batch import Batch, parts
 from onward.data.labels import (
     as_names,
     check_classes,
+    listed,
     read_labels,
     whole_numbers,
 )
@@ -25,6 +26,7 @@ from onward.data.splits import hold_out
 from onward.data.tables import as_known, column_names, in_order
 from onward.digests import tensors_sha256
 from onward.errors import DataError
+from onward.html import table
 
 LARGEST = 1e12
 """Largest value of a row: the squares of many such can still be added up in float32."""
@@ -112,6 +114,21 @@ class Dataset:
         shapes = [tuple(part.shape[1:]) for part in parts(self.training.inputs)]
         text = f"{' and '.join(sizes)} of shape {', '.join(map(str, shapes))}"
         return f"<Dataset {self.name}: {text}, {self.num_classes} classes>"
+
+    def _repr_html_(self) -> str:
+        """Return it as a table, for notebooks."""
+        inputs = parts(self.training.inputs)
+        rows = {
+            "training samples": f"{len(self.training):,}",
+            "validation samples": "" if self.validation is None else f"{len(self.validation):,}",
+            "test samples": f"{len(self.test):,}",
+            "shape": ", ".join(str(tuple(part.shape[1:])) for part in inputs),
+            "type": ", ".join(str(part.dtype).removeprefix("torch.") for part in inputs),
+            "classes": str(self.num_classes) if self.num_classes else "",
+            "names of classes": listed(self.class_names or ()),
+            "columns": listed(self.feature_names or ()),
+        }
+        return table(self.name, {name: text for name, text in rows.items() if text})
 
     @property
     def x(self) -> Tensor:
