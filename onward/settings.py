@@ -56,42 +56,44 @@ class DataConfig(Section):
     """Folder that holds data sets. None: the environment variable ONWARD_DATA, then a cache."""
 
     validation: NotNegative | Annotated[int, Range(0)] = 0.1
-    """Training rows kept apart for validation: a share below 1, or a number of rows; 0 for none."""
+    """Training samples held out for validation: a share below 1, or a number of samples; 0 for
+    none."""
 
     test: Annotated[float, Range(0, 1, above=True)] = 0.2
-    """Share of the rows kept apart for the test where the data bring no test rows."""
+    """Share of the samples held out for the test where the data bring no test samples."""
 
     split_seed: int = 0
-    """Decides which rows are validation and test rows."""
+    """Decides which samples are validation and test samples."""
 
     labelled: Annotated[float, Range(0, 1, above=True)] | None = None
-    """Share of the training rows of each class whose labels are kept. The other rows are left out,
-    except in stages that learn without labels. None: all."""
+    """Share of the training samples of each class whose labels are kept. The other samples are left
+    out, except in stages that learn without labels. None: all."""
 
     context: Annotated[int, Range(2)] = 128
-    """Bytes of a row of text: a window, which is all that a model of the next byte sees."""
+    """Bytes of a sample of text: a window, which is all that a model of the next byte sees."""
 
     standardize: Standardize = "auto"
-    """What gets a mean of 0 and a standard deviation of 1 over the training rows: each feature,
+    """What gets a mean of 0 and a standard deviation of 1 over the training samples: each feature,
     each channel, or nothing. auto: features of vectors where these differ much in scale or lie far
     from 0, channels of images that have several."""
 
     class_weights: Annotated[float, Range(0, 1, above=True)] | Literal["balanced"] | None = None
-    """How much training rows count in the loss. balanced: all classes together the same, however
-    many rows they have. A power p below 1 is milder: a row of a class of n rows counts as n^-p.
-    Blocks are then trained by autograd."""
+    """How much training samples count in the loss. balanced: all classes together the same, however
+    many samples they have. A power p below 1 is milder: a sample of a class of n samples counts as
+    n^-p. Blocks are then trained by autograd."""
 
     shift: Annotated[int, Range(0)] | Literal["auto"] = 0
-    """Largest random shift of training images or signals, in pixels, drawn anew for each row and
+    """Largest random shift of training images or signals, in pixels, drawn anew for each sample and
     epoch. auto: a sixteenth of the shorter axis, rounded; 2 for CIFAR-10."""
 
     shift_fill: Fill = "zeros"
     """What a shift brings in at the border: zeros, or the image mirrored there."""
 
     flip: Literal["none", "random", "alternating", "auto"] = "none"
-    """Whether training images are mirrored left to right. random: a coin is tossed for each row and
-    epoch. alternating: each row turns with every epoch, from a direction that its id decides. auto:
-    alternating for images of three channels, which are mostly photographs, and none for others."""
+    """Whether training images are mirrored left to right. random: a coin is tossed for each sample
+    and epoch. alternating: each sample turns with every epoch, from a direction that its id
+    decides. auto: alternating for images of three channels, which are mostly photographs, and none
+    for others."""
 
     cutout: Annotated[int, Range(0)] = 0
     """Side in pixels of a square of zeros, at a random place of each training image; 0: none."""
@@ -132,7 +134,8 @@ class NetworkConfig(Section):
     square root of the number of inputs, which is 5.5 for CIFAR-10."""
 
     threshold: NotNegative = 1.0
-    """Mean square of the activities at which a row is a coin toss between positive and negative."""
+    """Mean square of the activities at which a sample is a coin toss between positive and
+    negative."""
 
     slope: Positive | None = None
     """Steepness of the threshold, per mean square. None: the number of units, as
@@ -193,16 +196,16 @@ class TrainingConfig(Section):
     section = "training"
 
     epochs: Count = 10
-    """Passes of each block over the training rows, or over those of the shard it visits."""
+    """Passes of each block over the training samples, or over those of the shard it visits."""
 
     batch_size: Count = 100
-    """Rows of a mini-batch."""
+    """Samples of a mini-batch."""
 
     drop_last: bool = False
-    """Whether the last mini-batch of an epoch is left out where it has fewer rows."""
+    """Whether the last mini-batch of an epoch is left out where it has fewer samples."""
 
     seed: Annotated[int, Range(-(1 << 63), 1 << 63)] = 0
-    """Decides the first weights, the order of rows, negatives, augmentation and dropout."""
+    """Decides the first weights, the order of samples, negatives, augmentation and dropout."""
 
     init: str | None = None
     """Folder of a finished run, or a model file, whose weights are the first ones; its network was
@@ -228,7 +231,7 @@ class TrainingConfig(Section):
 
 
 Cut = Literal["rows", "units"]
-"""What a slice is a part of: the rows of a mini-batch, or the units of a block."""
+"""What a slice is a part of: the samples of a mini-batch, or the units of a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,16 +256,16 @@ class PlanConfig(Section):
     or aged:N (those of N chapters ago)."""
 
     shards: Count = 1
-    """Parts of the training rows; chapter c learns from part c modulo this number."""
+    """Parts of the training samples; chapter c learns from part c modulo this number."""
 
     shard_by: Literal["iid", "class"] = "iid"
-    """How rows are assigned to shards: at random, or so that each has few classes."""
+    """How samples are assigned to shards: at random, or so that each has few classes."""
 
     slices: Count = 1
     """Parts of every mini-batch in which a block is trained, which as many ranks can share."""
 
     cut: Cut = "rows"
-    """What a slice is a part of: the rows of the mini-batch (gradients are summed), or the units
+    """What a slice is a part of: the samples of the mini-batch (gradients are summed), or the units
     of the block (only class scores or goodness are)."""
 
     validate_every: Count | None = None

@@ -218,7 +218,7 @@ def test_train_prints_results_on_one_stream_and_progress_on_the_other(capsys):
     shown = capsys.readouterr()
     assert f"{found['accuracy']['test']:.2%}" in shown.out
     assert found["weights_sha256"][:16] in shown.out
-    assert shown.err.startswith("2 blocks, 2 epochs in 2 chapters, 1,293 rows; sequential on 1 ")
+    assert shown.err.startswith("2 blocks, 2 epochs in 2 chapters, 1,293 samples; sequential on ")
     assert "augmentation" not in shown.out
 
 

@@ -201,11 +201,6 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
             id="labels from 1",
         ),
         pytest.param(
-            {"groups": np.array(["Ann", "Bo", "Ann", "Bo"])},
-            "Number names with names, numbers = numpy.unique(values, return_inverse=True)",
-            id="names for groups",
-        ),
-        pytest.param(
             {"groups": np.zeros(3)},
             "arrays: groups has the shape (3,), but there are 4 rows",
             id="fewer groups than rows",

@@ -170,7 +170,7 @@ def test_where_classes_are_of_other_sizes_the_table_shows_each(tmp_path, monkeyp
 
     said = capsys.readouterr().out
     assert "balanced test accuracy" in said
-    assert "sensitivity, class 1 (6 rows)" in said
+    assert "sensitivity, class 1 (6 samples)" in said
     found = json.loads(Path("run/result.json").read_text())
     assert found["class_rows"] == [114, 6]
     shares = found["accuracy"]["sensitivity"]

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 VALUES = {
     "--data": ("data.name", "mnist", "mnist"),
     "--data-dir": ("data.dir", "/data", "/data"),
+    "--label": ("data.label", "species", "species"),
+    "--init": ("training.init", "runs/first", "runs/first"),
     "--validation": ("data.validation", "0.25", 0.25),
     "--shift": ("data.shift", "2", 2),
     "--widths": ("network.widths", "32,16", (32, 16)),

@@ -52,7 +52,7 @@ def test_elsewhere_there_are_few_lines_and_no_control_codes(dumb, monkeypatch):
     text = Telling(force_terminal=dumb).text
 
     assert text.splitlines() == [
-        "2 blocks, 2 epochs in 2 chapters, 1,293 rows; sequential on 1 rank",
+        "2 blocks, 2 epochs in 2 chapters, 1,293 samples; sequential on 1 rank",
         "chapter 2, block 1: loss 0.2500  accuracy 85.00%; 0 s, about 0 s left",
         "chapter 2: validation accuracy 62.50%",
     ]

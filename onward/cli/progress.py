@@ -17,8 +17,8 @@ def count(number: int, noun: str) -> str:
     """Return a number with its noun.
 
     Example:
-        >>> count(1, "rank"), count(1200, "row")
-        ('1 rank', '1,200 rows')
+        >>> count(1, "rank"), count(1200, "sample")
+        ('1 rank', '1,200 samples')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -53,7 +53,7 @@ class Bars(results.Listener):
         self.say(
             f"{count(len(plan.trained), 'block')}{f' ({frozen} frozen)' if frozen else ''}, "
             f"{count(plan.epochs, 'epoch')} in "
-            f"{count(plan.chapters, 'chapter')}, {count(sum(plan.rows), 'row')}; "
+            f"{count(plan.chapters, 'chapter')}, {count(sum(plan.rows), 'sample')}; "
             f"{placement.name} on {count(placement.num_ranks, 'rank')}"
         )
         warning = stall(plan, placement)

@@ -12,8 +12,8 @@ from onward.cli.progress import count
 from onward.data.labels import class_name
 
 UNEVEN = 2
-"""How many times as many rows as the smallest class the largest one has from which on accuracy says
-little."""
+"""How many times as many samples as the smallest class the largest one has from which on accuracy
+says little."""
 
 
 def print_result(found: dict[str, Any], folder: Path) -> None:
@@ -23,9 +23,9 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
     table.add_column("what")
     table.add_column("figure", justify="right")
     rows = found["rows"]
-    table.add_row(f"test accuracy ({rows['test']:,} rows)", f"{accuracy['test']:.2%}")
+    table.add_row(f"test accuracy ({rows['test']:,} samples)", f"{accuracy['test']:.2%}")
     if accuracy["validation"] is not None:
-        label = f"validation accuracy ({rows['validation']:,} rows)"
+        label = f"validation accuracy ({rows['validation']:,} samples)"
         table.add_row(label, f"{accuracy['validation']:.2%}")
     each = found["class_rows"]
     if each and max(each) > UNEVEN * min(each) and accuracy["balanced"] is not None:
@@ -33,7 +33,7 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
         known = [(c, s) for c, s in enumerate(accuracy["sensitivity"]) if s is not None]
         for number, share in known if len(known) <= MOST_CLASSES else ():
             name = class_name(found["class_names"], number)
-            table.add_row(f"sensitivity, class {name} ({each[number]:,} rows)", f"{share:.2%}")
+            table.add_row(f"sensitivity, class {name} ({each[number]:,} samples)", f"{share:.2%}")
     for name, value in accuracy["readouts"].items():
         table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
     if accuracy["per_block"]:
