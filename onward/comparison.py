@@ -25,6 +25,7 @@ from onward.figures import (
 )
 from onward.networks import Network
 from onward.preparation import Preview, preview
+from onward.progress import usual_listener
 from onward.results import Listener
 from onward.sharding import counted, with_data
 from onward.training import run, threads_kept
@@ -74,7 +75,7 @@ def compare(
             are enough for, at least one. None: as long as its settings say.
         twin: Whether the same layers trained by backpropagation are added: `backprop` for dense
             blocks, `network.layers_per_block=all` for recipes that have this setting.
-        listener: Called with how each training goes.
+        listener: See `ow.train`.
 
     Raises:
         OnwardError: Settings or data cannot be used, or a folder holds a run that was made with
@@ -90,7 +91,7 @@ def compare(
     """
     check_arguments(compare, locals())
     _check(recipes, seeds, pflop)
-    folder, listener = Path(folder), listener or Listener()
+    folder, listener = Path(folder), listener or usual_listener()
     entries = read_entries(recipes, settings or {}, twin=twin)
     datasets: dict[tuple[Any, ...], Dataset] = {}
     contests = [_prepared(entry, folder, seeds, pflop, datasets) for entry in entries]

@@ -22,6 +22,7 @@ from onward.data import Dataset
 from onward.errors import DataError, SettingError
 from onward.networks import Network
 from onward.recipes import RECIPES
+from onward.results import Listener
 from onward.training import run, train
 
 MODEL = "model.safetensors"
@@ -138,7 +139,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             num_classes=len(classes),
         )
         if before is None:
-            result = run(config, dataset=dataset)
+            result = run(config, Listener(), dataset=dataset)
         else:
             result = train(
                 before,
@@ -148,6 +149,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 validation=0,
                 class_weights=config.data.class_weights,
                 labelled=config.data.labelled,
+                listener=Listener(),
             )
         assert result is not None
         self.classes_: NDArray[Any] = classes

@@ -71,7 +71,7 @@ def run(
 
     Args:
         config: The run.
-        listener: Told how training goes.
+        listener: See `train`.
         folder: See `train`.
         dataset: What is learned from, in place of what `data.name` says. Its name is recorded, and
             is no file: `onward evaluate` and others then need one, `--data FILE`.
@@ -164,7 +164,8 @@ def train(
             learned from these samples before. `ow.Translate`, `ow.Flip` and `ow.Cutout` are such
             functions. A run that goes on compares the names of others, and the arguments of a
             `functools.partial`, not their bodies.
-        listener: Called with how training goes.
+        listener: Called with how training goes. None: bars in a terminal or a notebook, nothing
+            elsewhere; `ow.Listener()` shows nothing anywhere.
         folder: The run folder, which rank 0 writes as `onward train --out` does. Until the run is
             finished, each rank keeps in `state`, in its own folder or a shared one, what it has
             finished. A run that was cut goes on from there when the script is started again, on
@@ -250,7 +251,7 @@ def _train_stages(
         given: A placement of a user's own.
     """
     config.check()
-    listener = listener or Listener()
+    listener = listener or _watched()
     folder = None if folder is None else Path(folder)
     results: list[Result] = []
     known = TrainedOn(frozenset(), 0.0)
@@ -315,6 +316,12 @@ def _train_stages(
         if folder is not None and results:
             runs.remove_state(folder, config.placement.directory)
     return replace(results[-1], earlier=tuple(results[:-1])) if results else None
+
+
+def _watched() -> Listener:
+    from onward.progress import usual_listener  # Takes a tenth of a second.
+
+    return usual_listener()
 
 
 def _of_stage(config: RunConfig, stage: Stage, number: int) -> RunConfig:

@@ -7,9 +7,8 @@ from commands import SMALL, config_of
 from rich.console import Console
 
 import onward as ow
-from onward import preparation
-from onward.cli import progress
-from onward.cli.progress import Bars
+from onward import preparation, progress
+from onward.progress import Bars
 
 
 class Telling:
@@ -66,3 +65,37 @@ def test_elsewhere_a_long_run_says_a_line_now_and_then(monkeypatch):
     assert [line.partition(":")[0] for line in lines[1:5]] == [
         f"chapter {chapter}, block {block}" for chapter in (1, 2) for block in (0, 1)
     ]
+
+
+def trained():
+    dataset = ow.dataset([[float(n), 1.0] for n in range(40)], [0, 1] * 20)
+    network = ow.mlp((2,), num_classes=2, widths=(4, 4))
+    return ow.train(network, dataset, training=ow.TrainingConfig(epochs=2, batch_size=10))
+
+
+@pytest.mark.filterwarnings("ignore::onward.OnwardWarning")
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_from_python_there_are_bars_where_somebody_watches(is_watched, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(is_watched)))
+    monkeypatch.setenv("TTY_INTERACTIVE", str(int(is_watched)))
+
+    trained()
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert ("2 blocks, 2 epochs" in said.err) is is_watched
+
+
+@pytest.mark.filterwarnings("ignore::onward.OnwardWarning")
+def test_an_estimator_for_scikit_learn_is_silent(monkeypatch, capsys):
+    from onward.sklearn import OnwardClassifier
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    estimator = OnwardClassifier(widths=(4, 4), epochs=1, batch_size=10)
+
+    estimator.fit([[float(n), 1.0] for n in range(40)], [0, 1] * 20)
+
+    assert capsys.readouterr() == ("", "")

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from onward.cli.flags import given_settings
 from onward.cli.output import Output
-from onward.cli.progress import Bars
 from onward.cli.report import draw_comparison
 from onward.comparison import FILE, compare
 from onward.errors import SettingError, Stopped
 from onward.figures import ALLOWED, Comparison, EntryFigures, Spread
+from onward.progress import Bars
 from onward.settings import DataConfig
 
 PICTURE = "compare.png"

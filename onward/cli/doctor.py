@@ -18,12 +18,12 @@ from rich.console import Console
 from torch import Tensor
 
 from onward import world
-from onward.cli.progress import Bars
 from onward.config import RunConfig
 from onward.errors import PeerLostError
 from onward.joining import join_ranks
 from onward.launcher import launch
 from onward.preparation import resolve_precision
+from onward.progress import Bars
 from onward.transport.messages import Transport
 from onward.version import VERSION
 

@@ -9,7 +9,6 @@ from rich.table import Table
 from onward import runs, seeds, sharding
 from onward.cli.inference import EARLY, exits_table, load_run, told_macs
 from onward.cli.output import Output
-from onward.cli.progress import count
 from onward.cli.report import Curve, draw_exits
 from onward.errors import SettingError
 from onward.exits.answers import answer
@@ -17,6 +16,7 @@ from onward.exits.calibration import Calibrated, candidates, choose, held_out, m
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 from onward.onnx_files import WHOLE, check_whole, export, export_whole, run_exported
+from onward.progress import count
 
 
 def exits_command(options: argparse.Namespace) -> None:

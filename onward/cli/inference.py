@@ -18,7 +18,6 @@ from torch import Tensor
 from onward import checkpoint, data, runs, sharding
 from onward.batch import Batch, joined, mapped
 from onward.cli.output import Output, close_output
-from onward.cli.progress import count
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
 from onward.data.labels import class_name
 from onward.data.table_files import is_table_file
@@ -31,6 +30,7 @@ from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
 from onward.inputs import as_floats
 from onward.networks import Network
+from onward.progress import count
 from onward.recipes import Recipe
 from onward.recipes.user import load_recipe
 from onward.sampling import sample

@@ -8,8 +8,8 @@ from rich.table import Table
 from onward import runs
 from onward.cli.inference import MOST_CLASSES, told_metrics
 from onward.cli.output import Output
-from onward.cli.progress import count
 from onward.data.labels import class_name
+from onward.progress import count
 
 UNEVEN = 2
 """How many times as many samples as the smallest class the largest one has from which on accuracy

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from onward import data, preparation, runs, sharding, training, world
 from onward.cli.flags import read_config
-from onward.cli.progress import Bars
 from onward.cli.results import print_result
 from onward.config import RunConfig
 from onward.errors import FileError, SettingError, Stopped
 from onward.launcher import launch
+from onward.progress import Bars
 
 
 def train_command(options: argparse.Namespace) -> None:

@@ -27,6 +27,12 @@ UNSHOWN = ("dead_fraction", "seconds", "cpu_seconds")
 """Figures of a report that a line of progress leaves out."""
 
 
+def usual_listener() -> results.Listener:
+    """Return what shows progress where somebody watches: in a terminal, or in a notebook."""
+    console = Console(stderr=True, markup=False)
+    return Bars(console) if console.is_interactive or console.is_jupyter else results.Listener()
+
+
 class Bars(results.Listener):
     """A bar a block with its last loss and accuracy; lines where there is no terminal."""
 
@@ -60,7 +66,7 @@ class Bars(results.Listener):
         if warning:
             self.say(f"Note: {warning}")
         # Not a terminal that cannot move its cursor, either.
-        if not self.console.is_interactive:
+        if not (self.console.is_interactive or self.console.is_jupyter):
             return
         self.bars = Progress(
             TextColumn("{task.description}"),
