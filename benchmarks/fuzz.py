@@ -38,7 +38,7 @@ with (
     import onward as ow
     from onward import checkpoint, costs, runs
     from onward.config import RunConfig, read_run, read_settings
-    from onward.data import arrays, cifar, idx
+    from onward.data import cifar, idx
     from onward.errors import OnwardError
     from onward.plan.tasks import Product, ProductKind, Task, TaskKind
     from onward.runtime.store import Store
@@ -90,7 +90,11 @@ def readers() -> dict[str, Reader]:
     state = "rank-0/weights-1-0.safetensors"
     return {
         "idx": (lambda path: idx.read_idx(path, dimensions=3), "idx", [pictures]),
-        "npz": (arrays.read_npz, "own.npz", [rows.getvalue(), packed.getvalue()]),
+        "npz": (
+            lambda path: ow.load_data(str(path)),
+            "own.npz",
+            [rows.getvalue(), packed.getvalue()],
+        ),
         "cifar": (cifar.read_batch, "data_batch_1.bin", [bytes(cifar.ROW_BYTES)]),
         "model": (
             checkpoint.load,

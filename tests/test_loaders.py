@@ -8,6 +8,7 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -97,6 +98,22 @@ def test_a_loader_gives_each_sample_once_in_the_order_of_its_data_set(given):
     assert torch.equal(y, Y)
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"batch_size": 2, "sampler": SubsetRandomSampler([7, 2, 5])},
+        {"batch_size": 2, "sampler": [5, 7, 2], "drop_last": True},
+        {"batch_sampler": [[7, 5], [2]]},
+    ],
+    ids=["sampler", "list", "batches"],
+)
+def test_a_loader_of_some_samples_gives_these_alone(chosen):
+    x, y = read_pairs(DataLoader(TensorDataset(X, Y), **chosen), "x")
+
+    assert torch.equal(x, X[[2, 5, 7]])
+    assert torch.equal(y, Y[[2, 5, 7]])
+
+
 def test_nothing_is_drawn_from_the_global_generator():
     before = torch.get_rng_state()
 
@@ -139,18 +156,21 @@ def test_a_loader_and_labels_beside_it_are_refused():
         (Of((X[0], 0), (X[0, :2], 1)), "x: samples make no batch: stack expects each tensor to be"),
         (Of((object(), 0)), "x: samples make no batch: default_collate: batch must contain"),
         (Of(), "x gives no samples"),
-        (DataLoader(TensorDataset(X, Y), batch_size=None), "x is a loader without a batch_size"),
+        (
+            DataLoader(TensorDataset(X, Y), batch_size=None),
+            "x is a loader that makes no batches. Give it a b",
+        ),
         (
             DataLoader(TensorDataset(X, Y), 10, sampler=WeightedRandomSampler([1.0] * 700, 700)),
-            "x is a loader that chooses its samples, by a WeightedRandomSampler: some may come twi",
+            "x is a loader that gives some samples twice, such as number",
         ),
         (
             DataLoader(TensorDataset(X, Y), 10, sampler=RandomSampler(Y, replacement=True)),
-            "x is a loader that chooses its samples, by a RandomSampler",
+            "x is a loader that gives some samples twice, such as number",
         ),
         (
             DataLoader(TensorDataset(X, Y), batch_sampler=[[0, 1], [1, 2]]),
-            "x is a loader that chooses its samples, by a list",
+            "x is a loader that gives some samples twice, such as number 1, so that they would be le",
         ),
         (
             DataLoader(Of((X[0], 0), (X[0, :2], 1)), batch_size=1),

@@ -61,7 +61,7 @@ def look(path):
 READERS = {
     "idx": (lambda path: idx.read_idx(path, dimensions=3), "idx", lambda folder: images()),
     "npz": (
-        arrays.read_npz,
+        lambda path: ow.load_data(str(path)),
         "own.npz",
         lambda folder: npz(x=np.zeros((4, 2)), y=np.arange(4), num_classes=4),
     ),
@@ -147,7 +147,7 @@ def test_a_member_of_an_npz_file_is_as_large_as_it_says_or_refused(shape, tmp_pa
 
     message = "header announces" if shape else "rows"
     with pytest.raises(DataError, match=message):
-        arrays.read_npz(path)
+        ow.load_data(str(path))
 
 
 def test_a_member_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_a_member_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monk
     monkeypatch.setattr(arrays.psutil, "virtual_memory", lambda: type("M", (), {"total": 10**6}))
 
     with pytest.raises(DataError, match="it would unpack to 8000128 bytes, and there are 1000000"):
-        arrays.read_npz(path)
+        ow.load_data(str(path))
 
 
 @pytest.mark.parametrize("widths", [[10**6, 10**6], [10**18], [-5]])

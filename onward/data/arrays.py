@@ -18,7 +18,6 @@ from numpy.lib.format import (
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from onward.data.dataset import Dataset, from_arrays
 from onward.errors import DataError
 
 NEEDED = {"x": "rows", "y": "labels"}
@@ -28,20 +27,18 @@ OPTIONAL = ("x_val", "y_val", "x_test", "y_test", "groups", "num_classes", "clas
 """Members that it may have."""
 
 
-def read_npz(
-    path: Path, *, test: float | int = 0.2, split_seed: int = 0, allow_one_class: bool = False
-) -> Dataset:
-    """Read a data set from the members of an .npz file, none of which is ever unpickled.
+def read_npz(path: Path) -> dict[str, Any]:
+    """Read the members of an .npz file, none of which is ever unpickled.
 
     Args:
         path: A file written by `numpy.savez` or `numpy.savez_compressed`.
-        test: See `from_arrays`, as for the others.
-        split_seed: Decides which rows are test rows.
-        allow_one_class: Whether all training rows may have the same class.
+
+    Returns:
+        Arguments of `from_arrays`.
 
     Raises:
-        DataError: The file is missing, damaged or of another kind, a member is missing or holds
-            Python objects, or the arrays cannot be learned from.
+        DataError: The file is missing, damaged or of another kind, or a member is missing or holds
+            Python objects.
     """
     members = read_members(path, tuple(NEEDED), OPTIONAL, is_ours=True)
     num_classes = members.get("num_classes")
@@ -56,55 +53,32 @@ def read_npz(
             f"{path}: class_names must be texts, one a class; it is {names.dtype} of shape "
             f"{names.shape}."
         )
-    return from_arrays(
-        members["x"],
-        members["y"],
-        x_val=members.get("x_val"),
-        y_val=members.get("y_val"),
-        x_test=members.get("x_test"),
-        y_test=members.get("y_test"),
-        groups=members.get("groups"),
-        num_classes=None if num_classes is None else int(num_classes.item()),
-        class_names=None if names is None else names.tolist(),
-        name=path.name,
-        test=test,
-        split_seed=split_seed,
-        allow_one_class=allow_one_class,
-    )
+    found: dict[str, Any] = dict(members)
+    if num_classes is not None:
+        found["num_classes"] = int(num_classes.item())
+    if names is not None:
+        found["class_names"] = names.tolist()
+    return found
 
 
-def read_npy_pair(
-    path: Path,
-    *,
-    label: str | None,
-    test: float | int = 0.2,
-    split_seed: int = 0,
-    allow_one_class: bool = False,
-) -> Dataset:
-    """Read a data set from two .npy files, of samples and of their classes.
+def read_npy_pair(path: Path, label: str | None) -> dict[str, Any]:
+    """Read two .npy files, of samples and of their classes.
 
     Args:
         path: The file of the samples.
         label: The file of the classes, one a sample.
-        test: See `from_arrays`, as for the others.
-        split_seed: Decides which rows are test rows.
-        allow_one_class: Whether all training rows may have the same class.
+
+    Returns:
+        Arguments of `from_arrays`.
 
     Raises:
-        DataError: A file cannot be read, or the arrays cannot be learned from.
+        DataError: A file cannot be read.
     """
     if label is None:
         raise DataError(
             f"{path} has samples. Name the .npy file with their classes as label (--label FILE)."
         )
-    return from_arrays(
-        read_npy(path),
-        read_npy(Path(label).expanduser()),
-        name=path.name,
-        test=test,
-        split_seed=split_seed,
-        allow_one_class=allow_one_class,
-    )
+    return {"x": read_npy(path), "y": read_npy(Path(label).expanduser())}
 
 
 def read_npy(path: Path) -> NDArray[Any]:

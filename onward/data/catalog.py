@@ -28,7 +28,7 @@ NAMES = ("digits", *PUBLISHED)
 TAKES_LABEL = (".npy", *table_files.SUFFIXES)
 """Endings of files that do not say what the classes are."""
 
-PATHS = "paths that end in .npz, .npy, .csv, .parquet or .txt, or to a folder of images"
+PATHS = "paths that end in .npz, .npy, .csv, .tsv, .parquet or .txt, or to a folder of images"
 """What else it knows."""
 
 
@@ -49,7 +49,7 @@ def load(
 
     Args:
         name: digits, mnist, fashion-mnist, cifar10, mitbih, mitbih-intervals, or a path that
-            ends in .npz, .npy, .csv, .parquet or .txt, or to a folder of images by class.
+            ends in .npz, .npy, .csv, .tsv, .parquet or .txt, or to a folder of images by class.
         data_dir: Folder that holds published data sets.
         split_seed: Decides which rows are test rows where the data bring none of their own.
         test: Share of the rows, or number, that are test rows there.
@@ -72,33 +72,38 @@ def load(
             f"data.label = {label} is for files that end in {', '.join(TAKES_LABEL)}, and the data "
             f"set is {name}. Leave it out."
         )
-    if name == "digits":
-        from sklearn.datasets import load_digits  # Takes a second.
-
-        digits = load_digits()
-        return from_arrays(
-            digits.images[:, None] / 16,
-            digits.target,
-            name=name,
-            test=test,
-            split_seed=split_seed,
-        )
     if name in PUBLISHED:
         return _READERS[name](locate(name, folders_to_search(data_dir)))
     if path.suffix == ".txt":
         return read_text(path, context=context, test=test)
-    split: dict[str, Any] = {
-        "test": test,
-        "split_seed": split_seed,
-        "allow_one_class": allow_one_class,
-    }
-    if takes_label(name):
-        read = read_npy_pair if path.suffix.lower() == ".npy" else table_files.read_table
-        return read(path, label=label, **split)
+    return from_arrays(
+        **_read(name, path, label),
+        name=path.name or name,
+        test=test,
+        split_seed=split_seed,
+        allow_one_class=allow_one_class,
+    )
+
+
+def _read(name: str, path: Path, label: str | None) -> dict[str, Any]:
+    """Return arguments of `from_arrays`, from a file or a folder.
+
+    Raises:
+        DataError: There is nothing of this name that can be read.
+    """
+    if name == "digits":
+        from sklearn.datasets import load_digits  # Takes a second.
+
+        digits = load_digits()
+        return {"x": digits.images[:, None] / 16, "y": digits.target}
+    if table_files.is_table_file(name):
+        return table_files.read_table(path, label)
+    if path.suffix.lower() == ".npy":
+        return read_npy_pair(path, label)
     if path.suffix == ".npz":
-        return read_npz(path, **split)
+        return read_npz(path)
     if name and path.is_dir():
-        return read_images(path, **split)
+        return read_images(path)
     near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.7)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise DataError(

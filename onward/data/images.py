@@ -10,7 +10,6 @@ import numpy as np
 import psutil
 from jaxtyping import UInt8
 
-from onward.data.dataset import Dataset, from_arrays
 from onward.data.watching import watched
 from onward.errors import DataError, OnwardWarning
 
@@ -18,11 +17,11 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of files that are read as images."""
 
 PARTS = {
-    "training": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+    "": ("train", "training"),
+    "_val": ("val", "valid", "validation"),
+    "_test": ("test", "testing"),
 }
-"""What folders of samples of each kind are called, where there are several."""
+"""What folders of samples of each kind are called, by the ending of arguments of `from_arrays`."""
 
 MOST_PIXELS = 2**24
 """An image with more is refused before memory is taken for it."""
@@ -34,14 +33,8 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
 """What it calls those with more than eight bits."""
 
 
-def read_images(
-    folder: Path,
-    *,
-    test: float | int = 0.2,
-    split_seed: int = 0,
-    allow_one_class: bool = False,
-) -> Dataset:
-    """Read a data set from folders of images, whose names are those of the classes.
+def read_images(folder: Path) -> dict[str, Any]:
+    """Read folders of images, whose names are those of the classes.
 
     All images have the same size. They have one channel where all files are stored in shades of
     grey, else three. Photos are turned as their camera says, and what is transparent becomes white.
@@ -49,9 +42,9 @@ def read_images(
     Args:
         folder: Has a folder for each class; or folders `train`, `test` and, where there are some,
             `val`, with these inside.
-        test: See `from_arrays`, as for the others.
-        split_seed: Decides which images are test samples.
-        allow_one_class: Whether all training samples may have the same class.
+
+    Returns:
+        Arguments of `from_arrays`.
 
     Raises:
         DataError: Files cannot be read, or images are of several sizes.
@@ -61,26 +54,17 @@ def read_images(
     every = [file for own in files.values() for _, file in own]
     _warn_of_others(folder, [file for path in parts.values() for file in path.glob("*/*")], every)
     channels = 1 if all(map(is_grey, watched(every, f"{folder.name}: colours", len(every)))) else 3
-    x = {part: read_pixels([file for _, file in own], channels) for part, own in files.items()}
-    y = {part: [name for name, _ in own] for part, own in files.items()}
-    return from_arrays(
-        x["training"],
-        y["training"],
-        x_val=x.get("val"),
-        y_val=y.get("val"),
-        x_test=x.get("test"),
-        y_test=y.get("test"),
-        name=folder.name,
-        test=test,
-        split_seed=split_seed,
-        allow_one_class=allow_one_class,
-    )
+    found: dict[str, Any] = {}
+    for part, own in files.items():
+        found[f"x{part}"] = read_pixels([file for _, file in own], channels)
+        found[f"y{part}"] = [name for name, _ in own]
+    return found
 
 
 def shape_of(folder: Path) -> tuple[int, int, int] | None:
     """Return the shape of the samples in a folder, as its first image has it; None without one."""
     try:
-        _, file = _by_class(_parts(folder)["training"])[0]
+        _, file = _by_class(_parts(folder)[""])[0]
         pixels = _pixels(file, 1 if is_grey(file) else 3)
     except (DataError, OSError, LookupError):  # Loading says what it is.
         return None
@@ -132,7 +116,7 @@ def read_pixels(
 
 
 def _parts(folder: Path) -> dict[str, Path]:
-    """Return the folder of each kind of samples.
+    """Return the folder of each kind of samples, see `PARTS`.
 
     Raises:
         DataError: There are no folders of classes.
@@ -148,11 +132,11 @@ def _parts(folder: Path) -> dict[str, Path]:
             f"with its images in it."
         )
     if not any(inside.values()):
-        return {"training": folder}
+        return {"": folder}
     kinds = {name: kind for kind, names in PARTS.items() for name in names}
     found = {kinds.get(path.name.lower(), path.name): path for path in folders}
     flat = [str(path) for path in folders if not inside[path]]
-    if flat or len(found) < len(folders) or not {"training"} <= set(found) <= set(PARTS):
+    if flat or len(found) < len(folders) or not {""} <= set(found) <= set(PARTS):
         shown = ", ".join(path.name for path in folders[:5])
         raise DataError(
             f"{folder} has the folders {shown}, and folders inside. Give a folder with one folder "

@@ -1,17 +1,12 @@
 """Samples of a data set or a loader of torch, read through once."""
 
+from collections import Counter
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from onward.data.watching import watched
 from onward.errors import DataError
@@ -34,7 +29,7 @@ def read_pairs(given: Any, what: str) -> tuple[Tensor, Any]:
         what: What it is called in errors.
 
     Raises:
-        DataError: It gives something else, or nothing, or a loader chooses among the samples.
+        DataError: It gives something else, nothing, or a sample twice.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -70,39 +65,50 @@ def read_pairs(given: Any, what: str) -> tuple[Tensor, Any]:
 
 
 def _in_order(given: Any, what: str) -> DataLoader[Any]:
-    """Return a loader that gives each sample of a data set once, in its order.
+    """Return a loader of the same samples, in the order of their data set.
 
     Raises:
-        DataError: A loader gives some more or less often than once.
+        DataError: A loader makes no batches, or gives a sample twice.
     """
     # A loader without one of its own draws from the global generator.
     draw = torch.Generator().manual_seed(0)
     if not isinstance(given, DataLoader):
         return DataLoader(given, batch_size=CHUNK, generator=draw)
-    is_stream = isinstance(given.dataset, IterableDataset)
-    if given.batch_sampler is None and not is_stream:
-        raise DataError(f"{what} is a loader without a batch_size. Give it one.")
-    order, batches = given.sampler, given.batch_sampler
-    is_whole = isinstance(order, SequentialSampler) or (
-        isinstance(order, RandomSampler)
-        and not order.replacement
-        and order.num_samples == len(given.dataset)  # type: ignore[arg-type]
-    )
-    if not is_stream and not (is_whole and type(batches) is BatchSampler):
-        chooser = batches if type(batches) is not BatchSampler else order
-        raise DataError(
-            f"{what} is a loader that chooses its samples, by a {type(chooser).__name__}: some may "
-            f"come twice, and be learned from and tested with. Give the data set itself, or "
-            f"torch.utils.data.Subset(dataset, numbers)."
-        )
+    if given.batch_sampler is None and given.batch_size is None:
+        raise DataError(f"{what} is a loader that makes no batches. Give it a batch_size.")
+    if isinstance(given.dataset, IterableDataset):
+        # Each of several workers would give the whole of a stream.
+        size = given.batch_size
+        return DataLoader(given.dataset, size, collate_fn=given.collate_fn, generator=draw)
     return DataLoader(
         given.dataset,
-        batch_size=given.batch_size,
+        batch_size=given.batch_size or CHUNK,
+        sampler=_numbers(given, what),
         collate_fn=given.collate_fn,
-        # Each worker would give the whole of a stream.
-        num_workers=0 if is_stream else given.num_workers,
+        num_workers=given.num_workers,
         generator=draw,
     )
+
+
+def _numbers(loader: DataLoader[Any], what: str) -> list[Any]:
+    """Return the numbers of the samples that a loader gives, in order.
+
+    Raises:
+        DataError: It gives one twice, which would be learned from and tested with.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Batches may leave some out that are left over, and have an order of their own.
+        batches: Any = loader.batch_sampler
+        given = chain.from_iterable(batches) if loader.batch_size is None else iter(loader.sampler)
+        numbers = list(islice(given, len(loader.dataset) + 1))  # type: ignore[arg-type]
+    several = [number for number, times in Counter(numbers).items() if times > 1]
+    if several:
+        raise DataError(
+            f"{what} is a loader that gives some samples twice, such as number {several[0]}, so "
+            f"that they would be learned from and tested with. Give its data set itself."
+        )
+    return sorted(numbers)
 
 
 def _check_pair(pair: Any, what: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from onward.data.dataset import Dataset, from_arrays
 from onward.data.tables import MOST_COLUMNS, columns_listed, is_missing
 from onward.errors import DataError
 
@@ -26,29 +25,22 @@ FEWEST_COUNTED = 10
 """Rows from which on a first column that counts them is no coincidence."""
 
 
-def read_table(
-    path: Path,
-    *,
-    label: str | None,
-    test: float | int = 0.2,
-    split_seed: int = 0,
-    allow_one_class: bool = False,
-) -> Dataset:
-    """Read a data set from a table: one column has the classes, all others are numbers.
+def read_table(path: Path, label: str | None) -> dict[str, Any]:
+    """Read a table: one column has the classes, all others are numbers.
 
     Classes have names, also where these are whole numbers, which may then begin anywhere.
 
     Args:
-        path: A .csv file, with names of columns in its first line and commas, semicolons or tabs
-            between them, or a .parquet file.
+        path: A .csv or .tsv file, with names of columns in its first line and commas, semicolons
+            or tabs between them, or a .parquet file.
         label: Name of the column that has the classes.
-        test: See `from_arrays`, as for the others.
-        split_seed: Decides which rows are test rows.
-        allow_one_class: Whether all training rows may have the same class.
+
+    Returns:
+        Arguments of `from_arrays`.
 
     Raises:
-        DataError: The file cannot be read, there is no such column, or what it holds cannot be
-            learned from.
+        DataError: The file cannot be read, there is no such column, or a column says nothing of
+            new rows.
     """
     table = read_frame(path, label)
     columns = list(map(str, table.columns))
@@ -65,14 +57,9 @@ def read_table(
         if len(columns) == 1:
             there = f"Its only column is {columns[0][:80]!r}: what stands between columns?"
         raise DataError(f"{path} has no column {label!r}.{hint} {there}")
-    return from_arrays(
-        table.drop(columns=label),
-        _classes(table[label], f"{path.name}: the column {label!r}"),
-        name=path.name,
-        test=test,
-        split_seed=split_seed,
-        allow_one_class=allow_one_class,
-    )
+    _check_informative(path, table, label)
+    classes = _classes(table[label], f"{path.name}: the column {label!r}")
+    return {"x": table.drop(columns=label), "y": classes}
 
 
 def is_table_file(name: str) -> bool:
@@ -120,7 +107,6 @@ def read_frame(path: Path, label: str | None = None) -> Any:
     except Exception as error:  # What damaged files raise has no common base.
         text = str(error).partition("\n")[0].rstrip(".")
         raise DataError(f"{path} cannot be read as a {path.suffix} file: {text}.") from error
-    _check_first(path, table, label)
     return table
 
 
@@ -154,6 +140,7 @@ def _read_csv(path: Path, separator: str, names: list[str], label: str | None) -
         sep=separator,
         header=0,
         names=names,
+        dtype={} if label is None else {label: str},
         skipinitialspace=True,
         index_col=False,
         low_memory=False,
@@ -170,9 +157,9 @@ def _read_csv(path: Path, separator: str, names: list[str], label: str | None) -
             if separator != "," and texts(table) > 1:
                 # Where columns are not separated by commas, numbers may have them.
                 table = min(table, read(decimal=","), key=texts)
-            if label in names:
-                written = read(usecols=[label], dtype=str, keep_default_na=False)
-                table[label] = written[label].str.strip()
+            if label in names and table[label].isna().any():
+                # Names such as NA are no gaps.
+                table[label] = read(usecols=[label], keep_default_na=False)[label]
         except pandas.errors.ParserWarning as error:
             raise DataError(
                 f"{path} has lines with more columns than its first line, which names "
@@ -209,25 +196,22 @@ def _check_header(path: Path, names: list[str]) -> None:
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path} has two columns with the name {twice!r}. Name them apart.")
-    nameless = [number for number, name in enumerate(names[:-1]) if not name]
-    if nameless or any(re.fullmatch(r"__index_level_\d+__", name) for name in names):
+
+
+def _check_informative(path: Path, table: Any, label: str) -> None:
+    """Refuse columns that tell nothing of new rows: those without a name, and numbers of rows."""
+    names = [str(name) for name in table.columns]
+    if any(not name or re.fullmatch(r"__index_level_\d+__", name) for name in names):
         raise DataError(
             f"{path} has a column without a name. If it numbers the rows, leave it out, as "
             f"table.to_csv(path, index=False) does in pandas: that tells nothing of new rows."
         )
-
-
-def _check_first(path: Path, table: Any, label: str | None) -> None:
-    """Refuse a first column that numbers the rows, in whatever order."""
-    if not len(table.columns) or table.columns[0] == label or len(table) < FEWEST_COUNTED:
-        return
     first = table.iloc[:, 0].to_numpy()
-    if first.dtype.kind not in "iu":
-        return
-    if np.array_equal(np.sort(first), np.arange(len(first)) + first.min()):
+    is_counted = names[0] != label and first.dtype.kind in "iu" and len(first) >= FEWEST_COUNTED
+    if is_counted and np.array_equal(np.sort(first), np.arange(len(first)) + first.min()):
         raise DataError(
-            f"The first column of {path}, {str(table.columns[0])!r}, numbers the rows, which tells "
-            f"nothing of new ones. Leave it out."
+            f"The first column of {path}, {names[0]!r}, numbers the rows, which tells nothing of "
+            f"new ones. Leave it out."
         )
 
 
@@ -247,11 +231,12 @@ def _classes(column: Any, what: str) -> list[str]:
     values = column.tolist()
     names = []
     for row, value in enumerate(values):
-        if is_missing(value) or value == "":
+        if is_missing(value) or not str(value).strip():
             raise DataError(
                 f"{what} is empty in row {row}, counted from 0. Leave out rows without a class."
             )
         value = value.decode(errors="replace") if isinstance(value, bytes) else value
+        value = value.strip() if isinstance(value, str) else value
         if not isinstance(value, str | bool | int | float):
             raise DataError(f"{what} holds {value!r} in row {row}. Classes are names or numbers.")
         is_whole = isinstance(value, float) and value.is_integer()
