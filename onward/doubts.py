@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from onward.data.labels import class_name
+from onward.data.quoting import class_name
 from onward.evaluation import Evaluation, Tally
 from onward.results import Progress
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onward.config import RunConfig
-from onward.data.labels import listed
+from onward.data.quoting import listed
 from onward.data.tables import columns_listed
 from onward.errors import OnwardError, OnwardWarning, SettingError, line_of_user, told
 from onward.inputs import CHUNK

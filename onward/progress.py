@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from onward import results
 from onward.placement import Placement, stall
 from onward.plan.tasks import Plan, ProductKind
+from onward.watching import is_watched
 
 LINE_EVERY_SECONDS = 10.0
 """Longest silence where there is no terminal, as far as there is news."""
@@ -30,7 +31,7 @@ UNSHOWN = ("dead_fraction", "seconds", "cpu_seconds")
 def usual_listener() -> results.Listener:
     """Return what shows progress where somebody watches: in a terminal, or in a notebook."""
     console = Console(stderr=True, markup=False)
-    return Bars(console) if console.is_interactive or console.is_jupyter else results.Listener()
+    return Bars(console) if is_watched(console) else results.Listener()
 
 
 class Bars(results.Listener):
@@ -66,7 +67,7 @@ class Bars(results.Listener):
         if warning:
             self.say(f"Note: {warning}")
         # Not a terminal that cannot move its cursor, either.
-        if not (self.console.is_interactive or self.console.is_jupyter):
+        if not is_watched(self.console):
             return
         self.bars = Progress(
             TextColumn("{task.description}"),

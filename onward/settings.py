@@ -46,8 +46,8 @@ class DataConfig(Section):
     section = "data"
 
     name: str = "digits"
-    """A known data set, or a path: to an .npz, .npy, .csv, .parquet or .txt file, or to a folder of
-    images by class."""
+    """A known data set, or a path: to an .npz, .npy, .csv, .tsv, .parquet or .txt file, or to a
+    folder of images by class."""
 
     label: str | None = None
     """Column of a table that has the classes. Of an .npy file, the .npy file that has them."""

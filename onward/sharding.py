@@ -16,7 +16,7 @@ from onward.augmentation import with_augmentation
 from onward.batch import Batch
 from onward.config import RunConfig
 from onward.data import Dataset
-from onward.data.labels import listed
+from onward.data.quoting import listed
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.inputs import (
     InputTransformation,

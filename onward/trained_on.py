@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from onward.inputs import as_floats
 
 SAMPLE = 1000
 """Rows whose digests are kept."""
+
+MOST_EARLIER = 10
+"""Trainings before the last one of which rows are known, where each had other rows."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class TrainedOn:
     share: float
     """Part of all training rows that they are."""
 
+    earlier: tuple["TrainedOn", ...] = ()
+    """Rows of trainings before, the last ones first."""
+
     @staticmethod
     def of(batches: Sequence[Batch]) -> "TrainedOn":
         """Return the digests of a sample of training rows, which may lie in several batches."""
@@ -42,6 +48,12 @@ class TrainedOn:
         share = len(drawn) / every if every else 0.0
         return TrainedOn(frozenset(map(digest, drawn)), share)
 
+    def after(self, before: "TrainedOn | None") -> "TrainedOn":
+        """Return these rows beside those that a network was trained on before."""
+        several = [] if before is None else [replace(before, earlier=()), *before.earlier]
+        others = [each for each in several if each.digests != self.digests]
+        return replace(self, earlier=tuple(others[:MOST_EARLIER]))
+
     def wider(self, other: "TrainedOn") -> "TrainedOn":
         """Return this one or another, whichever is of more rows."""
         return self if self.rows >= other.rows else other
@@ -53,16 +65,26 @@ class TrainedOn:
 
     def overlap(self, batch: Batch) -> float:
         """Return about which share of some rows were trained on; one equal row may be chance."""
-        x = first_tensor(batch.counted)
-        hits = sum(digest(row) in self.digests for row in x)
-        return min(1.0, hits / (len(x) * self.share)) if hits > 1 else 0.0
+        own = [digest(row) for row in first_tensor(batch.counted)]
+        return max(each._overlap(own) for each in (self, *self.earlier))
+
+    def _overlap(self, rows: Sequence[str]) -> float:
+        hits = sum(row in self.digests for row in rows)
+        return min(1.0, hits / (len(rows) * self.share)) if hits > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {"digests": sorted(self.digests), "share": self.share}
+        own, *earlier = (
+            {"digests": sorted(each.digests), "share": each.share} for each in (self, *self.earlier)
+        )
+        return own | {"earlier": earlier}
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "TrainedOn":
-        return TrainedOn(frozenset(map(str, found["digests"])), float(found["share"]))
+        own, *earlier = (
+            TrainedOn(frozenset(map(str, each["digests"])), float(each["share"]))
+            for each in (found, *found.get("earlier", ()))
+        )
+        return replace(own, earlier=tuple(earlier))
 
 
 def first_tensor(batch: Batch) -> Tensor:

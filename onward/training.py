@@ -267,6 +267,7 @@ def _train_stages(
                 if number == 0:
                     # A rank may have no room for all blocks: it makes those that it trains first.
                     stages = make(config, dataset, summary, ())
+                    before = stages[-1].network.trained_on
                     parts = [_of_stage(config, stage, n) for n, stage in enumerate(stages)]
                 stage, part = stages[number], parts[number]
                 network = stage.network
@@ -304,7 +305,7 @@ def _train_stages(
                     trained = _train(network, ready, listener)
                 # A model knows what its blocks have learned from in any stage.
                 known = known.wider(trained.rows)
-                trained = trained._replace(rows=known)
+                trained = trained._replace(rows=known.after(before))
             if name:
                 trained.facts["stage"] = number
             if transport.rank == 0:

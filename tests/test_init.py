@@ -85,6 +85,17 @@ def test_placements_end_in_the_same_weights(placement, tmp_path, capsys):
     assert digests[0] == digests[1]
 
 
+def test_samples_that_the_first_training_learned_from_calibrate_nothing(finished, data):
+    other = config_of(training__init=str(finished), data__split_seed=1, data__validation=0.5)
+
+    network = ow.run(other, dataset=data).network
+
+    # Held out in the second training, and learned from in the first.
+    _, held = ow.data.split_validation(data, 0.5, seed=1)
+    with pytest.raises(ow.DataError, match=r"% of these .* samples were trained on"):
+        ow.calibrate(network, data.x[held], data.y[held], max_error_increase=0.1)
+
+
 def test_weights_of_another_network_are_refused(finished, data):
     config = config_of(training__init=str(finished), network__widths=(12, 13))
 

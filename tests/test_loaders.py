@@ -170,7 +170,7 @@ def test_a_loader_and_labels_beside_it_are_refused():
         ),
         (
             DataLoader(TensorDataset(X, Y), batch_sampler=[[0, 1], [1, 2]]),
-            "x is a loader that gives some samples twice, such as number 1, so that they would be le",
+            "x is a loader that gives some samples twice, such as number 1, so that they would",
         ),
         (
             DataLoader(Of((X[0], 0), (X[0, :2], 1)), batch_size=1),

@@ -93,7 +93,7 @@ def test_the_picture_of_early_exit_has_six_entries(figures, tmp_path):
     exits.draw(seen, choose(seen, confidence="entropy", max_error_increase=0.1), tmp_path / "e.png")
 
     said = entries(figures[0])
-    assert said[:3] == ["entropy", "other ways to be sure", "all samples at one exit"]
+    assert said[:3] == ["entropy", "other confidence measures", "all samples leave at one exit"]
     assert len(said) == 6
     drawn = {line.get_color() for line in figures[0].axes[0].lines if line.get_linewidth() == 1}
     assert drawn == {report.GREY}

@@ -102,9 +102,9 @@ def test_a_column_that_has_no_classes_is_refused(label, message, tmp_path):
         ("7,0,0\n1,0,0\n", "has numbers in its first line, such as 7, where names of columns are"),
         (",a,y\n0,1,b\n1,2,c\n", "has a column without a name. If it numbers the rows, leave it o"),
         ("a,,y\n0,1,b\n1,2,c\n", "has a column without a name. If it numbers the rows, leave it o"),
-        ("y,a,y\n0,1,0\n1,2,1\n", "has two columns with the name 'y'. Name them apart."),
+        ("y,a,y\n0,1,0\n1,2,1\n", "has two columns with the name 'y'. Rename one."),
         ("age,income,y\n1,20,3,ja\n2,30,4,no\n", "has lines with more columns than its first lin"),
-        ("a|b|y\n1|2|q\n", "has no column 'y'. Its only column is 'a|b|y': what stands between c"),
+        ("a|b|y\n1|2|q\n", "has no column 'y'. Its only column is 'a|b|y': is there another sep"),
         ("a,Y\n1,b\n2,c\n", "has no column 'y'. Did you mean 'Y'?"),
         ("a,y\n1,b\n2,\n", "the column 'y' is empty in row 1, counted from 0. Leave"),
         ("a,b,y\n1,,q\n2,x,r\n", "has no numbers in the column 'b'. Leave them out"),
@@ -271,6 +271,19 @@ def test_a_run_is_evaluated_on_another_table_with_its_own_label(run, tmp_path, c
     assert "% of the samples of other.csv are training samples of this network" in said.err
     assert onward("evaluate", run, "--data", path) == 2
     assert "has no column 'kind'" in capsys.readouterr().err
+
+
+def test_a_label_without_other_data_is_refused(run, capsys):
+    assert onward("evaluate", run, "--label", "kind") == 2
+    assert "--label is for other data than those of the run" in capsys.readouterr().err
+
+
+def test_columns_that_number_new_rows_are_left_out(run, tmp_path, capsys):
+    table = flowers()
+    table.to_csv(tmp_path / "new.csv")
+    expected = predicted(capsys, run, written(table, tmp_path / "plain.csv"))
+
+    assert predicted(capsys, run, tmp_path / "new.csv") == expected
 
 
 def test_new_rows_may_be_of_one_class(run, tmp_path, capsys):

@@ -12,6 +12,7 @@ from onward.data import read_shared, tables, write_shared
 from onward.data.numbers import real
 from onward.data.tables import in_order, places, table_numbers
 from onward.inputs import InputTransformation
+from onward.sharding import agree, describe, local_shards, split
 
 pandas = pytest.importorskip("pandas")
 
@@ -156,6 +157,18 @@ def test_test_samples_may_have_columns_in_another_order():
         ow.dataset(table, Y, x_val=table[["member", "children"]], y_val=Y)
 
 
+def test_ranks_with_other_columns_are_refused():
+    config = ow.RunConfig().with_settings({"data.name": "own-{rank}.npz"})
+    table, notes = people(), []
+    for rank, names in enumerate((table.columns, table.columns[::-1])):
+        dataset = split(config, ow.dataset(table[names], Y))
+        notes.append(describe(config, local_shards(config, dataset, rank), dataset))
+
+    with pytest.raises(ow.DataError, match="rows with other names of columns, or in another order"):
+        agree(config, notes)
+    agree(config, notes[:1])
+
+
 def test_names_of_columns_reach_processes_that_share_data(tmp_path, trained):
     _, dataset = trained
     dataset = ow.dataset(people(), Y, x_val=people(), y_val=Y)
@@ -179,7 +192,7 @@ def test_a_data_set_has_a_name_for_each_column():
         ({"n": [1.0, None]}, "t: 1 value is missing, in the column 'n', the first in row 1, cou"),
         ({"n": [None, True]}, "t: 1 value is missing, in the column 'n', the first in row 0, c"),
         ({"at": np.array(["2020", "2021"], "datetime64[s]")}, "t has no numbers in the column 'at"),
-        ({f"c{n}": ["x"] for n in range(9)}, "'c0', 'c1', 'c2', 'c3', 'c4', ... (9 columns)"),
+        ({f"c{n}": ["x"] for n in range(9)}, "'c0', 'c1', 'c2', 'c3', 'c4', ... (9 names)"),
     ],
 )
 def test_columns_that_are_no_numbers_are_refused(columns, message):

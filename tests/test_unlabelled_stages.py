@@ -12,7 +12,7 @@ from cuts import Cut, CutAfter
 from torch import nn
 
 import onward as ow
-from onward import runs
+from onward import runs, trained_on
 from onward.errors import OnwardError, SettingError
 from onward.samplers import Plain
 from onward.sharding import agree, describe, load_shards, local_shards, seen, split
@@ -266,6 +266,18 @@ def test_what_more_samples_were_learned_from_is_remembered(first, second):
 
     assert a.wider(b) is b.wider(a) is widest
     assert TrainedOn(frozenset(), 0.0).wider(a) is a
+
+
+def test_what_was_learned_from_in_trainings_before_is_remembered(monkeypatch):
+    a, b, c = digests(3, 3), digests(4, 4), digests(5, 5)
+
+    assert b.after(a).earlier == (a,)
+    assert c.after(b.after(a)).earlier == (b, a)
+    assert a.after(b.after(a)).earlier == (b,)
+    assert b.after(b) == b.after(None) == b
+    assert TrainedOn.from_json(c.after(b.after(a)).to_json()) == c.after(b.after(a))
+    monkeypatch.setattr(trained_on, "MOST_EARLIER", 1)
+    assert c.after(b.after(a)).earlier == (b,)
 
 
 def test_a_run_that_replaces_one_of_several_stages_has_one(tmp_path):

@@ -141,16 +141,16 @@ def draw(seen: HeldOut, calibrated: Calibrated, path: Path) -> None:
     factors = (3.0, 2.0, 1.0, 0.0, -1.0)
     stds = [point(mean_minus_std(chosen_on, factor)) for factor in factors]
     curves.append(Curve("mean - k std", stds, ":"))
-    curves.append(Curve("all samples at one exit", [point(p) for p in fixed_depths(shown_on)], "s"))
+    curves.append(
+        Curve("all samples leave at one exit", [point(p) for p in fixed_depths(shown_on)], "s")
+    )
     outcome = follow(calibrated.policy, shown_on)
     any_error, any_cost = shuffled(outcome, shown_on)
-    curves.append(Curve("as many at each exit, but chosen at random", [(any_cost, any_error)], "x"))
+    curves.append(Curve("same number at each exit, chosen at random", [(any_cost, any_error)], "x"))
     error, bound = oracle(shown_on)
-    curves.append(Curve("bound: an exit chosen by who knows the classes", [(bound, error)], "^"))
+    curves.append(Curve("oracle: exits chosen knowing the classes", [(bound, error)], "^"))
     curves.append(
-        Curve(
-            "the calibrated policy (chosen on these samples, too)", [point(calibrated.policy)], "*"
-        )
+        Curve("calibrated policy (these samples included)", [point(calibrated.policy)], "*")
     )
     samples = count(len(shown_on.labels), "held-out sample")
     draw_exits(curves, path, samples, calibrated.policy.confidence)

@@ -15,7 +15,7 @@ FLAGS = {
     "--data": (
         "data.name",
         "a name that `onward data` lists, a file (.npz, .npy, .csv, "
-        ".parquet, .txt), or a folder of images by class",
+        ".tsv, .parquet, .txt), or a folder of images by class",
     ),
     "--label": ("data.label", "column of a table with the classes; for .npy, the file with them"),
     "--data-dir": ("data.dir", "folder with data sets (or the variable ONWARD_DATA)"),

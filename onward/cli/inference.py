@@ -19,7 +19,7 @@ from onward import checkpoint, data, runs, sharding
 from onward.batch import Batch, joined, mapped
 from onward.cli.output import Output, close_output
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
-from onward.data.labels import class_name
+from onward.data.quoting import class_name
 from onward.data.table_files import is_table_file
 from onward.errors import DataError, FileError, SettingError
 from onward.evaluation import as_trained, block_metrics
@@ -164,6 +164,8 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
     settings = read_settings(options.run / "config.toml")
     config = read_run(settings, recipe, may_differ=options.changed_recipe)
     own = config.data.name
+    if getattr(options, "label", None) is not None and options.data is None:
+        raise SettingError("--label is for other data than those of the run: name them, --data.")
     changes = {"data.name": getattr(options, "data", None), "data.dir": options.data_dir}
     config = config.with_settings({n: value for n, value in changes.items() if value is not None})
     if changes["data.name"] is not None:
@@ -293,8 +295,8 @@ def predict_command(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix != ".npz":
         raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
     network, _ = _load(options, f'onward.load("{options.run}", network).predict(x)')
-    channels = network.inputs.shape[0] if network.inputs.shape else None
-    asked, files = data.read_asked(options.input, channels=channels)
+    is_grey = (network.inputs.shape or (3,))[0] == 1
+    asked, files = data.read_asked(options.input, channels=1 if is_grey else 3)
     x = network.checked(asked, str(options.input))
     torch.set_num_threads(1)
     is_run = options.run.is_dir() and not options.full_depth

@@ -195,7 +195,7 @@ def draw_exits(curves: Sequence[Curve], path: Path, samples: str, confidence: st
         cost, error = ([point[n] for point in curve.points] for n in (0, 1))
         is_line = curve.form in ("-", ":")
         is_other = is_line and curve.title != confidence
-        label = "other ways to be sure" if is_other else curve.title
+        label = "other confidence measures" if is_other else curve.title
         axis.plot(
             [value * 1e-6 for value in cost],
             [value * 100 for value in error],

@@ -8,7 +8,7 @@ from rich.table import Table
 from onward import runs
 from onward.cli.inference import MOST_CLASSES, told_metrics
 from onward.cli.output import Output
-from onward.data.labels import class_name
+from onward.data.quoting import class_name
 from onward.progress import count
 
 UNEVEN = 2

@@ -9,20 +9,20 @@ from onward.data.numbers import Numbers
 from onward.errors import DataError
 
 
-def read_asked(path: Path, *, channels: int | None = None) -> tuple[Numbers, list[str] | None]:
+def read_asked(path: Path, *, channels: int = 3) -> tuple[Numbers, list[str] | None]:
     """Return samples, and the names of their files where each has one of its own.
 
     Args:
         path: An .npz file with the samples as its member `x`, an .npy file, a table, an image, or
             a folder of images.
-        channels: Those of the images; None: three.
+        channels: Those of the images: 1 for shades of grey, or 3.
 
     Raises:
         DataError: It cannot be read, or is none of these.
     """
     if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
         files = images.images_in(path) if path.is_dir() else [path]
-        return images.read_pixels(files, channels or 3), [file.name for file in files]
+        return images.read_pixels(files, channels), [file.name for file in files]
     if table_files.is_table_file(path.name):
         return table_files.read_frame(path), None
     if path.suffix == ".npy":

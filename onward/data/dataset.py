@@ -16,12 +16,12 @@ from onward.batch import Batch, parts
 from onward.data.labels import (
     as_names,
     check_classes,
-    listed,
     read_labels,
     whole_numbers,
 )
 from onward.data.loaders import is_loader, read_pairs
 from onward.data.numbers import Numbers, real
+from onward.data.quoting import listed
 from onward.data.splits import hold_out
 from onward.data.tables import as_known, column_names, in_order
 from onward.digests import tensors_sha256

@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 from jaxtyping import UInt8
 
-from onward.data.watching import watched
 from onward.errors import DataError, OnwardWarning
+from onward.watching import watched
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of files that are read as images."""

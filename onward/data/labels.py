@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onward.data.numbers import Numbers, check_no_mask, real
+from onward.data.quoting import listed, text_of
 from onward.errors import DataError
 
 MOST_CLASSES = 1_000_000
@@ -119,37 +120,6 @@ def numbers_of(names: Sequence[str], labels: NDArray[Any], what: str) -> Int[Ten
         )
     table = torch.tensor([number[str(each)] for each in known], dtype=torch.int64)
     return table[torch.from_numpy(places.reshape(-1))]
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """Return names in a line, the first of many.
-
-    Example:
-        >>> listed(["cat", "dog"]), listed(list("abcd"), most=2)
-        ("'cat', 'dog'", "'a', 'b', ... (4 names)")
-    """
-    text = ", ".join(text_of(name) for name in names[:most])
-    return text if len(names) <= most else f"{text}, ... ({len(names)} names)"
-
-
-def class_name(names: Sequence[str] | None, number: int) -> str:
-    """Return what a class is called in a table: its name, or its number.
-
-    Example:
-        >>> class_name(("cat", "dog"), 1), class_name(None, 1)
-        ("'dog'", '1')
-    """
-    return str(number) if names is None else text_of(names[number])
-
-
-def text_of(name: str) -> str:
-    r"""Return a name in quotes, a long one cut, with control characters escaped.
-
-    Example:
-        >>> text_of("cat\n"), text_of("x" * 100)
-        ("'cat\\n'", "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'")
-    """
-    return repr(name if len(name) <= 40 else f"{name[:37]}...")
 
 
 def _names_in(labels: Sequence[NDArray[Any]], name: str) -> tuple[str, ...]:

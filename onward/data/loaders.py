@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from onward.data.watching import watched
 from onward.errors import DataError
+from onward.watching import watched
 
 CHUNK = 256
 """Samples of a data set that are read at once."""

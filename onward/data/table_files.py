@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from onward.data.quoting import text_of
 from onward.data.tables import MOST_COLUMNS, columns_listed, is_missing
 from onward.errors import DataError
 
@@ -52,13 +53,13 @@ def read_table(path: Path, label: str | None) -> dict[str, Any]:
     if label not in columns:
         known = {column.lower(): column for column in columns}
         near = difflib.get_close_matches(label.lower(), list(known), n=1, cutoff=0.6)
-        hint = f" Did you mean {known[near[0]]!r}?" if near else ""
+        hint = f" Did you mean {text_of(known[near[0]])}?" if near else ""
         there = f"There are {columns_listed(columns, most=20)}."
         if len(columns) == 1:
-            there = f"Its only column is {columns[0][:80]!r}: what stands between columns?"
-        raise DataError(f"{path} has no column {label!r}.{hint} {there}")
+            there = f"Its only column is {text_of(columns[0])}: is there another separator?"
+        raise DataError(f"{path} has no column {text_of(label)}.{hint} {there}")
     _check_informative(path, table, label)
-    classes = _classes(table[label], f"{path.name}: the column {label!r}")
+    classes = _classes(table[label], f"{path.name}: the column {text_of(label)}")
     return {"x": table.drop(columns=label), "y": classes}
 
 
@@ -195,7 +196,7 @@ def _check_header(path: Path, names: list[str]) -> None:
         )
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{path} has two columns with the name {twice!r}. Name them apart.")
+        raise DataError(f"{path} has two columns with the name {text_of(twice)}. Rename one.")
 
 
 def _check_informative(path: Path, table: Any, label: str) -> None:
@@ -210,8 +211,8 @@ def _check_informative(path: Path, table: Any, label: str) -> None:
     is_counted = names[0] != label and first.dtype.kind in "iu" and len(first) >= FEWEST_COUNTED
     if is_counted and np.array_equal(np.sort(first), np.arange(len(first)) + first.min()):
         raise DataError(
-            f"The first column of {path}, {names[0]!r}, numbers the rows, which tells nothing of "
-            f"new ones. Leave it out."
+            f"The first column of {path}, {text_of(names[0])}, numbers the rows, which tells "
+            f"nothing of new ones. Leave it out."
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from onward.data.quoting import listed, text_of
 from onward.errors import DataError
 
 MOST_COLUMNS = 100_000
@@ -162,7 +163,7 @@ def _check_whole(names: Sequence[Any], columns: Sequence[NDArray[Any]], what: st
 def _check_names(names: Sequence[Any], what: str) -> None:
     name, number = next(iter(Counter(map(str, names)).most_common(1)), ("", 1))
     if number > 1:
-        raise DataError(f"{what} has {number} columns with the name {name!r}. Name them apart.")
+        raise DataError(f"{what} has {number} columns with the name {text_of(name)}. Rename them.")
 
 
 def columns_listed(names: Sequence[Any], most: int = 5) -> str:
@@ -170,11 +171,9 @@ def columns_listed(names: Sequence[Any], most: int = 5) -> str:
 
     Example:
         >>> columns_listed(["age"]), columns_listed(["age", "city"], most=1)
-        ("the column 'age'", "the columns 'age', ... (2 columns)")
+        ("the column 'age'", "the columns 'age', ... (2 names)")
     """
-    text = ", ".join(repr(str(name)[:40]) for name in names[:most])
-    rest = f", ... ({len(names):,} columns)" if len(names) > most else ""
-    return f"the column{'s' if len(names) > 1 else ''} {text}{rest}"
+    return f"the column{'s' if len(names) > 1 else ''} {listed([*map(str, names)], most)}"
 
 
 def is_sparse(values: Any) -> bool:

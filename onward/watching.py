@@ -1,13 +1,21 @@
-"""A bar beside what takes time to read, where somebody watches."""
+"""Somebody who watches: in a terminal, or in a notebook."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Value = TypeVar("Value")
 
 
+def is_watched(console: "Console") -> bool:
+    """Return whether somebody sees a console, and lines on it can change."""
+    return console.is_interactive or console.is_jupyter
+
+
 def watched(values: Iterable[Value], what: str, total: int | None) -> Iterable[Value]:
-    """Return values one after the other; the bar is gone after the last.
+    """Return values that take time to read, one after the other, with a bar for who watches.
 
     Args:
         values: The values.
@@ -24,5 +32,5 @@ def watched(values: Iterable[Value], what: str, total: int | None) -> Iterable[V
         total=total,
         console=console,
         transient=True,
-        disable=not (console.is_terminal or console.is_jupyter),
+        disable=not is_watched(console),
     )
