@@ -10,6 +10,7 @@ from commands import onward
 import onward as ow
 from onward.data import table_files
 from onward.data.arrays import read_npy
+from onward.data.table_files import read_frame
 from onward.errors import DataError
 
 pandas = pytest.importorskip("pandas")
@@ -102,7 +103,7 @@ def test_a_column_that_has_no_classes_is_refused(label, message, tmp_path):
         ("7,0,0\n1,0,0\n", "has numbers in its first line, such as 7, where names of columns are"),
         (",a,y\n0,1,b\n1,2,c\n", "has a column without a name. If it numbers the rows, leave it o"),
         ("a,,y\n0,1,b\n1,2,c\n", "has a column without a name. If it numbers the rows, leave it o"),
-        ("y,a,y\n0,1,0\n1,2,1\n", "has two columns with the name 'y'. Rename one."),
+        ("y,a,y\n0,1,0\n1,2,1\n", "has 2 columns with the name 'y'. Rename them."),
         ("age,income,y\n1,20,3,ja\n2,30,4,no\n", "has lines with more columns than its first lin"),
         ("a|b|y\n1|2|q\n", "has no column 'y'. Its only column is 'a|b|y': is there another sep"),
         ("a,Y\n1,b\n2,c\n", "has no column 'y'. Did you mean 'Y'?"),
@@ -159,6 +160,10 @@ def test_numbers_may_have_decimal_commas_where_semicolons_separate(tmp_path):
 
     expected = ow.dataset(table.drop(columns="kind"), KINDS)
     assert torch.equal(ow.load_data(str(path), label="kind").x, expected.x)
+    # Also where there are no classes, and one column has fractions.
+    path = written(table[["width"]], tmp_path / "new.csv", sep=";", decimal=",")
+    path.write_text(f"n;{path.read_text()}".replace("\n", "\n1;").removesuffix("1;"))
+    assert read_frame(path)["width"].tolist() == table["width"].tolist()
 
 
 def test_classes_are_what_is_written(tmp_path):

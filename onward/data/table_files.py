@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from onward.data.quoting import text_of
-from onward.data.tables import MOST_COLUMNS, columns_listed, is_missing
+from onward.data.tables import MOST_COLUMNS, check_names, columns_listed, is_missing
 from onward.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -112,10 +112,7 @@ def read_frame(path: Path, label: str | None = None) -> Any:
 
 
 def _header(path: Path) -> tuple[str, list[str]]:
-    """Return what stands between the columns of a .csv file, and their names.
-
-    An empty last one, of lines that end in a separator, is left out.
-    """
+    """Return what stands between the columns of a .csv file, and their names."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         line = file.readline(1 << 24)
     each = {
@@ -155,7 +152,7 @@ def _read_csv(path: Path, separator: str, names: list[str], label: str | None) -
         warnings.simplefilter("error", pandas.errors.ParserWarning)
         try:
             table = read()
-            if separator != "," and texts(table) > 1:
+            if separator != "," and texts(table) > (label in names):
                 # Where columns are not separated by commas, numbers may have them.
                 table = min(table, read(decimal=","), key=texts)
             if label in names and table[label].isna().any():
@@ -194,9 +191,7 @@ def _check_header(path: Path, names: list[str]) -> None:
             f"{path} has numbers in its first line, such as {numbers[0]}, where names of columns "
             f"are needed. Add a line with the names."
         )
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{path} has two columns with the name {text_of(twice)}. Rename one.")
+    check_names([name for name in names if name], str(path))
 
 
 def _check_informative(path: Path, table: Any, label: str) -> None:
@@ -218,7 +213,7 @@ def _check_informative(path: Path, table: Any, label: str) -> None:
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return not math.isnan(float(text))
     except ValueError:
         return False
 
@@ -240,15 +235,14 @@ def _classes(column: Any, what: str) -> list[str]:
         value = value.strip() if isinstance(value, str) else value
         if not isinstance(value, str | bool | int | float):
             raise DataError(f"{what} holds {value!r} in row {row}. Classes are names or numbers.")
-        is_whole = isinstance(value, float) and value.is_integer()
-        names.append(str(int(value) if is_whole else value))
-    if all(map(_is_number, names)):
-        if all(float(name).is_integer() for name in names):
-            # As tables write whole numbers beside missing ones.
-            return [name.removesuffix(".0") for name in names]
-        row = next(row for row, name in enumerate(names) if not float(name).is_integer())
+        names.append(str(value))
+    if not all(map(_is_number, names)):
+        return names
+    row = next((row for row, name in enumerate(names) if not float(name).is_integer()), None)
+    if row is not None:
         raise DataError(
             f"{what} holds {names[row]} in row {row}, counted from 0. Classes are names or whole "
             f"numbers; numbers with fractions cannot be learned (regression is not offered)."
         )
-    return names
+    # As tables write whole numbers beside missing ones.
+    return [name.removesuffix(".0") for name in names]

@@ -64,7 +64,7 @@ def in_order(values: Any, names: Sequence[str] | None, what: str) -> Any:
     known = column_names(values)
     if known is None or names is None or known == tuple(names):
         return values
-    _check_names(known, what)
+    check_names(known, what)
     order = places(known, names, what)
     return values[[list(values.columns)[place] for place in order]]
 
@@ -96,7 +96,7 @@ def table_numbers(table: Any, what: str) -> NDArray[Any]:
         DataError: It is too wide, two columns have one name, or one holds no numbers.
     """
     names = list(table.columns)
-    _check_names(names, what)
+    check_names(names, what)
     if len(names) > MOST_COLUMNS:
         raise DataError(
             f"{what} has {len(names):,} columns, more than the {MOST_COLUMNS:,} that are taken. "
@@ -160,7 +160,12 @@ def _check_whole(names: Sequence[Any], columns: Sequence[NDArray[Any]], what: st
         )
 
 
-def _check_names(names: Sequence[Any], what: str) -> None:
+def check_names(names: Sequence[Any], what: str) -> None:
+    """Refuse columns of which several have one name.
+
+    Raises:
+        DataError: Some have.
+    """
     name, number = next(iter(Counter(map(str, names)).most_common(1)), ("", 1))
     if number > 1:
         raise DataError(f"{what} has {number} columns with the name {text_of(name)}. Rename them.")
