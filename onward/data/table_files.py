@@ -238,10 +238,10 @@ def _classes(column: Any, what: str) -> list[str]:
         names.append(str(value))
     if not all(map(_is_number, names)):
         return names
-    row = next((row for row, name in enumerate(names) if not float(name).is_integer()), None)
-    if row is not None:
+    odd = [row for row, name in enumerate(names) if not float(name).is_integer()]
+    if odd:
         raise DataError(
-            f"{what} holds {names[row]} in row {row}, counted from 0. Classes are names or whole "
+            f"{what} holds {names[odd[0]]} in row {odd[0]}, counted from 0. Classes are names or whole "
             f"numbers; numbers with fractions cannot be learned (regression is not offered)."
         )
     # As tables write whole numbers beside missing ones.
