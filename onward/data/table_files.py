@@ -241,8 +241,8 @@ def _classes(column: Any, what: str) -> list[str]:
     odd = [row for row, name in enumerate(names) if not float(name).is_integer()]
     if odd:
         raise DataError(
-            f"{what} holds {names[odd[0]]} in row {odd[0]}, counted from 0. Classes are names or whole "
-            f"numbers; numbers with fractions cannot be learned (regression is not offered)."
+            f"{what} holds {names[odd[0]]} in row {odd[0]}, counted from 0. Classes are names or "
+            f"whole numbers; numbers with fractions cannot be learned (regression is not offered)."
         )
     # As tables write whole numbers beside missing ones.
     return [name.removesuffix(".0") for name in names]
