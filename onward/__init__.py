@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from onward.figures import Comparison
     from onward.inference import answer, calibrate, evaluate, export
     from onward.layers import Dense, ReadoutLayer, normalize_length
+    from onward.listeners import CSVLog, TensorBoard
     from onward.networks import Network
     from onward.objectives import CrossEntropy, Objective, Threshold
     from onward.optimizers import SGD, Adam, Optimizer, optimizer
     from onward.placement import Placement
     from onward.preprocessing import Preprocessing, Whitening
+    from onward.progress import Bars
     from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
     from onward.recipes.catalog import RECIPES
     from onward.recipes.mlp import mlp
@@ -78,6 +80,8 @@ else:
             "onward.exits": ("Answers", "Calibrated", "ExitPolicy"),
             "onward.figures": ("Comparison",),
             "onward.inference": ("answer", "calibrate", "evaluate", "export"),
+            "onward.listeners": ("CSVLog", "TensorBoard"),
+            "onward.progress": ("Bars",),
             "onward.layers": ("Dense", "ReadoutLayer", "normalize_length"),
             "onward.networks": ("Network",),
             "onward.objectives": ("CrossEntropy", "Objective", "Threshold"),
@@ -145,6 +149,9 @@ __all__ = [
     "GoodnessSweep",
     "LabelEmbedding",
     "Listener",
+    "CSVLog",
+    "TensorBoard",
+    "Bars",
     "load",
     "load_data",
     "load_recipe",

@@ -22,7 +22,8 @@ TAKES = {
     "input_shape": "a tuple of whole numbers, such as (1, 28, 28)",
     "head": "a module, such as nn.Linear(units, num_classes)",
     "labelled": "a share of the training samples, above 0 and up to 1",
-    "listener": "an ow.Listener: a class of your own whose methods are called, such as progress",
+    "listener": "an ow.Listener, such as ow.CSVLog('training.csv') or a class of your own whose "
+    "methods are called, such as progress; or several",
     "method": "a recipe, such as ow.load_recipe('FILE.py:FUNCTION')",
     "module": "an nn.Module, such as nn.Linear(inputs, units); several go into an nn.Sequential",
     "network": "an ow.Network; ow.train also takes stages, [ow.Stage(network=...), ...]",

@@ -17,6 +17,7 @@ from onward.engine import Training, make_step
 from onward.errors import FileError, SettingError
 from onward.evaluation import evaluate
 from onward.networks import Network, passes
+from onward.plan.standing import Standing
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
 from onward.runtime.workers import Settings, Shard, pass_through, report_fields
@@ -141,14 +142,14 @@ class BlockCosts(Costs):
 
     def num_bytes(self, plan: Plan, product: Product) -> int:
         match product.kind:
-            case ProductKind.WEIGHTS:
+            case ProductKind.WEIGHTS | ProductKind.BEST:
                 return self.weights[product.block]
             case ProductKind.OPTIMIZER_STATE:
                 return self.optimizer_state[product.block]
             case ProductKind.REPORT:
                 return 8 * self.report_fields[product.block]
             case ProductKind.COUNTS:
-                return 8 * (2 + plan.num_blocks)
+                return 8 * (2 + plan.num_blocks + len(Standing._fields))
             case ProductKind.HINTS:
                 return 4 * self.classes * plan.samples_of(product)
         each = self.activities if product.kind is ProductKind.ACTIVITIES else self.ahead

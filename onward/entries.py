@@ -120,8 +120,10 @@ def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
         theirs: What there is.
     """
     here, there = settings_of(ours), settings_of(theirs)
-    # Where data lie, and how often a run looks at validation samples, changes no weight.
-    ignored = {"data.name", "data.dir", "plan.validate_every"}
+    # Where data lie changes no weight, nor do validations that decide nothing.
+    ignored = {"data.name", "data.dir"}
+    if not (ours.plan.is_judged or theirs.plan.is_judged):
+        ignored.add("plan.validate_every")
     names = sorted((here.keys() | there.keys()) - ignored)
     return [
         f"{name} is {there.get(name)} there, and here {here.get(name)}"

@@ -122,5 +122,6 @@ def _of_epochs(plan: Plan, found: Callable[[Plan], float]) -> float:
     """Return something of a plan; of a long stream, whose epochs are alike, from two of them."""
     if plan.kind != "stream" or plan.epochs < 3:
         return found(plan)
-    one, two = (found(replace(plan, epochs=e, chapters=e, validate_every=None)) for e in (1, 2))
+    alike = replace(plan, validate_every=None, patience=None, keep_best=False)
+    one, two = (found(replace(alike, epochs=e, chapters=e)) for e in (1, 2))
     return one + (two - one) * (plan.epochs - 1)

@@ -59,6 +59,8 @@ def _without_effect(
         yield "plan.cut", "mini-batches are not cut (plan.slices)"
     if not plan.has_validation:
         yield "plan.validate_every", "there are no validation samples"
+    if plan.patience is None:
+        yield "plan.stop_age", "nothing ends training early (plan.patience)"
     if config.plan.kind == "stream":
         yield "placement.memory", "a stream holds no samples of a chapter"
     if num_ranks == 1:

@@ -128,6 +128,7 @@ def estimate(
         )
         + sum(sizes.largest(plan, each, POSTED + 1 + ahead) for each in coming[rank].values())
         + sizes.largest(plan, sent[rank], behind)
+        + _best(plan, placement, rank, sizes)
         for rank in range(placement.num_ranks)
     ]
 
@@ -182,6 +183,14 @@ class Sizes:
         for product in (p for p in products if p.kind in self.products):
             messages[plan.maker(product)] += self.products[product.kind][product.block]
         return sum(nlargest(most, messages.values()))
+
+
+def _best(plan: Plan, placement: Placement, rank: int, sizes: Sizes) -> int:
+    """Return the bytes of the best weights so far, where a rank keeps them, and of better ones."""
+    keeps = plan.keep_best and any(
+        rank in placement.ranks(task) for c in range(plan.chapters) for task in plan.validations(c)
+    )
+    return 2 * keeps * sum(sizes.products[ProductKind.BEST].values())
 
 
 def _trained(
@@ -286,6 +295,7 @@ def sizes_of(
             making[number] += round(passed) * one
     products = {
         ProductKind.WEIGHTS: weights,
+        ProductKind.BEST: weights,
         ProductKind.OPTIMIZER_STATE: states,
         ProductKind.ACTIVITIES: {n: plan.batch_size * views * rows[n] for n in blocks},
         ProductKind.NEUTRAL: {n: plan.batch_size * rows[n] for n in blocks},

@@ -241,21 +241,25 @@ def check_placement(plan: Plan, placement: Placement, num_ranks: int) -> None:
 
 
 def stall(plan: Plan, placement: Placement) -> str | None:
-    """Say why ranks will wait for hints, if they will; None where nothing stalls."""
-    age = plan.hint_age
+    """Say why ranks will wait for hints or validations; None where nothing stalls."""
     num_teams = len(placement.teams)
-    if age is None or num_teams == 1:
-        return None
-    unit = {"mini-batch": "mini-batches"}.get(plan.time_word, f"{plan.time_word}s")
-    unit = plan.time_word if age == 1 else unit
-    effect = plan.stalled(age)
-    if age >= num_teams:
-        return None
     teams = "ranks" if num_teams == placement.num_ranks else "teams"
-    return (
-        f"plan.hint_age is {age} {unit} and there are {num_teams} {teams}: {effect}. An "
-        f"age of {num_teams} or more does not stall, but changes the weights."
-    )
+    beside = f"and there are {num_teams} {teams}"
+    age = plan.hint_age
+    if age is not None and age < num_teams > 1:
+        unit = {"mini-batch": "mini-batches"}.get(plan.time_word, f"{plan.time_word}s")
+        unit = plan.time_word if age == 1 else unit
+        return (
+            f"plan.hint_age is {age} {unit} {beside}: {plan.stalled(age)}. An age of {num_teams} "
+            f"or more does not stall, but changes the weights."
+        )
+    least = plan.least_stop_age(num_teams)
+    if plan.patience is not None and plan.stop_age < least:
+        return (
+            f"plan.stop_age is {plan.stop_age} {beside}: chapters wait for the validation of "
+            f"earlier ones. With {least} or more nothing waits, and training stops that much later."
+        )
+    return None
 
 
 def balance(costs: Sequence[int], num_ranks: int, *, passing: bool) -> tuple[int, ...]:

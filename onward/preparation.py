@@ -40,6 +40,9 @@ from onward.slices import check_cut
 from onward.stages import Stage
 from onward.trial import block_costs, check_augmentation, check_batch_norm, check_samples
 
+VALIDATION_SHARE = 0.05
+"""Operations of a validation, as a share of those of a chapter, below which each is validated."""
+
 
 class Preview(NamedTuple):
     """A stage of a run that has not been started; mostly there is one."""
@@ -293,6 +296,24 @@ def nodes_of(network: Network) -> tuple[Node, ...]:
     )
 
 
+def _usual_validations(config: RunConfig, network: Network, summary: DataSummary) -> int | None:
+    """Return how often is validated where nothing is said: after each chapter, or (None) once."""
+    plan = config.plan
+    if plan.is_judged:
+        return 1
+    if network.readout is None:
+        return None
+    labels = network.sampler.num_candidates if network.readout.sweeps else 1
+    asked = sum(summary.validation_rows) * labels
+    # Every view takes a pass and the gradient of the weights each time; a chapter passes all
+    # samples once more, to the next block.
+    rows, epochs = sum(summary.rows), config.training.epochs
+    learned = 2 * rows * epochs / (plan.chapters or epochs)
+    passed = rows if plan.kind == "chapters" and len(network.all_blocks) > 1 else 0
+    trained = (learned + passed) * len(network.sampler.names)
+    return 1 if asked < VALIDATION_SHARE * trained else None
+
+
 def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan:
     """Make the plan of a run.
 
@@ -329,7 +350,10 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
         "drop_last": training.drop_last,
         "rows": summary.rows,
         "hint_age": hint_age,
-        "validate_every": plan.validate_every,
+        "validate_every": plan.validate_every or _usual_validations(config, network, summary),
+        "patience": plan.patience,
+        "stop_age": plan.stop_age,
+        "keep_best": plan.keep_best,
         "has_validation": any(summary.validation_rows) and network.readout is not None,
     }
     if is_stream:

@@ -1,5 +1,6 @@
 """What a person sees of a run: bars in a terminal, a line now and then elsewhere."""
 
+import math
 import time
 
 from rich.console import Console
@@ -35,22 +36,29 @@ def usual_listener() -> results.Listener:
 
 
 class Bars(results.Listener):
-    """A bar a block with its last loss and accuracy; lines where there is no terminal."""
+    """A bar a block with its last loss and accuracy; lines where there is no terminal.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Args:
+        console: Where they are shown. None: standard error, or the notebook.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, markup=False)
         self.bars: Progress | None = None
         self.names: dict[int, str] = {}
         self.tasks: dict[int, TaskID] = {}
         self.done = self.total = self.before = 0
-        self.shards = 1
+        self.shards = self.chapters = 1
+        self.validation: TaskID | None = None
+        self.last_validation = -math.inf
         self.started = self.last_line = time.monotonic()
 
     def begin(self, plan: Plan, placement: Placement) -> None:
         learning = [b for b in plan.trained if not plan.nodes[b].is_frozen]
         self.names = {b: "head" if b in plan.heads else f"block {b}" for b in learning}
         self.done, self.total = 0, plan.chapters * len(learning)
-        self.shards = len(plan.rows)
+        self.shards, self.chapters = len(plan.rows), plan.chapters
+        self.validation, self.last_validation = None, -math.inf
         self.before = sum(
             product.kind is ProductKind.REPORT and product.block in self.names
             for product in plan.held
@@ -92,8 +100,7 @@ class Bars(results.Listener):
         figures = progress.figures
         if progress.block is None:
             accuracy = figures["validation_accuracy"]
-            shard = f", shard {figures['shard']}" if self.shards > 1 else ""
-            self.say(f"chapter {progress.chapter + 1}{shard}: validation accuracy {accuracy:.2%}")
+            self.validated(progress, f"{accuracy:.2%}")
             return
         if progress.block not in self.names:
             return
@@ -113,6 +120,22 @@ class Bars(results.Listener):
                 f"chapter {progress.chapter + 1}, {self.names[progress.block]}: {text}; "
                 f"{elapsed:.0f} s, about {left:.0f} s left"
             )
+
+    def validated(self, progress: results.Progress, accuracy: str) -> None:
+        """Show a validation, in a bar of its own where bars are watched."""
+        shard = f", shard {progress.figures['shard']}" if self.shards > 1 else ""
+        chapter = progress.chapter + 1
+        if self.bars is not None:
+            if self.validation is None:
+                self.validation = self.bars.add_task("validation", total=self.chapters, figures="")
+            self.bars.update(
+                self.validation, completed=chapter, figures=f"accuracy {accuracy}{shard}"
+            )
+            return
+        now = time.monotonic()
+        if now - self.last_validation > LINE_EVERY_SECONDS or chapter == self.chapters:
+            self.last_validation = now
+            self.say(f"chapter {chapter}{shard}: validation accuracy {accuracy}")
 
     def end(self) -> None:
         if self.bars is not None:

@@ -11,6 +11,7 @@ from onward.evaluation import Evaluation
 from onward.html import table
 from onward.networks import Network
 from onward.placement import Placement
+from onward.plan.standing import Standing
 from onward.plan.tasks import Plan, Product, ProductKind
 from onward.timeline import Span
 
@@ -102,6 +103,7 @@ class Result:
             rows["test accuracy, each block alone"] = each
         rows |= {
             "epochs": str(self.facts["epochs"]),
+            **({"chapters trained": ended} if (ended := ended_early(self.facts)) else {}),
             "training time": f"{self.facts['seconds']:.1f} s",
             "weights sha256": f"{self.facts['weights_sha256'][:16]}…",
         }
@@ -129,6 +131,18 @@ class Result:
         }
 
 
+def ended_early(found: Mapping[str, Any]) -> str:
+    """Say of how many chapters a run was, where validations decided something; else nothing.
+
+    Args:
+        found: What `result.json` holds.
+    """
+    if found.get("best_chapter") is None:
+        return ""
+    kept = f"{found['chapters_trained']} of {found['chapters']}"
+    return f"{kept}, the best: {found['best_chapter'] + 1}"
+
+
 @dataclass
 class Log:
     """Gathers what ranks report, and passes it on."""
@@ -139,6 +153,8 @@ class Log:
     listener: Listener
     entries: list[Progress] = field(default_factory=list)
     validations: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    standings: dict[int, Standing] = field(default_factory=dict)
+    """What validations have shown, by chapter, where they decide something."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, product: Product, tensors: list[Tensor]) -> None:
@@ -148,13 +164,18 @@ class Log:
             chapter = self.plan.chapter(self.plan.maker(product))
             named = dict(zip(self.fields[product.block], figures, strict=True))
             known = {n: None if value != value else value for n, value in named.items()}
+            if known["seconds"] is None:
+                return  # Training had ended before.
             entry = Progress(chapter, product.block, known)
         else:
-            chapter = product.time
-            counts = [int(figure) for figure in figures]
-            self.validations[chapter, product.block] = counts
-            if not counts[0]:
+            now = Standing.of(figures)
+            counts = [int(figure) for figure in figures[: -len(now)]]
+            if self.plan.is_judged:
+                self.standings[product.time] = now
+            chapter = min(product.time, now.end - 1)
+            if not counts[0] or (chapter, product.block) in self.validations:
                 return
+            self.validations[chapter, product.block] = counts
             entry = Progress(
                 chapter,
                 None,
@@ -170,13 +191,29 @@ class Log:
             self.entries.append(entry)
             self.listener.progress(entry)
 
+    @property
+    def standing(self) -> Standing | None:
+        """What all validations have shown; None where they decide nothing."""
+        return self.standings[max(self.standings)] if self.standings else None
+
+    def outcome(self) -> str:
+        """Say where training ended early, and whose weights were kept; empty where neither."""
+        now, plan = self.standing, self.plan
+        if now is None:
+            return ""
+        found = f"the best validation accuracy was that of chapter {now.best + 1}"
+        parts = [f"Training ended after {now.end} of {plan.chapters} chapters: {found}."]
+        if now.end == plan.chapters:
+            parts = [f"Of {plan.chapters} chapters, {found}."]
+        if plan.keep_best:
+            parts.append("The network has its weights.")
+        return " ".join(parts)
+
     def final_validation(self) -> Evaluation:
-        """Return the last validation, over all shards."""
-        last = [
-            c
-            for (chapter, _), c in self.validations.items()
-            if chapter == self.plan.chapters - 1 and c[0]
-        ]
+        """Return the validation of the finished network, over all shards."""
+        end = self.plan.chapters if self.standing is None else self.standing.end
+        whose = self.standing.best if self.standing and self.plan.keep_best else end - 1
+        last = [c for (chapter, _), c in self.validations.items() if chapter == whose and c[0]]
         if not last:
             return Evaluation(0, 0, {})
         rows, correct, *each = (sum(column) for column in zip(*last, strict=True))

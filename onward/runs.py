@@ -31,6 +31,9 @@ EXITS = "exits.json"
 EXITS_PICTURE = "exits.png"
 """What that saves, and what it costs in errors."""
 
+TENSORBOARD = "tensorboard"
+"""Folder of event files, where they were asked for."""
+
 PROBE_BYTES = 1 << 16
 """What must fit on the disk before a training is begun."""
 
@@ -82,7 +85,7 @@ def _check_usable(folder: Path) -> None:
     """Refuse a folder that holds something, unless that is a run."""
     if not folder.is_dir():
         raise FileError(f"{folder} is a file, not a folder. Name another.")
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - {TENSORBOARD}
     if names and not names & {FILES[-1], PARTIAL, STATE}:
         raise FileError(f"The folder {folder} holds something else. Name another.")
 

@@ -269,7 +269,21 @@ class PlanConfig(Section):
     of the block (only class scores or goodness are)."""
 
     validate_every: Count | None = None
-    """Chapters between validations. None: after the last only."""
+    """Chapters between validations. None: 1 where a validation takes less than 5 % of the
+    operations of a chapter, or where it decides something (`patience`, `keep_best`), else after
+    the last only."""
+
+    patience: Count | None = None
+    """Early stopping: training ends after this many validations in a row without a higher accuracy
+    than before. None: all epochs are trained."""
+
+    stop_age: Count = 1
+    """Chapters from the validation that ends training to the first that is not trained. On several
+    ranks that take turns, fewer than ranks let them wait for each validation."""
+
+    keep_best: bool = False
+    """Whether the run ends with the weights of the chapter that validated best, and not with the
+    last ones."""
 
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
     """How images and filters lie in memory, on which rounding depends. auto: channels last where
@@ -278,6 +292,11 @@ class PlanConfig(Section):
     wire: Literal["bf16"] | None = None
     """Type to which the activities are rounded that blocks hand on in a stream plan, wherever
     they run. None: as they come out of the block, which is bf16 where the products are."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether validations decide where training ends, or whose weights are kept."""
+        return self.patience is not None or self.keep_best
 
     @property
     def usual_placement(self) -> str:

@@ -24,6 +24,7 @@ from onward.errors import OnwardWarning, SettingError, name_of
 from onward.evaluation import block_metrics, evaluate
 from onward.fitting import fit_inputs, fit_preprocessing, inputs_kept_on_error
 from onward.joining import join_ranks
+from onward.listeners import Listeners
 from onward.networks import Network
 from onward.placement import Placement, first_blocks
 from onward.preparation import (
@@ -59,7 +60,7 @@ from onward.world import current_rank
 
 def run(
     config: RunConfig,
-    listener: Listener | None = None,
+    listener: Listener | Sequence[Listener] | None = None,
     folder: Path | str | None = None,
     *,
     dataset: Dataset | None = None,
@@ -132,7 +133,7 @@ def train(
     labelled: float | None = None,
     shift: int = 0,
     augment: Augmentation | Sequence[Augmentation] = (),
-    listener: Listener | None = None,
+    listener: Listener | Sequence[Listener] | None = None,
     folder: Path | str | None = None,
     overwrite: bool = False,
 ) -> Result | None:
@@ -164,8 +165,9 @@ def train(
             learned from these samples before. `ow.Translate`, `ow.Flip` and `ow.Cutout` are such
             functions. A run that goes on compares the names of others, and the arguments of a
             `functools.partial`, not their bodies.
-        listener: Called with how training goes. None: bars in a terminal or a notebook, nothing
-            elsewhere; `ow.Listener()` shows nothing anywhere.
+        listener: Called with how training goes, or several: `[ow.Bars(), ow.CSVLog("run.csv")]`.
+            None: `ow.Bars()` in a terminal or a notebook, nothing elsewhere; `ow.Listener()` shows
+            nothing anywhere.
         folder: The run folder, which rank 0 writes as `onward train --out` does. Until the run is
             finished, each rank keeps in `state`, in its own folder or a shared one, what it has
             finished. A run that was cut goes on from there when the script is started again, on
@@ -233,7 +235,7 @@ def _train_stages(
     config: RunConfig,
     load: Callable[[RunConfig, int], Dataset],
     make: Callable[[RunConfig, Dataset, DataSummary, Collection[int]], Sequence[Stage]],
-    listener: Listener | None,
+    listener: Listener | Sequence[Listener] | None,
     folder: Path | str | None,
     *,
     overwrite: bool,
@@ -251,7 +253,10 @@ def _train_stages(
         given: A placement of a user's own.
     """
     config.check()
-    listener = listener or _watched()
+    if listener is None:
+        listener = _watched()
+    elif not isinstance(listener, Listener):
+        listener = Listeners(listener)
     folder = None if folder is None else Path(folder)
     results: list[Result] = []
     known = TrainedOn(frozenset(), 0.0)
@@ -386,6 +391,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         worker.settle()
         if transport.rank == 0:
             listener.end()
+    if transport.rank == 0 and (outcome := log.outcome()):
+        listener.note(outcome)
     seconds = recorder.now()
     figures = {
         "cpu_seconds": time.process_time() - cpu_start,
@@ -419,6 +426,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "augmentation": [name_of(each) for each in make_settings(config).augment],
         "epochs": plan.epochs,
         "chapters": plan.chapters,
+        "chapters_trained": log.standing.end if log.standing else plan.chapters,
+        "best_chapter": log.standing.best if log.standing else None,
         "plan": config.plan.kind,
         "hint_age": plan.hint_age,
         "activities": [each.way for each in ready.held],

@@ -36,6 +36,20 @@ def graphs(draw, most_heads=2, delayed=False):
 
 
 @st.composite
+def validations(draw, num_shards):
+    """Draw how often is validated, and what that decides."""
+    found = {
+        "validate_every": draw(st.sampled_from([None, 1, 2])),
+        "has_validation": draw(st.booleans()),
+    }
+    if num_shards == 1 and found["has_validation"] and found["validate_every"]:
+        found["patience"] = draw(st.none() | st.integers(1, 2))
+        found["stop_age"] = draw(st.integers(1, 3))
+        found["keep_best"] = draw(st.booleans())
+    return found
+
+
+@st.composite
 def shared_sizes(draw, num_shards, nodes):
     """Draw what both kinds of plan have: chapters that divide epochs, or the other way round."""
     longer, shorter = draw(st.integers(1, 3)), draw(st.integers(1, 3))
@@ -51,8 +65,7 @@ def shared_sizes(draw, num_shards, nodes):
         "chapters": chapters,
         "batch_size": batch_size,
         "rows": tuple(draw(st.integers(fewest, fewest + 6)) for _ in range(num_shards)),
-        "validate_every": draw(st.sampled_from([None, 1, 2])),
-        "has_validation": draw(st.booleans()),
+        **draw(validations(num_shards)),
     }
 
 

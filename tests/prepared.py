@@ -28,6 +28,9 @@ SMALL = {
     "data.validation": 70,
 }
 
+# Blocks that learn this fast soon become no better.
+STOPPING = {"plan.patience": 1, "optimizer.lr": 0.5}
+
 PFF = {**SMALL, "optimizer.lr": 0.01, "optimizer.head_lr": 0.01, "plan.hint_age": 2}
 
 CHAPTERS = {
@@ -82,6 +85,15 @@ CHAPTERS = {
     ),
     "shared pass": ("pff", {**PFF, "training.gradients": "shared-pass"}),
     "validated often": ("one-pass", {**SMALL, "plan.validate_every": 1}),
+    "ended early": ("one-pass", {**SMALL, **STOPPING, "plan.stop_age": 2}),
+    "ended early with hints, best kept": (
+        "pff",
+        {**PFF, **STOPPING, "plan.keep_best": True, "plan.hint_age": 1, "optimizer.lr": 0.03},
+    ),
+    "best of every second chapter kept": (
+        "one-pass",
+        {**SMALL, "optimizer.lr": 0.5, "plan.keep_best": True, "plan.validate_every": 2},
+    ),
 }
 """Chapter plans: recipe, and what is changed in it."""
 
@@ -112,6 +124,8 @@ STREAMS = {
     ),
     "bf16 on the wire": ("hinton", {**HINTON, "plan.hint_age": 1, "plan.wire": "bf16"}),
     "one-pass, bf16 on the wire": ("one-pass", {**STREAM, "plan.wire": "bf16"}),
+    "ended early, best kept": ("one-pass", {**STREAM, **STOPPING, "plan.keep_best": True}),
+    "ended early with hints of age 1": ("hinton", {**HINTON, **STOPPING, "plan.hint_age": 1}),
     "never hints": ("hinton", {**HINTON, "plan.hint_age": "never"}),
     "hints of age 5, softmax, shifted": (
         "hinton",

@@ -42,6 +42,8 @@ VALUES = {
     "--shards": ("plan.shards", "4", 4),
     "--shard-by": ("plan.shard_by", "class", "class"),
     "--validate-every": ("plan.validate_every", "3", 3),
+    "--patience": ("plan.patience", "3", 3),
+    "--keep-best": ("plan.keep_best", "", True),
     "--placement": ("placement.name", "single-layer", "single-layer"),
     "--processes": ("placement.processes", "4", 4),
     "--slices": ("plan.slices", "2", 2),
@@ -56,7 +58,8 @@ VALUES = {
 def test_a_flag_sets_its_setting_and_no_other(flag):
     setting, text, value = VALUES[flag]
 
-    assert config_of(flag, text) == RunConfig(recipe="one-pass").with_settings({setting: value})
+    given = [flag, text] if text else [flag]
+    assert config_of(*given) == RunConfig(recipe="one-pass").with_settings({setting: value})
 
 
 def test_set_reaches_any_setting():

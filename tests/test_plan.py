@@ -63,7 +63,8 @@ def test_no_task_is_done_twice_and_nothing_is_made_twice(plan):
 def test_the_last_task_gathers_the_last_weights_and_all_that_is_reported(plan):
     made = [product for task in plan.tasks() for product in plan.makes(task)]
     reported = [p for p in made if p.kind in (ProductKind.REPORT, ProductKind.COUNTS)]
-    weights = {p.block: p for p in made if p.kind is ProductKind.WEIGHTS}
+    kind = ProductKind.BEST if plan.keep_best else ProductKind.WEIGHTS
+    weights = {p.block: p for p in made if p.kind is kind}
 
     *_, last = plan.tasks()
 

@@ -37,11 +37,13 @@ def test_in_a_terminal_each_block_has_a_bar_with_its_loss_accuracy_and_time_left
         assert "2/2 loss 0.2500  accuracy 85.00% 0:00:00" in bar
 
 
-def test_in_a_terminal_validation_stands_above_the_bars():
+def test_in_a_terminal_validation_has_a_bar_below_those_of_the_blocks():
     lines = Telling(force_terminal=True, color_system=None).text.splitlines()
 
-    first = next(n for n, line in enumerate(lines) if "validation accuracy 62.50%" in line)
-    assert "block 0" in lines[first + 1]
+    *_, above, last = (line for line in lines if "2/2" in line)
+    assert above.startswith("block 1")
+    assert last.startswith("validation")
+    assert "2/2 accuracy 62.50%" in last
 
 
 @pytest.mark.parametrize("dumb", [False, True], ids=["no terminal", "dumb terminal"])

@@ -68,6 +68,11 @@ RUNS = {
         {**PFF, "plan.chapters": 6, "training.epochs": 2},
         [("all-layers", 2)],
     ),
+    "ended early": (
+        "one-pass",
+        {**SMALL, "optimizer.lr": 0.5, "plan.patience": 1, "plan.keep_best": True},
+        [("single-layer", 2), ("all-layers", 3)],
+    ),
     "stream": ("one-pass", STREAM, [("stream", 2), ("stream", 4)]),
     "stream with hints of age 0": (
         "hinton",

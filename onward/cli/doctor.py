@@ -39,10 +39,22 @@ MOST_CLOCK_SECONDS = 1.0
 LONGEST_SECONDS = 60.0
 """How long a message of 16 MB may take."""
 
-EXTRAS = {"report": ("matplotlib",), "export": ("onnx", "onnxscript", "onnxruntime")}
+EXTRAS = {
+    "report": ("matplotlib",),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "tables": ("pandas", "pyarrow"),
+    "images": ("PIL",),
+    "tensorboard": ("tensorboard",),
+}
 """Packages of each extra."""
 
-EXTRA_USES = {"report": "pictures", "export": "ONNX files"}
+EXTRA_USES = {
+    "report": "pictures",
+    "export": "ONNX files",
+    "tables": "tables",
+    "images": "folders of images",
+    "tensorboard": "TensorBoard",
+}
 """What each extra is for."""
 
 
@@ -130,7 +142,7 @@ def check_packages() -> Finding:
     return Finding(
         "versions",
         f"onward {VERSION}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"For {' and '.join(EXTRA_USES[extra] for extra in lacking)}: pip install "
+        f"For {', '.join(EXTRA_USES[extra] for extra in lacking)}: pip install "
         f'"onward[{",".join(lacking)}]".'
         if lacking
         else "",

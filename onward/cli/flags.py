@@ -47,6 +47,8 @@ FLAGS = {
     "--shards": ("plan.shards", "parts of the samples, for a federated run"),
     "--shard-by": ("plan.shard_by", "iid or class"),
     "--validate-every": ("plan.validate_every", "chapters between validations"),
+    "--patience": ("plan.patience", "early stopping: validations without a better one"),
+    "--keep-best": ("plan.keep_best", "end with the weights that validated best"),
     "--placement": ("placement.name", "sequential, single-layer, all-layers, federated or stream"),
     "--replicas": (
         "placement.replicas",
@@ -57,6 +59,9 @@ FLAGS = {
     "--iface": ("placement.iface", "network interface between machines"),
 }
 """Flags of `train` and `plan`, the settings they stand for, and what they say."""
+
+SWITCHES = ("--keep-best",)
+"""Flags that take no value: the setting is on where they are given."""
 
 SHORT_FLAGS = {"--processes": ["-n"]}
 """Flags that have a short form."""
@@ -97,6 +102,9 @@ def add_flag(parser: argparse.ArgumentParser, flag: str) -> None:
     name, text = FLAGS[flag]
     names = [flag, *SHORT_FLAGS.get(flag, [])]
     metavar = name.rpartition(".")[2].upper()
+    if flag in SWITCHES:
+        parser.add_argument(*names, dest=name, help=text, action="store_const", const="true")
+        return
     parser.add_argument(*names, dest=name, help=text, metavar=metavar)
     if flag in OLD_FLAGS:
         old = OLD_FLAGS[flag]

@@ -54,6 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--out", type=Path, metavar="RUN", help="run folder (default: runs/DATE-RECIPE-DATA)"
     )
+    train.add_argument(
+        "--tensorboard", action="store_true", help="write event files to the run folder"
+    )
     train.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
     train.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with a run that was cut, from its folder"

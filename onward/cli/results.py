@@ -10,6 +10,7 @@ from onward.cli.inference import MOST_CLASSES, told_metrics
 from onward.cli.output import Output
 from onward.data.quoting import class_name
 from onward.progress import count
+from onward.results import ended_early
 
 UNEVEN = 2
 """How many times as many samples as the smallest class the largest one has from which on accuracy
@@ -43,6 +44,8 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
         table.add_row(f"test {name}, each block alone", text)
     if found["augmentation"]:
         table.add_row("augmentation", "\n".join(found["augmentation"]))
+    if ended := ended_early(found):
+        table.add_row("chapters trained", ended)
     table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
     stages = runs.stages(folder, found)
     seconds = sum(each["seconds"] for each in (*stages, found))

@@ -1,12 +1,11 @@
 """The command `train`."""
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-from rich.console import Console
 
 from onward import data, preparation, runs, sharding, training, world
 from onward.cli.flags import read_config
@@ -14,7 +13,9 @@ from onward.cli.results import print_result
 from onward.config import RunConfig
 from onward.errors import FileError, SettingError, Stopped
 from onward.launcher import launch
+from onward.listeners import TensorBoard
 from onward.progress import Bars
+from onward.results import Listener
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -42,8 +43,12 @@ def train_command(options: argparse.Namespace) -> None:
             return
         # Ranks of several machines know no common name where none is given.
         is_named = is_first or options.out or options.resume
-        listener = Bars(Console(stderr=True, markup=False))
-        result = training.run(config, listener, folder if is_named else None, overwrite=True)
+        listeners: list[Listener] = [Bars()]
+        if options.tensorboard and is_first:
+            # A run that goes on reports all chapters again.
+            shutil.rmtree(folder / runs.TENSORBOARD, ignore_errors=True)
+            listeners.append(TensorBoard(folder / runs.TENSORBOARD))
+        result = training.run(config, listeners, folder if is_named else None, overwrite=True)
         if result is not None:
             print_result(result.to_json(), folder)
     except Stopped as stopped:
@@ -100,6 +105,7 @@ def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, res
         code = [] if options.code is None else ["--recipe", options.code]
         code += ["--changed-recipe"] * options.changed_recipe
         code += ["--traceback"] * options.traceback
+        code += ["--tensorboard"] * options.tensorboard
         variables = {}
         if not sharding.is_private(config):
             variables[sharding.SHARED] = f"{scratch}/data.safetensors"

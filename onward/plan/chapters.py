@@ -95,6 +95,9 @@ class ChapterPlan(Plan):
         # A rank may need optimizer state some chapters after the weights that came with it.
         return 2 + (self.optimizer_state_age or 0)
 
+    def least_stop_age(self, teams: int) -> int:
+        return teams
+
     def all_tasks(self) -> Iterator[Task]:
         for chapter in range(self.chapters):
             yield from (Task(TaskKind.TRAIN, chapter, block) for block in self.trained)
@@ -105,13 +108,15 @@ class ChapterPlan(Plan):
 
     def maker(self, product: Product) -> Task:
         kinds = {ProductKind.HINTS: TaskKind.SCORE, ProductKind.COUNTS: TaskKind.VALIDATE}
+        if product.kind is ProductKind.BEST:
+            return self.validations(product.time)[0]
         return Task(kinds.get(product.kind, TaskKind.TRAIN), product.time, product.block)
 
     def all_needs(self, task: Task) -> list[Product]:
         chapter = task.time
         match task.kind:
             case TaskKind.TRAIN:
-                needs = []
+                needs = self.deciding(chapter)
                 if chapter:
                     needs.append(Product(ProductKind.WEIGHTS, chapter - 1, task.block))
                 if self.optimizer_state_age is not None and chapter >= self.optimizer_state_age:
@@ -129,9 +134,11 @@ class ChapterPlan(Plan):
                     needs.append(Product(ProductKind.HINTS, chapter - (self.hint_age or 0), 0))
                 return needs
             case TaskKind.SCORE:
-                return [Product(ProductKind.WEIGHTS, chapter, b) for b in self.trained]
+                weights = [Product(ProductKind.WEIGHTS, chapter, b) for b in self.trained]
+                return [*self.deciding(chapter), *weights]
             case TaskKind.VALIDATE:
-                return [Product(ProductKind.WEIGHTS, chapter, b) for b in self.trained]
+                weights = [Product(ProductKind.WEIGHTS, chapter, b) for b in self.trained]
+                return [*self.judged_with(task), *weights]
         return self._needs_of_gather
 
     def makes(self, task: Task) -> list[Product]:
@@ -142,7 +149,7 @@ class ChapterPlan(Plan):
             case TaskKind.SCORE:
                 return [Product(ProductKind.HINTS, task.time, 0)]
             case TaskKind.VALIDATE:
-                return [Product(ProductKind.COUNTS, task.time, task.block)]
+                return [Product(ProductKind.COUNTS, task.time, task.block), *self.best(task.time)]
         return []
 
     def all_uses(self, product: Product) -> list[Task]:
@@ -157,13 +164,21 @@ class ChapterPlan(Plan):
                 uses += self.validations(chapter)
                 if chapter + 1 < self.chapters:
                     return [*uses, Task(TaskKind.TRAIN, chapter + 1, block)]
-                return [*uses, self.gather]
+                return uses if self.keep_best else [*uses, self.gather]
             case ProductKind.OPTIMIZER_STATE:
                 later = chapter + (self.optimizer_state_age or self.chapters)
                 return [Task(TaskKind.TRAIN, later, block)] if later < self.chapters else []
             case ProductKind.HINTS:
                 later = chapter + (self.hint_age or self.chapters)
                 return [Task(TaskKind.TRAIN, later, b) for b in range(self.num_blocks)]
+            case ProductKind.BEST:
+                return self.uses_of_best(product)
+            case ProductKind.COUNTS:
+                uses = self.judging(chapter)
+                for later in self.decided(chapter):
+                    uses += [Task(TaskKind.TRAIN, later, b) for b in self.trained]
+                    uses += [Task(TaskKind.SCORE, later, 0)] * self._scores_in(later)
+                return [*uses, self.gather]
         return [self.gather]
 
     def chapter(self, task: Task) -> int:
@@ -177,6 +192,7 @@ class ChapterPlan(Plan):
             ProductKind.WEIGHTS: 1,
             ProductKind.OPTIMIZER_STATE: self.optimizer_state_age,
             ProductKind.HINTS: self.hint_age,
+            ProductKind.BEST: self.validate_every,
         }
         # The next end at or after this chapter, and whether the product is still needed then.
         end = min(-(-(product.time + 1) // every) * every, self.chapters) - 1
@@ -189,7 +205,7 @@ class ChapterPlan(Plan):
     def _needs_of_gather(self) -> list[Product]:
         last = self.chapters - 1
         return [
-            *(Product(ProductKind.WEIGHTS, last, b) for b in self.trained),
+            *(self.best(last) or [Product(ProductKind.WEIGHTS, last, b) for b in self.trained]),
             *(
                 Product(ProductKind.REPORT, c, b)
                 for c in range(self.chapters)

@@ -76,6 +76,9 @@ class StreamPlan(Plan):
             return "every mini-batch waits for the whole network (lock-step)"
         return "the first rank waits for hints from the last"
 
+    def least_stop_age(self, teams: int) -> int:
+        return 1
+
     @property
     def most_waiting(self) -> int:
         return QUEUE
@@ -131,32 +134,35 @@ class StreamPlan(Plan):
                 return Task(TaskKind.PASS, product.time, product.block)
             case ProductKind.COUNTS:
                 return Task(TaskKind.VALIDATE, product.time, product.block)
+            case ProductKind.BEST:
+                return self.validations(product.time)[0]
         return Task(TaskKind.TRAIN, product.time, product.block)
 
     def all_needs(self, task: Task) -> list[Product]:
         step, block = task.time, task.block
-        before = []
+        before, decided = [], []
         if step - 1 in self.chapter_ends:
             before = [
                 Product(thing, step - 1, block)
                 for thing in (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE)
             ]
+            decided = self.deciding(self.chapter_ends[step - 1] + 1)
         match task.kind:
             case TaskKind.PASS:
-                return [*before[:1], *self._read(ProductKind.NEUTRAL, task)]
+                return [*decided, *before[:1], *self._read(ProductKind.NEUTRAL, task)]
             case TaskKind.TRAIN if block in self.heads:
-                return [*before, *self._read(ProductKind.NEUTRAL, task)]
+                return [*decided, *before, *self._read(ProductKind.NEUTRAL, task)]
             case TaskKind.TRAIN:
                 is_hinted = self.hint_age is not None and step >= self.lead
                 hints = [Product(ProductKind.HINTS, step, 0)] * (
                     is_hinted and self._reads_input(block)
                 )
-                return [*before, *hints, *self._read(ProductKind.ACTIVITIES, task)]
+                return [*decided, *before, *hints, *self._read(ProductKind.ACTIVITIES, task)]
             case TaskKind.VALIDATE:
-                return self._weights_after(task.time)
-        ends = self.chapter_ends.items()
+                return [*self.judged_with(task), *self._weights_after(task.time)]
+        ends, last = self.chapter_ends.items(), self.chapters - 1
         return [
-            *self._weights_after(self.chapters - 1),
+            *(self.best(last) or self._weights_after(last)),
             *(Product(ProductKind.REPORT, step, b) for step, _ in ends for b in self.trained),
             *(Product(ProductKind.COUNTS, *v[1:]) for _, c in ends for v in self.validations(c)),
         ]
@@ -179,7 +185,7 @@ class StreamPlan(Plan):
             case TaskKind.PASS:
                 return [Product(ProductKind.NEUTRAL, step, block)]
             case TaskKind.VALIDATE:
-                return [Product(ProductKind.COUNTS, step, block)]
+                return [Product(ProductKind.COUNTS, step, block), *self.best(step)]
             case TaskKind.GATHER:
                 return []
         makes = []
@@ -218,7 +224,7 @@ class StreamPlan(Plan):
                 chapter = self.chapter_ends[step]
                 validations = self.validations(chapter)
                 if chapter == self.chapters - 1:
-                    return [*validations, self.gather]
+                    return validations if self.keep_best else [*validations, self.gather]
                 kinds = (
                     (TaskKind.PASS, TaskKind.TRAIN)
                     if block in self.below_heads
@@ -228,6 +234,15 @@ class StreamPlan(Plan):
             case ProductKind.OPTIMIZER_STATE:
                 is_last = step + 1 == self.steps
                 return [] if is_last else [Task(TaskKind.TRAIN, step + 1, block)]
+            case ProductKind.BEST:
+                return self.uses_of_best(product)
+            case ProductKind.COUNTS:
+                uses = self.judging(step)
+                for chapter in self.decided(step):
+                    first = self._end(chapter - 1) + 1
+                    uses += [Task(TaskKind.PASS, first, b) for b in sorted(self.below_heads)]
+                    uses += [Task(TaskKind.TRAIN, first, b) for b in self.trained]
+                return [*uses, self.gather]
         return [self.gather]
 
     @cached_property
@@ -254,6 +269,9 @@ class StreamPlan(Plan):
         }
         if self.ticks == 1 and any((product.block, 1) in reads for reads in self.reads):
             ages[ProductKind.ACTIVITIES] = 1
+        if product.kind is ProductKind.BEST:
+            chapters = range(product.time, product.time + (self.validate_every or 1))
+            return any((c + 1) % every == 0 or c + 1 == self.chapters for c in chapters)
         age = ages.get(product.kind, 0)
         # Hints are timed by the mini-batch that needs them.
         first = product.time - (age if product.kind is ProductKind.HINTS else 0)

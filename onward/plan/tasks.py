@@ -54,6 +54,7 @@ class ProductKind(StrEnum):
     NEUTRAL = "neutral activities"
     REPORT = "report"
     COUNTS = "counts"
+    BEST = "best weights"
 
 
 class Product(NamedTuple):
@@ -153,6 +154,15 @@ class Plan(ABC):
     drop_last: bool = field(default=False, kw_only=True)
     """Whether the last mini-batch of an epoch is left out where it is smaller."""
 
+    patience: int | None = field(default=None, kw_only=True)
+    """Validations without a better one after which training stops; None to train all chapters."""
+
+    stop_age: int = field(default=1, kw_only=True)
+    """Chapters from that validation to the first that is not trained."""
+
+    keep_best: bool = field(default=False, kw_only=True)
+    """Whether the run ends in the weights of its best validation, and not in the last ones."""
+
     held: frozenset[Product] = field(default=frozenset(), kw_only=True, repr=False)
     """What an earlier part of the run has made, and need not be made again."""
 
@@ -187,6 +197,22 @@ class Plan(ABC):
                     f"{self.batches(shard)}."
                 )
 
+        self._check_judged()
+
+    def _check_judged(self) -> None:
+        """Refuse to compare chapters by validation samples that are not there, or of shards."""
+        name = "plan.patience" if self.patience is not None else "plan.keep_best"
+        if self.is_judged and not self.has_validation:
+            raise SettingError(
+                f"{name} compares chapters by their accuracy on validation samples, and there are "
+                f"none, or no readout. Set data.validation, such as 0.1."
+            )
+        if self.is_judged and len(self.rows) > 1:
+            raise SettingError(
+                f"{name} compares chapters by the same validation samples, and each of the "
+                f"{len(self.rows)} shards has its own. Leave it out, or use one shard."
+            )
+
     def without_slices(self) -> "Plan":
         """Return the plan whose mini-batches are whole."""
         return replace(self, slices=1, cut="rows")
@@ -212,6 +238,10 @@ class Plan(ABC):
     @abstractmethod
     def stalled(self, age: int) -> str:
         """Say what ranks wait for where hints of some age are too young for them."""
+
+    @abstractmethod
+    def least_stop_age(self, teams: int) -> int:
+        """Return the `stop_age` from which teams do not wait long for validations."""
 
     @property
     @abstractmethod
@@ -299,6 +329,55 @@ class Plan(ABC):
         if self.validate_every and (chapter + 1) % self.validate_every == 0:
             return [Task(TaskKind.VALIDATE, chapter, self.shard(chapter))]
         return []
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether validations decide something: where training ends, or whose weights are kept."""
+        return self.patience is not None or self.keep_best
+
+    def validated_before(self, chapter: int) -> int | None:
+        """Return the last chapter before this one that is validated; None where none is."""
+        if not self.has_validation or not self.validate_every:
+            return None
+        found = max(chapter, 0) // self.validate_every * self.validate_every - 1
+        return found if found >= 0 else None
+
+    def deciding(self, chapter: int) -> list[Product]:
+        """Return the counts that say whether a chapter is trained; none where all are."""
+        if self.patience is None:
+            return []
+        found = self.validated_before(chapter - self.stop_age + 1)
+        return [] if found is None else [Product(ProductKind.COUNTS, found, 0)]
+
+    def decided(self, chapter: int) -> range:
+        """Return the chapters that the counts of this one decide on: `deciding`, backwards."""
+        if self.patience is None or not self.validate_every or (chapter + 1) % self.validate_every:
+            return range(0)
+        first = chapter + self.stop_age
+        return range(first, min(first + self.validate_every, self.chapters))
+
+    def judged_with(self, task: Task) -> list[Product]:
+        """Return what a validation needs of the one before."""
+        before = self.validated_before(task.time) if self.is_judged else None
+        if before is None:
+            return []
+        return [Product(ProductKind.COUNTS, before, 0), *self.best(before)]
+
+    def judging(self, chapter: int) -> list[Task]:
+        """Return the validation that needs this one's counts: `judged_with`, backwards."""
+        if not self.is_judged or chapter == self.chapters - 1:
+            return []
+        later = min(chapter + (self.validate_every or self.chapters), self.chapters - 1)
+        return self.validations(later)
+
+    def best(self, chapter: int) -> list[Product]:
+        """Return the best weights up to the validation of a chapter, where they are kept."""
+        blocks = self.trained if self.keep_best else ()
+        return [Product(ProductKind.BEST, chapter, block) for block in blocks]
+
+    def uses_of_best(self, product: Product) -> list[Task]:
+        """Return the tasks that need the best weights so far."""
+        return self.judging(product.time) or [self.gather]
 
     @property
     def gather(self) -> Task:

@@ -218,9 +218,8 @@ class Runtime:
             return
         kept = {}
         for product, parts in made.items():
-            is_last = product.kind is ProductKind.WEIGHTS and self.plan.gather in self.plan.uses(
-                product
-            )
+            is_weights = product.kind in (ProductKind.WEIGHTS, ProductKind.BEST)
+            is_last = is_weights and self.plan.gather in self.plan.uses(product)
             if self._is_kept(product) and (is_last or source not in self.store.seen):
                 kept[product] = parts
         self.store.keep(self.plan.maker(next(iter(made))), kept)

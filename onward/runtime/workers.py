@@ -20,9 +20,10 @@ from onward.batch import Batch, Tensors, mapped, parts
 from onward.blocks import Block
 from onward.engine import ADVICE, Training
 from onward.errors import DivergedError, SettingError
-from onward.evaluation import evaluate
+from onward.evaluation import Evaluation, evaluate
 from onward.networks import CHUNK_ROWS, Network
 from onward.optimizers import with_strides
+from onward.plan.standing import Standing
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
 from onward.runtime.holding import Hold, Way, in_memory
@@ -36,6 +37,9 @@ Given = Mapping[Product, list[Tensor]]
 
 Made = dict[Product, list[Tensor]]
 """What a task has made."""
+
+LAID_OUT = (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE, ProductKind.BEST)
+"""Products whose tensors lie in memory as those of a block do."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class Worker(ABC):
         self.shards = shards
         self.settings = settings
         self.released: list[int] = []
+        self.end = plan.chapters
+        """Chapters that are trained, by the counts that this rank has seen."""
         self.validation_seconds = self.validation_cpu_seconds = 0.0
         self.recorder = Recorder(0, most=0)
         self.team: Team = Alone()
@@ -127,9 +133,15 @@ class Worker(ABC):
             What it makes.
         """
         for product, tensors in given.items():
-            if product.kind is ProductKind.WEIGHTS:
+            is_last = product.kind is ProductKind.BEST and task.kind is TaskKind.GATHER
+            if product.kind is ProductKind.WEIGHTS or is_last:
                 self.bind(product.block, tensors)
+            if product.kind is ProductKind.COUNTS and task.kind is not TaskKind.GATHER:
+                self.end = min(self.end, Standing.of(tensors[0].tolist()).end)
+        is_over = self.plan.chapter(task) >= self.end
         match task.kind:
+            case TaskKind.TRAIN | TaskKind.PASS | TaskKind.SCORE if is_over:
+                return self.unchanged(task, given)
             case TaskKind.TRAIN:
                 return self.train(task, given)
             case TaskKind.PASS:
@@ -137,7 +149,7 @@ class Worker(ABC):
             case TaskKind.SCORE:
                 return self.score(task)
             case TaskKind.VALIDATE:
-                return self.validate(task)
+                return self.validate(task, given)
         return {}
 
     @abstractmethod
@@ -155,7 +167,7 @@ class Worker(ABC):
     def layout(self, product: Product) -> list[Tensor]:
         """Return tensors of the shapes and types that a product has, with any content."""
         match product.kind:
-            case ProductKind.WEIGHTS:
+            case ProductKind.WEIGHTS | ProductKind.BEST:
                 return self.layouts[product.block]
             case ProductKind.OPTIMIZER_STATE:
                 return self.blocks[product.block].optimizer_tensors()
@@ -165,12 +177,13 @@ class Worker(ABC):
                 names = report_fields(self.blocks[product.block])
                 return [torch.empty(len(names), dtype=torch.float64)]
             case ProductKind.COUNTS:
-                return [torch.empty(2 + len(self.network.line), dtype=torch.float64)]
+                figures = 2 + len(self.network.line) + len(Standing._fields)
+                return [torch.empty(figures, dtype=torch.float64)]
         raise NotImplementedError
 
     def received(self, product: Product, tensors: list[Tensor]) -> list[Tensor]:
         """Return a product that another rank has made, laid out in memory as here."""
-        if product.kind in (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE):
+        if product.kind in LAID_OUT:
             likes = self.layout(product)
             return [with_strides(t, like) for t, like in zip(tensors, likes, strict=True)]
         return tensors
@@ -320,17 +333,51 @@ class Worker(ABC):
         report = Product(ProductKind.REPORT, task.time, task.block)
         return {report: [torch.tensor(figures, dtype=torch.float64)]}
 
-    def validate(self, task: Task) -> Made:
-        """Count validation samples of a shard: all, right, and right for each block (or -1)."""
-        clock, cpu = Clock(), time.process_time()
-        found = evaluate(self.network, self.shards[task.block].validation)
-        line = range(self.plan.num_blocks)
-        each = [found.correct_blocks.get(block, -1) for block in line]
-        counts = [found.rows, found.correct, *each]
+    def validate(self, task: Task, given: Given) -> Made:
+        """Count validation samples of a shard: all, right, and right for each block (or -1).
+
+        The standing of the chapters so far comes after these counts.
+        """
+        plan, clock, cpu = self.plan, Clock(), time.process_time()
+        before = plan.judged_with(task)
+        then = Standing(best=-1, correct=-1, since=0, end=plan.chapters)
+        if before:
+            then = Standing.of(given[before[0]][0].tolist())
+        if then.end <= task.time < plan.chapters - 1:
+            # Nothing was trained since.
+            found, now = Evaluation(0, 0, {}), then
+        else:
+            found = evaluate(self.network, self.shards[task.block].validation)
+            now = then.after(task.time, found.correct, plan.patience, plan.stop_age)
+        each = [found.correct_blocks.get(block, -1) for block in range(plan.num_blocks)]
+        counts = [found.rows, found.correct, *each, *now]
+        made = {
+            Product(ProductKind.COUNTS, task.time, task.block): [
+                torch.tensor(counts, dtype=torch.float64)
+            ]
+        }
+        for product in plan.best(task.time):
+            is_new = now.best != then.best
+            earlier = [] if is_new else given[before[1 + product.block]]
+            # Blocks learn on in the same memory.
+            made[product] = earlier or [w.clone() for w in self.weights(product.block)]
         self.validation_seconds += clock.read()[0].item()
         self.validation_cpu_seconds += time.process_time() - cpu
-        product = Product(ProductKind.COUNTS, task.time, task.block)
-        return {product: [torch.tensor(counts, dtype=torch.float64)]}
+        return made
+
+    def unchanged(self, task: Task, given: Given) -> Made:
+        """Return what a task makes in a chapter that is not trained: weights as they were."""
+        made: Made = {}
+        for product in self.plan.makes(task):
+            if product.kind is ProductKind.WEIGHTS:
+                made[product] = self.weights(product.block)
+            elif product.kind is ProductKind.REPORT:
+                made[product] = [torch.full_like(t, math.nan) for t in self.layout(product)]
+            else:
+                # Nothing is learned from it: later chapters are not trained, either.
+                likes = self.layout(product)
+                made[product] = [torch.zeros(like.shape, dtype=like.dtype) for like in likes]
+        return made
 
 
 def report_fields(block: Block) -> tuple[str, ...]:

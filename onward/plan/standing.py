@@ -1,0 +1,46 @@
+"""Which chapter was the best so far on validation samples, and where training ends."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Standing(NamedTuple):
+    """What the validations so far have shown."""
+
+    best: int
+    """Chapter with the most correct validation samples, the first of several; -1 before any."""
+
+    correct: int
+    """How many were correct then."""
+
+    since: int
+    """Validations after that."""
+
+    end: int
+    """Chapters that are trained; later ones leave all weights as they are."""
+
+    @classmethod
+    def of(cls, counts: Sequence[float]) -> "Standing":
+        """Return the standing that counts of validation samples end with."""
+        return cls(*(int(figure) for figure in counts[-len(cls._fields) :]))
+
+    def after(self, chapter: int, correct: int, patience: int | None, age: int) -> "Standing":
+        """Return the standing after another validation.
+
+        Args:
+            chapter: The chapter whose weights were validated.
+            correct: Validation samples that were correct.
+            patience: Validations without a better one after which training stops. None: it does
+                not.
+            age: Chapters from that validation to the first that is not trained.
+
+        Example:
+            >>> first = Standing(best=-1, correct=-1, since=0, end=10)
+            >>> first.after(0, 90, patience=1, age=1).after(1, 88, patience=1, age=1)
+            Standing(best=0, correct=90, since=1, end=2)
+        """
+        if correct > self.correct:
+            return Standing(chapter, correct, 0, self.end)
+        since = self.since + 1
+        stops = patience is not None and since >= patience
+        return self._replace(since=since, end=min(self.end, chapter + age) if stops else self.end)
