@@ -54,12 +54,13 @@ class CSVLog(Listener):
 
     Example:
         >>> import tempfile, onward as ow
+        >>> from pathlib import Path
         >>> path = tempfile.mkdtemp() + "/training.csv"
         >>> network = ow.mlp((1, 8, 8), num_classes=10, widths=(64,))
         >>> training = ow.TrainingConfig(epochs=1)
         >>> data = ow.load_data("digits")
         >>> _ = ow.train(network, data, training=training, listener=ow.CSVLog(path))
-        >>> open(path).read().splitlines()[0]
+        >>> Path(path).read_text().splitlines()[0]
         'chapter,block,name,value'
     """
 

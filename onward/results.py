@@ -11,7 +11,7 @@ from onward.evaluation import Evaluation
 from onward.html import table
 from onward.networks import Network
 from onward.placement import Placement
-from onward.plan.standing import Standing
+from onward.plan.standing import NEVER, Standing
 from onward.plan.tasks import Plan, Product, ProductKind
 from onward.timeline import Span
 
@@ -196,14 +196,20 @@ class Log:
         """What all validations have shown; None where they decide nothing."""
         return self.standings[max(self.standings)] if self.standings else None
 
+    @property
+    def chapters_trained(self) -> int:
+        """Chapters that were trained: all, where no validation has ended training."""
+        return min(self.plan.chapters, self.standing.end if self.standing else NEVER)
+
     def outcome(self) -> str:
         """Say where training ended early, and whose weights were kept; empty where neither."""
         now, plan = self.standing, self.plan
         if now is None:
             return ""
         found = f"the best validation accuracy was that of chapter {now.best + 1}"
-        parts = [f"Training ended after {now.end} of {plan.chapters} chapters: {found}."]
-        if now.end == plan.chapters:
+        trained = self.chapters_trained
+        parts = [f"Training ended after {trained} of {plan.chapters} chapters: {found}."]
+        if trained == plan.chapters:
             parts = [f"Of {plan.chapters} chapters, {found}."]
         if plan.keep_best:
             parts.append("The network has its weights.")
@@ -211,8 +217,8 @@ class Log:
 
     def final_validation(self) -> Evaluation:
         """Return the validation of the finished network, over all shards."""
-        end = self.plan.chapters if self.standing is None else self.standing.end
-        whose = self.standing.best if self.standing and self.plan.keep_best else end - 1
+        kept = self.standing if self.plan.keep_best else None
+        whose = kept.best if kept else self.chapters_trained - 1
         last = [c for (chapter, _), c in self.validations.items() if chapter == whose and c[0]]
         if not last:
             return Evaluation(0, 0, {})

@@ -16,7 +16,7 @@ from onward.files import PARTIAL, atomic_write, flush
 from onward.networks import Network
 from onward.preparation import resolve_precision
 from onward.results import Result
-from onward.runtime.store import check_idle
+from onward.runtime.store import ENDING, check_idle
 from onward.timeline import Span, from_chrome, to_chrome
 
 FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "result.json")
@@ -24,6 +24,9 @@ FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "trace.json", "res
 
 STATE = "state"
 """Folder in which an unfinished run keeps what it goes on from."""
+
+KEPT = "kept-state"
+"""Folder in which a finished run keeps what it can be trained further from, where that is asked."""
 
 EXITS = "exits.json"
 """When inference stops early, where that was calibrated."""
@@ -42,21 +45,25 @@ PROBE_BYTES = 1 << 16
 def prepared(folder: Path, *, overwrite: bool = False) -> Iterator[None]:
     """Make the folder of a run before anything is computed, and remove it if that fails.
 
-    An unfinished run that is in it goes on.
+    An unfinished run that is in it goes on, and so does a finished one that has kept its state.
 
     Args:
         folder: The folder.
-        overwrite: Whether a finished run that is in it may be replaced.
+        overwrite: Whether a finished run that is in it is replaced.
 
     Raises:
         FileError: It holds something else, or cannot be written to.
     """
     made: list[Path] = []
+    before: set[str] = set()
     try:
         try:
             check_idle(folder / STATE)
             if folder.exists():
                 _check_usable(folder)
+            if can_go_on(folder) and not overwrite:
+                (folder / KEPT).replace(folder / STATE)
+                before = _products(folder)
             if is_finished(folder) and not overwrite:
                 raise FileError(
                     f"The run in {folder} is finished: onward.load reads its network. Name another "
@@ -74,6 +81,10 @@ def prepared(folder: Path, *, overwrite: bool = False) -> Iterator[None]:
             ) from error
         yield
     except BaseException:
+        if before and _products(folder) <= before:
+            # Nothing was trained: the run is finished as it was.
+            with suppress(OSError):
+                (folder / STATE).replace(folder / KEPT)
         # What is not empty stays.
         for path in (folder / STATE, *made):
             with suppress(OSError):
@@ -90,6 +101,16 @@ def _check_usable(folder: Path) -> None:
         raise FileError(f"The folder {folder} holds something else. Name another.")
 
 
+def _products(folder: Path) -> set[str]:
+    """Return the files of finished tasks."""
+    return {path.name for path in (folder / STATE).rglob(f"*{ENDING}")}
+
+
+def can_go_on(folder: Path) -> bool:
+    """Return whether a folder holds a finished run that can be trained for more epochs."""
+    return is_finished(folder) and (folder / KEPT).exists()
+
+
 def is_unfinished(folder: Path) -> bool:
     """Return whether a folder holds a run that can go on."""
     return os.path.exists(folder / STATE)  # Path.exists raises where it may not look.
@@ -101,25 +122,27 @@ def is_finished(folder: Path) -> bool:
 
 
 def check_unfinished(folder: Path) -> None:
-    """Refuse to go on with a run that has its result.
+    """Refuse to go on with a run that has its result, and has not kept its state.
 
     Raises:
         FileError: It has.
     """
-    if is_finished(folder):
+    if is_finished(folder) and not can_go_on(folder):
         raise FileError(
-            f"The run in {folder} is finished. To repeat it, train {folder / FILES[0]}; to train "
-            f"it further, begin another with its weights, --init {folder}."
+            f"The run in {folder} is finished, and kept no optimizer state. To repeat it, train "
+            f"{folder / FILES[0]}; to train further, begin another run with its weights, --init "
+            f"{folder}. A run with --set placement.keep_state=true goes on for more epochs."
         )
 
 
 def unfinished_config(folder: Path) -> Path:
-    """Return the file with the settings of a run that is not finished.
+    """Return the file with the settings of a run that can go on.
 
     Raises:
         FileError: There is none.
     """
-    for path in sorted((folder / STATE).rglob("rank-*/config.toml")):
+    state = folder / (KEPT if can_go_on(folder) else STATE)
+    for path in sorted(state.rglob("rank-*/config.toml")):
         return path
     check_unfinished(folder)
     raise FileError(
@@ -156,6 +179,7 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
             (folder / FILES[-1]).unlink(missing_ok=True)
             for name in EXITS, EXITS_PICTURE:
                 (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / KEPT, ignore_errors=True)
             for name in FILES:
                 (partial / name).replace(folder / name)
     except FileError:
@@ -164,12 +188,13 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
         raise FileError(f"The run cannot be written to {folder}: {error.strerror}.") from error
 
 
-def remove_state(folder: Path, shared: str | None) -> None:
+def remove_state(folder: Path, shared: str | None, *, is_kept: bool = False) -> None:
     """Remove what nobody has to go on from, once a run is written.
 
     Args:
         folder: The folder of the run.
         shared: The folder that its ranks exchange blocks through, where they do.
+        is_kept: Whether it is put aside, for more epochs.
 
     Raises:
         FileError: Another process writes it, or the folder cannot be written to.
@@ -177,9 +202,10 @@ def remove_state(folder: Path, shared: str | None) -> None:
     try:
         check_idle(folder / STATE)
         if is_unfinished(folder):
-            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+            put = folder / (KEPT if is_kept else PARTIAL)
+            shutil.rmtree(put, ignore_errors=True)
             # At once: half a state would be taken for a run that is not finished.
-            (folder / STATE).replace(folder / PARTIAL)
+            (folder / STATE).replace(put)
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     except FileError:
         raise

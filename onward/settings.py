@@ -338,6 +338,10 @@ class PlacementConfig(Section):
     checkpoint_every: Count | None = None
     """Checkpoint interval, in chapters. None: an epoch."""
 
+    keep_state: bool = False
+    """Whether a finished run keeps its optimizer state, to be trained for more epochs: a file about
+    twice as large as the model."""
+
     directory: str | None = None
     """Folder that all ranks share and exchange block states through, as files, instead of over a
     network; for chapter plans."""

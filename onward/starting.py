@@ -1,5 +1,6 @@
 """What the ranks of a run agree on before its first task, and what is done already."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -146,12 +147,19 @@ def get_ready(
     if not transport.carries:
         folder = Path(config.placement.directory or "")
     if folder is not None:
-        text = f"{_settings(stage, config)}\n{VERSIONS}\ndata {seen.every_sha256}"
+        text = _settings(stage, _of_any_length(stage, config))
+        text += f"\n{VERSIONS}\ndata {seen.every_sha256}"
         every = config.placement.checkpoint_every or max(1, plan.chapters // plan.epochs)
         if not transport.carries:
             every = 1
         store = open_store(
-            folder, transport.rank, (run or config).to_toml(), text, _first_weights(network), every
+            folder,
+            transport.rank,
+            (run or config).to_toml(),
+            text,
+            _first_weights(network),
+            every,
+            is_kept=config.placement.keep_state,
         )
         worker = make_worker(plan, network, shards, make_settings(config))
         with closed_on_error(store):
@@ -228,6 +236,19 @@ def _settings(stage: Stage, config: RunConfig) -> str:
             f"block {number} reads {network.edges[number]}",
         ]
     return "\n".join([settings.to_toml(), *parts])
+
+
+def _of_any_length(stage: Stage, config: RunConfig) -> RunConfig:
+    """Return settings without the number of epochs, where no weights of a chapter depend on it."""
+    learning = [block for block in stage.network.all_blocks if not block.is_frozen]
+    if any((block.schedule or config.training.schedule) != "constant" for block in learning):
+        return config
+    epochs = config.training.epochs
+    chapters = config.plan.chapters or epochs
+    each = math.gcd(epochs, chapters)
+    return config.with_settings(
+        {"training.epochs": epochs // each, "plan.chapters": chapters // each}
+    )
 
 
 def _preprocessing(network: Network) -> str:

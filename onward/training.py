@@ -196,7 +196,7 @@ def train(
     elif training is None and plan is None and network:
         stages = list(network)
     else:
-        raise SettingError("Stages are one or more, and each has its own training and plan.")
+        raise SettingError("Stages are one or more, each with its own training and plan.")
     if any(stage.training.init for stage in stages):
         raise SettingError(
             "training.init is for networks that a recipe builds. Load the weights into the network "
@@ -320,7 +320,8 @@ def _train_stages(
                     runs.write(folder if is_last else folder / name, written, results[-1])
             number += 1
         if folder is not None and results:
-            runs.remove_state(folder, config.placement.directory)
+            where = config.placement
+            runs.remove_state(folder, where.directory, is_kept=where.keep_state)
     return replace(results[-1], earlier=tuple(results[:-1])) if results else None
 
 
@@ -426,7 +427,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "augmentation": [name_of(each) for each in make_settings(config).augment],
         "epochs": plan.epochs,
         "chapters": plan.chapters,
-        "chapters_trained": log.standing.end if log.standing else plan.chapters,
+        "chapters_trained": log.chapters_trained,
         "best_chapter": log.standing.best if log.standing else None,
         "plan": config.plan.kind,
         "hint_age": plan.hint_age,

@@ -108,6 +108,8 @@ RESULT = {
     "rows": {"training": is_count, "validation": is_count, "test": is_count},
     "seed": is_count,
     "epochs": is_count,
+    "chapters_trained": is_count,
+    "best_chapter": either(is_count, is_nothing),
     "chapters": is_count,
     "plan": {"chapters", "stream"}.__contains__,
     "hint_age": either(is_count, is_nothing),

@@ -10,7 +10,7 @@ from prepared import assert_same_weights, reference
 import onward as ow
 from onward.errors import SettingError
 from onward.placement import place, stall
-from onward.plan.standing import Standing
+from onward.plan.standing import NEVER, Standing
 
 SETTINGS = {
     "network.widths": (24, 20),
@@ -126,10 +126,10 @@ def test_shards_have_validation_samples_of_their_own():
 
 
 def test_the_first_of_equal_validations_is_the_best():
-    first = Standing(best=-1, correct=-1, since=0, end=9).after(0, 5, patience=2, age=1)
+    first = Standing(best=-1, correct=-1, since=0, end=NEVER).after(0, 5, patience=2, age=1)
 
-    assert first.after(1, 5, patience=2, age=1) == Standing(best=0, correct=5, since=1, end=9)
-    assert first.after(1, 6, patience=2, age=1) == Standing(best=1, correct=6, since=0, end=9)
+    assert first.after(1, 5, patience=2, age=1) == Standing(best=0, correct=5, since=1, end=NEVER)
+    assert first.after(1, 6, patience=2, age=1) == Standing(best=1, correct=6, since=0, end=NEVER)
 
 
 def test_an_end_does_not_move():

@@ -38,7 +38,7 @@ def train_command(options: argparse.Namespace) -> None:
         _check_folder(folder, config, resume=resume, overwrite=options.overwrite)
     try:
         if config.placement.processes > 1 and not world.is_distributed():
-            with runs.prepared(folder, overwrite=True):
+            with runs.prepared(folder, overwrite=not resume):
                 _launch(config, options, folder, resume=resume)
             return
         # Ranks of several machines know no common name where none is given.
@@ -48,7 +48,7 @@ def train_command(options: argparse.Namespace) -> None:
             # A run that goes on reports all chapters again.
             shutil.rmtree(folder / runs.TENSORBOARD, ignore_errors=True)
             listeners.append(TensorBoard(folder / runs.TENSORBOARD))
-        result = training.run(config, listeners, folder if is_named else None, overwrite=True)
+        result = training.run(config, listeners, folder if is_named else None, overwrite=not resume)
         if result is not None:
             print_result(result.to_json(), folder)
     except Stopped as stopped:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+NEVER = 1 << 40
+"""A chapter that no run reaches."""
+
 
 class Standing(NamedTuple):
     """What the validations so far have shown."""
@@ -17,7 +20,8 @@ class Standing(NamedTuple):
     """Validations after that."""
 
     end: int
-    """Chapters that are trained; later ones leave all weights as they are."""
+    """The first chapter that is not trained, and leaves all weights as they are; `NEVER` until a
+    validation has decided on one."""
 
     @classmethod
     def of(cls, counts: Sequence[float]) -> "Standing":
@@ -35,7 +39,7 @@ class Standing(NamedTuple):
             age: Chapters from that validation to the first that is not trained.
 
         Example:
-            >>> first = Standing(best=-1, correct=-1, since=0, end=10)
+            >>> first = Standing(best=-1, correct=-1, since=0, end=NEVER)
             >>> first.after(0, 90, patience=1, age=1).after(1, 88, patience=1, age=1)
             Standing(best=0, correct=90, since=1, end=2)
         """

@@ -35,6 +35,8 @@ def open_store(
     settings: str,
     first_weights: Sequence[str | None],
     every: int,
+    *,
+    is_kept: bool = False,
 ) -> Store:
     """Open the folder of a run's states, or one that is begun now.
 
@@ -45,18 +47,21 @@ def open_store(
         settings: All that decides the weights, a line each.
         first_weights: Digest of each block's first weights, None where they are not here.
         every: Chapters between the ends from which the run can go on.
+        is_kept: Whether it may go on after its last chapter.
 
     Raises:
         SettingError: The folder is of a run with other settings.
         FileError: The folder cannot be written to.
     """
-    store = Store(folder, rank, hashlib.sha256(settings.encode()).hexdigest(), every)
+    digest = hashlib.sha256(settings.encode()).hexdigest()
+    store = Store(folder, rank, digest, every, is_kept=is_kept)
     begun = {"settings": settings, "first_weights": list(first_weights)}
     try:
         for path in sorted(folder.glob(f"rank-*/{BEGUN}")):
             _check_begun(path, settings, first_weights)
+        # Of a run that has got more epochs, those of now.
+        write_text(store.own / CONFIG, config)
         if not (store.own / BEGUN).exists():
-            write_text(store.own / CONFIG, config)
             write_text(store.own / BEGUN, json.dumps(begun))
         write_text(store.own / TOKEN, uuid.uuid4().hex)
     except BaseException:
@@ -80,7 +85,8 @@ def _check_begun(path: Path, settings: str, first_weights: Sequence[str | None])
         raise SettingError(
             f"{path.parent.parent} is of a run with other settings. Then: "
             f"{', '.join(sorted(then - now))}; now: {', '.join(sorted(now - then))}. A run goes "
-            f"on with the settings it was begun with."
+            f"on with the settings it was begun with; for more epochs, with schedules that are "
+            f"constant, since others spread the learning rate over all epochs."
         )
     if any(a and b and a != b for a, b in zip(first_weights, weights, strict=False)):
         raise SettingError(

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -56,12 +57,16 @@ class Store:
         rank: This rank.
         digest: Of the settings; files of other settings are not used.
         every: Chapters between the ends from which the run can go on.
+        is_kept: Whether what comes after the last chapter may be asked for, too.
 
     Raises:
         FileError: The folder cannot be written to, or another process does.
     """
 
-    def __init__(self, folder: Path, rank: int, digest: str, every: int) -> None:
+    def __init__(
+        self, folder: Path, rank: int, digest: str, every: int, *, is_kept: bool = False
+    ) -> None:
+        self.is_kept = is_kept
         self.folder, self.digest, self.every = folder, digest, every
         self.own = folder / f"rank-{rank}"
         self.is_new = not self.own.exists()
@@ -239,6 +244,8 @@ class Store:
             plan: The plan.
             floor: A chapter that all ranks have committed.
         """
+        if self.is_kept:
+            plan = replace(plan, epochs=2 * plan.epochs, chapters=2 * plan.chapters)
         floor -= (floor + 1) % self.every
         # Each rank tidies its own folder, and those that nobody writes into now.
         of_others = {self.folder / f"rank-{rank}" for rank in self.seen} - {self.own}

@@ -23,7 +23,7 @@ from onward.errors import DivergedError, SettingError
 from onward.evaluation import Evaluation, evaluate
 from onward.networks import CHUNK_ROWS, Network
 from onward.optimizers import with_strides
-from onward.plan.standing import Standing
+from onward.plan.standing import NEVER, Standing
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
 from onward.runtime.holding import Hold, Way, in_memory
@@ -114,8 +114,8 @@ class Worker(ABC):
         self.shards = shards
         self.settings = settings
         self.released: list[int] = []
-        self.end = plan.chapters
-        """Chapters that are trained, by the counts that this rank has seen."""
+        self.end = NEVER
+        """The first chapter that is not trained, by the counts that this rank has seen."""
         self.validation_seconds = self.validation_cpu_seconds = 0.0
         self.recorder = Recorder(0, most=0)
         self.team: Team = Alone()
@@ -340,7 +340,7 @@ class Worker(ABC):
         """
         plan, clock, cpu = self.plan, Clock(), time.process_time()
         before = plan.judged_with(task)
-        then = Standing(best=-1, correct=-1, since=0, end=plan.chapters)
+        then = Standing(best=-1, correct=-1, since=0, end=NEVER)
         if before:
             then = Standing.of(given[before[0]][0].tolist())
         if then.end <= task.time < plan.chapters - 1:
