@@ -6,12 +6,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+CHUNK = 1000
+"""Rows that are read together."""
+
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Return a digest of the names, shapes, types and bytes of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        array = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(array.view(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        # Large ones may have to be read for it.
+        for chunk in tensor.detach().split(CHUNK) if tensor.ndim else [tensor.detach()]:
+            array = chunk.cpu().contiguous()
+            digest.update(array.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -44,6 +44,7 @@ ORDER = [
     "data.loaders",
     "data.labels",
     "data.splits",
+    "data.mapped",
     "data.dataset",
     "data.arrays",
     "data.table_files",

@@ -218,7 +218,7 @@ def test_what_is_neither_network_nor_stages_is_refused(trained, got):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("listener", print, "must be an ow.Listener: a class of your own whose methods"),
+        ("listener", print, "must be an ow.Listener, such as ow.CSVLog"),
         ("listener", ow.Listener, "got the class Listener, not an instance."),
         ("augment", ow.Flip, "got the class Flip, not an instance."),
         ("training", {"epochs": 3}, "must be an ow.TrainingConfig, such as ow.TrainingConfig(ep"),

@@ -68,7 +68,7 @@ def test_a_script_writes_the_files_that_the_command_writes(run, digits):
     assert read_result(run)["weights_sha256"] == expected.facts["weights_sha256"]
     assert read_result(run)["accuracy"] == json.loads(json.dumps(expected.to_json()["accuracy"]))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == len(expected.progress) == 4 * 2 + 1
+    assert len(lines) == len(expected.progress) == 4 * (2 + 1)
 
 
 def test_its_settings_are_those_of_the_script(run):
@@ -169,7 +169,7 @@ def staged(digits, folder, listener=None):
 def test_the_folder_of_a_run_in_stages_holds_the_last_and_those_before_in_it(digits, tmp_path):
     expected = staged(digits, None)
     with pytest.raises(Cut):
-        staged(digits, tmp_path / "run", CutAfter(9 + 2))
+        staged(digits, tmp_path / "run", CutAfter(12 + 2))
     assert names(tmp_path / "run") == ["stage-0", "state"]
     assert names(tmp_path / "run" / "state") == ["stage-0", "stage-1"]
 

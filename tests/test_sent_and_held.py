@@ -41,7 +41,8 @@ def size(prepared, product):
             # Loss and metrics, dead units, seconds and processor seconds.
             return 8 * (4 + len(network.all_blocks[block].objective.metric_names))
         case ProductKind.COUNTS:
-            return 8 * (2 + plan.num_blocks)
+            # And the best chapter, its count, validations since, the end.
+            return 8 * (2 + plan.num_blocks + 4)
         case ProductKind.HINTS if plan.kind == "chapters":
             return 4 * 10 * plan.rows[0]
         case ProductKind.HINTS:

@@ -63,7 +63,7 @@ def test_the_results_of_earlier_stages_are_kept():
 
 
 def test_stages_have_settings_of_their_own():
-    with pytest.raises(ow.SettingError, match="each has its own training and plan"):
+    with pytest.raises(ow.SettingError, match="each with its own training and plan"):
         ow.train(stages(), vectors(), training=ow.TrainingConfig())
 
 

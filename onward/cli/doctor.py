@@ -142,7 +142,7 @@ def check_packages() -> Finding:
     return Finding(
         "versions",
         f"onward {VERSION}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"For {', '.join(EXTRA_USES[extra] for extra in lacking)}: pip install "
+        f"For {' and '.join(EXTRA_USES[extra] for extra in lacking)}: pip install "
         f'"onward[{",".join(lacking)}]".'
         if lacking
         else "",

@@ -20,6 +20,7 @@ from onward.data.labels import (
     whole_numbers,
 )
 from onward.data.loaders import is_loader, read_pairs
+from onward.data.mapped import mapped
 from onward.data.numbers import Numbers, real
 from onward.data.quoting import listed
 from onward.data.splits import hold_out
@@ -27,6 +28,9 @@ from onward.data.tables import as_known, column_names, in_order
 from onward.digests import tensors_sha256
 from onward.errors import DataError
 from onward.html import table
+
+CHECKED = 1000
+"""Samples that are looked at together, which may have to be read for it."""
 
 LARGEST = 1e12
 """Largest value of a row: the squares of many such can still be added up in float32."""
@@ -364,6 +368,9 @@ def rows(values: Numbers, what: str) -> Tensor:
             f"{what} has the shape {array.shape}. It needs one row or more, rows first, and one "
             f"number or more in each."
         )
+    if array.dtype in (np.uint8, np.float32) and (found := mapped(array)) is not None:
+        check_finite(found, what)
+        return found
     if array.dtype == np.uint8:
         return torch.from_numpy(np.array(array, order="C"))
     with np.errstate(over="ignore"):
@@ -381,7 +388,9 @@ def check_finite(x: Tensor, what: str) -> None:
     if not x.numel() or not x.is_floating_point():
         return
     # Both are NaN where one value is.
-    low, high = (float(value) for value in x.aminmax())
+    spans = [chunk.aminmax() for chunk in x.split(CHECKED)]
+    low = float(torch.stack([span.min for span in spans]).min())
+    high = float(torch.stack([span.max for span in spans]).max())
     if not math.isfinite(low) or not math.isfinite(high):
         is_odd = ~x.isfinite()
         raise DataError(

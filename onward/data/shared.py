@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.data.dataset import Dataset
+from onward.data.mapped import whole
 
 
 def write_shared(dataset: Dataset, path: Path) -> None:
@@ -21,7 +22,8 @@ def write_shared(dataset: Dataset, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     known: set[int] = set()
     for part, batch in batches.items():
-        for name, tensor in (batch.tensors() if batch is not None else {}).items():
+        for name, given in (batch.tensors() if batch is not None else {}).items():
+            tensor = whole(given)
             memory = tensor.untyped_storage().data_ptr()
             # safetensors refuses tensors that share memory, as parts of one graph do.
             tensors[f"{part}.{name}"] = (
