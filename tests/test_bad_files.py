@@ -57,7 +57,7 @@ BROKEN = {
     ),
     "half a class": (
         arrays(y=arrays()["y"] + 0.5),
-        "y holds 0.5 in row 0. It needs whole numbers",
+        "y holds 0.5 in row 0. It needs classes, as whole numbers or names",
     ),
     "below 0": (
         arrays(y=with_values(arrays()["y"], row9=-1)),

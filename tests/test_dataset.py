@@ -161,7 +161,8 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             {"y": np.array([0, 1, 0.5, 1])},
-            "arrays: y holds 0.5 in row 2. It needs whole numbers.",
+            "arrays: y holds 0.5 in row 2. It needs classes, as whole numbers or names; numbers to "
+            "predict (regression) are not supported.",
             id="half a label",
         ),
         pytest.param(

@@ -373,7 +373,7 @@ def test_groups_may_have_names():
     ("labels", "advice"),
     [
         (np.arange(ROWS)[:, None] % 2, r"Give y\.ravel\(\)"),
-        (np.eye(2)[np.arange(ROWS) % 2], r"Of a column a class: y\.argmax\(1\)"),
+        (np.eye(2)[np.arange(ROWS) % 2], r"Of a column for each class: y\.argmax\(1\)"),
     ],
 )
 def test_labels_of_usual_shapes_are_refused_with_what_to_do(labels, advice):

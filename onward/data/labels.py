@@ -202,7 +202,8 @@ def whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " ro
         broken = np.flatnonzero((array != np.rint(array)) | ~(np.abs(array) <= 2**53))
         if len(broken):
             raise DataError(
-                f"{what} holds {array[broken[0]]} in row {broken[0]}. It needs whole numbers."
+                f"{what} holds {array[broken[0]]} in row {broken[0]}. It needs classes, as whole "
+                f"numbers or names; numbers to predict (regression) are not supported."
             )
     return torch.from_numpy(array.astype(np.int64))
 
@@ -212,7 +213,11 @@ def _reshaped(shape: tuple[int, ...], what: str) -> str:
     name = what.rpartition(" ")[2]
     if len(shape) != 2:
         return ""
-    return f" Give {name}.ravel()." if shape[1] == 1 else f" Of a column a class: {name}.argmax(1)."
+    return (
+        f" Give {name}.ravel()."
+        if shape[1] == 1
+        else (f" Of a column for each class: {name}.argmax(1). A sample has one class.")
+    )
 
 
 def _check_numbering(labels: dict[str, Tensor], name: str) -> None:
