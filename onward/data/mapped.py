@@ -1,6 +1,7 @@
 """Samples that stay in their file: read as they are asked for, some at a time."""
 
 import mmap
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ class MappedFile:
     def read(self, rows: Tensor) -> Tensor:
         """Return some samples."""
         found = self.samples[rows]
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if sys.platform == "linux":
             # What was read counts as memory of this process until it says so.
             self.pages.madvise(mmap.MADV_DONTNEED)
         return found
