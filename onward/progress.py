@@ -52,8 +52,13 @@ class Bars(results.Listener):
         self.validation: TaskID | None = None
         self.last_validation = -math.inf
         self.started = self.last_line = time.monotonic()
+        self.first = time.time()
+        """When the first task began, in seconds since 1970."""
+        self.has_begun = False
 
     def begin(self, plan: Plan, placement: Placement) -> None:
+        if not self.has_begun:
+            self.first, self.has_begun = time.time(), True
         learning = [b for b in plan.trained if not plan.nodes[b].is_frozen]
         self.names = {b: "head" if b in plan.heads else f"block {b}" for b in learning}
         self.done, self.total = 0, plan.chapters * len(learning)

@@ -2,6 +2,16 @@
 
 import os
 
+STARTED = "ONWARD_STARTED"
+"""Variable with the time at which the command was started, for the processes that it starts."""
+
+
+def started() -> float:
+    """Return when the command was started, in seconds since 1970."""
+    import psutil
+
+    return float(os.environ.get(STARTED) or psutil.Process().create_time())
+
 
 def is_distributed() -> bool:
     """Return whether torchrun or `--processes` has started this process as one of several."""

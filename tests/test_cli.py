@@ -266,7 +266,7 @@ def test_ranks_of_this_machine_are_handed_the_data_that_was_read_here(private, m
     handed = []
 
     def launch(num_ranks, command, restarts, variables):
-        handed.extend(read_shared(Path(file)) for file in variables.values())
+        handed.extend(read_shared(Path(v)) for n, v in variables.items() if n == SHARED)
         return 0
 
     monkeypatch.setattr(train, "launch", launch)

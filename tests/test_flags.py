@@ -62,6 +62,20 @@ def test_a_flag_sets_its_setting_and_no_other(flag):
     assert config_of(*given) == RunConfig(recipe="one-pass").with_settings({setting: value})
 
 
+def test_help_shows_flags_in_groups_with_defaults_and_two_examples(capsys):
+    assert onward("train", "--help") == 0
+
+    text = capsys.readouterr().out
+    titles = ("data:", "network:", "training:", "plan:", "machines:", "run:", "examples:")
+    places = [text.index(f"\n{title}\n") for title in titles]
+    assert places == sorted(places)
+    assert text.index("--epochs EPOCHS", places[0]) > places[2]
+    said = " ".join(text.split())
+    assert "passes of each block over the samples (default: 10)" in said
+    assert "learning rate of the blocks (default" not in said
+    assert text[places[-1] :].count("  onward train ") == 2
+
+
 def test_set_reaches_any_setting():
     config = config_of("--set", "optimizer.lr=0.5", "--set", "network.one_block = true")
 

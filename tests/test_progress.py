@@ -1,9 +1,11 @@
 """What is said of a run while it goes on."""
 
 import io
+import re
+import time
 
 import pytest
-from commands import SMALL, config_of
+from commands import SMALL, config_of, onward
 from rich.console import Console
 
 import onward as ow
@@ -101,3 +103,16 @@ def test_an_estimator_for_scikit_learn_is_silent(monkeypatch, capsys):
     estimator.fit([[float(n), 1.0] for n in range(40)], [0, 1] * 20)
 
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_the_table_tells_start_up_and_the_whole_time(capsys, monkeypatch):
+    monkeypatch.setenv("ONWARD_STARTED", str(time.time() - 100))
+
+    onward("train", *SMALL, "--out", "run")
+
+    (line,) = (
+        each for each in capsys.readouterr().out.splitlines() if "start-up, all in all" in each
+    )
+    startup, total = (float(word) for word in re.findall(r"([\d.]+) s", line))
+    assert 100 < startup < total < 130

@@ -10,6 +10,7 @@ from onward.config import RENAMED, RunConfig, no_recipe, read_run, read_settings
 from onward.errors import SettingError
 from onward.recipes import RECIPES, Recipe
 from onward.recipes.user import is_named, load_recipe
+from onward.settings import DataConfig, PlacementConfig, PlanConfig, Section, TrainingConfig
 
 FLAGS = {
     "--data": (
@@ -60,6 +61,23 @@ FLAGS = {
 }
 """Flags of `train` and `plan`, the settings they stand for, and what they say."""
 
+GROUPS = {
+    "data": ("data", "What is learned from."),
+    "network": ("network", "What is trained; defaults are those of the recipe."),
+    "training": ("training", "How long; recipes have defaults of their own."),
+    "plan": ("plan", "What is computed, and in which order: this changes the weights."),
+    "placement": ("machines", "Where it is computed: this changes time and traffic only."),
+}
+"""Groups of flags in help, by the section of their settings: title, and what they are about."""
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "plan": PlanConfig,
+    "placement": PlacementConfig,
+}
+"""Sections whose defaults help names."""
+
 SWITCHES = ("--keep-best",)
 """Flags that take no value: the setting is on where they are given."""
 
@@ -80,10 +98,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         f"PACKAGE.MODULE:FUNCTION, or a TOML run file (default: conv for "
         f"images of three channels, else one-pass)",
     )
-    add_recipe(parser)
-    for flag in FLAGS:
-        add_flag(parser, flag)
+    groups = {section: parser.add_argument_group(*told) for section, told in GROUPS.items()}
+    for flag, (name, _) in FLAGS.items():
+        section = name.partition(".")[0]
+        add_flag(groups.get(section, groups["network"]), flag, with_default=True)
     add_set(parser, "any setting")
+    add_recipe(parser)
 
 
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
@@ -97,9 +117,11 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_flag(parser: argparse.ArgumentParser, flag: str) -> None:
-    """Let a command take a flag, by each of its names."""
+def add_flag(parser: argparse._ActionsContainer, flag: str, *, with_default: bool = False) -> None:
+    """Let a command take a flag, by each of its names; its help may say the default."""
     name, text = FLAGS[flag]
+    if with_default:
+        text += _told_default(name)
     names = [flag, *SHORT_FLAGS.get(flag, [])]
     metavar = name.rpartition(".")[2].upper()
     if flag in SWITCHES:
@@ -114,6 +136,15 @@ def add_flag(parser: argparse.ArgumentParser, flag: str) -> None:
             return value
 
         parser.add_argument(old, dest=name, type=noted, help=argparse.SUPPRESS)
+
+
+def _told_default(name: str) -> str:
+    """Return the default of a setting for its help, where recipes leave it alone."""
+    section, _, field = name.partition(".")
+    if section not in SECTIONS:
+        return ""
+    value = getattr(SECTIONS[section], field)
+    return "" if value is None or value is False else f" (default: {value})"
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,14 @@ RISKS = ("lost", "net")
 """As `onward.exits.RISKS`."""
 
 
+EXAMPLES = """\
+examples:
+  onward train one-pass --data mnist --widths 2000,2000,2000,2000 --epochs 5
+  onward train --data people.csv --label income --patience 5 --processes 4 --out runs/people
+"""
+"""What the help of `train` ends with."""
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of a command line.
 
@@ -50,15 +58,18 @@ def make_parser() -> argparse.ArgumentParser:
         return made
 
     train = command("train", "Train a network, test it once, write a run folder.")
+    train.formatter_class = argparse.RawDescriptionHelpFormatter
+    train.epilog = EXAMPLES
     add_settings(train)
-    train.add_argument(
+    run = train.add_argument_group("run", "The folder that it writes.")
+    run.add_argument(
         "--out", type=Path, metavar="RUN", help="run folder (default: runs/DATE-RECIPE-DATA)"
     )
-    train.add_argument(
+    run.add_argument(
         "--tensorboard", action="store_true", help="write event files to the run folder"
     )
-    train.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
-    train.add_argument(
+    run.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
+    run.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with a run that was cut, from its folder"
     )
 

@@ -17,8 +17,15 @@ UNEVEN = 2
 says little."""
 
 
-def print_result(found: dict[str, Any], folder: Path) -> None:
-    """Print the figures of a run, `result.json`, and where its folder is."""
+def print_result(found: dict[str, Any], folder: Path, startup: float, total: float) -> None:
+    """Print the figures of a run, and where its folder is.
+
+    Args:
+        found: What `result.json` holds.
+        folder: The folder.
+        startup: Seconds from the start of the command to the first task.
+        total: Seconds from the start of the command to here.
+    """
     accuracy = found["accuracy"]
     table = Table(title=f"{found['recipe']} on {found['data']}")
     table.add_column("what")
@@ -51,6 +58,7 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
     seconds = sum(each["seconds"] for each in (*stages, found))
     what = f"training time of all {len(stages) + 1} stages" if stages else "training time"
     table.add_row(what, f"{seconds:.1f} s")
+    table.add_row("start-up, all in all", f"{startup:.1f} s  {total:.1f} s")
     for name, text, unit in (
         ("idle_seconds", "waiting, each rank", 1.0),
         ("bytes_sent", "sent, each rank, MB", 1e-6),

@@ -43,14 +43,16 @@ def train_command(options: argparse.Namespace) -> None:
             return
         # Ranks of several machines know no common name where none is given.
         is_named = is_first or options.out or options.resume
-        listeners: list[Listener] = [Bars()]
+        bars = Bars()
+        listeners: list[Listener] = [bars]
         if options.tensorboard and is_first:
             # A run that goes on reports all chapters again.
             shutil.rmtree(folder / runs.TENSORBOARD, ignore_errors=True)
             listeners.append(TensorBoard(folder / runs.TENSORBOARD))
         result = training.run(config, listeners, folder if is_named else None, overwrite=not resume)
         if result is not None:
-            print_result(result.to_json(), folder)
+            times = bars.first - world.started(), time.time() - world.started()
+            print_result(result.to_json(), folder, *times)
     except Stopped as stopped:
         if runs.is_unfinished(folder):
             code = "" if options.code is None else f" --recipe {options.code}"
@@ -106,7 +108,7 @@ def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, res
         code += ["--changed-recipe"] * options.changed_recipe
         code += ["--traceback"] * options.traceback
         code += ["--tensorboard"] * options.tensorboard
-        variables = {}
+        variables = {world.STARTED: str(world.started())}
         if not sharding.is_private(config):
             variables[sharding.SHARED] = f"{scratch}/data.safetensors"
             data.write_shared(dataset, Path(variables[sharding.SHARED]))
