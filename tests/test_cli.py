@@ -24,6 +24,7 @@ from onward.data import read_shared
 from onward.recipes import RECIPES
 from onward.recipes.catalog import FAMILIES
 from onward.runs import FILES, read_result
+from onward.sharding import SHARED
 
 
 @pytest.fixture(autouse=True)
