@@ -55,6 +55,8 @@ def _without_effect(
         yield "plan.hint_age", "negatives are drawn without hints"
     if len(plan.rows) == 1:
         yield "plan.shard_by", "there is one shard (plan.shards)"
+    if config.plan.shard_by != "dirichlet":
+        yield "plan.shard_alpha", "shards are not drawn (plan.shard_by)"
     if config.plan.slices == 1:
         yield "plan.cut", "mini-batches are not cut (plan.slices)"
     if not plan.has_validation:

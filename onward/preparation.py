@@ -244,6 +244,7 @@ def make_stages(
             "training.seed": (own.training.seed, config.training.seed),
             "plan.shards": (own.plan.shards, config.plan.shards),
             "plan.shard_by": (own.plan.shard_by, config.plan.shard_by),
+            "plan.shard_alpha": (own.plan.shard_alpha, config.plan.shard_alpha),
         }.items():
             if here != wanted:
                 raise SettingError(

@@ -258,8 +258,12 @@ class PlanConfig(Section):
     shards: Count = 1
     """Parts of the training samples; chapter c learns from part c modulo this number."""
 
-    shard_by: Literal["iid", "class"] = "iid"
-    """How samples are assigned to shards: at random, or so that each has few classes."""
+    shard_by: Literal["iid", "class", "dirichlet"] = "iid"
+    """How samples are assigned to shards: at random, so that each has few classes, or in shares of
+    each class that are drawn from a Dirichlet distribution."""
+
+    shard_alpha: Positive = 0.5
+    """Concentration of that distribution: the smaller, the fewer shards share a class."""
 
     slices: Count = 1
     """Parts of every mini-batch in which a block is trained, which as many ranks can share."""

@@ -278,7 +278,8 @@ def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Sh
             f"classes, or belong together as a graph does. Set plan.shards to 1."
         )
     by, seed = config.plan.shard_by, config.training.seed
-    parts = datasets.shards(whole.training.label, number, by, seed=seed)
+    alpha = config.plan.shard_alpha
+    parts = datasets.shards(whole.training.label, number, by, seed=seed, alpha=alpha)
     cuts = torch.arange(len(whole.validation)).tensor_split(number)
     return {
         shard: Shard(

@@ -190,6 +190,17 @@ FEDERATED = {
             "training.epochs": 6,
         },
     ),
+    "one-pass, drawn": (
+        "one-pass",
+        {
+            **SMALL,
+            "plan.shards": 4,
+            "plan.shard_by": "dirichlet",
+            "plan.shard_alpha": 2.0,
+            "training.batch_size": 50,
+            "training.epochs": 4,
+        },
+    ),
     "adaptive, by class": (
         "pff",
         {

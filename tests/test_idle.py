@@ -45,6 +45,7 @@ def said(tmp_path, monkeypatch, capsys):
         ("pff", "network.heads=last", "it is for the readout heads, and the readout is goodness"),
         ("one-pass", "plan.hint_age=2", "negatives are drawn without hints"),
         ("one-pass", "plan.shard_by=class", "there is one shard (plan.shards)"),
+        ("one-pass", "plan.shard_alpha=2.0", "shards are not drawn (plan.shard_by)"),
         ("one-pass", "plan.cut=units", "mini-batches are not cut (plan.slices)"),
         ("one-pass", "placement.iface=lo", "there is one rank"),
         ("one-pass", "placement.restarts=5", "there is one rank"),

@@ -162,7 +162,35 @@ def test_shards_by_class_have_two_classes_at_most_where_random_ones_have_many():
     assert min(at_random) == 10
 
 
-@pytest.mark.parametrize("by", ["iid", "class"])
+@several
+@given(y=st.lists(st.integers(0, 4), min_size=60, max_size=90), seed=any_seed)
+def test_drawn_shards_are_disjoint_and_cover_all_rows(y, seed):
+    parts = shards(torch.tensor(y), 3, "dirichlet", seed=seed, alpha=5.0)
+
+    assert torch.cat(parts).sort().values.tolist() == list(range(len(y)))
+    assert all(part.equal(part.sort().values) for part in parts)
+
+
+def test_the_smaller_alpha_the_fewer_shards_share_a_class():
+    y = torch.arange(4000) % 10
+
+    def shares(alpha):
+        parts = shards(y, 4, "dirichlet", seed=0, alpha=alpha)
+        counts = torch.stack([y[part].bincount(minlength=10) for part in parts]).double()
+        return counts / counts.sum(dim=0)
+
+    # Of each class a shard has alpha / (4 alpha) on average, with the variance of a beta variable.
+    for alpha in (0.3, 3.0, 300.0):
+        expected = (0.25 * 0.75 / (4 * alpha + 1)) ** 0.5
+        assert shares(alpha).std().item() == pytest.approx(expected, rel=0.35)
+
+
+def test_a_shard_that_gets_no_rows_is_refused():
+    with pytest.raises(DataError, match=r"plan.shard_alpha = 0\.01, and one got none"):
+        shards(torch.arange(20) % 2, 8, "dirichlet", seed=0, alpha=0.01)
+
+
+@pytest.mark.parametrize("by", ["iid", "class", "dirichlet"])
 def test_shards_are_decided_by_the_seed_alone(by):
     y = torch.arange(100) % 10
 
@@ -173,7 +201,9 @@ def test_shards_are_decided_by_the_seed_alone(by):
 
 
 def test_shards_by_another_word_are_refused():
-    with pytest.raises(DataError, match='Rows are split by "iid" or by "class"; got "label"'):
+    with pytest.raises(
+        DataError, match=r'Rows are split by "iid", .* or by "dirichlet"; got "label"'
+    ):
         shards(torch.arange(4), 2, "label", seed=0)
 
 

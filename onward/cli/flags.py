@@ -46,7 +46,7 @@ FLAGS = {
     "--slices": ("plan.slices", "parts of every mini-batch, which as many ranks can share"),
     "--cut": ("plan.cut", "what a slice is a part of: rows, or units"),
     "--shards": ("plan.shards", "parts of the samples, for a federated run"),
-    "--shard-by": ("plan.shard_by", "iid or class"),
+    "--shard-by": ("plan.shard_by", "iid, class or dirichlet"),
     "--validate-every": ("plan.validate_every", "chapters between validations"),
     "--patience": ("plan.patience", "early stopping: validations without a better one"),
     "--keep-best": ("plan.keep_best", "end with the weights that validated best"),

@@ -78,22 +78,29 @@ def hold_out(
 
 
 def shards(
-    y: Int[Tensor, " rows"], number: int, by: str, *, seed: int
+    y: Int[Tensor, " rows"], number: int, by: str, *, seed: int, alpha: float = 0.5
 ) -> list[Int[Tensor, " shard"]]:
-    """Split all rows into shards whose sizes differ by one row at most.
+    """Split all rows into shards, whose sizes differ by one row at most except for "dirichlet".
 
     Args:
         y: Class of each row.
         number: How many shards.
         by: "iid" deals the rows out at random. "class" sorts them by class, cuts them into twice
             as many slices as shards, and gives each shard two, so that it has few classes.
+            "dirichlet" draws for each class which share of it each shard gets.
         seed: Decides which rows of a class go where.
+        alpha: Concentration of the Dirichlet distribution: the smaller, the fewer shards share a
+            class.
 
     Returns:
         The numbers of the rows of each shard, in ascending order.
 
     Raises:
         DataError: A shard would be empty, or `by` is another word.
+
+    Source:
+        Dirichlet: Hsu, Qi & Brown 2019, arXiv:1909.06335, with shares of classes in place of
+        shares of shards, so that every row is dealt out.
 
     Example:
         >>> shards(torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]), 2, "class", seed=0)
@@ -112,6 +119,31 @@ def shards(
         parts = tuple(
             torch.cat(pair) for pair in zip(slices[:number], slices[number:], strict=True)
         )
+    elif by == "dirichlet":
+        parts = _dirichlet(y, order, number, alpha, seed)
     else:
-        raise DataError(f'Rows are split by "iid" or by "class"; got "{by}".')
+        raise DataError(f'Rows are split by "iid", by "class" or by "dirichlet"; got "{by}".')
     return [part.sort().values for part in parts]
+
+
+def _dirichlet(
+    y: Int[Tensor, " rows"], order: Int[Tensor, " rows"], number: int, alpha: float, seed: int
+) -> tuple[Int[Tensor, " shard"], ...]:
+    """Deal the rows of each class out to shards in drawn proportions."""
+    # Of the old generators of numpy, whose numbers stay the same from version to version.
+    draw = np.random.RandomState(derive(seed, "shares of shards") % 2**32)
+    dealt: list[list[Tensor]] = [[] for _ in range(number)]
+    for label in y.unique().tolist():
+        rows = order[y[order] == label]
+        shares = draw.dirichlet([alpha] * number)
+        ends = np.rint(np.cumsum(shares)[:-1] * len(rows)).astype(int)
+        for shard, part in zip(dealt, rows.tensor_split(ends.tolist()), strict=True):
+            shard.append(part)
+    parts = tuple(torch.cat(shard) for shard in dealt)
+    smallest = min(map(len, parts))
+    if not smallest:
+        raise DataError(
+            f"{len(y)} rows were dealt to {number} shards with plan.shard_alpha = {alpha}, and one "
+            f"got none. Choose a larger one, fewer shards, or another seed."
+        )
+    return parts
