@@ -9,7 +9,7 @@ from typing import Any
 
 from onward import flops, memory, runs, world
 from onward.arguments import check_arguments
-from onward.checkpoint import load, weights_sha256
+from onward.checkpoint import load, shipped, weights_sha256
 from onward.config import RunConfig, read_run, read_settings
 from onward.costs import BlockCosts
 from onward.data import Dataset
@@ -378,7 +378,8 @@ def _figures(
         except Exception as error:
             failed[seed] = _line(error)
             continue
-        parameters = sum(parameter.numel() for parameter in network.parameters())
+        learned = {name for name, _ in network.named_parameters()}
+        parameters = sum(t.numel() for name, t in shipped(network).items() if name in learned)
         inference = None if network.readout is None else flops.of_inference(network)
     samples = {}
     if dataset is not None:

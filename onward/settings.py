@@ -252,7 +252,7 @@ class PlanConfig(Section):
     the number of shards where there are several."""
 
     optimizer_state: str = "travel"
-    """Moments at the start of a chapter: travel (those of the chapter before), restart (none),
+    """Optimizer state at the start of a chapter: travel (those of the chapter before), restart (none),
     or aged:N (those of N chapters ago)."""
 
     shards: Count = 1

@@ -170,7 +170,7 @@ def get_ready(
             if holders:
                 num_tasks = sum(1 for _ in plan.all_tasks())
                 listener.note(
-                    f"Going on: {num_done(plan):,} of {num_tasks:,} tasks are done already."
+                    f"Resuming: {num_done(plan):,} of {num_tasks:,} tasks are done already."
                 )
     return Ready(
         stage,

@@ -109,7 +109,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     )
 
     whole, _ = compare("one-pass", folder=tmp_path / "whole", twin=False)
-    assert any(note.startswith("Going on: 4 of") for note in listener.notes)
+    assert any(note.startswith("Resuming: 4 of") for note in listener.notes)
     (run,), (other,) = found.entries[0].runs, whole.entries[0].runs
     assert run.weights_sha256 == other.weights_sha256
     # Nobody has timed its first part.

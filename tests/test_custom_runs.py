@@ -98,7 +98,7 @@ def test_a_cut_run_keeps_its_state_as_that_of_the_command_and_goes_on(digits, ru
 
     result = trained(digits, tmp_path / "cut", listener=(listener := CutAfter(100)))
 
-    assert any(note.startswith("Going on: ") for note in listener.notes)
+    assert any(note.startswith("Resuming: ") for note in listener.notes)
     assert result.facts["tasks_done_before"] > 0
     assert names(tmp_path / "cut") == sorted(FILES)
     assert read_result(tmp_path / "cut")["weights_sha256"] == read_result(run)["weights_sha256"]

@@ -70,7 +70,7 @@ def test_under_torchrun_all_ranks_start_again_and_end_in_the_same_weights(undist
     done = torchrun(*ranks, "dying.py", "train", *RUN, "--out", "run")
 
     assert done.returncode == 0, done.stderr
-    assert "Going on: " in done.stderr
+    assert "Resuming: " in done.stderr
     assert read_result(Path("run"))["weights_sha256"] == undisturbed
 
 

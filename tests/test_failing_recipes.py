@@ -47,7 +47,7 @@ class Failing(nn.Linear):
         (
             "    nonsense\n",
             "The recipe mine.py:small fails at mine.py:22: NameError: name 'nonsense' is not "
-            "defined. --traceback shows how it came there.",
+            "defined. --traceback shows the full traceback.",
         ),
         (
             "    torch.zeros(2) @ torch.zeros(3)\n",

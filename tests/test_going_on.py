@@ -68,7 +68,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(number, status, stop_in, capsys
     assert onward("train", *RUN, "--out", "run") == status
 
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == "onward: stopped. Go on with: onward train --resume run"
+    assert said == "onward: stopped. Resume with: onward train --resume run"
 
 
 def test_a_run_that_goes_on_ends_in_the_same_weights_and_leaves_nothing_behind(
@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_ends_in_the_same_weights_and_leaves_nothing_behind(
 ):
     assert onward("train", "--resume", "run") == 0
 
-    assert "Going on: 7 of 13 tasks are done already." in capsys.readouterr().err
+    assert "Resuming: 7 of 13 tasks are done already." in capsys.readouterr().err
     assert weights_of("run") == weights_of(undisturbed)
     names = [sorted(path.name for path in Path(run).iterdir()) for run in ("run", undisturbed)]
     assert names[0] == names[1]
@@ -207,7 +207,7 @@ def test_a_run_goes_on_from_something(refused):
 def test_the_folder_is_named_once(cut, refused):
     said = refused("train", "--resume", "run", "--out", "other")
 
-    assert said == "--resume names the run folder already; leave --out away."
+    assert said == "--resume names the run folder already; leave out --out."
 
 
 def test_a_state_whose_beginning_is_damaged_is_named(cut, refused):

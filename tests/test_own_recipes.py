@@ -251,7 +251,7 @@ def test_a_run_that_was_cut_goes_on_with_its_recipe(monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(ChapterWorker, "train", train)
         assert onward("train", "mine.py:small", "--out", "cut") == 143
-    advice = "Go on with: onward train --resume cut --recipe mine.py:small"
+    advice = "Resume with: onward train --resume cut --recipe mine.py:small"
     assert advice in capsys.readouterr().err
 
     assert onward("train", "--resume", "cut") == 2

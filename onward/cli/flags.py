@@ -153,7 +153,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         dest="code",
         metavar="FILE.py:FUNCTION",
-        help="the recipe of a run, where it is your own: files name no code",
+        help="your own recipe, where the run was made with one",
     )
     parser.add_argument(
         "--changed-recipe",
@@ -168,7 +168,7 @@ def add_traceback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--traceback",
         action="store_true",
-        help="where code of a recipe of your own fails, show how it came there",
+        help="show the full traceback where code of your own recipe fails",
     )
 
 

@@ -88,7 +88,7 @@ def _sentence(error: Exception, options: argparse.Namespace) -> str | None:
     if options.traceback:
         traceback.print_exception(error)
     elif cause is not None and line_of_user(cause) is not None:
-        more = " --traceback shows how it came there."
+        more = " --traceback shows the full traceback."
     if is_ours:
         return (f"{place}: {error}" if place else str(error)) + more
     return f"The recipe fails at {told(error)}{more}" if place else None

@@ -276,14 +276,14 @@ def _add_exits(parser: argparse.ArgumentParser) -> None:
         "--delta",
         type=float,
         metavar="SHARE",
-        help="guarantee the increase, but for this probability",
+        help="probability with which the guarantee may fail",
     )
     parser.add_argument(
         "--bound",
         choices=BOUNDS,
         help="what guarantees it: a binomial test (fixed-sequence; the default with --delta), an "
         "upper confidence bound (ucb), or conformal risk control (expectation, without --delta), "
-        "which promises a mean over calibrations alone",
+        "which bounds the mean over calibrations only",
     )
     parser.add_argument(
         "--risk",
@@ -296,7 +296,7 @@ def _add_exits(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         default="margin",
-        help="how sure the network is (default: margin)",
+        help="measure of confidence (default: margin)",
     )
     parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
     parser.add_argument(
@@ -311,11 +311,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--onnx", type=Path, metavar="DIR", required=True, help="folder for the files"
     )
-    parser.add_argument("--int8", action="store_true", help="weights and activities in eight bits")
+    parser.add_argument("--int8", action="store_true", help="weights and activations in eight bits")
     parser.add_argument(
         "--one-graph",
         action="store_true",
-        help="also network.onnx, with conditions, for one sample",
+        help="also network.onnx: all stages in one graph, for one sample at a time",
     )
     parser.add_argument("--data-dir", metavar="DIR", help=FLAGS["--data-dir"][1])
 

@@ -21,15 +21,14 @@ from onward.results import Listener
 def train_command(options: argparse.Namespace) -> None:
     """Train, in this process or in several."""
     if options.resume is not None and options.out is not None:
-        raise SettingError("--resume names the run folder already; leave --out away.")
+        raise SettingError("--resume names the run folder already; leave out --out.")
     if options.resume is not None and options.recipe is None:
         options.recipe = str(runs.unfinished_config(options.resume))
     config = read_config(options)
     if options.resume is None and world.may_restart_apart():
         raise SettingError(
-            "Agents of several machines count restarts each for themselves, and after one this "
-            "run would begin anew. Give --resume RUN in place of --out RUN: it begins where there "
-            "is nothing yet."
+            "With --max-restarts on several machines, give --resume RUN in place of --out RUN. A "
+            "restart would otherwise begin anew; --resume begins where there is nothing yet."
         )
     folder = options.resume or options.out or _new_folder(config)
     resume = options.resume is not None or world.attempt() > 0
@@ -57,7 +56,7 @@ def train_command(options: argparse.Namespace) -> None:
         if runs.is_unfinished(folder):
             code = "" if options.code is None else f" --recipe {options.code}"
             code += " --changed-recipe" if options.changed_recipe else ""
-            stopped.add_note(f"Go on with: onward train --resume {folder}{code}")
+            stopped.add_note(f"Resume with: onward train --resume {folder}{code}")
         raise
 
 

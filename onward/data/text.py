@@ -46,7 +46,7 @@ def read_text(path: Path, *, context: int, test: float | int = 0.2) -> Dataset:
     if not 0 < held < windows:
         raise DataError(
             f"{path} has {windows:,} windows of data.context = {context} bytes, of which {test} "
-            f"cannot be kept apart for the test so that some are left on both sides. Give a share "
+            f"cannot be held out for the test so that some are left on both sides. Give a share "
             f"between 0 and 1, or a longer text."
         )
     # Not uint8, which is taken for pixels.

@@ -114,7 +114,7 @@ class Calibrated:
         return (
             f"No policy passed the test on half of the samples, so every sample goes the whole "
             f"way. That half needs {about}{number} samples of which none becomes wrong, or more "
-            f"samples: keep more for validation, or allow more."
+            f"samples: hold out more, or allow more."
         )
 
     def to_json(self) -> dict[str, Any]:
