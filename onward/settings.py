@@ -252,8 +252,8 @@ class PlanConfig(Section):
     the number of shards where there are several."""
 
     optimizer_state: str = "travel"
-    """Optimizer state at the start of a chapter: travel (those of the chapter before), restart (none),
-    or aged:N (those of N chapters ago)."""
+    """Optimizer state at the start of a chapter: travel (that of the chapter before), restart
+    (none), or aged:N (that of N chapters ago)."""
 
     shards: Count = 1
     """Parts of the training samples; chapter c learns from part c modulo this number."""
