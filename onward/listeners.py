@@ -47,7 +47,7 @@ class CSVLog(Listener):
     """Writes a line for each figure: its chapter, block, name and value.
 
     Chapters and blocks count from 0; a validation has no block. A file that exists is replaced.
-    Where a run has several stages, each adds its lines.
+    The stages of a run, and later trainings with the same object, add their lines.
 
     Args:
         path: The file.
@@ -132,7 +132,8 @@ class TensorBoard(Listener):
         self.writer.flush()
 
     def end(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def _writer_class() -> "type[SummaryWriter]":

@@ -42,13 +42,14 @@ PROBE_BYTES = 1 << 16
 
 
 @contextmanager
-def prepared(folder: Path, *, overwrite: bool = False) -> Iterator[None]:
+def prepared(folder: Path, epochs: int | None = None, *, overwrite: bool = False) -> Iterator[None]:
     """Make the folder of a run before anything is computed, and remove it if that fails.
 
     An unfinished run that is in it goes on, and so does a finished one that has kept its state.
 
     Args:
         folder: The folder.
+        epochs: Those of the run; one that is in it must not have had more.
         overwrite: Whether a finished run that is in it is replaced.
 
     Raises:
@@ -62,6 +63,7 @@ def prepared(folder: Path, *, overwrite: bool = False) -> Iterator[None]:
             if folder.exists():
                 _check_usable(folder)
             if can_go_on(folder) and not overwrite:
+                _check_longer(folder, epochs)
                 (folder / KEPT).replace(folder / STATE)
                 before = _products(folder)
             if is_finished(folder) and not overwrite:
@@ -99,6 +101,16 @@ def _check_usable(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()} - {TENSORBOARD}
     if names and not names & {FILES[-1], PARTIAL, STATE}:
         raise FileError(f"The folder {folder} holds something else. Name another.")
+
+
+def _check_longer(folder: Path, epochs: int | None) -> None:
+    """Refuse to replace a finished run by a shorter one."""
+    trained = int(read_result(folder)["epochs"])
+    if epochs is not None and epochs < trained:
+        raise FileError(
+            f"The run in {folder} has had {trained} epochs, and {epochs} are fewer. Ask for more, "
+            f"or name another folder."
+        )
 
 
 def _products(folder: Path) -> set[str]:
@@ -175,10 +187,13 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
             save(result.network, partial / "model.safetensors")
             for name in FILES:
                 flush(partial / name)
+            is_same = _is_of(folder, result.facts["weights_sha256"])
             # A run without it is not finished, and may be replaced.
             (folder / FILES[-1]).unlink(missing_ok=True)
-            for name in EXITS, EXITS_PICTURE:
-                (folder / name).unlink(missing_ok=True)
+            # The exits of these weights stay.
+            if not is_same:
+                for name in EXITS, EXITS_PICTURE:
+                    (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / KEPT, ignore_errors=True)
             for name in FILES:
                 (partial / name).replace(folder / name)
@@ -186,6 +201,14 @@ def write(folder: Path, config: RunConfig, result: Result) -> None:
         raise
     except OSError as error:
         raise FileError(f"The run cannot be written to {folder}: {error.strerror}.") from error
+
+
+def _is_of(folder: Path, digest: str) -> bool:
+    """Return whether the finished run in a folder has these weights."""
+    try:
+        return bool(json.loads((folder / FILES[-1]).read_text())["weights_sha256"] == digest)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def remove_state(folder: Path, shared: str | None, *, is_kept: bool = False) -> None:

@@ -343,8 +343,8 @@ class PlacementConfig(Section):
     """Checkpoint interval, in chapters. None: an epoch."""
 
     keep_state: bool = False
-    """Whether a finished run keeps its optimizer state, to be trained for more epochs: a file about
-    twice as large as the model."""
+    """Whether a finished run keeps its last states, to be trained for more epochs; with Adam they
+    are about six times as large as the model."""
 
     directory: str | None = None
     """Folder that all ranks share and exchange block states through, as files, instead of over a

@@ -104,6 +104,7 @@ def get_ready(
     stage. Where it `warns`, it tells of settings that have no effect in any of the stages.
     """
     network, idles = stage.network, []
+    _check_kept(config, later)
     if transport.carries and not all(transport.all_gather("keeps", folder is not None)):
         folder = None  # Ranks that keep nothing could not say what is done.
     keeps = folder is not None or not transport.carries
@@ -186,6 +187,26 @@ def get_ready(
         store,
         holders,
     )
+
+
+def _check_kept(config: RunConfig, later: Sequence[object]) -> None:
+    """Refuse to keep the state of a run that could not be given more epochs.
+
+    Raises:
+        SettingError: It has several stages, or its ranks share a folder.
+    """
+    if not config.placement.keep_state:
+        return
+    if later:
+        raise SettingError(
+            "placement.keep_state is for runs of one stage: more epochs of the first would change "
+            "what the others begin with. Leave it out."
+        )
+    if config.placement.directory is not None:
+        raise SettingError(
+            "placement.keep_state keeps the state in the run folder, and with placement.directory "
+            "it is in the shared one. Leave one of them out."
+        )
 
 
 def _check_labelled(config: RunConfig, summary: DataSummary) -> None:

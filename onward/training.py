@@ -102,11 +102,11 @@ def run(
     )
 
 
-def _prepared(folder: Path | None, *, overwrite: bool) -> AbstractContextManager[None]:
+def _prepared(folder: Path | None, epochs: int, *, overwrite: bool) -> AbstractContextManager[None]:
     """Prepare the folder of a run, on the rank that writes it."""
     if folder is None or current_rank() != 0:
         return nullcontext()
-    return runs.prepared(folder, overwrite=overwrite)
+    return runs.prepared(folder, epochs, overwrite=overwrite)
 
 
 @contextmanager
@@ -261,7 +261,7 @@ def _train_stages(
     results: list[Result] = []
     known = TrainedOn(frozenset(), 0.0)
     parts, number = [config], 0
-    with _prepared(folder, overwrite=overwrite):
+    with _prepared(folder, config.training.epochs, overwrite=overwrite):
         while number < len(parts):
             with join_ranks(parts[number], listener) as transport:
                 if number == 0:
@@ -381,9 +381,9 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     transport.all_gather("start", None)
     recorder.start()
     cpu_start = time.process_time()
-    if transport.rank == 0:
-        listener.begin(plan, placement)
     try:
+        if transport.rank == 0:
+            listener.begin(plan, placement)
         with global_generator_kept(), threads_kept(config.training.threads):
             runtime.run()
         if store is not None:

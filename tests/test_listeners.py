@@ -142,6 +142,26 @@ def test_all_listeners_hear_the_end_where_one_fails():
     assert one.told[-1] == two.told[-1] == "end"
 
 
+def test_listeners_hear_the_end_where_another_cannot_begin(tmp_path):
+    kept = Kept()
+
+    with pytest.raises(FileError, match="cannot be written"):
+        trained([kept, ow.CSVLog(tmp_path / "nowhere" / "log.csv"), ow.TensorBoard(tmp_path)])
+
+    assert kept.told == ["begin", "end"]
+
+
+def test_a_refused_run_leaves_event_files_alone(tmp_path):
+    folder = tmp_path / "run"
+    constant = ["--set=training.schedule=constant", "--set=placement.keep_state=true"]
+    onward("train", *SMALL, *constant, "--tensorboard", f"--out={folder}")
+    before = sorted((folder / "tensorboard").iterdir())
+
+    assert onward("train", f"--resume={folder}", "--lr=0.5", "--epochs=4", "--tensorboard")
+
+    assert set(before) <= set((folder / "tensorboard").iterdir())
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("listener", [print, ["log.csv"], "log.csv"])
 def test_what_is_no_listener_is_refused(listener):

@@ -1,5 +1,8 @@
 """Samples that stay in their file are those that a copy in memory would be."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -88,7 +91,7 @@ def test_what_is_written_never_comes_to_the_file(pair, tmp_path):
     plain, left = pair
     before = (tmp_path / "x.npy").read_bytes()
 
-    left[:40].whole().zero_()
+    left.whole().zero_()
     left[3].zero_()
 
     assert (tmp_path / "x.npy").read_bytes() == before
@@ -196,3 +199,55 @@ def test_odd_values_are_found_and_their_row_is_named(tmp_path):
 
     with pytest.raises(DataError, match=r"holds 1 values that are NaN .* first in row 321"):
         ow.load_data(str(tmp_path / "x.npy"), label=str(tmp_path / "y.npy"))
+
+
+def test_what_is_changed_in_memory_alone_is_copied(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((90, 192), np.uint8))
+    array = np.load(tmp_path / "x.npy", mmap_mode="c")
+    array[:] = 7
+
+    dataset = ow.dataset(array, np.arange(90) % 2)
+
+    assert not isinstance(dataset.x, MappedSamples)
+    assert dataset.x.min() == 7
+
+
+def test_a_file_that_is_replaced_or_removed_later_is_still_read(tmp_path):
+    np.save(tmp_path / "x.npy", np.full((90, 192), 7, np.uint8))
+    np.save(tmp_path / "other.npy", np.zeros((90, 192), np.uint8))
+    array = np.load(tmp_path / "x.npy", mmap_mode="r")
+    (tmp_path / "other.npy").replace(tmp_path / "x.npy")
+
+    dataset = ow.dataset(array, np.arange(90) % 2)
+    (tmp_path / "x.npy").unlink()
+
+    assert isinstance(dataset.x, MappedSamples)
+    assert dataset.x.whole().min() == dataset.x_test.min() == 7
+
+
+WRITES = {
+    "zero_": lambda x: x.zero_(),
+    "a sample": lambda x: x.__setitem__(0, 7),
+    "out": lambda x: torch.add(x, 1, out=x),
+    "copy_": lambda x: x.copy_(torch.zeros_like(x)),
+    "shared memory": lambda x: x.share_memory_(),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_would_write_to_it_is_refused(name, pair):
+    plain, left = pair
+
+    with pytest.raises(TypeError, match="stay in their file"):
+        WRITES[name](left)
+
+    assert torch.equal(left.whole(), plain)
+
+
+def test_it_is_copied_pickled_and_listed(pair):
+    plain, left = pair
+
+    assert torch.equal(mapped.whole(copy.deepcopy(left)), plain)
+    assert torch.equal(pickle.loads(pickle.dumps(left)), plain)
+    assert left.tolist() == plain.tolist()
+    assert isinstance(copy.deepcopy(ow.Batch(left)).inputs, MappedSamples)

@@ -146,3 +146,47 @@ def test_a_run_that_replaces_it_begins_anew(tmp_path):
     assert not (tmp_path / "kept-state").exists()
     with pytest.raises(FileError, match="is finished"):
         ow.run(plain, folder=tmp_path)
+
+
+def test_a_run_in_stages_is_refused_before_it_is_trained(tmp_path):
+    config = ow.RunConfig(recipe="uff").with_settings(
+        {"network.widths": (16,), "training.epochs": 1, "placement.keep_state": True}
+    )
+
+    with pytest.raises(SettingError, match=r"keep_state is for runs of one stage"):
+        ow.run(config, folder=tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_that_knows_the_end_is_told_from_the_beginning():
+    given = config_of("chapters", 1, **{"training.schedule": "warmup"})
+
+    with pytest.warns(
+        ow.OnwardWarning, match=r"placement.keep_state = True has no effect: .*schedule"
+    ):
+        ow.run(given)
+
+
+def test_fewer_epochs_do_not_replace_a_finished_run(tmp_path):
+    ow.run(config_of("chapters", 4), folder=tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    with pytest.raises(FileError, match=r"has had 4 epochs, and 3 are fewer"):
+        ow.run(config_of("chapters", 3), folder=tmp_path)
+
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert runs.is_finished(tmp_path)
+
+
+def test_calibrated_exits_stay_where_the_weights_do(tmp_path):
+    ow.run(config_of("chapters", 3), folder=tmp_path)
+    data = ow.load_data("digits")
+    ow.calibrate(tmp_path, data.x_test, data.y_test, max_error_increase=0.01)
+
+    ow.run(config_of("chapters", 3), folder=tmp_path)
+    is_kept = (tmp_path / "exits.json").exists()
+    ow.run(config_of("chapters", 4), folder=tmp_path)
+
+    assert is_kept
+    assert not (tmp_path / "exits.json").exists()

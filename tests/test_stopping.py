@@ -88,6 +88,26 @@ def test_validations_every_third_chapter_decide_as_well():
     assert sorted(validations(result)) == list(range(2, end, 3))
 
 
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_chapter_between_the_last_validation_and_the_end_is_judged_as_itself(keep_best):
+    result = trained(
+        plan__patience=1,
+        plan__validate_every=2,
+        plan__stop_age=2,
+        plan__keep_best=keep_best,
+        optimizer__lr=0.2,
+        training__epochs=20,
+    )
+
+    end, best = result.facts["chapters_trained"], result.facts["best_chapter"]
+    found = validations(result)
+    assert end < 20
+    assert best < end
+    assert end % 2 == 1
+    assert max(found) == end - 1
+    assert result.validation.accuracy == found[best if keep_best else end - 1]
+
+
 def test_training_that_gets_better_to_the_end_is_not_ended():
     result = trained(plan__patience=3, optimizer__lr=0.002, training__epochs=4)
 

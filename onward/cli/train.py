@@ -1,7 +1,6 @@
 """The command `train`."""
 
 import argparse
-import shutil
 import sys
 import tempfile
 import time
@@ -37,19 +36,22 @@ def train_command(options: argparse.Namespace) -> None:
         _check_folder(folder, config, resume=resume, overwrite=options.overwrite)
     try:
         if config.placement.processes > 1 and not world.is_distributed():
-            with runs.prepared(folder, overwrite=not resume):
+            with runs.prepared(folder, config.training.epochs, overwrite=not resume):
                 _launch(config, options, folder, resume=resume)
             return
         # Ranks of several machines know no common name where none is given.
         is_named = is_first or options.out or options.resume
-        bars = Bars()
+        bars, before = Bars(), list[Path]()
         listeners: list[Listener] = [bars]
         if options.tensorboard and is_first:
+            events = folder / runs.TENSORBOARD
+            listeners.append(TensorBoard(events))
             # A run that goes on reports all chapters again.
-            shutil.rmtree(folder / runs.TENSORBOARD, ignore_errors=True)
-            listeners.append(TensorBoard(folder / runs.TENSORBOARD))
+            before = list(events.glob("*"))
         result = training.run(config, listeners, folder if is_named else None, overwrite=not resume)
         if result is not None:
+            for path in before:
+                path.unlink()
             times = bars.first - world.started(), time.time() - world.started()
             print_result(result.to_json(), folder, *times)
     except Stopped as stopped:

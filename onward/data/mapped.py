@@ -2,7 +2,8 @@
 
 import mmap
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch.utils import _pytree as pytree
 LEFT_BYTES = 1 << 26
 """Bytes from which on samples are left in their file, and chosen ones are not read at once."""
 
+READ_ONLY = "These samples stay in their file, and are read-only; change a copy, x.clone()."
+
 aten = torch.ops.aten
 
 
@@ -21,13 +24,16 @@ class MappedFile:
     """An array in a file, of which samples are read by their numbers.
 
     Args:
-        array: Samples first; nothing that is done to them here comes to the file.
+        array: Samples first, read-only.
     """
 
     def __init__(self, array: np.memmap[Any, Any]) -> None:
         assert isinstance(array.base, mmap.mmap)
         self.pages: mmap.mmap = array.base
-        self.samples: Tensor = torch.from_numpy(array)
+        with warnings.catch_warnings():
+            # That it must not be written to: it is only ever read from.
+            warnings.simplefilter("ignore", UserWarning)
+            self.samples: Tensor = torch.from_numpy(array)
 
     def read(self, rows: Tensor) -> Tensor:
         """Return some samples."""
@@ -74,6 +80,26 @@ class MappedSamples(Tensor):
         is_much = len(rows) * self.file.samples[:1].nbytes > LEFT_BYTES
         return MappedSamples(self.file, rows) if is_much else self.file.read(rows)
 
+    def tolist(self) -> Any:
+        """Return all of these samples as nested lists."""
+        return self.whole().tolist()
+
+    def share_memory_(self) -> "MappedSamples":
+        """Refuse what has no memory of its own."""
+        raise TypeError("These samples stay in their file; share a copy, x.clone().")
+
+    def __setitem__(self, *_: object) -> None:
+        """Refuse to change the file."""
+        raise TypeError(READ_ONLY)
+
+    def __deepcopy__(self, memo: object) -> "MappedSamples":
+        """Return the same samples of the same file."""
+        return MappedSamples(self.file, self.rows.clone())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Be pickled as a tensor in memory."""
+        return self.whole().__reduce_ex__(protocol)
+
     def numpy(self, *, force: bool = False) -> NDArray[Any]:
         """Return all of these samples as an array."""
         return self.whole().numpy(force=force)
@@ -85,11 +111,15 @@ class MappedSamples(Tensor):
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls,
-        func: Callable[..., Any],
+        func: Any,
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func._schema.is_mutable and any(
+            isinstance(arg, cls) for arg in _mutated(func, args, kwargs)
+        ):
+            raise TypeError(READ_ONLY)
         mapped, *rest = args
         if func in (aten.detach.default, aten.alias.default):
             return MappedSamples(mapped.file, mapped.rows)
@@ -108,6 +138,15 @@ class MappedSamples(Tensor):
         return func(*read[0], **read[1])
 
 
+def _mutated(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Any]:
+    """Return the arguments that an operation writes to."""
+    found = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(args[place] if place < len(args) else (kwargs or {}).get(argument.name))
+    return found
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor in memory: itself, unless its samples are in a file."""
     return tensor.whole() if isinstance(tensor, MappedSamples) else tensor
@@ -123,9 +162,6 @@ def mapped(array: NDArray[Any]) -> Tensor | None:
     """
     if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap):
         return None
-    is_fixed = array.mode in ("r", "c") and array.filename is not None
-    if not is_fixed or not array.flags.c_contiguous or array.nbytes <= LEFT_BYTES:
+    if array.mode != "r" or not array.flags.c_contiguous or array.nbytes <= LEFT_BYTES:
         return None
-    # Torch wants memory that may be written; what is written here never comes to the file.
-    private = np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)
-    return MappedSamples(MappedFile(private), torch.arange(len(array)))
+    return MappedSamples(MappedFile(array), torch.arange(len(array)))

@@ -343,12 +343,14 @@ class Worker(ABC):
         then = Standing(best=-1, correct=-1, since=0, end=NEVER)
         if before:
             then = Standing.of(given[before[0]][0].tolist())
-        if then.end <= task.time < plan.chapters - 1:
-            # Nothing was trained since.
+        trained = min(task.time, then.end - 1)
+        is_known = trained < task.time and plan.validated_before(then.end) == trained
+        if is_known or (trained < task.time < plan.chapters - 1):
+            # Nothing was trained since, or the last validation will see it.
             found, now = Evaluation(0, 0, {}), then
         else:
             found = evaluate(self.network, self.shards[task.block].validation)
-            now = then.after(task.time, found.correct, plan.patience, plan.stop_age)
+            now = then.after(trained, found.correct, plan.patience, plan.stop_age)
         each = [found.correct_blocks.get(block, -1) for block in range(plan.num_blocks)]
         counts = [found.rows, found.correct, *each, *now]
         made = {
