@@ -88,7 +88,7 @@ def test_the_test_windows_are_the_last_ones(tmp_path):
     [
         (0, 0.2, r"some.txt has 0 bytes.* take 17, with data.context = 8"),
         (16, 0.2, r"has 16 bytes.* take 17"),
-        (17, 2, r"has 2 windows of data.context = 8 bytes, of which 2 cannot be kept apart"),
+        (17, 2, r"has 2 windows of data.context = 8 bytes, of which 2 cannot be held out"),
     ],
 )
 def test_a_text_that_is_too_short_is_refused_with_its_numbers(size, test, message, tmp_path):
