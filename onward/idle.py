@@ -65,8 +65,8 @@ def _without_effect(
         yield "plan.stop_age", "nothing ends training early (plan.patience)"
     schedules = {block.schedule or config.training.schedule for block in network.all_blocks}
     if schedules != {"constant"}:
-        reason = "the learning rate is spread over all epochs (training.schedule)"
-        yield "placement.keep_state", f"more epochs need a constant one, and {reason}"
+        reason = "more epochs need a constant learning rate (training.schedule=constant)"
+        yield "placement.keep_state", reason
     if config.plan.kind == "stream":
         yield "placement.memory", "a stream holds no samples of a chapter"
     if num_ranks == 1:

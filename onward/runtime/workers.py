@@ -141,7 +141,7 @@ class Worker(ABC):
         is_over = self.plan.chapter(task) >= self.end
         match task.kind:
             case TaskKind.TRAIN | TaskKind.PASS | TaskKind.SCORE if is_over:
-                return self.unchanged(task, given)
+                return self.unchanged(task)
             case TaskKind.TRAIN:
                 return self.train(task, given)
             case TaskKind.PASS:
@@ -367,7 +367,7 @@ class Worker(ABC):
         self.validation_cpu_seconds += time.process_time() - cpu
         return made
 
-    def unchanged(self, task: Task, given: Given) -> Made:
+    def unchanged(self, task: Task) -> Made:
         """Return what a task makes in a chapter that is not trained: weights as they were."""
         made: Made = {}
         for product in self.plan.makes(task):
