@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -19,6 +19,7 @@ from onward.batch import Batch
 from onward.checkpoint import load, save
 from onward.config import RunConfig
 from onward.data import Dataset
+from onward.data.tables import densified, is_sparse
 from onward.errors import DataError, SettingError
 from onward.networks import Network
 from onward.recipes import RECIPES
@@ -30,27 +31,28 @@ MODEL = "model.safetensors"
 
 
 class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Trains a recipe on rows of numbers, as scikit-learn's classifiers are trained.
+    """Trains a recipe on vectors of numbers, as scikit-learn's classifiers are trained.
 
-    All rows given to `fit` are learned from; none is held out.
+    It learns from all samples given to `fit`; none are held out. Samples may be sparse matrices
+    (scipy): their zeros are written out, within a quarter of the machine's memory.
 
     Args:
         recipe: Name of a recipe that comes with Onward, see `onward recipes`.
         widths: Units of each block, for recipes of dense blocks. None: the recipe's own.
-        epochs: Passes over the rows. None: the recipe's own.
-        batch_size: Rows of a mini-batch; all of them, where there are fewer.
+        epochs: Passes over the samples. None: the recipe's own.
+        batch_size: Samples of a mini-batch; all of them, where there are fewer.
         random_state: Decides all randomness: a whole number, or as elsewhere in scikit-learn.
         precision: Arithmetic of matrix products: `fp32`, `bf16` or `auto`.
-        class_weight: How much rows of each class count in the loss, by label; `balanced`: all
-            classes the same, however many rows they have. For recipes that can weigh rows.
+        class_weight: How much samples of each class count in the loss, by label; `balanced`: all
+            classes the same, however many samples they have. For recipes that can weigh samples.
         warm_start: Whether another call of `fit` goes on from the weights that there are, with an
             optimizer in its first state. Not for recipes of several stages.
         settings: Any other settings by full name, such as `{"network.lr": 0.01}`.
 
     Attributes:
         classes_: Labels of the classes, sorted.
-        n_features_in_: Numbers of a row.
-        feature_names_in_: Names of the columns, where rows came with names.
+        n_features_in_: Number of features.
+        feature_names_in_: Names of the columns, where samples came with names.
         network_: The trained `ow.Network`.
 
     Example:
@@ -86,19 +88,26 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.settings = settings
 
     def fit(self, X: Any, y: Any) -> "OnwardClassifier":
-        """Train on rows and their classes.
+        """Train on samples and their classes.
 
         Args:
-            X: Rows of numbers, shape (rows, features).
-            y: A class for each row: numbers or texts.
+            X: Samples, shape (samples, features); dense or sparse.
+            y: A class for each sample: numbers or texts.
 
         Raises:
-            ValueError: Rows, classes or settings cannot be used; the message says why.
+            ValueError: Samples, classes or settings cannot be used; the message says why.
         """
         before: Network | None = getattr(self, "network_", None) if self.warm_start else None
         X, y = validate_data(
-            self, X, y, dtype=np.float32, ensure_min_samples=2, reset=before is None
+            self,
+            X,
+            y,
+            accept_sparse=True,
+            dtype=np.float32,
+            ensure_min_samples=2,
+            reset=before is None,
         )
+        X = densified(X, "X") if is_sparse(X) else X.copy()
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         known = getattr(self, "classes_", classes)
@@ -110,13 +119,13 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if before is not None and list(classes) != list(known):
             raise DataError(
-                f"warm_start goes on with the classes {list(known)}, and these rows have "
-                f"{list(classes)}. Give rows of the same classes, or set warm_start=False."
+                f"warm_start goes on with the classes {list(known)}, and these samples have "
+                f"{list(classes)}. Give samples of the same classes, or set warm_start=False."
             )
         if len(classes) < 2:
             raise DataError(
-                f"All {len(y)} rows have the class {classes[0].item()!r}; a classifier takes two "
-                f"classes at least."
+                f"All {len(y)} samples have the class {classes[0].item()!r}; a classifier takes "
+                f"two classes at least."
             )
         config = self._config(len(X))
         built = RunConfig(
@@ -128,12 +137,12 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "settings of network or optimizer have changed. Set warm_start=False."
             )
         training = Batch(
-            torch.from_numpy(X.copy()),
+            torch.from_numpy(X),
             {"label": torch.from_numpy(labels)},
             weights=self._weights(classes, y, labels),
         )
         dataset = Dataset(
-            name="rows",
+            name="samples",
             training=training,
             test=training.take(slice(0, 0)),
             num_classes=len(classes),
@@ -161,14 +170,14 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _weights(
         self, classes: NDArray[Any], y: NDArray[Any], labels: NDArray[Any]
     ) -> torch.Tensor | None:
-        """Return how much each row counts; None where all count the same."""
+        """Return how much each sample counts; None where all count the same."""
         if self.class_weight is None:
             return None
         each = compute_class_weight(self.class_weight, classes=classes, y=y)
         weights = torch.from_numpy(each)[torch.from_numpy(labels)]
         return (weights / weights.mean()).float()
 
-    def _config(self, rows: int) -> RunConfig:
+    def _config(self, samples: int) -> RunConfig:
         """Return the settings of a run."""
         if self.recipe not in RECIPES:
             raise DataError(
@@ -178,7 +187,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         changes: dict[str, Any] = {
             "data.validation": 0,
             "training.seed": _seed(self.random_state),
-            "training.batch_size": min(_plain(self.batch_size), rows),
+            "training.batch_size": min(_plain(self.batch_size), samples),
             "training.precision": self.precision,
         }
         if self.epochs is not None:
@@ -189,7 +198,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return config.with_settings(changes | own)
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most likely class of each row."""
+        """Return the most likely class of each sample."""
         scores = self._scores(X)
         found: NDArray[Any] = self.classes_[scores.argmax(axis=1)]
         return found
@@ -203,9 +212,16 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _scores(self, X: Any) -> NDArray[Any]:
         check_is_fitted(self, "network_")
-        X = validate_data(self, X, reset=False, dtype=np.float32)
+        X = validate_data(self, X, reset=False, accept_sparse=True, dtype=np.float32)
+        X = densified(X, "X") if is_sparse(X) else X
         found: NDArray[Any] = self.network_.scores(X).network.float().numpy()
         return found
+
+    def __sklearn_tags__(self) -> Tags:
+        """Say that sparse matrices may be given."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a pickle: arrays and JSON, and no code of a network."""

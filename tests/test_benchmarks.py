@@ -37,6 +37,7 @@ FIGURES = {
         "fixed_sequence_violations",
         "expectation_risk",
     },
+    "estimator_checks": {"passed", "failed", "skipped"},
     "fuzz": {"inputs", "crashes"},
     "hint_age": {"chapters", "mini_batches"},
     "links": {"seconds", "megabytes", "delayed", "worst_error"},
@@ -56,6 +57,7 @@ FIGURES = {
         "checkpoint_cost",
     },
     "papers": {"accuracy", "pflop"},
+    "start_up": {"help", "wrong_flag", "import_ratio", "processes"},
     "step_speed": {
         "one_pass_vs_fp32_ff",
         "one_pass_vs_bf16_backprop",
@@ -74,6 +76,7 @@ LONG = {
     "conv_step",
     "ecg",
     "emulated_ranks",
+    "estimator_checks",
     "exits",
     "hint_age",
     "links",
@@ -82,6 +85,7 @@ LONG = {
     "methods",
     "same_weights",
     "simulation",
+    "start_up",
     "traffic",
 }
 """Those that take ten seconds or more, and are not the short form of a test of faults."""

@@ -5,6 +5,7 @@ import pickletools
 
 import numpy as np
 import pytest
+import scipy.sparse
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -73,6 +74,22 @@ def test_it_works_in_pipelines_and_searches():
     assert search.fit(x, y).best_params_ == {"epochs": 40}
 
 
+def test_sparse_samples_are_answered_as_dense_ones():
+    x, y = iris()
+    dense = OnwardClassifier(widths=(8,), epochs=2, batch_size=20).fit(x, y)
+
+    sparse = OnwardClassifier(widths=(8,), epochs=2, batch_size=20).fit(scipy.sparse.csr_array(x), y)
+
+    assert (sparse.predict_proba(scipy.sparse.coo_array(x)) == dense.predict_proba(x)).all()
+
+
+def test_sparse_samples_that_need_too_much_memory_are_refused():
+    wide = scipy.sparse.csr_array((2000, 2**31 - 1), dtype=np.float32)
+
+    with pytest.raises(DataError, match=r"X is sparse, of shape .* a quarter of the memory here"):
+        OnwardClassifier().fit(wide, np.arange(2000) % 2)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_parameters_may_be_what_searches_hand_out():
     x, y = iris()
@@ -95,7 +112,7 @@ def test_a_refused_fit_leaves_what_was_fitted():
     fitted = OnwardClassifier(**SMALL).fit(x, y)
     before = fitted.predict(x)
 
-    with pytest.raises(DataError, match="All 150 rows have the class 0;"):
+    with pytest.raises(DataError, match="All 150 samples have the class 0;"):
         fitted.fit(x, np.zeros(150, dtype=int))
 
     assert (fitted.predict(x) == before).all()
@@ -131,7 +148,7 @@ def test_a_warm_start_goes_on():
         warm.fit(x, y)
 
     assert warm.score(x, y) > cold.score(x, y)
-    with pytest.raises(DataError, match=r"goes on with the classes .* these rows have"):
+    with pytest.raises(DataError, match=r"goes on with the classes .* these samples have"):
         warm.fit(x[:100], y[:100])
     with pytest.raises(SettingError, match="have changed"):
         warm.set_params(widths=(9,)).fit(x, y)
