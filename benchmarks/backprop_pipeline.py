@@ -4,7 +4,7 @@
     sudo python benchmarks/backprop_pipeline.py --data-dir DIR --quick   8 mini-batches, a minute
 
 Four ranks, each with a quota of 0.4 of a core as in emulated_ranks.py and a network namespace as in
-hosts.py, and the same layers, rows, batches of 512, dropout, learning rates and bf16 products
+hosts.py, and the same layers, samples, batches of 512, dropout, learning rates and bf16 products
 everywhere: [784, 2000 x 4] on MNIST. Links have no limit; links.py has others, and goes on to an
 accuracy.
 
@@ -16,8 +16,8 @@ accuracy.
     1f1b        the same with the schedule 1F1B
     dff         one-pass in a stream as DFF sends it: one message at a time, and no overlap
 
-Timed: training, from the first step to the end of the epoch; validating (3,000 rows) is not timed,
-except in the first two, where it is a task like others. Bytes are those that the network
+Timed: training, from the first step to the end of the epoch; validating (3,000 samples) is not
+timed, except in the first two, where it is a task like others. Bytes are those that the network
 interfaces counted in that time. The first cuts its epoch into four chapters.
 Figures: seconds and megabytes of an epoch by way; with --quick, of one pass over 8 mini-batches.
 """
@@ -83,9 +83,9 @@ class Work:
             whole = ow.load_data("digits")
         else:
             whole = ow.load_data("mnist", data_dir=options["data_dir"])
-        rows, self.batch_size = options["rows"], options["batch_size"]
+        samples, self.batch_size = options["samples"], options["batch_size"]
         held_out = options["validation"]
-        self.x, self.y = whole.x[held_out:][:rows].flatten(1), whole.y[held_out:][:rows]
+        self.x, self.y = whole.x[held_out:][:samples].flatten(1), whole.y[held_out:][:samples]
         self.x_validation = whole.x[:held_out].flatten(1)
         self.y_validation = whole.y[:held_out]
         self.dataset = ow.dataset(
@@ -191,7 +191,7 @@ def local(way: str, work: Work, watch: Watch) -> None:
 
 
 def backprop(way: str, work: Work, watch: Watch) -> None:
-    """Train by backpropagation, on one rank or with the rows of each batch assigned to all."""
+    """Train by backpropagation, on one rank or with the samples of each batch assigned to all."""
     layers = nn.Sequential(*layers_of(work.network(one_block=True)))
     rank, ranks = 0, 1
     model: nn.Module = layers
@@ -257,8 +257,8 @@ def dff(way: str, work: Work, watch: Watch) -> None:
     got = torch.zeros(1)
     for epoch in range(work.epochs):
         watch.go()
-        for number, rows, y in work.batches(epoch):
-            x = rows
+        for number, samples, y in work.batches(epoch):
+            x = samples
             if rank:
                 x = torch.empty(len(y), work.options["width"], dtype=torch.bfloat16)
                 dist.recv(x, rank - 1)
@@ -363,7 +363,7 @@ def settings(form: str, data_dir: str | None, epochs: int, goal: float) -> dict[
         "data_dir": data_dir,
         "width": 64 if form == "smoke" else 2000,
         "batch_size": batch_size,
-        "rows": 57_000 if form == "full" else 8 * batch_size,
+        "samples": 57_000 if form == "full" else 8 * batch_size,
         "validation": 3000 if form == "full" else 100,
         "epochs": epochs if form == "full" else 1,
         "goal": goal,

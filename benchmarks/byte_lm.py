@@ -103,7 +103,7 @@ def trained(config: ow.RunConfig, epochs: int, pflop: float) -> dict[str, Any]:
         "core_seconds": sum(result.facts["cpu_seconds"]),
         "parameters": sum(p.numel() for p in result.network.parameters()),
         "precision": result.facts["precision"],
-        "windows": result.facts["rows"],
+        "windows": result.facts["samples"],
         # Where the text lies says nothing of a figure.
         "settings": config.with_settings(
             {"data.name": "text.txt", "training.epochs": epochs}

@@ -1,11 +1,11 @@
 """What do shorter chapters cost, in accuracy and bytes, and what do they gain in time?
 
     python benchmarks/chapter_length.py --data-dir DIR            MNIST, three seeds: 20 minutes
-    python benchmarks/chapter_length.py --data-dir DIR --quick    6,000 rows, one seed
+    python benchmarks/chapter_length.py --data-dir DIR --quick    6,000 samples, one seed
 
 One-pass, four blocks of 500 units, six epochs. Chapters of two epochs, of one, and of a half, a
 quarter, a tenth of an epoch, down to a single mini-batch: the first item of future work of
-Aktemur et al. 2024 (arXiv:2404.08573, section 6). Accuracy is measured, on test rows that are
+Aktemur et al. 2024 (arXiv:2404.08573, section 6). Accuracy is measured, on test samples that are
 looked at once a run; time and bytes on four ranks (all-layers, links of 1 Gbit/s) are simulated
 from steps timed on this machine. Figures: mean accuracy, speed-up over one rank and megabytes sent,
 by number of chapters an epoch.

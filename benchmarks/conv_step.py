@@ -16,7 +16,7 @@ Contestants:
     onward muon   the same in the library, by `ow.optimizer(torch.optim.Muon, flatten=True)`
     compiled ...  local and backprop by torch.compile, where there is a compiler
 
-All choose their rows anew for each mini-batch, and add up loss and right answers. In every round
+All choose their samples anew for each mini-batch, and add up loss and right answers. In every round
 all contestants run in turn; a figure is the median over rounds of the ratio within a round.
 """
 
@@ -41,9 +41,9 @@ LR, DECAY = 1e-3, 1e-2
 
 def images(form: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    rows = (2 if form == "smoke" else 64) * BATCH
-    x = torch.rand(rows, 3, 32, 32, generator=generator)
-    return x, torch.randint(CLASSES, (rows,), generator=generator)
+    samples = (2 if form == "smoke" else 64) * BATCH
+    x = torch.rand(samples, 3, 32, 32, generator=generator)
+    return x, torch.randint(CLASSES, (samples,), generator=generator)
 
 
 def layers(number: int, channels_in: int, channels_out: int) -> nn.Sequential:

@@ -14,8 +14,8 @@ the training steps of a block each, and send nothing: `calibration` is the speed
 such loops over that of one alone. It is below 1 where the four are in each other's way, in the
 cache for instance.
 
-Work: one-pass, 4 equal blocks of 2000 units, 5 chapters of 48 mini-batches of 512 rows (an epoch of
-MNIST has 111; --quick: 4 chapters of 16). Timed: from the first task to the gathered network.
+Work: one-pass, 4 equal blocks of 2000 units, 5 chapters of 48 mini-batches of 512 samples (an epoch
+of MNIST has 111; --quick: 4 chapters of 16). Timed: from the first task to the gathered network.
 
     speedup              time of one rank over time of four, median of the pairs
     ideal                what follows from the plan and the task costs of the one-rank run
@@ -38,8 +38,8 @@ chapters of 16 mini-batches of 128, and a stream of 192. Figures for each, media
     NAME_schedule_efficiency    as above; costs are those of a block's chapter, spread evenly over
                                 its mini-batches
 
---replicas: eight ranks in four teams of two, which share each task by rows or by units, beside one
-rank that trains without slices, all under a quota of an eighth of a core; 32 chapters of 16
+--replicas: eight ranks in four teams of two, which share each task by samples or by units, beside
+one rank that trains without slices, all under a quota of an eighth of a core; 32 chapters of 16
 mini-batches. One rank does 8 of them, and its time counts four times: its chapters are alike.
 
     replicas_speedup        time of one rank over time of eight, by cut
@@ -141,7 +141,7 @@ def train_body(work: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(0)
     width = work["width"]
-    x = torch.rand(work["rows"], width, generator=draw)
+    x = torch.rand(work["samples"], width, generator=draw)
     y = torch.randint(CLASSES, (len(x),), generator=draw)
     dataset = ow.dataset(x, y, x_test=x[:100], y_test=y[:100])
     kind = HINTS if work.get("hints") else {}
@@ -152,7 +152,7 @@ def train_body(work: Mapping[str, Any]) -> None:
         network,
         dataset,
         training=ow.TrainingConfig(epochs=work["chapters"], batch_size=work["batch_size"]),
-        plan=ow.PlanConfig(slices=work.get("slices", 1), cut=work.get("cut", "rows")),
+        plan=ow.PlanConfig(slices=work.get("slices", 1), cut=work.get("cut", "samples")),
         placement=ow.PlacementConfig(name=work["placement"], replicas=work.get("slices")),
         validation=0,
     )
@@ -173,7 +173,7 @@ def conv_body(work: Mapping[str, Any]) -> None:
     """Train convolutions as one rank of a run; rank 0 writes times, and what they should be."""
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(0)
-    x = torch.rand(work["rows"], 3, 32, 32, generator=draw)
+    x = torch.rand(work["samples"], 3, 32, 32, generator=draw)
     y = torch.randint(CLASSES, (len(x),), generator=draw)
     info = ow.DataInfo(input_shape=(3, 32, 32), num_classes=CLASSES, is_image=True)
     recipe, noted = ow.RECIPES["conv"], Noted()
@@ -211,11 +211,11 @@ def convolutions(form: str, out: Path) -> dict[str, Any]:
     small = {"channels": (4, 4, 4), "pooled": (1, 2)}
     work = {"network": small if is_smoke else {}, "batch_size": 8 if is_smoke else 128}
     kinds = {
-        "all-layers": {"kind": "chapters", "epochs": 4, "rows": 16 * work["batch_size"]},
+        "all-layers": {"kind": "chapters", "epochs": 4, "samples": 16 * work["batch_size"]},
         "stream": {
             "kind": "stream",
             "epochs": 1,
-            "rows": (8 if is_smoke else 192) * work["batch_size"],
+            "samples": (8 if is_smoke else 192) * work["batch_size"],
         },
     }
     figures: dict[str, Any] = {"load": os.getloadavg()[0]}
@@ -283,7 +283,7 @@ def chapters_of(work: Mapping[str, Any]) -> ChapterPlan:
         epochs=work["chapters"],
         chapters=work["chapters"],
         batch_size=work["batch_size"],
-        rows=(work["rows"],),
+        samples=(work["samples"],),
         hint_age=4 if work.get("hints") else None,
         validate_every=None,
         has_validation=False,
@@ -334,7 +334,7 @@ def replicas(work: Mapping[str, Any], form: str, out: Path) -> dict[str, Any]:
         "replicas_calibration": round(calibration, 3),
     }
     runs = {"one": one}
-    for cut in ("rows", "units"):
+    for cut in ("samples", "units"):
         eight = run(8, {**work, "slices": 2, "cut": cut}, quota)
         runs[cut] = eight
         figures["replicas_speedup"][cut] = round(alone / eight["seconds"], 3)
@@ -375,14 +375,14 @@ def main() -> None:
     work = {
         "chapters": chapters,
         "width": 64 if form == "smoke" else 2000,
-        "rows": batches * batch_size,
+        "samples": batches * batch_size,
         "batch_size": batch_size,
     }
     if options.replicas:
         return common.last_line(replicas(work, form, options.out), form)
     if options.hints:
         pairs = 1
-        work.update(hints=True, chapters=8, rows=8 * batch_size)
+        work.update(hints=True, chapters=8, samples=8 * batch_size)
     ranks = 2 if form == "smoke" else 4
     load = os.getloadavg()[0]
     seconds = {"full": 5.0, "quick": 3.0, "smoke": 0.3}[form]
@@ -437,7 +437,7 @@ def main() -> None:
     if form == "full" and options.hints:
         common.record(options.out / "emulated_ranks_hints.json", {"figures": figures, "runs": runs})
     elif form == "full":
-        short = {**work, "chapters": 4, "rows": BATCHES * batch_size}
+        short = {**work, "chapters": 4, "samples": BATCHES * batch_size}
         plain = [
             run(1, short, None)["seconds"] / run(2, short, None)["seconds"] for _ in range(pairs)
         ]

@@ -1,11 +1,11 @@
 """Does the classifier for scikit-learn pass scikit-learn's own checks?
 
-    python benchmarks/estimator_checks.py    a minute; --quick and --smoke are the same
+python benchmarks/estimator_checks.py    a minute; --quick and --smoke are the same
 
-    passed     checks of `sklearn.utils.estimator_checks.check_estimator` that passed
-    failed     checks that did not
-    skipped    checks that scikit-learn skips here
-    seconds    of all of them
+passed     checks of `sklearn.utils.estimator_checks.check_estimator` that passed
+failed     checks that did not
+skipped    checks that scikit-learn skips here
+seconds    of all of them
 """
 
 import time

@@ -9,11 +9,11 @@ from onward.cli.report import Curve, draw_exits
 from onward.exits.policies import CONFIDENCES
 
 WHO = ("full_on_test", "policy_on_test")
-"""What a result says of the test rows at full depth, and under the calibrated policy."""
+"""What a result says of the test samples at full depth, and under the calibrated policy."""
 
 
 def picture(result: dict[str, Any], path: Path) -> None:
-    """Draw error against cost, of test rows."""
+    """Draw error against cost, of test samples."""
     curves = [Curve(name, points, "-") for name, points in result["curves"].items()]
 
     def point(title: str, form: str, *those: dict[str, float]) -> Curve:
@@ -23,11 +23,11 @@ def picture(result: dict[str, Any], path: Path) -> None:
     curves += [
         point("mean - std", "D", result["mean_minus_std"]),
         point("fixed depth", "s", *result["fixed_depths"]),
-        point("as many, any rows", "x", result["any_rows_as_many"]),
+        point("as many, any samples", "x", result["any_samples_as_many"]),
         point("oracle (knows the classes; drops no labels)", "^", result["oracle"]),
         point("calibrated margin", "*", early),
     ]
-    draw_exits(curves, path, f"{result['case']}, {result['rows']:,} test rows", "margin")
+    draw_exits(curves, path, f"{result['case']}, {result['samples']:,} test samples", "margin")
 
 
 def told_of(values: Sequence[float], form: str = ".2f") -> str:
@@ -46,7 +46,7 @@ def points(result: dict[str, Any]) -> dict[str, dict[str, float]]:
         **{name: result["policies"][name] for name in CONFIDENCES},
         "mean - std": result["mean_minus_std"],
         **{f"all leave after block {number}": depth for number, depth in enumerate(depths)},
-        "as many as under the margin, any rows": result["any_rows_as_many"],
+        "as many as under the margin, any samples": result["any_samples_as_many"],
         "oracle (knows the classes; drops no labels)": result["oracle"],
     }
 
@@ -58,7 +58,7 @@ def tables(found: dict[str, list[dict[str, Any]]]) -> str:
     """
     lines = [
         "| case | n | one class, error | error, % | early exit | change | macro-F1 | early "
-        "exit | million MACs | early exit | times fewer | batch 1, median | 1,024, rows a "
+        "exit | million MACs | early exit | times fewer | batch 1, median | 1,024, samples a "
         "second |",
         "| --- " * 2 + "| ---: " * 11 + "|",
     ]
@@ -78,7 +78,7 @@ def tables(found: dict[str, list[dict[str, Any]]]) -> str:
             told_of([each["macs"] * 1e-6 for each in early]),
             told_of([result["plain_macs_ratio"] for result in results], ".1f"),
             told_of([figure(speed, "1", "median_ms") for speed in speeds], ".1f"),
-            told_of([1 / figure(speed, "1024", "rows_a_second") for speed in speeds], ".1f"),
+            told_of([1 / figure(speed, "1024", "samples_a_second") for speed in speeds], ".1f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"| | {' | '.join(found)} |", "| --- " + "| ---: " * len(found) + "|"]

@@ -14,9 +14,10 @@ risk was above what was allowed (see exit_splits.py). --quick does that for bloc
     BOUND_macs_saved, BOUND_risk    means over 100 splits, for each bound: --run, --quick
     BOUND_violations                splits in which the risk was above what is allowed: the same
 
-The full form and --case: four blocks of 2000 units. Thresholds are calibrated on validation rows
-(5,000; patients kept apart in mitbih), all figures are of the test rows, which nothing was chosen
-by. Every result goes to a JSON file in --out and every model to --models, so the script can be cut.
+The full form and --case: four blocks of 2000 units. Thresholds are calibrated on validation samples
+(5,000; patients kept apart in mitbih), all figures are of the test samples, which nothing was
+chosen by. Every result goes to a JSON file in --out and every model to --models, so the script can
+be cut.
 
     mnist, cifar10, mitbih   one-pass: blocks with heads, which add up
     ...-sweep                hinton: a pass a label, goodness added up
@@ -26,16 +27,16 @@ by. Every result goes to a JSON file in --out and every model to --models, so th
     error_increase              test error under the policy less that at full depth: mnist
     macs_ratio                  MACs at full depth over mean MACs under the policy: mnist
     latency_ratio_batch1        median time of a row at full depth over that under the policy: mnist
-    mean_time_ratio_batch1      the same for mean times, in which rows that go far count
-    throughput_ratio_batch1024  rows a second in batches of 1,024, policy over full depth: mnist
+    mean_time_ratio_batch1      the same for mean times, in which samples that go far count
+    throughput_ratio_batch1024  samples a second in batches of 1,024, policy over full depth: mnist
     sweep_macs_ratio            MACs of the plain sweep over those under the policy: mnist-sweep
-    guarantee_kept              share of 100 splits of validation and test rows in which a guarantee
-                                (0.2 points, delta 0.1) held on the other half: mnist
-    onnx_other_exits            test rows that leave elsewhere in ONNX files than in torch: mnist
+    guarantee_kept              share of 100 splits of validation and test samples in which a
+                                guarantee (0.2 points, delta 0.1) held on the other half: mnist
+    onnx_other_exits            test samples that leave elsewhere in ONNX files than in torch: mnist
     int8_error_increase         test error of ONNX files in eight bits less that in torch, both
                                 under the policy: mnist
 
-The picture of a case (error against MACs, test rows, seed 0) goes to --out, too. The full form
+The picture of a case (error against MACs, test samples, seed 0) goes to --out, too. The full form
 prints the tables of the README.
 """
 
@@ -70,7 +71,7 @@ from onward.preparation import resolve_precision
 from onward.sharding import split
 
 ALLOWED = 0.0005
-"""Share of the held-out rows that may become wrong."""
+"""Share of the held-out samples that may become wrong."""
 
 EPOCHS = {"mnist": 6, "cifar10": 6, "mitbih": 3}
 SWEEP_EPOCHS = {"mnist": 20, "cifar10": 6, "mitbih": 3}
@@ -109,7 +110,7 @@ def config_of(case: str, seed: int, form: str, data_dir: str | None) -> ow.RunCo
 
 
 def data_of(case: str, config: ow.RunConfig, data_dir: str | None) -> ow.Dataset:
-    """Return the rows of a case.
+    """Return the samples of a case.
 
     Goodness learns nothing from pixels from 0 to 1 in colour, whose mean is most of their length.
     """
@@ -208,7 +209,7 @@ def speed(network: ow.Network, policy: ow.ExitPolicy, x: torch.Tensor, form: str
             name: {
                 "median_ms": 1e3 * times.median,
                 "p99_ms": 1e3 * times.p99,
-                "rows_a_second": times.rows_a_second,
+                "samples_a_second": times.samples_a_second,
                 "batches": len(times.seconds),
             }
             for name, times in measured.items()
@@ -219,7 +220,7 @@ def speed(network: ow.Network, policy: ow.ExitPolicy, x: torch.Tensor, form: str
 def exported(
     network: ow.Network, policy: ow.ExitPolicy, dataset: ow.Dataset, answers: ow.Answers
 ) -> dict[str, Any]:
-    """Return what the ONNX files say of all test rows, beside what the network says."""
+    """Return what the ONNX files say of all test samples, beside what the network says."""
     found = {}
     for name in ("fp32", "int8"):
         with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +245,7 @@ def by_class(answers: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
 
 
 def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
-    """Train, calibrate on validation rows, look at test rows."""
+    """Train, calibrate on validation samples, look at test samples."""
     config = config_of(case, seed, form, options.data_dir)
     dataset = data_of(case, config, options.data_dir)
     torch.set_num_threads(1)
@@ -277,9 +278,9 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
         "case": case,
         "seed": seed,
         "settings": settings_of(config),
-        "rows": len(tested.labels),
+        "samples": len(tested.labels),
         "majority_error": 1 - float(tested.labels.bincount().max()) / len(tested.labels),
-        "held_out_rows": held_out.labels.bincount(minlength=dataset.num_classes).tolist(),
+        "held_out_samples": held_out.labels.bincount(minlength=dataset.num_classes).tolist(),
         "policy": calibrated.to_json(),
         "policy_on_test": found,
         "full_on_test": full,
@@ -291,7 +292,7 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
         "same_as_inference": float((answers.exits == outcome.exits).double().mean()),
         "inference_macs": done,
         "fixed_depths": depths,
-        "any_rows_as_many": {"error": any_error, "macs": any_cost},
+        "any_samples_as_many": {"error": any_error, "macs": any_cost},
         "oracle": {"error": error, "macs": bound},
         "policies": {
             name: told(choose(held_out, confidence=name, max_error_increase=ALLOWED).policy)
@@ -322,7 +323,7 @@ def measure(case: str, seed: int, form: str, options: Any) -> dict[str, Any]:
 def guarantee(
     held_out: HeldOut, tested: HeldOut, allowed: float = 0.002, delta: float = 0.1
 ) -> dict[str, float]:
-    """Return the share of splits in which no more rows of the other half became wrong.
+    """Return the share of splits in which no more samples of the other half became wrong.
 
     Also without the guarantee, at the same allowed share, which is to show that it can be missed,
     and the mean MACs of both.
@@ -411,10 +412,10 @@ def main() -> None:
             "mnist", lambda r: exit_tables.figure(r["speed"], "1", "median_ms")
         ),
         "mean_time_ratio_batch1": mean(
-            "mnist", lambda r: 1 / exit_tables.figure(r["speed"], "1", "rows_a_second")
+            "mnist", lambda r: 1 / exit_tables.figure(r["speed"], "1", "samples_a_second")
         ),
         "throughput_ratio_batch1024": mean(
-            "mnist", lambda r: 1 / exit_tables.figure(r["speed"], "1024", "rows_a_second")
+            "mnist", lambda r: 1 / exit_tables.figure(r["speed"], "1024", "samples_a_second")
         ),
         "sweep_macs_ratio": mean("mnist-sweep", lambda r: r["plain_macs_ratio"]),
         "guarantee_kept": mean("mnist", lambda r: r["guarantee"]["kept"]),

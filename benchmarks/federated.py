@@ -1,4 +1,4 @@
-"""What does it cost in accuracy that rows never leave their owners?
+"""What does it cost in accuracy that samples never leave their owners?
 
     python benchmarks/federated.py --data-dir DIR               digits and MNIST, three seeds: hours
     python benchmarks/federated.py --data digits --seeds 1      one data set, one seed
@@ -6,7 +6,7 @@
 
 Four shards, assigned at random or by class (each owner has few classes), one-pass recipe. A chapter
 learns from one shard for an epoch, and the shards take turns; there are four times as many epochs
-as in the pooled run, over a quarter of the rows each, so that the number of updates is the same.
+as in the pooled run, over a quarter of the samples each, so that the number of updates is the same.
 Placement never changes a bit, so all this runs in one process. Figures: mean test accuracy by data
 set and way of sharding.
 """
@@ -45,7 +45,7 @@ def accuracy(name: str, assigned: str, seed: int, data_dir: str | None, epochs: 
         )
     result = ow.run(config)
     assert result is not None
-    return result.test.correct / result.test.rows
+    return result.test.correct / result.test.samples
 
 
 def main() -> None:

@@ -82,8 +82,8 @@ def readers() -> dict[str, Reader]:
         (folder / "result.json").write_text('{"accuracy": {"test": 0.5}}')
 
     pictures = bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 9, 8, 7, 6])
-    rows = BytesIO()
-    np.savez(rows, x=np.zeros((4, 2)), y=np.arange(4), num_classes=4)
+    samples = BytesIO()
+    np.savez(samples, x=np.zeros((4, 2)), y=np.arange(4), num_classes=4)
     packed = BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00")
@@ -93,7 +93,7 @@ def readers() -> dict[str, Reader]:
         "npz": (
             lambda path: ow.load_data(str(path)),
             "own.npz",
-            [rows.getvalue(), packed.getvalue()],
+            [samples.getvalue(), packed.getvalue()],
         ),
         "cifar": (cifar.read_batch, "data_batch_1.bin", [bytes(cifar.ROW_BYTES)]),
         "model": (

@@ -4,10 +4,10 @@
     python benchmarks/hint_age.py --data-dir DIR --quick    one seed, few epochs
 
 Hints are class scores from which negatives are drawn; their age is a setting of the plan. On 10,000
-rows of MNIST and four blocks of 500 units: `pff` with adaptive negatives and the softmax readout,
-40 chapters of an epoch, ages of 1, 2, 4 and 8 chapters and never (random negatives); `hinton`, 20
-epochs, ages of 0, 1, 8 and 64 mini-batches and never. Test rows are looked at once a run. Figures:
-mean test accuracy by age.
+samples of MNIST and four blocks of 500 units: `pff` with adaptive negatives and the softmax
+readout, 40 chapters of an epoch, ages of 1, 2, 4 and 8 chapters and never (random negatives);
+`hinton`, 20 epochs, ages of 0, 1, 8 and 64 mini-batches and never. Test samples are looked at once
+a run. Figures: mean test accuracy by age.
 """
 
 import json

@@ -75,7 +75,7 @@ def plan_of(way: str, work: dict[str, Any]) -> Plan:
         epochs=work["epochs"],
         chapters=max(work["epochs"], ranks) if way == "onward" else work["epochs"],
         batch_size=work["batch_size"],
-        rows=(work["rows"],),
+        samples=(work["samples"],),
         hint_age=None,
         validate_every=1,
         has_validation=True,
@@ -116,7 +116,7 @@ def forecasts(
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--goal", type=float, default=GOAL, help="accuracy on validation rows")
+    parser.add_argument("--goal", type=float, default=GOAL, help="accuracy on validation samples")
     options = parser.parse_args()
     form = common.form_of(options)
     torch.set_num_threads(1)

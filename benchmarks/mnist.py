@@ -2,11 +2,11 @@
 
     python benchmarks/mnist.py --data-dir DIR                  all cases, three seeds: hours
     python benchmarks/mnist.py --data-dir DIR --case one-pass  one case
-    python benchmarks/mnist.py --data-dir DIR --quick          one case on 6,000 rows, a minute
+    python benchmarks/mnist.py --data-dir DIR --quick          one case on 6,000 samples, a minute
 
 Each run is a recipe with the settings named in CASES, on one thread. Every result goes to a JSON
 file in --out, and a run whose file is there is not done again, so the script can be cut. The test
-rows are looked at once a run; no setting was chosen by them. The last line gives, by case, the
+samples are looked at once a run; no setting was chosen by them. The last line gives, by case, the
 mean test accuracy over the seeds.
 """
 
@@ -81,7 +81,7 @@ def run_case(case: str, seed: int, options: Any) -> dict[str, Any]:
 
 
 def quick(case: str, options: Any) -> float:
-    """Train on a tenth of the rows, or, as a smoke test, on digits with small blocks."""
+    """Train on a tenth of the samples, or, as a smoke test, on digits with small blocks."""
     recipe, settings = CASES[case]
     config = ow.RunConfig(recipe=recipe).with_settings({**WIDTHS, **settings})
     if options.smoke:
@@ -101,7 +101,7 @@ def quick(case: str, options: Any) -> float:
     plan = replace(config.plan, validate_every=None)
     result = ow.train(network, dataset, training=training, plan=plan)
     assert result is not None
-    return float(result.test.correct / result.test.rows)
+    return float(result.test.correct / result.test.samples)
 
 
 def main() -> None:

@@ -7,8 +7,8 @@
 Wine and breast cancer come with scikit-learn: features in units that differ by up to 10,000. Two
 blocks of 100 units, 30 epochs, mini-batches of 20. CIFAR-10 as bytes, three channels: four blocks
 of 500 units, ten epochs, `hinton` and `pff`. Nothing else is set. A fifth of wine and breast cancer
-is held out for the test, by class; which rows depends on no seed. Figures: the lowest test accuracy
-of each recipe and data set.
+is held out for the test, by class; which samples depends on no seed. Figures: the lowest test
+accuracy of each recipe and data set.
 """
 
 import statistics
@@ -49,7 +49,7 @@ def main() -> None:
     seeds = range(3 if form == "full" else 1)
     settings = {**SMALL, "training.epochs": 2} if form == "smoke" else SMALL
     figures: dict[str, float] = {}
-    rows = []
+    samples = []
     for name in TABLES:
         for recipe in ("one-pass", "hinton", "pff", "backprop"):
             with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def main() -> None:
                 found = [accuracy(recipe, path, settings, seed) for seed in seeds]
             tests = [test for test, _ in found]
             figures[f"{name}, {recipe}"] = round(min(tests), 4)
-            rows.append({"data": name, "recipe": recipe, "test": tests})
+            samples.append({"data": name, "recipe": recipe, "test": tests})
             print(f"{name:14} {recipe:9} {common.spread(tests)}", flush=True)
     if form == "full":
         common.need("cifar10", options.data_dir)
@@ -65,9 +65,9 @@ def main() -> None:
         for recipe in ("hinton", "pff"):
             test, validation = accuracy(recipe, "cifar10", images, 0)
             figures[f"cifar10, {recipe}"] = round(test, 4)
-            rows.append({"data": "cifar10", "recipe": recipe, "test": [test]})
+            samples.append({"data": "cifar10", "recipe": recipe, "test": [test]})
             print(f"cifar10        {recipe:9} {test:.4f}, validation {validation:.4f}", flush=True)
-        common.record(options.out / "raw_data.json", {"rows": rows})
+        common.record(options.out / "raw_data.json", {"samples": samples})
     figures["mean"] = round(statistics.mean(figures.values()), 4)
     common.last_line(figures, form)
 

@@ -4,7 +4,7 @@
     python benchmarks/same_weights.py --data-dir DIR --quick   one plan, two placements
 
 Each run is the command a user would type, `onward train`, with four blocks of 200 units on 10,000
-rows of MNIST (digits as a smoke test); chapter plans have six chapters of an epoch, so
+samples of MNIST (digits as a smoke test); chapter plans have six chapters of an epoch, so
 that hints of age 4 draw the negatives of the last two, and stream plans one epoch. What is
 compared is the digest of all weights, `weights_sha256` in result.json. Figures, by plan: the
 number of different digests, which must be 1. Plans with hints are run once more without, which
@@ -47,8 +47,8 @@ PLANS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def write_rows(path: Path, data_dir: str | None) -> None:
-    """Write the first rows of MNIST as a file that the command reads."""
+def write_samples(path: Path, data_dir: str | None) -> None:
+    """Write the first samples of MNIST as a file that the command reads."""
     whole = ow.load_data("mnist", data_dir=data_dir)
     test = {"x_test": whole.x_test[:1000], "y_test": whole.y_test[:1000]}
     np.savez(path, x=whole.x[:ROWS], y=whole.y[:ROWS], **test)
@@ -81,7 +81,7 @@ def main() -> None:
     if form != "smoke":
         data = f"{folder.name}/mnist.npz"
         try:
-            write_rows(Path(data), options.data_dir)
+            write_samples(Path(data), options.data_dir)
         except ow.DataError as error:
             common.skip(str(error))
     plans = PLANS

@@ -4,9 +4,9 @@
     sudo python benchmarks/simulation.py --quick    1 run of all-layers, under a minute
 
 Four ranks, each with a quota of 0.4 of a core as in emulated_ranks.py, train four blocks of 2000
-units in chapters of 16 mini-batches of 512 rows, with all-layers and single-layer. Simulated: the
-same plan and placement with the tasks' own processor time over the quota, and messages at the speed
-at which a rank under such a quota sends and receives 48 MB, which is measured first.
+units in chapters of 16 mini-batches of 512 samples, with all-layers and single-layer. Simulated:
+the same plan and placement with the tasks' own processor time over the quota, and messages at the
+speed at which a rank under such a quota sends and receives 48 MB, which is measured first.
 
     worst_error          largest difference of simulated and measured time, over the measured time
     ranks_4096_seconds   time to simulate 4,096 ranks, all-layers, 4,096 chapters of four blocks
@@ -114,7 +114,7 @@ def main() -> None:
         return link_body(groups[int(os.environ["RANK"])], *rest)
     torch.set_num_threads(1)
     form = common.form_of(options)
-    plan = emulated_ranks.chapters_of({"chapters": 4096, "batch_size": 1, "rows": 1})
+    plan = emulated_ranks.chapters_of({"chapters": 4096, "batch_size": 1, "samples": 1})
     costs = Emulated(
         {task: 1.0 for task in plan.tasks() if task.kind is TaskKind.TRAIN}, 16_000_000
     )
@@ -127,7 +127,7 @@ def main() -> None:
     work = {
         "chapters": 4,
         "width": 64 if form == "smoke" else 2000,
-        "rows": emulated_ranks.BATCHES * batch_size,
+        "samples": emulated_ranks.BATCHES * batch_size,
         "batch_size": batch_size,
     }
     load = os.getloadavg()[0]

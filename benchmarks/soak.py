@@ -22,7 +22,7 @@ kind:
     recovery_seconds_worst    starting Python and torch included
     checkpoint_cost           time with states kept over time without, less one, of a rank with one
                               core for itself, its writer and the disk: median of alternating pairs
-                              of two chapters of [784, 2000 x 4], 60,000 random rows
+                              of two chapters of [784, 2000 x 4], 60,000 random samples
 """
 
 import json
@@ -360,20 +360,20 @@ def cost(form: str) -> list[float]:
     """Return the time of trainings with states kept over that of trainings without, less one."""
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {0})
-    width, rows, pairs = {
+    width, samples, pairs = {
         "full": (2000, 60_000, 5),
         "quick": (2000, 6_000, 2),
         "smoke": (32, 600, 1),
     }[form]
     draw = torch.Generator().manual_seed(0)
-    x = torch.rand(rows, 784, generator=draw)
-    y = torch.randint(10, (rows,), generator=draw)
+    x = torch.rand(samples, 784, generator=draw)
+    y = torch.randint(10, (samples,), generator=draw)
     dataset = ow.dataset(x, y, x_test=x[:100], y_test=y[:100])
 
     def seconds(folder: Path | None) -> float:
         torch.manual_seed(0)
         network = ow.mlp((784,), num_classes=10, widths=(width,) * 4)
-        training = ow.TrainingConfig(epochs=2, batch_size=min(512, rows))
+        training = ow.TrainingConfig(epochs=2, batch_size=min(512, samples))
         found = ow.train(network, dataset, training=training, validation=0, folder=folder)
         assert found is not None
         return float(found.facts["seconds"])

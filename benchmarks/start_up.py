@@ -57,7 +57,7 @@ def main() -> None:
     for _ in range(times):
         for name, arguments in COMMANDS.items():
             measured[name].append(seconds(arguments, 2 if name == "wrong_flag" else 0))
-        measured["processes"].append(training(1 if form == "smoke" else 20))
+        measured["processes"].append(training(4 if form == "smoke" else 20))
     for name, found in measured.items():
         print(f"{name:14} {common.spread(found)} s, median {statistics.median(found):.3f}")
     figures = {name: round(statistics.median(found), 3) for name, found in measured.items()}

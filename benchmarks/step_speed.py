@@ -13,12 +13,12 @@ Network [784, 2000 x 4], 10 classes, random inputs in memory, one thread, one pr
                a neutral pass, a softmax head, an Adam a layer
     bf16 bp    backpropagation through the same widths: autocast to bf16, fused Adam
 
-Timed: steps with weights and rows in memory, gathering rows and choosing negatives included. Not
-timed: starting, reading data. In every round all contestants run in turn; a figure is the median
-over rounds of the ratio within a round. The floor is the time of the two matrix products a block
-cannot do without, at the bf16 rate measured in the same round, plus the bytes an Adam step moves
-(weights and two moments in and out, a bf16 copy of the weights in and out: 28 a weight) at the
-bandwidth measured there.
+Timed: steps with weights and samples in memory, gathering samples and choosing negatives included.
+Not timed: starting, reading data. In every round all contestants run in turn; a figure is the
+median over rounds of the ratio within a round. The floor is the time of the two matrix products a
+block cannot do without, at the bf16 rate measured in the same round, plus the bytes an Adam step
+moves (weights and two moments in and out, a bf16 copy of the weights in and out: 28 a weight) at
+the bandwidth measured there.
 """
 
 import statistics
@@ -75,9 +75,9 @@ def plain_forward_forward(widths: tuple[int, ...], batch: int) -> Callable[[], N
     y = torch.randint(CLASSES, (batch,))
 
     def embed(labels: Tensor) -> Tensor:
-        rows = x.clone()
-        rows[:, :CLASSES] = F.one_hot(labels, CLASSES).float()
-        return rows
+        samples = x.clone()
+        samples[:, :CLASSES] = F.one_hot(labels, CLASSES).float()
+        return samples
 
     def normalize(h: Tensor) -> Tensor:
         return h / (h.norm(dim=1, keepdim=True) + 1e-4)

@@ -44,13 +44,13 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 def body(work: dict[str, Any]) -> None:
     """Train as one rank."""
     draw = torch.Generator().manual_seed(0)
-    x = torch.rand(work["rows"], 1, 28, 28, generator=draw)
+    x = torch.rand(work["samples"], 1, 28, 28, generator=draw)
     y = torch.randint(10, (len(x),), generator=draw)
     result = ow.train(
         ow.mlp((1, 28, 28), num_classes=10, widths=tuple(work["widths"])),
         ow.dataset(x, y, x_test=x[:100], y_test=y[:100]),
         training=ow.TrainingConfig(
-            epochs=work["chapters"], batch_size=min(500, work["rows"]), precision="bf16"
+            epochs=work["chapters"], batch_size=min(500, work["samples"]), precision="bf16"
         ),
         plan=ow.PlanConfig(**work["plan"]),
         placement=ow.PlacementConfig(
@@ -62,7 +62,7 @@ def body(work: dict[str, Any]) -> None:
         Path(work["out"]).write_text(json.dumps(result.to_json()))
 
 
-def predicted(case: str, widths: tuple[int, ...], chapters: int, rows: int) -> float:
+def predicted(case: str, widths: tuple[int, ...], chapters: int, samples: int) -> float:
     """Return the bytes that the formula says."""
     sizes = (784, *widths)
     blocks = [4 * m * (n + 1 + 10) for n, m in pairwise(sizes)]
@@ -76,9 +76,11 @@ def predicted(case: str, widths: tuple[int, ...], chapters: int, rows: int) -> f
             later = sum(b * (len(blocks) - 1 - k) for k, b in enumerate(blocks))
             return chapters * later + weights - blocks[0]
         case "stream":
-            return chapters * 2 * rows * sum(widths[:-1]) + weights - blocks[0]
+            return chapters * 2 * samples * sum(widths[:-1]) + weights - blocks[0]
         case "all-layers, units":
-            within = 3 * weights + 4 * 10 * rows * 2 * len(blocks) + 2 * rows * sum(widths[:-1])
+            within = (
+                3 * weights + 4 * 10 * samples * 2 * len(blocks) + 2 * samples * sum(widths[:-1])
+            )
             return 2 * 3 * (chapters - 1) * weights + weights + chapters * within
     return 0.0
 
@@ -101,7 +103,7 @@ def main() -> None:
     for case, (ranks, plan) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             work = {
-                "rows": 200 if form == "smoke" else 2000,
+                "samples": 200 if form == "smoke" else 2000,
                 "widths": widths,
                 "chapters": chapters,
                 "plan": plan,
@@ -112,7 +114,7 @@ def main() -> None:
                 raise SystemExit(1)
             found = json.loads(Path(work["out"]).read_text())
         every[case] = found
-        sent, formula = sum(found["bytes_sent"]), predicted(case, widths, chapters, work["rows"])
+        sent, formula = sum(found["bytes_sent"]), predicted(case, widths, chapters, work["samples"])
         peaks = "  ".join(
             f"{peak / 1e6:.0f} ({needed / 1e6:.0f})"
             for peak, needed in zip(

@@ -1,11 +1,11 @@
-"""Train on arrays of your own, whose rows belong together in groups.
+"""Train on arrays of your own, whose samples belong together in groups.
 
     python examples/own_data.py
 
-The rows of one patient, writer or machine are alike. If some of them are test rows and others
-training rows, the test looks better than the network is. So each row has the number of its group,
-and no split cuts a group. Here the arrays are handwritten digits. Who wrote which is not known, but
-neighbouring rows are alike; so runs of them stand in for writers.
+The samples of one patient, writer or machine are alike. If some of them are test samples and others
+training samples, the test looks better than the network is. So each sample has the number of its
+group, and no split cuts a group. Here the arrays are handwritten digits. Who wrote which is not
+known, but neighbouring samples are alike; so runs of them stand in for writers.
 """
 
 import tempfile
@@ -25,7 +25,10 @@ def main() -> None:
     dataset = ow.dataset(
         digits.data / 16, digits.target, groups=writers, num_classes=10, name="writers"
     )
-    print(f"{dataset.num_rows} rows to learn from, {len(dataset.x_test)} of other writers to test")
+    print(
+        f"{dataset.num_samples} samples to learn from, {len(dataset.x_test)} of other writers to "
+        "test"
+    )
 
     network = ow.mlp(dataset.input_shape, num_classes=10, widths=(128, 128, 128))
     result = ow.train(network, dataset, training=ow.TrainingConfig(epochs=10), validation=0.15)
@@ -36,8 +39,8 @@ def main() -> None:
         path = Path(folder) / "model.safetensors"
         ow.save(network, path)
         again = ow.load(path)
-    new_rows = dataset.x_test[:8]
-    print(f"predicted {again.predict(new_rows).tolist()}")
+    new_samples = dataset.x_test[:8]
+    print(f"predicted {again.predict(new_samples).tolist()}")
     print(f"in truth  {dataset.y_test[:8].tolist()}")
 
 

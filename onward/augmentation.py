@@ -150,7 +150,7 @@ def with_augmentation(config: DataConfig, shape: tuple[int, ...]) -> DataConfig:
     flip = config.flip
     if flip == "auto":
         flip = "alternating" if is_image and shape[0] == 3 else "none"
-    what = f"the rows have shape {shape}" if shape else "the rows have several inputs"
+    what = f"the samples have shape {shape}" if shape else "the samples have several inputs"
     images = "images, of shape (channels, height, width)"
     signals = f"{images}, or signals, of shape (channels, length)"
     if shift and (not (is_image or len(shape) == 2) or shift >= min(shape[1:])):

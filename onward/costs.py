@@ -23,7 +23,7 @@ from onward.readouts import is_head
 from onward.runtime.workers import Settings, Shard, pass_through, report_fields
 from onward.samplers import NEUTRAL, Views
 from onward.simulation import Costs
-from onward.slices import RowsStep
+from onward.slices import SampleSlicesStep
 from onward.steps import Gradients, Step
 from onward.team import Alone
 
@@ -45,10 +45,10 @@ class BlockCosts(Costs):
     """Seconds to pass all views of a mini-batch through each block of the line."""
 
     neutral: tuple[float, ...]
-    """Seconds to pass its rows with the neutral label through each block of the line."""
+    """Seconds to pass its samples with the neutral label through each block of the line."""
 
     score: float
-    """Seconds to score its rows as hints are."""
+    """Seconds to score its samples as hints are."""
 
     validate: float
     """Seconds of a validation."""
@@ -69,19 +69,19 @@ class BlockCosts(Costs):
     """Bytes of what it puts out for one view, without targets and so on."""
 
     views: int
-    """Views of a row."""
+    """Views of a sample."""
 
     gradients: tuple[int, ...]
-    """Bytes of what a slice of rows yields for each block that is trained."""
+    """Bytes of what a slice of samples yields for each block that is trained."""
 
     update: tuple[float, ...]
-    """Seconds in which each block adds up the gradients of slices of rows and follows them."""
+    """Seconds in which each block adds up the gradients of slices of samples and follows them."""
 
     report_fields: tuple[int, ...]
     """Figures in a report of each block that is trained."""
 
     batch_size: int
-    """Rows of a mini-batch."""
+    """Samples of a mini-batch."""
 
     classes: int
     """Number of classes."""
@@ -100,7 +100,7 @@ class BlockCosts(Costs):
             return work.passed * self.neutral[block]
         is_head, learning = block in plan.heads, self.train[block]
         if plan.slices > 1:
-            if plan.cut == "rows":
+            if plan.cut == "samples":
                 learning = learning / ranks + self.update[block]
             elif not is_head:
                 learning /= ranks
@@ -115,8 +115,8 @@ class BlockCosts(Costs):
 
     def exchanged(self, plan: Plan, task: Task, known: Set[int], ranks: int) -> tuple[int, int]:
         if task.kind is TaskKind.SCORE:
-            rows = plan.rows[plan.shard(task.time)]
-            return 1, 4 * self.classes * rows // ranks
+            samples = plan.samples[plan.shard(task.time)]
+            return 1, 4 * self.classes * samples // ranks
         block, segments = task.block, plan.segments(task.time)
         if plan.nodes[block].is_frozen:
             return 0, 0
@@ -130,7 +130,7 @@ class BlockCosts(Costs):
             per_row = sum(self.outputs[b] for b in below) * self.views // plan.batch_size
             num_bytes = per_row * each // ranks
         own = plan.slices // ranks
-        if plan.cut == "rows":
+        if plan.cut == "samples":
             return passes + steps, num_bytes + steps * own * self.gradients[block]
         if is_head:
             return passes, num_bytes
@@ -169,8 +169,8 @@ class BlockCosts(Costs):
         if list(self.weights) != sizes or self.batch_size != batch_size:
             raise SettingError(
                 f"The costs are those of blocks of {list(self.weights)} bytes and mini-batches of "
-                f"{self.batch_size} rows; the run has {sizes} bytes and {batch_size} rows. Measure "
-                f"them anew with --measure."
+                f"{self.batch_size} samples; the run has {sizes} bytes and {batch_size} samples. "
+                f"Measure them anew with --measure."
             )
 
 
@@ -338,5 +338,5 @@ class Timer:
 def _time_of_update(timer: Gauge, step: Step, found: Gradients) -> float:
     """Return how long a block takes to add up the gradients of slices and to follow them."""
     every, fractions = [found.content()] * SLICES, [1 / SLICES] * SLICES
-    follow = RowsStep(step, SLICES, Alone()).follow
+    follow = SampleSlicesStep(step, SLICES, Alone()).follow
     return timer(follow, every, list(found.named), fractions, 0.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1000
-"""Rows that are read together."""
+"""Samples that are read together."""
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

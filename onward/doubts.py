@@ -42,7 +42,7 @@ def doubts(
             last[entry.block] = entry.figures
     dead = {block: figures.get("dead_fraction") or 0.0 for block, figures in last.items()}
     silent = {block: share for block, share in sorted(dead.items()) if share >= SILENT}
-    is_enough = test.rows >= FEW
+    is_enough = test.samples >= FEW
     poor = {b: t for b, t in test.tally_blocks.items() if is_enough and t.lead <= LUCK}
     unknown = last.keys() - test.correct_blocks.keys()
     flat = [
@@ -71,9 +71,9 @@ def doubts(
     elif tally is not None and is_enough and tally.lead <= LUCK:
         found.append(_no_better("the network", [tally]))
     named = [label for label, count in enumerate(tally.named if tally else ()) if count]
-    if tally is not None and len(named) == 1 and sum(rows > 0 for rows in tally.rows) > 1:
+    if tally is not None and len(named) == 1 and sum(samples > 0 for samples in tally.samples) > 1:
         found.append(
-            f"All {test.rows:,} test samples were classified as class "
+            f"All {test.samples:,} test samples were classified as class "
             f"{class_name(class_names, named[0])}. Check the learning rate, "
             f"and, if most samples are of that class, data.class_weights."
         )
@@ -83,7 +83,7 @@ def doubts(
 def _no_better(who: str, tallies: Sequence[Tally]) -> str:
     return (
         f"No better than chance: {who}, with an accuracy of {_shares(t.accuracy for t in tallies)} "
-        f"on {sum(tallies[0].rows):,} test samples. The same answers, shuffled, would have "
+        f"on {sum(tallies[0].samples):,} test samples. The same answers, shuffled, would have "
         f"{_shares(t.by_chance for t in tallies)}. Check the learning rate, training.epochs, "
         f"training.batch_size and the scale of the inputs."
     )

@@ -15,7 +15,7 @@ from onward.optimizers import Schedule, lr_scale
 from onward.readouts import is_head
 from onward.samplers import Views
 from onward.settings import Cut
-from onward.slices import RowsStep, check_cut
+from onward.slices import SampleSlicesStep, check_cut
 from onward.steps import AutogradStep, FrozenStep, Step, StepReport
 from onward.team import Alone, Team
 
@@ -45,7 +45,7 @@ class Training:
     slices: int = 1
     """Parts of every mini-batch."""
 
-    cut: Cut = "rows"
+    cut: Cut = "samples"
     """What a slice is a part of."""
 
 
@@ -102,7 +102,7 @@ def make_step(
         step = SharedPassStep(block, training.label_inputs)
     else:
         step = ClosedFormStep(block)
-    return step if slices == 1 or training.cut == "units" else RowsStep(step, slices, team)
+    return step if slices == 1 or training.cut == "units" else SampleSlicesStep(step, slices, team)
 
 
 def learn(

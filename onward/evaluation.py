@@ -33,12 +33,12 @@ class Tally:
     """Answers to samples, counted by class.
 
     Example:
-        >>> tally = Tally(rows=(8, 2), named=(9, 1), right=(8, 1))
+        >>> tally = Tally(samples=(8, 2), named=(9, 1), right=(8, 1))
         >>> tally.accuracy, tally.balanced_accuracy
         (0.9, 0.75)
     """
 
-    rows: tuple[int, ...]
+    samples: tuple[int, ...]
     """Samples of each class."""
 
     named: tuple[int, ...]
@@ -50,13 +50,13 @@ class Tally:
     @property
     def accuracy(self) -> float:
         """Share of the samples that are right."""
-        return sum(self.right) / sum(self.rows)
+        return sum(self.right) / sum(self.samples)
 
     @property
     def sensitivity(self) -> list[float | None]:
         """Share of the samples of each class that are right; None without samples."""
-        pairs = zip(self.right, self.rows, strict=True)
-        return [right / rows if rows else None for right, rows in pairs]
+        pairs = zip(self.right, self.samples, strict=True)
+        return [right / samples if samples else None for right, samples in pairs]
 
     @property
     def balanced_accuracy(self) -> float:
@@ -66,8 +66,8 @@ class Tally:
     @property
     def by_chance(self) -> float:
         """Share that would be right if the same answers were given to the samples in any order."""
-        pairs = zip(self.rows, self.named, strict=True)
-        return sum(rows * named for rows, named in pairs) / sum(self.rows) ** 2
+        pairs = zip(self.samples, self.named, strict=True)
+        return sum(samples * named for samples, named in pairs) / sum(self.samples) ** 2
 
     @property
     def lead(self) -> float:
@@ -76,18 +76,18 @@ class Tally:
         That of accuracy, or of balanced accuracy where it is more; infinite where the samples are
         of one class, and there is nothing to tell apart.
         """
-        known = [each for each in zip(self.rows, self.named, self.right, strict=True) if each[0]]
+        known = [each for each in zip(self.samples, self.named, self.right, strict=True) if each[0]]
         if len(known) < 2:
             return math.inf
-        total, leads = sum(self.rows), []
+        total, leads = sum(self.samples), []
         # In accuracy each sample counts the same; in balanced accuracy, each class.
         for is_balanced in (False, True):
             gain = variance = 0.0
-            for rows, named, right in known:
-                weight = 1 / len(known) if is_balanced else rows / total
+            for samples, named, right in known:
+                weight = 1 / len(known) if is_balanced else samples / total
                 share = named / total
-                gain += weight * (right / rows - share)
-                variance += weight**2 * share * (1 - share) / rows
+                gain += weight * (right / samples - share)
+                variance += weight**2 * share * (1 - share) / samples
             leads.append(gain / math.sqrt(variance) if variance else 0.0)
         return max(leads)
 
@@ -96,7 +96,7 @@ class Tally:
 class Evaluation:
     """How many samples a network gets right."""
 
-    rows: int
+    samples: int
     """Samples that were looked at."""
 
     correct: int
@@ -114,12 +114,12 @@ class Evaluation:
     @property
     def accuracy(self) -> float | None:
         """Share of the samples that are right; None without samples."""
-        return self.correct / self.rows if self.rows else None
+        return self.correct / self.samples if self.samples else None
 
     @property
     def block_accuracy(self) -> list[float]:
         """The same for each block on its own."""
-        return [correct / self.rows for _, correct in sorted(self.correct_blocks.items())]
+        return [correct / self.samples for _, correct in sorted(self.correct_blocks.items())]
 
 
 def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> Evaluation:
@@ -145,9 +145,9 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     def counts(labels: Tensor) -> tuple[int, ...]:
         return tuple(labels.bincount(minlength=network.num_classes).tolist())
 
-    rows = counts(label)
+    samples = counts(label)
     answers = [s[index].argmax(dim=1) for s in (scores.network, *scores.blocks)]
-    whole, *each = (Tally(rows, counts(a), counts(label[a == label])) for a in answers)
+    whole, *each = (Tally(samples, counts(a), counts(label[a == label])) for a in answers)
     # Where there are ticks, the last one counts.
     blocks = [visit % len(network.all_blocks) for visit in network.fold(readout).exits]
     tallies = dict(zip(blocks, each, strict=False))

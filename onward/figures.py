@@ -294,11 +294,14 @@ def _curve(folder: Path, result: Mapping[str, Any], network: Network, before: in
     for line in lines:
         chapter, accuracy = line["chapter"], line.get("accuracy")
         if line["block"] is None:
-            validations.setdefault(chapter, []).append((line["validation_accuracy"], line["rows"]))
+            validations.setdefault(chapter, []).append(
+                (line["validation_accuracy"], line["samples"])
+            )
         elif line["block"] == last and accuracy is not None:
             training[chapter] = accuracy
     means = {
-        chapter: sum(accuracy * rows for accuracy, rows in shards) / sum(rows for _, rows in shards)
+        chapter: sum(accuracy * samples for accuracy, samples in shards)
+        / sum(samples for _, samples in shards)
         for chapter, shards in validations.items()
     }
     what, shown = ("validation", means) if len(means) > 1 else ("training", training)

@@ -59,7 +59,7 @@ def of_training(plan: Plan, costs: BlockCosts) -> float:
         plan: What is computed.
         costs: What `count_steps` has found.
     """
-    placement = Placement("sequential", shards=len(plan.rows))
+    placement = Placement("sequential", shards=len(plan.samples))
     return _of_epochs(plan, lambda part: simulate(part, placement, costs).busy[0])
 
 

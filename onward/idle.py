@@ -53,7 +53,7 @@ def _without_effect(
         yield "data.shift_fill", "nothing is shifted (data.shift)"
     if plan.hint_age is None and config.plan.hint_age != "never":
         yield "plan.hint_age", "negatives are drawn without hints"
-    if len(plan.rows) == 1:
+    if len(plan.samples) == 1:
         yield "plan.shard_by", "there is one shard (plan.shards)"
     if config.plan.shard_by != "dirichlet":
         yield "plan.shard_alpha", "shards are not drawn (plan.shard_by)"

@@ -16,7 +16,7 @@ from onward.exits.answers import Answers
 from onward.exits.calibration import Calibrated, choose, held_out
 from onward.exits.macs import Like
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.networks import CHUNK_ROWS, Network
+from onward.networks import CHUNK_SAMPLES, Network
 from onward.readouts import Readout
 
 Trained = Network | Path | str
@@ -170,7 +170,7 @@ def answer(
     x: Numbers | Batch,
     policy: ExitPolicy | None = None,
     *,
-    batch_size: int = CHUNK_ROWS,
+    batch_size: int = CHUNK_SAMPLES,
     network: Network | None = None,
 ) -> Answers:
     """Predict the classes of samples, each no deeper than it has to go.

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 TINY = 1e-8
 
 
-def normalize_length(x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
+def normalize_length(x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples ..."]:
     """Scale every row to a mean square of 1, so that its length says nothing.
 
     Without this a layer could read off the goodness of the layer below. No mean is subtracted and
-    nothing is learned. A row of zeros stays zero.
+    nothing is learned. A sample of zeros stays zero.
 
     Source:
         Hinton 2022, arXiv:2212.13345, section 2; the scale (mean square 1, not length 1) is that
@@ -63,7 +63,7 @@ class Dense(nn.Module):
     It is an ordinary module; what is special is that `closed_form` can train it without autograd.
 
     Args:
-        in_features: Inputs a row; an input with more axes is flattened.
+        in_features: Inputs a sample; an input with more axes is flattened.
         out_features: Units.
         dropout: Share of the normalised inputs that is set to zero in training.
         generator: Draws the weights: normal with standard deviation `gain` / sqrt(in_features).
@@ -90,7 +90,7 @@ class Dense(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))
         self.dropout = dropout
 
-    def pre_activations(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows units"]:
+    def pre_activations(self, x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples units"]:
         """Return what goes into the ReLU."""
         x = normalize_length(x.flatten(1))
         if self.training and self.dropout:
@@ -98,7 +98,7 @@ class Dense(nn.Module):
             x = x * keep_mask(x.shape, self.dropout, generator=draw, dtype=x.dtype)
         return F.linear(x, self.weight, self.bias)
 
-    def forward(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows units"]:
+    def forward(self, x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples units"]:
         return self.pre_activations(x).relu()
 
     def extra_repr(self) -> str:
@@ -121,12 +121,12 @@ class ReadoutLayer(nn.Module):
         self.widths = widths
         self.weight = nn.Parameter(torch.zeros(num_classes, sum(widths)))
 
-    def forward(self, activities: Tensor | dict[str, Tensor]) -> Float[Tensor, "rows classes"]:
+    def forward(self, activities: Tensor | dict[str, Tensor]) -> Float[Tensor, "samples classes"]:
         each = [activities] if isinstance(activities, Tensor) else activities.values()
         x = torch.cat([normalize_length(a.flatten(1)) for a in each], dim=1)
         return F.linear(x, self.weight)
 
-    def part(self, place: int, activities: Tensor) -> Float[Tensor, "rows classes"]:
+    def part(self, place: int, activities: Tensor) -> Float[Tensor, "samples classes"]:
         """Return what one of the blocks adds to the outputs.
 
         Args:

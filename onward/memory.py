@@ -19,7 +19,7 @@ import torch
 from onward.batch import Batch, Tensors, parts
 from onward.errors import SettingError
 from onward.kernels.closed_form import SLICE_BYTES, has_closed_form
-from onward.networks import CHUNK_ROWS, Network, passes
+from onward.networks import CHUNK_SAMPLES, Network, passes
 from onward.placement import Placement
 from onward.plan.tasks import INPUT, Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.holding import Way
@@ -248,8 +248,8 @@ def sizes_of(
     is_copied = network.preprocessing is not None or network.inputs.changes(types[0])
     is_copied |= network.memory_format is not torch.contiguous_format
     batch = network.sampler.neutral(batch)
-    rows = {INPUT: _bytes_each(batch.inputs)}
-    rows |= {number: _bytes_each(out.inputs) for number, _, out in passes(network, batch)}
+    samples = {INPUT: _bytes_each(batch.inputs)}
+    samples |= {number: _bytes_each(out.inputs) for number, _, out in passes(network, batch)}
     weights = {number: block.num_bytes for number, block in blocks.items()}
     states = {n: sum(t.nbytes for t in block.optimizer_tensors()) for n, block in blocks.items()}
     copies, making, activities, chunks = {}, {}, {}, {}
@@ -261,33 +261,33 @@ def sizes_of(
         copy = weight if is_closed and block.precision is torch.bfloat16 else 0
         # Of automatic differentiation also what the update makes of them.
         gradients = min(weight, 2 * SLICE_BYTES) if is_closed else 2 * weight
-        if plan.slices > 1 and plan.cut == "rows":
+        if plan.slices > 1 and plan.cut == "samples":
             # Those of each slice, in the type of the products, and their sum.
             gradients = plan.slices * (weight - copy // 2) + weight
         elif max(placement.teams) > 1:
             # What ranks of a team give each other.
             gradients += weight + states[number]
-        read = sum(rows[source] for source, _ in node.reads)
+        read = sum(samples[source] for source, _ in node.reads)
         # Inputs, activities and their derivatives, of all views. A head learns from one.
-        row = read if node.is_head else views * 3 * (read + rows[number])
+        row = read if node.is_head else views * 3 * (read + samples[number])
         if node.is_frozen:
-            copy, gradients, row = 0, 0, views * (read + rows[number])
+            copy, gradients, row = 0, 0, views * (read + samples[number])
         passed = plan.batch_size * plan.work(Task(TaskKind.TRAIN, 0, number)).passed
         copies[number], making[number] = copy, copy + gradients + plan.batch_size * row
         making[number] += unwritten * (weight + states[number])
         # The first block reads the data themselves, unless they are changed or seen as views.
-        kept = rows if is_copied or views > 1 else {**rows, INPUT: 0}
-        chunk = min(round(passed), CHUNK_ROWS)
+        kept = samples if is_copied or views > 1 else {**samples, INPUT: 0}
+        chunk = min(round(passed), CHUNK_SAMPLES)
         if settings.augment:
             # They are made portion by portion, and what is put out for each epoch is kept.
-            kept = {**rows, INPUT: 0}
+            kept = {**samples, INPUT: 0}
             epoch = round(passed) // len(plan.segments(0))
-            chunk = min(epoch, max(CHUNK_ROWS, plan.batch_size))
+            chunk = min(epoch, max(CHUNK_SAMPLES, plan.batch_size))
             if passed or (INPUT, 0) in node.reads:
-                making[number] += 2 * (chunk or plan.batch_size) * (one + views * rows[INPUT])
+                making[number] += 2 * (chunk or plan.batch_size) * (one + views * samples[INPUT])
         in_memory[number] = round(passed) * _passed(plan, kept, number, views)
         # A graph is one whole, and stays in memory.
-        put_out = 0 if training.structure else _passed(plan, {**rows, INPUT: 0}, number, views)
+        put_out = 0 if training.structure else _passed(plan, {**samples, INPUT: 0}, number, views)
         activities[number], chunks[number] = round(passed) * put_out, chunk * put_out
         elsewhere[number] = round(passed) * views * kept[INPUT] + chunks[number]
         if is_copied and views > 1 and not settings.augment:
@@ -297,8 +297,8 @@ def sizes_of(
         ProductKind.WEIGHTS: weights,
         ProductKind.BEST: weights,
         ProductKind.OPTIMIZER_STATE: states,
-        ProductKind.ACTIVITIES: {n: plan.batch_size * views * rows[n] for n in blocks},
-        ProductKind.NEUTRAL: {n: plan.batch_size * rows[n] for n in blocks},
+        ProductKind.ACTIVITIES: {n: plan.batch_size * views * samples[n] for n in blocks},
+        ProductKind.NEUTRAL: {n: plan.batch_size * samples[n] for n in blocks},
     }
     return Sizes(products, copies, making, activities, in_memory, elsewhere, chunks)
 
@@ -308,18 +308,18 @@ def _bytes_each(tensors: Tensors) -> int:
     return sum(tensor[:1].nbytes for tensor in parts(tensors))
 
 
-def _passed(plan: Plan, rows: Mapping[int, int], block: int, views: int) -> int:
+def _passed(plan: Plan, samples: Mapping[int, int], block: int, views: int) -> int:
     """Return what is held of a sample at most while it is passed on to a block."""
     path = sorted(plan.below[block])
     if plan.nodes[block].is_head:
         # Beside views of a block outputs of each chunk, and all of them joined.
-        last = rows[max(path, default=INPUT)]
-        return views * last + 2 * sum(rows[source] for source, _ in plan.nodes[block].reads)
+        last = samples[max(path, default=INPUT)]
+        return views * last + 2 * sum(samples[source] for source, _ in plan.nodes[block].reads)
 
     def held(made: int) -> int:
         """Return what is there as soon as a block's outputs are made: they, and what is read."""
         later = {s for b in (*path, block) if b >= made for s, _ in plan.nodes[b].reads}
-        return sum(rows[s] for s in (INPUT, *path) if s == made or (s < made and s in later))
+        return sum(samples[s] for s in (INPUT, *path) if s == made or (s < made and s in later))
 
     return views * max(map(held, (INPUT, *path)))
 

@@ -23,7 +23,7 @@ from onward.samplers import Sampler
 from onward.trained_on import TrainedOn
 from onward.wiring import check_edges, check_parameters, check_readout, check_views, edges_of
 
-CHUNK_ROWS = 500
+CHUNK_SAMPLES = 500
 """Samples of a forward pass that does not train. Rounding depends on it, so it is the same wherever
 a pass is made."""
 
@@ -213,7 +213,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def scores(self, x: Numbers | Batch, readout: Readout | None = None) -> Scores:
-        """Return the class scores of samples, in chunks of `CHUNK_ROWS`.
+        """Return the class scores of samples, in chunks of `CHUNK_SAMPLES`.
 
         Args:
             x: See `predict`.
@@ -268,10 +268,10 @@ def in_fp32(network: Network) -> Iterator[None]:
 
 
 def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
-    """Return a batch in parts of `CHUNK_ROWS` or another size; one with a structure is one part."""
+    """Return a batch in parts of `CHUNK_SAMPLES` or another size; one with a structure as one."""
     if batch.structure:
         return [batch]
-    size = size or CHUNK_ROWS
+    size = size or CHUNK_SAMPLES
     starts = range(0, max(len(batch), 1), size)
     return [batch.take(slice(start, start + size)) for start in starts]
 

@@ -347,7 +347,7 @@ def _zeros_like(parameter: Tensor) -> Tensor:
 def with_strides(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor with the strides of another.
 
-    Messages hold rows one after the other; a network may hold its channels last, or a part of a
+    Messages hold samples one after the other; a network may hold its channels last, or a part of a
     larger tensor. Products may round by strides, and the fused rules of torch go through memory
     without looking at them.
     """

@@ -196,7 +196,7 @@ def place(
             f"The placement {name} has work for {many} {'rank' if many == 1 else 'ranks'} at most "
             f"({unit}), but there are {num_ranks}. Start fewer, or choose another placement."
         )
-    shards = len(plan.rows)
+    shards = len(plan.samples)
     if name == "federated" and (shards < 2 or shards % num_teams):
         wanted = f"{num_teams}, or to a multiple of it" if num_teams > 1 else "2 or more"
         owner = "rank" if num_teams == num_ranks else "team"
@@ -266,10 +266,10 @@ def balance(costs: Sequence[int], num_ranks: int, *, passing: bool) -> tuple[int
     """Cut blocks into contiguous runs, one a rank, so that the most expensive costs least.
 
     Args:
-        costs: Cost of passing rows through each block. Training costs twice that (forward, and
+        costs: Cost of passing samples through each block. Training costs twice that (forward, and
             the gradient of the weights).
         num_ranks: Number of runs, at most the number of blocks.
-        passing: Whether a rank also passes rows through all blocks below its own.
+        passing: Whether a rank also passes samples through all blocks below its own.
 
     Returns:
         The rank of each block.
@@ -303,7 +303,7 @@ def assign_by_cost(costs: Sequence[int], num_ranks: int, slices: int) -> tuple[i
     """Assign ranks to blocks, more to expensive ones, so that the slowest task is fastest.
 
     Args:
-        costs: Cost of passing rows through each block; see `balance`.
+        costs: Cost of passing samples through each block; see `balance`.
         num_ranks: Number of ranks, at least the number of blocks.
         slices: Parts of every mini-batch; the ranks of a block share them evenly.
 
@@ -348,5 +348,5 @@ def _most_ranks(plan: Plan, name: str) -> tuple[int, str]:
         case "all-layers":
             return plan.chapters, "one a chapter"
         case "federated":
-            return len(plan.rows), "one a shard"
+            return len(plan.samples), "one a shard"
     return plan.num_blocks, "one a block"

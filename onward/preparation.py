@@ -137,7 +137,7 @@ def arrange(
     check_batch_norm(network, training, plan)
     if given is None:
         return plan, place_plan(config, plan, num_ranks, costs)
-    placement = replace(given, shards=len(plan.rows))
+    placement = replace(given, shards=len(plan.samples))
     check_placement(plan, placement, num_ranks)
     return plan, placement
 
@@ -305,12 +305,12 @@ def _usual_validations(config: RunConfig, network: Network, summary: DataSummary
     if network.readout is None:
         return None
     labels = network.sampler.num_candidates if network.readout.sweeps else 1
-    asked = sum(summary.validation_rows) * labels
+    asked = sum(summary.validation_samples) * labels
     # Every view takes a pass and the gradient of the weights each time; a chapter passes all
     # samples once more, to the next block.
-    rows, epochs = sum(summary.rows), config.training.epochs
-    learned = 2 * rows * epochs / (plan.chapters or epochs)
-    passed = rows if plan.kind == "chapters" and len(network.all_blocks) > 1 else 0
+    samples, epochs = sum(summary.samples), config.training.epochs
+    learned = 2 * samples * epochs / (plan.chapters or epochs)
+    passed = samples if plan.kind == "chapters" and len(network.all_blocks) > 1 else 0
     trained = (learned + passed) * len(network.sampler.names)
     return 1 if asked < VALIDATION_SHARE * trained else None
 
@@ -331,8 +331,8 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
     hint_age: int | None = None
     if network.sampler.needs_hints and plan.hint_age != "never":
         usual = 0 if is_stream else len(network.line)
-        if len(summary.rows) > 1:
-            usual = len(summary.rows)
+        if len(summary.samples) > 1:
+            usual = len(summary.samples)
         hint_age = usual if plan.hint_age is None else plan.hint_age
     if hint_age is not None:
         _check_hints(network)
@@ -349,13 +349,13 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
         "chapters": plan.chapters or training.epochs,
         "batch_size": training.batch_size,
         "drop_last": training.drop_last,
-        "rows": summary.rows,
+        "samples": summary.samples,
         "hint_age": hint_age,
         "validate_every": plan.validate_every or _usual_validations(config, network, summary),
         "patience": plan.patience,
         "stop_age": plan.stop_age,
         "keep_best": plan.keep_best,
-        "has_validation": any(summary.validation_rows) and network.readout is not None,
+        "has_validation": any(summary.validation_samples) and network.readout is not None,
     }
     if is_stream:
         if plan.optimizer_state != "travel":
@@ -450,7 +450,7 @@ def place_plan(config: RunConfig, plan: Plan, num_ranks: int, costs: Sequence[in
         )
     if is_private(config) and placement.name != "federated":
         raise PlacementError(
-            f"Each rank has a shard of its own, and the placement {placement.name} needs all rows "
-            f"everywhere. Use --placement federated, on two ranks or more."
+            f"Each rank has a shard of its own, and the placement {placement.name} needs all "
+            f"samples everywhere. Use --placement federated, on two ranks or more."
         )
     return placement

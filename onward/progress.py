@@ -62,7 +62,7 @@ class Bars(results.Listener):
         learning = [b for b in plan.trained if not plan.nodes[b].is_frozen]
         self.names = {b: "head" if b in plan.heads else f"block {b}" for b in learning}
         self.done, self.total = 0, plan.chapters * len(learning)
-        self.shards, self.chapters = len(plan.rows), plan.chapters
+        self.shards, self.chapters = len(plan.samples), plan.chapters
         self.validation, self.last_validation = None, -math.inf
         self.before = sum(
             product.kind is ProductKind.REPORT and product.block in self.names
@@ -73,7 +73,7 @@ class Bars(results.Listener):
         self.say(
             f"{count(len(plan.trained), 'block')}{f' ({frozen} frozen)' if frozen else ''}, "
             f"{count(plan.epochs, 'epoch')} in "
-            f"{count(plan.chapters, 'chapter')}, {count(sum(plan.rows), 'sample')}; "
+            f"{count(plan.chapters, 'chapter')}, {count(sum(plan.samples), 'sample')}; "
             f"{placement.name} on {count(placement.num_ranks, 'rank')}"
         )
         warning = stall(plan, placement)

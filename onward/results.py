@@ -54,10 +54,10 @@ class Result:
     """The trained network."""
 
     test: Evaluation
-    """How many test rows are right."""
+    """How many test samples are right."""
 
     validation: Evaluation
-    """How many validation rows are right, over all shards."""
+    """How many validation samples are right, over all shards."""
 
     readouts: Mapping[str, float]
     """Test accuracy by readout, where a network has several."""
@@ -66,7 +66,7 @@ class Result:
     """Test accuracy of each block on its own."""
 
     metrics: list[dict[str, float]]
-    """Figures of each block on the test rows, where its objective has some, such as perplexity."""
+    """Figures of each block on the test samples, where it has some, such as perplexity."""
 
     progress: list[Progress]
     """All that was reported, in order of chapter and block."""
@@ -85,7 +85,7 @@ class Result:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the test rows that are right."""
+        """Share of the test samples that are right."""
         return self.test.accuracy
 
     def __repr__(self) -> str:
@@ -123,9 +123,9 @@ class Result:
                 "readouts": dict(self.readouts),
             },
             "metrics": self.metrics,
-            "error_count": self.test.rows - self.test.correct if self.test.rows else None,
+            "error_count": self.test.samples - self.test.correct if self.test.samples else None,
             "class_names": self.network.class_names,
-            "class_rows": list(tally.rows) if tally else [],
+            "class_samples": list(tally.samples) if tally else [],
             "doubts": list(self.doubts),
             **self.facts,
         }
@@ -158,7 +158,7 @@ class Log:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, product: Product, tensors: list[Tensor]) -> None:
-        """Take a report, or a count of validation rows."""
+        """Take a report, or a count of validation samples."""
         figures = tensors[0].tolist()
         if product.kind is ProductKind.REPORT:
             chapter = self.plan.chapter(self.plan.maker(product))
@@ -181,7 +181,7 @@ class Log:
                 None,
                 {
                     "validation_accuracy": counts[1] / counts[0],
-                    "rows": counts[0],
+                    "samples": counts[0],
                     "shard": product.block,
                     **{f"block_{b}": c / counts[0] for b, c in enumerate(counts[2:]) if c >= 0},
                 },
@@ -222,5 +222,5 @@ class Log:
         last = [c for (chapter, _), c in self.validations.items() if chapter == whose and c[0]]
         if not last:
             return Evaluation(0, 0, {})
-        rows, correct, *each = (sum(column) for column in zip(*last, strict=True))
-        return Evaluation(rows, correct, {b: c for b, c in enumerate(each) if c >= 0})
+        samples, correct, *each = (sum(column) for column in zip(*last, strict=True))
+        return Evaluation(samples, correct, {b: c for b, c in enumerate(each) if c >= 0})

@@ -230,7 +230,7 @@ class TrainingConfig(Section):
     """Threads of each rank. Rounding depends on it."""
 
 
-Cut = Literal["rows", "units"]
+Cut = Literal["samples", "units"]
 """What a slice is a part of: the samples of a mini-batch, or the units of a block."""
 
 
@@ -268,7 +268,7 @@ class PlanConfig(Section):
     slices: Count = 1
     """Parts of every mini-batch in which a block is trained, which as many ranks can share."""
 
-    cut: Cut = "rows"
+    cut: Cut = "samples"
     """What a slice is a part of: the samples of the mini-batch (gradients are summed), or the units
     of the block (only class scores or goodness are)."""
 

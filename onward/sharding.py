@@ -33,22 +33,22 @@ from onward.transport.messages import Transport
 class DataSummary:
     """What all ranks know of the data before any training."""
 
-    rows: tuple[int, ...]
+    samples: tuple[int, ...]
     """Training samples of each shard, whose labels are kept."""
 
-    validation_rows: tuple[int, ...]
+    validation_samples: tuple[int, ...]
     """Validation samples of each shard."""
 
-    counted_rows: int
+    counted_samples: int
     """Those of all shards that count."""
 
-    every_rows: tuple[int, ...]
+    every_samples: tuple[int, ...]
     """Training samples of each shard, whether their labels are kept or not."""
 
-    every_counted_rows: int
+    every_counted_samples: int
     """Those of all shards that count."""
 
-    class_rows: tuple[int, ...]
+    class_samples: tuple[int, ...]
     """Training samples of each class, whose labels are kept."""
 
     num_classes: int
@@ -70,7 +70,7 @@ class DataSummary:
         """Return the summary of what a stage learns from: samples with labels, or all."""
         if sees_labels:
             return self
-        return replace(self, rows=self.every_rows, counted_rows=self.every_counted_rows)
+        return replace(self, samples=self.every_samples, counted_samples=self.every_counted_samples)
 
 
 SHARED = "ONWARD_SHARED_DATA"
@@ -255,10 +255,10 @@ def weighted(config: RunConfig, shard: Shard, summary: DataSummary) -> Shard:
             + ("weights of their own" if training.weights is not None else "no classes")
             + ". Leave it out."
         )
-    rows = torch.tensor(summary.class_rows, dtype=torch.float64)
+    samples = torch.tensor(summary.class_samples, dtype=torch.float64)
     # What each class counts; the mean over all samples is 1.
-    shares = (rows > 0) if power == "balanced" else rows ** (1 - power)
-    weights = summary.counted_rows * shares / (shares.sum() * rows)
+    shares = (samples > 0) if power == "balanced" else samples ** (1 - power)
+    weights = summary.counted_samples * shares / (shares.sum() * samples)
     return Shard(training.replace(weights=weights[training.label].float()), shard.validation)
 
 
@@ -305,11 +305,11 @@ def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -
         labels = torch.cat([batch.counted.label for batch in known])
         classes = labels.bincount(minlength=dataset.num_classes).tolist()
     return {
-        "rows": [len(batch) for batch in known],
-        "counted_rows": sum(batch.num_counted for batch in known),
-        "every_rows": [len(shard.training) for shard in shards.values()],
-        "every_counted_rows": sum(shard.training.num_counted for shard in shards.values()),
-        "validation_rows": [counted(shard.validation) for shard in shards.values()],
+        "samples": [len(batch) for batch in known],
+        "counted_samples": sum(batch.num_counted for batch in known),
+        "every_samples": [len(shard.training) for shard in shards.values()],
+        "every_counted_samples": sum(shard.training.num_counted for shard in shards.values()),
+        "validation_samples": [counted(shard.validation) for shard in shards.values()],
         "classes": classes,
         "class_names": dataset.class_names,
         "feature_names": dataset.feature_names,
@@ -339,7 +339,7 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
     if any(note["shapes"] != notes[0]["shapes"] for note in notes):
         shapes = sorted({tuple(map(tuple, note["shapes"].values())) for note in notes})
         text = [shape[0] if len(shape) == 1 else shape for shape in shapes]
-        raise DataError(f"The ranks have rows of different shapes: {text}. They must be alike.")
+        raise DataError(f"The ranks have samples of different shapes: {text}. They must be alike.")
     names = next((note for note in notes if note["class_names"] != notes[0]["class_names"]), None)
     if names is not None:
         each = [note["class_names"] for note in (notes[0], names)]
@@ -351,14 +351,14 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
     columns = [note["feature_names"] for note in notes]
     if any(names != columns[0] for names in columns):
         raise DataError(
-            "The ranks have rows with other names of columns, or in another order. Give all the "
+            "The ranks have samples with other names of columns, or in another order. Give all the "
             "same columns in the same order."
         )
     kinds = sorted({note["kind"] for note in notes})
     if len(kinds) > 1:
         raise DataError(
-            f"The ranks have rows of different types: {', '.join(kinds)}. Only uint8 is divided by "
-            f"255, so give all in the same type."
+            f"The ranks have samples of different types: {', '.join(kinds)}. Only uint8 is divided "
+            f"by 255, so give all in the same type."
         )
     if not is_private(config):
         # Moments may differ in the last bit from one type of machine to another.
@@ -372,11 +372,11 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
     if num_classes:
         datasets.check_classes(totals)
     return DataSummary(
-        tuple(rows for note in notes for rows in note["rows"]),
-        tuple(rows for note in notes for rows in note["validation_rows"]),
-        sum(note["counted_rows"] for note in notes),
-        tuple(rows for note in notes for rows in note["every_rows"]),
-        sum(note["every_counted_rows"] for note in notes),
+        tuple(samples for note in notes for samples in note["samples"]),
+        tuple(samples for note in notes for samples in note["validation_samples"]),
+        sum(note["counted_samples"] for note in notes),
+        tuple(samples for note in notes for samples in note["every_samples"]),
+        sum(note["every_counted_samples"] for note in notes),
         tuple(totals),
         num_classes,
         notes[0]["class_names"] and tuple(notes[0]["class_names"]),

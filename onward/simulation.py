@@ -42,7 +42,7 @@ class Costs(ABC):
         Args:
             plan: What is computed.
             task: One of its tasks.
-            known: Blocks that the rank has passed this chapter's rows through already.
+            known: Blocks that the rank has passed this chapter's samples through already.
             ranks: Ranks that share the task.
         """
 
@@ -131,7 +131,7 @@ def simulate(
         >>> from onward.plan.chapters import ChapterPlan
         >>> from onward.plan.tasks import line
         >>> plan = ChapterPlan(
-        ...     nodes=line(2), epochs=3, chapters=3, batch_size=1, rows=(1,),
+        ...     nodes=line(2), epochs=3, chapters=3, batch_size=1, samples=(1,),
         ...     hint_age=None, validate_every=None, has_validation=False,
         ... )
         >>> costs = KnownCosts({task: 1.0 for task in plan.tasks() if task.kind is TaskKind.TRAIN})

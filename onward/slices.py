@@ -54,12 +54,12 @@ def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut, is_head
             "Batch normalisation looks at all samples of a mini-batch: plan.slices must be 1 with "
             "it."
         )
-    if cut == "rows" or is_head:
+    if cut == "samples" or is_head:
         return
     if not (closed_form and has_closed_form(block)):
         raise SettingError(
             'plan.cut = "units" needs dense blocks, an optimizer that is elementwise (ow.Adam, '
-            'ow.SGD) and training.gradients = "closed-form". Use plan.cut = "rows".'
+            'ow.SGD) and training.gradients = "closed-form". Use plan.cut = "samples".'
         )
     assert isinstance(block.module, Dense)
     units = len(block.module.weight)
@@ -70,7 +70,7 @@ def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut, is_head
         )
 
 
-class RowsStep(Step):
+class SampleSlicesStep(Step):
     """Each slice is a part of the samples; the gradients of all are summed before the update.
 
     Args:

@@ -215,13 +215,13 @@ def _check_labelled(config: RunConfig, summary: DataSummary) -> None:
     Raises:
         SettingError: They are.
     """
-    size, rows = config.training.batch_size, min(summary.rows)
-    if size > rows and sum(summary.rows) < sum(summary.every_rows):
-        where = f" of shard {summary.rows.index(rows)}" if len(summary.rows) > 1 else ""
+    size, samples = config.training.batch_size, min(summary.samples)
+    if size > samples and sum(summary.samples) < sum(summary.every_samples):
+        where = f" of shard {summary.samples.index(samples)}" if len(summary.samples) > 1 else ""
         raise SettingError(
-            f"data.labelled is {config.data.labelled} and keeps the labels of {rows} training "
+            f"data.labelled is {config.data.labelled} and keeps the labels of {samples} training "
             f"samples{where}, and training.batch_size is {size}. Keep more labels, or set "
-            f"--batch-size to {rows} or less."
+            f"--batch-size to {samples} or less."
         )
 
 

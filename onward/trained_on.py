@@ -1,4 +1,4 @@
-"""Which rows a network was trained on, as digests of some of them."""
+"""Which samples a network was trained on, as digests of some of them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,32 +13,32 @@ from onward.batch import Batch, parts
 from onward.inputs import as_floats
 
 SAMPLE = 1000
-"""Rows whose digests are kept."""
+"""Samples whose digests are kept."""
 
 MOST_EARLIER = 10
-"""Trainings before the last one of which rows are known, where each had other rows."""
+"""Trainings before the last one of which samples are known, where each had other samples."""
 
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Digests of rows that a network was trained on.
+    """Digests of samples that a network was trained on.
 
-    Enough to notice, usually, that somebody calibrates on hundreds of training rows. Whoever has
-    the model and a row can tell whether the row is among them.
+    Enough to notice, usually, that somebody calibrates on hundreds of training samples. Whoever has
+    the model and a sample can tell whether the sample is among them.
     """
 
     digests: frozenset[str]
-    """Of some rows, 64 bits each."""
+    """Of some samples, 64 bits each."""
 
     share: float
-    """Part of all training rows that they are."""
+    """Part of all training samples that they are."""
 
     earlier: tuple["TrainedOn", ...] = ()
-    """Rows of trainings before, the last ones first."""
+    """Samples of trainings before, the last ones first."""
 
     @staticmethod
     def of(batches: Sequence[Batch]) -> "TrainedOn":
-        """Return the digests of a sample of training rows, which may lie in several batches."""
+        """Return the digests of some training samples, which may lie in several batches."""
         tensors = [first_tensor(batch) for batch in batches]
         every = sum(map(len, tensors))
         order = torch.randperm(every, generator=seeds.generator(0, "trained on"))[:SAMPLE]
@@ -49,28 +49,28 @@ class TrainedOn:
         return TrainedOn(frozenset(map(digest, drawn)), share)
 
     def after(self, before: "TrainedOn | None") -> "TrainedOn":
-        """Return these rows beside those that a network was trained on before."""
+        """Return these samples beside those that a network was trained on before."""
         several = [] if before is None else [replace(before, earlier=()), *before.earlier]
         others = [each for each in several if each.digests != self.digests]
         return replace(self, earlier=tuple(others[:MOST_EARLIER]))
 
     def wider(self, other: "TrainedOn") -> "TrainedOn":
-        """Return this one or another, whichever is of more rows."""
-        return self if self.rows >= other.rows else other
+        """Return this one or another, whichever is of more samples."""
+        return self if self.samples >= other.samples else other
 
     @property
-    def rows(self) -> int:
-        """How many rows it was trained on."""
+    def samples(self) -> int:
+        """How many samples it was trained on."""
         return round(len(self.digests) / self.share) if self.share else 0
 
     def overlap(self, batch: Batch) -> float:
-        """Return about which share of some rows were trained on; one equal row may be chance."""
+        """Return about which share of samples were trained on; one equal sample may be chance."""
         own = [digest(row) for row in first_tensor(batch.counted)]
         return max(each._overlap(own) for each in (self, *self.earlier))
 
-    def _overlap(self, rows: Sequence[str]) -> float:
-        hits = sum(row in self.digests for row in rows)
-        return min(1.0, hits / (len(rows) * self.share)) if hits > 1 else 0.0
+    def _overlap(self, samples: Sequence[str]) -> float:
+        hits = sum(row in self.digests for row in samples)
+        return min(1.0, hits / (len(samples) * self.share)) if hits > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         own, *earlier = (
@@ -93,6 +93,6 @@ def first_tensor(batch: Batch) -> Tensor:
 
 
 def digest(row: Tensor) -> str:
-    """Return 64 bits of a digest of a row: the same for pixels and for their shares of 255."""
+    """Return 64 bits of a digest of a sample: the same for pixels and for their shares of 255."""
     values = as_floats(row.detach()).to(torch.float32).contiguous().numpy()
     return hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()

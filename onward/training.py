@@ -309,8 +309,8 @@ def _train_stages(
                 with closed_on_error(ready.store):
                     trained = _train(network, ready, listener)
                 # A model knows what its blocks have learned from in any stage.
-                known = known.wider(trained.rows)
-                trained = trained._replace(rows=known.after(before))
+                known = known.wider(trained.samples)
+                trained = trained._replace(samples=known.after(before))
             if name:
                 trained.facts["stage"] = number
             if transport.rank == 0:
@@ -356,7 +356,7 @@ class Trained(NamedTuple):
     log: Log
     facts: dict[str, Any]
     timeline: list[Span]
-    rows: TrainedOn
+    samples: TrainedOn
 
 
 def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
@@ -418,9 +418,9 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "recipe_sha256": config.recipe_sha256,
         "recipe_has_changed": config.has_changed,
         "data": config.data.name if is_private(config) else dataset.name,
-        "rows": {
-            "training": summary.counted_rows,
-            "validation": sum(summary.validation_rows),
+        "samples": {
+            "training": summary.counted_samples,
+            "validation": sum(summary.validation_samples),
             "test": counted(dataset.test),
         },
         "seed": config.training.seed,
@@ -432,7 +432,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "plan": config.plan.kind,
         "hint_age": plan.hint_age,
         "activities": [each.way for each in ready.held],
-        "shards": len(plan.rows),
+        "shards": len(plan.samples),
         "slices": config.plan.slices,
         "teams": list(placement.teams),
         "precision": resolve_precision(config.training.precision),
@@ -456,7 +456,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             "load": psutil.getloadavg()[0],
         },
     }
-    # Rank 0 has the network; of rows that stay where they are, not even digests travel.
+    # Rank 0 has the network; of samples that stay where they are, not even digests travel.
     is_known = transport.rank == 0 and not is_private(config)
     known = [shard.training for shard in ready.shards.values()] if is_known else []
     return Trained(log, facts, merged(text), TrainedOn.of(known))
@@ -468,9 +468,9 @@ def spans_kept(num_ranks: int) -> int:
 
 
 def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
-    """Look at the test rows, once."""
+    """Look at the test samples, once."""
     network.eval()
-    network.trained_on = trained.rows
+    network.trained_on = trained.samples
     log, facts, timeline = trained.log, trained.facts, trained.timeline
     facts["weights_sha256"] = weights_sha256(network)
     test = evaluate(network, dataset.test)
@@ -479,7 +479,7 @@ def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
     for name, readout in network.readouts.items():
         is_known = readout == network.readout
         found = test if is_known else evaluate(network, dataset.test, readout)
-        readouts[name] = found.correct / max(found.rows, 1)
+        readouts[name] = found.correct / max(found.samples, 1)
         per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
     frozen = [n for n, block in enumerate(network.all_blocks) if not [*block.trained()]]

@@ -153,7 +153,7 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
     def smallest(batch_size: int) -> int:
         if plan.drop_last:
             return batch_size
-        return min(rows % batch_size or batch_size for rows in plan.rows)
+        return min(samples % batch_size or batch_size for samples in plan.samples)
 
     size, single = plan.batch_size, []  # type: int, list[nn.Module]
     learning = [block for block in network.all_blocks if not block.is_frozen]
@@ -170,11 +170,11 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
         for hook in hooks:
             hook.remove()
     if single:
-        others = (*range(size + 1, min(plan.rows) + 1), *range(size - 1, 1, -1))
+        others = (*range(size + 1, min(plan.samples) + 1), *range(size - 1, 1, -1))
         fits = next((other for other in others if smallest(other) > 1), None)
         raise SettingError(
             f"{type(single[0]).__name__} takes means over a mini-batch, and of "
-            f"{', '.join(map(str, plan.rows))} samples in mini-batches of {size} "
+            f"{', '.join(map(str, plan.samples))} samples in mini-batches of {size} "
             f"{'the last one has' if size > 1 else 'all have'} one sample. "
             + (f"Set training.batch_size to {fits}" if fits else "It takes more samples")
             + (", or training.drop_last to true." if size > 1 else ".")

@@ -58,6 +58,14 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@pytest.fixture(scope="module")
+def unchecked_module():
+    """Leave out these checks in a whole module, its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
+
+
 def pytest_report_header():
     return f"torch {torch.__version__}"
 
@@ -89,7 +97,7 @@ def own_recipe(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a run on rows of four numbers in two classes, the data in a file next to it."""
+    """The folder of a run on samples of four numbers, two classes, data in a file next to it."""
     folder = tmp_path_factory.mktemp("finished")
     np.savez(folder / "data.npz", **arrays())
     arguments = ("--data", folder / "data.npz", *QUICK, "--batch-size", 10, "--out", folder / "run")

@@ -27,13 +27,13 @@ def idx_bytes(array: Bytes) -> bytes:
     return header + array.tobytes()
 
 
-def write_mnist(folder: Path, *, zipped: bool = False, rows: int = 20) -> dict[str, Bytes]:
+def write_mnist(folder: Path, *, zipped: bool = False, samples: int = 20) -> dict[str, Bytes]:
     """Write the four files of a small MNIST, and return what they hold."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {
-        "x": random.integers(256, size=(rows, 4, 3), dtype=np.uint8),
-        "y": np.arange(rows, dtype=np.uint8) % 10,
+        "x": random.integers(256, size=(samples, 4, 3), dtype=np.uint8),
+        "y": np.arange(samples, dtype=np.uint8) % 10,
         "x_test": random.integers(256, size=(5, 4, 3), dtype=np.uint8),
         "y_test": np.arange(5, dtype=np.uint8),
     }
@@ -47,17 +47,17 @@ def write_mnist(folder: Path, *, zipped: bool = False, rows: int = 20) -> dict[s
 
 
 def cifar_bytes(images: Bytes, labels: Bytes) -> bytes:
-    """Return images [rows, 3, 32, 32] and labels in the binary form of CIFAR-10."""
+    """Return images [samples, 3, 32, 32] and labels in the binary form of CIFAR-10."""
     return np.hstack([labels[:, None], images.reshape(len(images), -1)]).tobytes()
 
 
-def write_cifar10(folder: Path, *, rows: int = 2) -> dict[str, Bytes]:
+def write_cifar10(folder: Path, *, samples: int = 2) -> dict[str, Bytes]:
     """Write the six files of a small CIFAR-10, and return what they hold."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     files = (*CIFAR_TRAIN_FILES, CIFAR_TEST_FILE)
-    images = random.integers(256, size=(len(files), rows, 3, 32, 32), dtype=np.uint8)
-    labels = np.arange(len(files) * rows, dtype=np.uint8).reshape(len(files), rows) % 10
+    images = random.integers(256, size=(len(files), samples, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(len(files) * samples, dtype=np.uint8).reshape(len(files), samples) % 10
     for file, x, y in zip(files, images, labels, strict=True):
         (folder / file).write_bytes(cifar_bytes(x, y))
     return {
@@ -107,6 +107,6 @@ def arrays(**changes):
 
 
 def of_classes(y, **settings):
-    """Make a data set of these labels whose only input is the number of the row."""
+    """Make a data set of these labels whose only input is the number of the sample."""
     y = np.asarray(y)
     return from_arrays(np.arange(len(y), dtype=np.float32)[:, None], y, **settings)

@@ -92,7 +92,7 @@ class InMemoryTeam(Team):
 
 
 def copies(tensors):
-    """Return copies with rows one after the other, as on the wire."""
+    """Return copies with samples one after the other, as on the wire."""
     return [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
 
 

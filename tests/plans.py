@@ -64,7 +64,7 @@ def shared_sizes(draw, num_shards, nodes):
         "epochs": epochs,
         "chapters": chapters,
         "batch_size": batch_size,
-        "rows": tuple(draw(st.integers(fewest, fewest + 6)) for _ in range(num_shards)),
+        "samples": tuple(draw(st.integers(fewest, fewest + 6)) for _ in range(num_shards)),
         **draw(validations(num_shards)),
     }
 
@@ -73,11 +73,11 @@ def shared_sizes(draw, num_shards, nodes):
 def chapter_plans(draw):
     sizes = draw(shared_sizes(draw(st.integers(1, 3)), graphs()))
     # A plan with fewer chapters than shards is refused.
-    sizes["rows"] = sizes["rows"][: sizes["chapters"]]
+    sizes["samples"] = sizes["samples"][: sizes["chapters"]]
     visits = draw(st.none() | st.integers(1, 3))
     return ChapterPlan, {
         **sizes,
-        "hint_age": None if visits is None else visits * len(sizes["rows"]),
+        "hint_age": None if visits is None else visits * len(sizes["samples"]),
         "optimizer_state_age": draw(st.none() | st.integers(1, 4)),
     }
 
@@ -99,7 +99,7 @@ def recurrent_streams(draw):
     if ticks == 1:
         # The visit before was an epoch ago, in which there is one mini-batch.
         sizes["chapters"] = min(sizes["chapters"], sizes["epochs"])
-        sizes["batch_size"], _ = sizes["rows"] * 2
+        sizes["batch_size"], _ = sizes["samples"] * 2
     return StreamPlan, {**sizes, "hint_age": None, "ticks": ticks}
 
 
@@ -136,7 +136,7 @@ def chapters_of_two_blocks(num_blocks=2, head_reads=(), **changes):
         "epochs": 4,
         "chapters": 4,
         "batch_size": 2,
-        "rows": (10,),
+        "samples": (10,),
         "hint_age": None,
         "validate_every": None,
         "has_validation": False,
@@ -147,7 +147,7 @@ def chapters_of_two_blocks(num_blocks=2, head_reads=(), **changes):
 def stream_of_two_blocks(num_blocks=2, head_reads=(1,), **changes):
     sizes = {"epochs": 2, "chapters": 2, "hint_age": 0 if head_reads else None}
     plan = chapters_of_two_blocks(num_blocks, head_reads)
-    names = ("nodes", "batch_size", "rows", "validate_every", "has_validation")
+    names = ("nodes", "batch_size", "samples", "validate_every", "has_validation")
     return StreamPlan(**{name: getattr(plan, name) for name in names} | sizes | changes)
 
 

@@ -135,14 +135,14 @@ STREAMS = {
 """Stream plans: recipe, and what is changed in it."""
 
 SLICED = {
-    "rows": ("one-pass", {**SMALL, "plan.slices": 4}),
-    "rows in bf16": ("one-pass", {**SMALL, "plan.slices": 2, "training.precision": "bf16"}),
-    "rows with dropout": ("one-pass", {**SMALL, "plan.slices": 2, "network.dropout": 0.2}),
-    "rows, adaptive, softmax": (
+    "samples": ("one-pass", {**SMALL, "plan.slices": 4}),
+    "samples in bf16": ("one-pass", {**SMALL, "plan.slices": 2, "training.precision": "bf16"}),
+    "samples with dropout": ("one-pass", {**SMALL, "plan.slices": 2, "network.dropout": 0.2}),
+    "samples, adaptive, softmax": (
         "pff",
         {**PFF, "plan.slices": 2, "network.readout": "softmax"},
     ),
-    "rows, adaptive, softmax, shifted": (
+    "samples, adaptive, softmax, shifted": (
         "pff",
         {**PFF, "plan.slices": 2, "network.readout": "softmax", "data.shift": 1},
     ),

@@ -21,12 +21,12 @@ def trained(x, y, **settings):
     return network
 
 
-def classes(rows=60):
-    return np.arange(rows) % 2
+def classes(samples=60):
+    return np.arange(samples) % 2
 
 
-def pixels(rows=60):
-    return draw().integers(256, size=(rows, 1, 4, 4), dtype=np.uint8)
+def pixels(samples=60):
+    return draw().integers(256, size=(samples, 1, 4, 4), dtype=np.uint8)
 
 
 def seeded(seed=0):

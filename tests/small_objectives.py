@@ -30,7 +30,7 @@ def two_views(positive, negative, **known):
 
 
 def activities(samples=6, width=5, *, seed=0, scale=1.0):
-    """Make activities as a ReLU puts them out: some of them zero, and one row of several."""
+    """Make activities as a ReLU puts them out: some of them zero, and one sample of several."""
     x = draw(samples, width, seed=seed).clamp_min(0) * scale
     x[1:2] = 0
     return x

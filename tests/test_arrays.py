@@ -1,4 +1,4 @@
-"""Arrays of one's own: what they may be, images, and validation rows."""
+"""Arrays of one's own: what they may be, images, and validation samples."""
 
 import numpy as np
 import pytest
@@ -27,14 +27,14 @@ def test_images_with_channels_last_are_not_shifted_along_the_wrong_axes():
     dataset = from_arrays(np.zeros((20, 8, 8, 3)), np.arange(20) % 2, is_image=False)
     network = ow.mlp((8, 8, 3), num_classes=2, widths=(4,))
 
-    with pytest.raises(SettingError, match=r"data.shift is 1 pixels, but the rows have shape"):
+    with pytest.raises(SettingError, match=r"data.shift is 1 pixels, but the samples have shape"):
         ow.train(network, dataset, shift=1)
 
 
-# Validation rows of one's own
+# Validation samples of one's own
 
 
-def test_validation_rows_of_ones_own_are_used_and_no_others_taken():
+def test_validation_samples_of_ones_own_are_used_and_no_others_taken():
     x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
     dataset = from_arrays(x, y, x_val=x[:6] + 100, y_val=y[:6], x_test=x[:4], y_test=y[:4])
     network = ow.mlp((2,), num_classes=2, widths=(4,))
@@ -42,11 +42,11 @@ def test_validation_rows_of_ones_own_are_used_and_no_others_taken():
     result = ow.train(network, dataset, training=ow.TrainingConfig(epochs=1, batch_size=5))
 
     assert dataset.validation.tensor.tolist() == (x[:6] + 100).tolist()
-    assert result.validation.rows == 6
-    assert result.facts["rows"]["training"] == 20
+    assert result.validation.samples == 6
+    assert result.facts["samples"]["training"] == 20
 
 
-def test_validation_rows_in_a_file_are_read(tmp_path):
+def test_validation_samples_in_a_file_are_read(tmp_path):
     x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
     np.savez(tmp_path / "own.npz", x=x, y=y, x_val=x[:6] + 100, y_val=y[:6])
 
@@ -60,11 +60,11 @@ def test_validation_rows_in_a_file_are_read(tmp_path):
     ("given", "message"),
     [
         ({"x_val": np.zeros((2, 2))}, "x_val is given without y_val"),
-        ({"x_val": np.zeros((2, 3)), "y_val": [0, 1]}, r"rows of x_val \(3,\)"),
+        ({"x_val": np.zeros((2, 3)), "y_val": [0, 1]}, r"samples of x_val \(3,\)"),
         ({"x_val": np.zeros((2, 2)), "y_val": [0, 7]}, "no row has 2, 3, 4"),
     ],
 )
-def test_validation_rows_that_do_not_fit_are_refused(given, message):
+def test_validation_samples_that_do_not_fit_are_refused(given, message):
     with pytest.raises(DataError, match=message):
         from_arrays(np.zeros((20, 2)), np.arange(20) % 2, **given)
 
@@ -79,7 +79,7 @@ def test_lists_and_whatever_is_an_array_make_a_data_set():
 
     dataset = from_arrays(Frame(), [0, 1] * 10)
 
-    assert dataset.num_rows + len(dataset.x_test) == 20
+    assert dataset.num_samples + len(dataset.x_test) == 20
     assert from_arrays(np.eye(20).tolist(), np.arange(20) % 2).x.dtype == torch.float32
 
 

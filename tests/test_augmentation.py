@@ -145,13 +145,13 @@ def test_a_square_of_zeros_is_cut_whose_center_may_be_anywhere(side):
     cut = ow.Cutout(side)(Batch(x), seeded()).tensor == 0
 
     assert cut[:, 0].equal(cut[:, 1])
-    rows, columns = cut[:, 0].any(dim=2), cut[:, 0].any(dim=1)
-    assert cut[:, 0].equal(rows[:, :, None] & columns[:, None, :])
-    for line in (rows, columns):
+    samples, columns = cut[:, 0].any(dim=2), cut[:, 0].any(dim=1)
+    assert cut[:, 0].equal(samples[:, :, None] & columns[:, None, :])
+    for line in (samples, columns):
         assert line.sum(dim=1).max() == side
         # One piece: it changes at most twice from what is cut to what is not.
         assert (line.int().diff(dim=1) != 0).sum(dim=1).max() <= 2
-    starts = {(r.nonzero()[0].item(), c.nonzero()[0].item()) for r, c in zip(rows, columns)}  # noqa: B905
+    starts = {(r.nonzero()[0].item(), c.nonzero()[0].item()) for r, c in zip(samples, columns)}  # noqa: B905
     assert len(starts) >= (5 - side // 2) * (6 - side // 2)
     assert x.eq(1).all()
 
@@ -284,11 +284,19 @@ def test_what_fails_is_told_with_its_line():
 @pytest.mark.parametrize(
     ("changes", "shape", "message"),
     [
-        ({"shift": 1}, (9,), r"data.shift is 1 pixels, but the rows have shape \(9,\). It is for"),
+        (
+            {"shift": 1},
+            (9,),
+            r"data.shift is 1 pixels, but the samples have shape \(9,\). It is for",
+        ),
         ({"shift": 4}, (2, 4), r"or signals, of shape \(channels, length\), and smaller than"),
-        ({"cutout": 2}, (2, 9), r"data.cutout is 2 pixels, but the rows have shape \(2, 9\)"),
-        ({"flip": "random"}, (2, 9), r"data.flip is random, but the rows have shape \(2, 9\)"),
-        ({"flip": "random"}, (8, 8, 3), r"data.flip is random, but the rows have shape \(8, 8, 3"),
+        ({"cutout": 2}, (2, 9), r"data.cutout is 2 pixels, but the samples have shape \(2, 9\)"),
+        ({"flip": "random"}, (2, 9), r"data.flip is random, but the samples have shape \(2, 9\)"),
+        (
+            {"flip": "random"},
+            (8, 8, 3),
+            r"data.flip is random, but the samples have shape \(8, 8, 3",
+        ),
     ],
 )
 def test_settings_are_refused_where_samples_are_no_images(changes, shape, message):
@@ -299,7 +307,9 @@ def test_settings_are_refused_where_samples_are_no_images(changes, shape, messag
 def test_settings_are_refused_where_samples_have_several_inputs():
     network = ow.mlp((4,), num_classes=3)
 
-    with pytest.raises(SettingError, match=r"data\.shift is 1 pixels, but the rows have several"):
+    with pytest.raises(
+        SettingError, match=r"data\.shift is 1 pixels, but the samples have several"
+    ):
         ow.train(network, two_sides(), training=SHORT, shift=1, validation=0)
 
 

@@ -31,17 +31,17 @@ def with_values(array, **values):
 # Data
 
 BROKEN = {
-    "no labels": (arrays(y=None), "data.npz lacks y; it has x. Needed: x (rows), y (labels)."),
+    "no labels": (arrays(y=None), "data.npz lacks y; it has x. Needed: x (samples), y (labels)."),
     "other names": ({"a": np.eye(3)}, "data.npz lacks x and y; it has a."),
-    "no rows": (
+    "no samples": (
         arrays(x=np.zeros((0, 4)), y=[]),
-        "x has the shape (0, 4). It needs one row or ",
+        "x has the shape (0, 4). It needs one sample or ",
     ),
-    "rows of one axis": (
+    "samples of one axis": (
         arrays(x=np.zeros(40)),
-        "x has the shape (40,). It needs one row or more",
+        "x has the shape (40,). It needs one sample or more",
     ),
-    "fewer labels": (arrays(y=[0, 1]), "y has the shape (2,), but there are 40 rows and each "),
+    "fewer labels": (arrays(y=[0, 1]), "y has the shape (2,), but there are 40 samples and each "),
     "nan": (
         arrays(x=with_values(arrays()["x"], row7=np.nan)),
         "4 values that are NaN or infinite",
@@ -75,15 +75,16 @@ BROKEN = {
         arrays(y=arrays()["y"] * 1000),
         "no row has 1, 2, 3, ...; the largest is 1000. Number them anew",
     ),
-    "one class": (arrays(y=np.zeros(40)), "The classes of the 32 training rows are [0], and "),
+    "one class": (arrays(y=np.zeros(40)), "The classes of the 32 training samples are [0], and "),
     "one group": (
         arrays(groups=np.zeros(40)),
-        "All 40 rows belong to one group, which would have",
+        "All 40 samples belong to one group, which would have",
     ),
-    "test rows only": (arrays(x_test=np.zeros((2, 4))), "x_test is given without y_test. Give "),
-    "other test rows": (
+    "test samples only": (arrays(x_test=np.zeros((2, 4))), "x_test is given without y_test. Give "),
+    "other test samples": (
         arrays(x_test=np.zeros((2, 3)), y_test=[0, 1]),
-        "rows of x have the shape (4,) and rows of x_test (3,). They must have the same shape.",
+        "samples of x have the shape (4,) and samples of x_test (3,). They must have the same "
+        "shape.",
     ),
 }
 
@@ -150,8 +151,9 @@ def test_damaged_published_files_are_refused(refused):
     assert f"{labels} is damaged: its header announces 20 values, but only 19 follow." in refused(
         "train", "--data", "mnist", "--data-dir", "."
     )
-    assert f"{batch} is damaged: its 6147 bytes are not a whole number of rows of 3073" in refused(
-        "train", "--data", "cifar10", "--data-dir", "."
+    assert (
+        f"{batch} is damaged: its 6147 bytes are not a whole number of samples of 3073"
+        in refused("train", "--data", "cifar10", "--data-dir", ".")
     )
 
 
@@ -190,7 +192,7 @@ def test_shards_of_one_class_each_are_refused_where_all_have_the_same(capfd):
         main(["train", *arguments, "--epochs", "2", "--out", "run"])
 
     assert ended.value.code == 2
-    message = "onward: The classes of the 56 training rows are [0], and learning takes two "
+    message = "onward: The classes of the 56 training samples are [0], and learning takes two "
     assert message in capfd.readouterr().err
     assert sorted(os.listdir()) == ["shard-0.npz", "shard-1.npz"]
 
@@ -445,7 +447,7 @@ def test_evaluate_refuses_data_that_the_network_does_not_fit(refused, finished):
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("samples", "message"),
     [
         (
             np.zeros((3, 5)),
@@ -455,31 +457,37 @@ def test_evaluate_refuses_data_that_the_network_does_not_fit(refused, finished):
             np.zeros((3, 2, 2)),
             "new.npz has samples of shape (2, 2), and the network was trained on ",
         ),
-        (np.zeros((0, 4)), "new.npz: x has the shape (0, 4). It needs one row or more, rows first"),
-        (np.zeros(4), "new.npz: x has the shape (4,). It needs one row or more, rows first, and "),
+        (
+            np.zeros((0, 4)),
+            "new.npz: x has the shape (0, 4). It needs one sample or more, samples first",
+        ),
+        (
+            np.zeros(4),
+            "new.npz: x has the shape (4,). It needs one sample or more, samples first, and ",
+        ),
         (
             np.full((3, 4), np.nan),
             "new.npz: x holds 12 values that are NaN or infinite in float32,",
         ),
         (np.array([["a"]]), "new.npz: x holds values of type <U1. It needs real numbers."),
     ],
-    ids=["width", "shape", "no rows", "one axis", "nan", "text"],
+    ids=["width", "shape", "no samples", "one axis", "nan", "text"],
 )
-def test_rows_that_the_network_does_not_fit_are_refused(refused, finished, rows, message):
-    np.savez("new.npz", x=rows)
+def test_samples_that_the_network_does_not_fit_are_refused(refused, finished, samples, message):
+    np.savez("new.npz", x=samples)
 
     assert message in refused("predict", finished, "new.npz", "--out", "found.npz")
 
 
-def test_a_file_without_rows_is_refused(refused, finished):
-    Path("rows.txt").write_text("1 2 3")
-    np.savez("named.npz", rows=np.zeros((3, 4)))
+def test_a_file_without_samples_is_refused(refused, finished):
+    Path("samples.txt").write_text("1 2 3")
+    np.savez("named.npz", samples=np.zeros((3, 4)))
 
     assert "none.npz cannot be read: No such file" in refused("predict", finished, "none.npz")
-    assert "rows.txt cannot be read. Give a file that ends in " in refused(
-        "predict", finished, "rows.txt"
+    assert "samples.txt cannot be read. Give a file that ends in " in refused(
+        "predict", finished, "samples.txt"
     )
-    assert "named.npz lacks x; it has rows." in refused("predict", finished, "named.npz")
+    assert "named.npz lacks x; it has samples." in refused("predict", finished, "named.npz")
 
 
 def test_predictions_are_written_to_npz_files_only(refused, finished):

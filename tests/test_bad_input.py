@@ -81,15 +81,27 @@ def test_an_unknown_command_is_refused(capsys):
         (["--epochs", "4", "--chapters", "3"], "4 epochs cannot be cut into 3 equal chapters: one"),
         (["--epochs", "3", "--chapters", "4"], "3 epochs cannot be cut into 4 equal chapters: one"),
         (["--epochs", "1", "--chapters", "14"], "chapter a mini-batch, of which an epoch has 13."),
-        (["--batch-size", "1294"], "batch_size is 1294, but the training set has 1293 rows."),
-        (["--validation", "1437"], "1437 of 1437 rows cannot be held out for validation so that "),
+        (["--batch-size", "1294"], "batch_size is 1294, but the training set has 1293 samples."),
+        (
+            ["--validation", "1437"],
+            "1437 of 1437 samples cannot be held out for validation so that ",
+        ),
         (
             ["--shift", "8"],
-            "data.shift is 8 pixels, but the rows have shape (1, 8, 8). It is for i",
+            "data.shift is 8 pixels, but the samples have shape (1, 8, 8). It is for i",
         ),
-        (["--shards", "5", "--epochs", "4"], "4 chapters visit 4 of 5 shards, and no rows of the "),
-        (["--shards", "1294"], "1293 rows cannot be split into 1294 shards of one row at least."),
-        (["--shards", "4", "--batch-size", "400"], "batch_size is 400, but shard 0 has 324 rows."),
+        (
+            ["--shards", "5", "--epochs", "4"],
+            "4 chapters visit 4 of 5 shards, and no samples of the ",
+        ),
+        (
+            ["--shards", "1294"],
+            "1293 samples cannot be split into 1294 shards of one sample at least.",
+        ),
+        (
+            ["--shards", "4", "--batch-size", "400"],
+            "batch_size is 400, but shard 0 has 324 samples.",
+        ),
         (
             ["--negatives", "random"],
             "a threshold needs negatives, and cross-entropy has none.",
@@ -290,10 +302,10 @@ def test_slices_and_replicas_that_do_not_fit_are_refused(refused, flags, message
     assert message in refused("train", recipe, *QUICK, *flags)
 
 
-def test_a_last_mini_batch_of_fewer_rows_than_slices_is_refused(refused):
+def test_a_last_mini_batch_of_fewer_samples_than_slices_is_refused(refused):
     random = np.random.default_rng(0)
-    rows = {"x": random.random((41, 4)), "y": np.arange(41) % 2}
-    np.savez("data.npz", **rows, x_test=rows["x"], y_test=rows["y"])
+    samples = {"x": random.random((41, 4)), "y": np.arange(41) % 2}
+    np.savez("data.npz", **samples, x_test=samples["x"], y_test=samples["y"])
 
     said = refused(
         "train", *QUICK, "--data", "data.npz", "--batch-size", 10, "--slices", 2, "--validation", 0

@@ -123,7 +123,7 @@ def test_a_newer_format_is_refused_with_the_version_to_install(path, saved):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "fp8"}, {"precision": None}, {"memory_format": "rows"}],
+    [{"precision": "fp8"}, {"precision": None}, {"memory_format": "samples"}],
     ids=["unknown", "none", "memory format"],
 )
 def test_an_unknown_arithmetic_is_damage(path, saved, changes):

@@ -83,12 +83,15 @@ LONG = {
     "larger_than_memory",
     "memory_limit",
     "methods",
+    "papers",
     "same_weights",
     "simulation",
+    "soak",
     "start_up",
     "traffic",
+    "vision",
 }
-"""Those that take ten seconds or more, and are not the short form of a test of faults."""
+"""Those that take ten seconds or more, or measure what other tests look at."""
 
 SCRIPTS = {path.stem for path in BENCHMARKS.glob("*.py")} - {
     "common",

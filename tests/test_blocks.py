@@ -323,14 +323,14 @@ def test_a_released_block_knows_how_its_weights_will_lie_in_memory():
 def test_a_block_gets_images_as_they_lie_in_memory_from_wherever_they_come():
     block = convolution()
     block.set_memory_format(torch.channels_last)
-    rows = Batch(draw(5, 2, 8, 8), context={"above": draw(5, 3, 4, 4)})
-    last = rows.replace(inputs=rows.tensor.contiguous(memory_format=torch.channels_last))
+    samples = Batch(draw(5, 2, 8, 8), context={"above": draw(5, 3, 4, 4)})
+    last = samples.replace(inputs=samples.tensor.contiguous(memory_format=torch.channels_last))
 
-    for batch in (rows, last):
+    for batch in (samples, last):
         prepared = block.prepared(batch)
         assert prepared.tensor.stride() == (128, 1, 16, 2)
         assert prepared.context["above"].stride() == (48, 1, 12, 3)
-        assert prepared.tensor.equal(rows.tensor)
+        assert prepared.tensor.equal(samples.tensor)
 
 
 def test_an_axis_of_one_has_the_stride_of_its_memory_format():
@@ -357,6 +357,6 @@ def test_a_block_learns_alike_when_its_memory_format_is_chosen_on_the_way():
 
     batch = Batch(draw(12, 2, 8, 8), {"label": torch.arange(12) % CLASSES})
     stretch = [{"input": batch}] * 5
-    rows, last = learned(torch.contiguous_format), learned(torch.channels_last)
+    samples, last = learned(torch.contiguous_format), learned(torch.channels_last)
 
-    torch.testing.assert_close(last.weights(), rows.weights(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(last.weights(), samples.weights(), rtol=0, atol=1e-4)

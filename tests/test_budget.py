@@ -37,9 +37,9 @@ def files(monkeypatch):
     """The bytes of each file that holds activities."""
     sizes = []
 
-    def noted(rows, like):
-        sizes.append(sum(rows) * like[:1].nbytes)
-        return in_file(rows, like)
+    def noted(samples, like):
+        sizes.append(sum(samples) * like[:1].nbytes)
+        return in_file(samples, like)
 
     monkeypatch.setitem(holding.HOLDS, "file", noted)
     return sizes
@@ -97,9 +97,9 @@ def test_runs_with_hints_end_in_the_same_weights_wherever_activities_are(case, w
 @pytest.mark.parametrize(
     ("case", "way"),
     [
-        ("rows, adaptive, softmax", "file"),
-        ("rows, adaptive, softmax, shifted", "file"),
-        ("rows, adaptive, softmax, shifted", "again"),
+        ("samples, adaptive, softmax", "file"),
+        ("samples, adaptive, softmax, shifted", "file"),
+        ("samples, adaptive, softmax, shifted", "again"),
     ],
 )
 def test_teams_end_in_the_same_weights_wherever_activities_are(case, way):
@@ -311,7 +311,7 @@ def test_ranks_of_one_block_pass_augmented_samples_again_since_nobody_else_reads
     several = of_case(CHAPTERS, "shifted", "single-layer", 2)
     in_turn = of_case(CHAPTERS, "shifted", "all-layers", 2)
     usual = of_case(CHAPTERS, "adaptive, softmax", "single-layer", 4)
-    team = of_case(SLICED, "rows, adaptive, softmax, shifted", "single-layer", 8, replicas=2)
+    team = of_case(SLICED, "samples, adaptive, softmax, shifted", "single-layer", 8, replicas=2)
 
     assert {each.ways for each in alone} == {("again",)}
     # The first of two ranks has one block, the most expensive one.

@@ -1,4 +1,4 @@
-"""Networks that are calibrated: on which rows, by which settings, and what inference then does."""
+"""Networks that are calibrated: on which samples, by what settings, what inference then does."""
 
 import math
 
@@ -12,6 +12,8 @@ from onward.exits.calibration import choose
 from onward.exits.macs import macs_spent
 from onward.exits.outcomes import follow, look_at
 from onward.inference import calibrate
+
+pytestmark = pytest.mark.usefixtures("unchecked_module")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +51,10 @@ def test_what_is_calculated_is_what_inference_does(digits, trained):
         torch.testing.assert_close(outcome.macs[same], cost[same], rtol=0.05, atol=0)
 
 
-# Rows that may not be taken
+# Samples that may not be taken
 
 
-def test_training_rows_are_refused_unless_forced_and_that_is_recorded(digits, trained):
+def test_training_samples_are_refused_unless_forced_and_that_is_recorded(digits, trained):
     network, x, y = trained["heads"], digits.x, digits.y
 
     with pytest.raises(DataError, match=r"About (8|9)\d% of these 1,437 samples were trained on"):
@@ -60,11 +62,11 @@ def test_training_rows_are_refused_unless_forced_and_that_is_recorded(digits, tr
     found = calibrate(network, x, y, max_error_increase=0.01, force=True)
     held_out = calibrate(network, digits.x_test, digits.y_test, max_error_increase=0.01)
 
-    assert found.on_training_rows
-    assert not held_out.on_training_rows
+    assert found.on_training_samples
+    assert not held_out.on_training_samples
 
 
-def test_training_rows_are_known_after_a_way_through_a_file(digits, trained, tmp_path):
+def test_training_samples_are_known_after_a_way_through_a_file(digits, trained, tmp_path):
     ow.save(trained["heads"], tmp_path / "model.safetensors")
     network = ow.load(tmp_path / "model.safetensors")
 
@@ -151,7 +153,7 @@ def test_a_network_that_names_no_classes_has_no_exits(digits):
         calibrate(network, digits.test, max_error_increase=0.01)
 
 
-def test_rows_that_are_not_finite_are_refused(digits, trained):
+def test_samples_that_are_not_finite_are_refused(digits, trained):
     x = digits.x_test.clone()
     x[7, 0, 3, 3] = math.nan
 
@@ -159,7 +161,7 @@ def test_rows_that_are_not_finite_are_refused(digits, trained):
         calibrate(trained["heads"], x, digits.y_test, max_error_increase=0.01)
 
 
-def test_no_rows_calibrate_nothing(digits, trained):
+def test_no_samples_calibrate_nothing(digits, trained):
     with pytest.raises(DataError, match="There are 0 samples to calibrate on, and two are needed"):
         calibrate(trained["heads"], digits.x_test[:0], digits.y_test[:0], max_error_increase=0.01)
 
@@ -175,7 +177,7 @@ def test_no_rows_calibrate_nothing(digits, trained):
     ],
     ids=["one too high", "one too low", "halves", "too few", "two axes"],
 )
-def test_what_are_no_classes_of_the_rows_is_refused(digits, trained, classes, message):
+def test_what_are_no_classes_of_the_samples_is_refused(digits, trained, classes, message):
     wrong = classes(digits.y_test).numpy()
 
     with pytest.raises(DataError, match=message):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("empty_cache")
 # Names and folders
 
 
-def test_digits_come_with_360_test_rows_by_class_and_values_from_0_to_1():
+def test_digits_come_with_360_test_samples_by_class_and_values_from_0_to_1():
     digits = load("digits")
 
     assert digits.x.shape == (1437, 1, 8, 8)
@@ -66,20 +66,20 @@ def test_folders_are_searched_in_order_data_dir_then_environment_then_cache(
     monkeypatch.setenv("ONWARD_DATA", str(environment))
     found = []
 
-    for folder, rows in ((empty_cache, 12), (environment, 14), (named, 16)):
+    for folder, samples in ((empty_cache, 12), (environment, 14), (named, 16)):
         environment.mkdir(exist_ok=True)
-        write_mnist(folder / "mnist", rows=rows)
-        found.append(load("mnist", data_dir=named).num_rows)
+        write_mnist(folder / "mnist", samples=samples)
+        found.append(load("mnist", data_dir=named).num_samples)
 
     assert found == [12, 14, 16]
 
 
 def test_a_folder_that_lacks_a_file_is_passed_over(tmp_path, empty_cache):
-    write_mnist(tmp_path / "mnist", rows=12)
+    write_mnist(tmp_path / "mnist", samples=12)
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").unlink()
-    write_mnist(empty_cache / "mnist", rows=14)
+    write_mnist(empty_cache / "mnist", samples=14)
 
-    assert load("mnist", data_dir=tmp_path).num_rows == 14
+    assert load("mnist", data_dir=tmp_path).num_samples == 14
 
 
 def test_a_data_folder_that_does_not_exist_is_refused(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_the_data_sets_known_by_name_are_listed_with_where_they_are(tmp_path):
         "mitbih-intervals": "to be made: DIR/mitbih/mitbih_beats.npz",
     }
     assert listed["cifar10"].shape == (3, 32, 32)
-    assert (listed["cifar10"].num_rows, listed["cifar10"].num_test_rows) == (50_000, 10_000)
+    assert (listed["cifar10"].num_samples, listed["cifar10"].num_test_samples) == (50_000, 10_000)
 
 
 # Downloads

@@ -12,15 +12,17 @@ from onward import standalone
 from onward.errors import DataError, FileError, SettingError
 from onward.evaluation import as_trained
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 WORDS = ("cat", "dog", "eel")
 SHORT = ow.TrainingConfig(epochs=60, batch_size=10, precision="fp32")
 
 
-def samples(rows=60):
-    """Return rows of which the largest number says the class."""
-    y = np.arange(rows) % 3
+def samples(samples=60):
+    """Return samples of which the largest number says the class."""
+    y = np.arange(samples) % 3
     draw = np.random.default_rng(0)
-    return np.eye(3)[y] + draw.normal(0, 0.1, (rows, 3)), np.array(WORDS)[y]
+    return np.eye(3)[y] + draw.normal(0, 0.1, (samples, 3)), np.array(WORDS)[y]
 
 
 def network(classes=3):
@@ -61,9 +63,12 @@ def test_names_may_be_given_in_another_order_and_for_numbers():
             {"y": np.array(["cat", np.nan] * 30, dtype=object)},
             r"names of classes, and nan in row 1",
         ),
-        ({"y": [f"row {n}" for n in range(60)]}, r"the 60 rows have a name each .*names of rows\?"),
+        (
+            {"y": [f"row {n}" for n in range(60)]},
+            r"the 60 samples have a name each .*names of samples\?",
+        ),
         ({"y": [["cat"], ["dog"]] * 30}, r"y has the shape \(60, 1\)"),
-        ({"y": ["cat", "dog"]}, r"y has the shape \(2,\), but there are 60 rows"),
+        ({"y": ["cat", "dog"]}, r"y has the shape \(2,\), but there are 60 samples"),
         (
             {"class_names": ("cat", "dog")},
             r"y has the name 'eel', and the classes are 'cat', 'dog'",
@@ -268,9 +273,9 @@ def test_ranks_with_data_of_their_own_name_the_same_classes(tmp_path):
     notes = []
     from onward.sharding import agree, describe, local_shards, split
 
-    for rank, (rows, names) in enumerate(((slice(0, 30), None), (slice(30, 60), None))):
-        own = y[rows] if rank == 0 else np.char.replace(y[rows], "eel", "cat")
-        dataset = split(config, ow.dataset(x[rows], own, class_names=names))
+    for rank, (own, names) in enumerate(((slice(0, 30), None), (slice(30, 60), None))):
+        classes = y[own] if rank == 0 else np.char.replace(y[own], "eel", "cat")
+        dataset = split(config, ow.dataset(x[own], classes, class_names=names))
         notes.append(describe(config, local_shards(config, dataset, rank), dataset))
 
     with pytest.raises(DataError, match=r"different classes: 'cat', 'dog', 'eel' and 'cat', 'dog'"):

@@ -36,7 +36,7 @@ def in_a_folder_of_its_own(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a run on rows of eight numbers, the data in a file next to it."""
+    """The folder of a run on samples of eight numbers, the data in a file next to it."""
     folder = tmp_path_factory.mktemp("finished")
     random = np.random.default_rng(0)
     x = random.integers(256, size=(300, 8), dtype=np.uint8)
@@ -118,7 +118,7 @@ finally:
         pytest.param(["recipes"], "", id="recipes"),
         pytest.param(["recipes", "hinton"], "", id="recipes hinton"),
         pytest.param(["data"], "", id="data"),
-        # Rows are held out by scikit-learn.
+        # Samples are held out by scikit-learn.
         pytest.param(["train", *SMALL, "--out", "run"], " scipy sklearn torch", id="train"),
     ],
 )

@@ -31,18 +31,20 @@ from onward.steps import AutogradStep
 # Closed form and autograd
 
 
-@pytest.mark.parametrize("rows_a_slice", [None, 1, 3], ids=["whole", "rows", "uneven-slices"])
+@pytest.mark.parametrize("samples_a_slice", [None, 1, 3], ids=["whole", "samples", "uneven-slices"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.usefixtures("kept_generator")
 @objectives
-def test_the_closed_form_ends_where_autograd_ends(monkeypatch, name, dropout, rule, rows_a_slice):
-    if rows_a_slice:
-        monkeypatch.setattr(closed_form, "SLICE_BYTES", rows_a_slice * INPUTS * 8)
+def test_the_closed_form_ends_where_autograd_ends(
+    monkeypatch, name, dropout, rule, samples_a_slice
+):
+    if samples_a_slice:
+        monkeypatch.setattr(closed_form, "SLICE_BYTES", samples_a_slice * INPUTS * 8)
     reference = block_of(name, RULES[rule], dtype=torch.float64, dropout=dropout)
     block = deepcopy(reference)
     step, autograd = step_of(block, closed_form=True), step_of(reference, closed_form=False)
-    assert not rows_a_slice or step.slice == rows_a_slice
+    assert not samples_a_slice or step.slice == samples_a_slice
 
     for number in range(8):
         views = views_of(name, seed=number, dtype=torch.float64)

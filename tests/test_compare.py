@@ -26,7 +26,10 @@ FLAGS = ("--epochs", 2, "--set", "network.widths=24,16", "--set", "training.batc
 FIVE = {"training.epochs": 5, "network.widths": (48, 48), "training.batch_size": 100}
 """Settings of runs that learn something."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::onward.OnwardWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::onward.OnwardWarning"),
+    pytest.mark.usefixtures("unchecked_module"),
+]
 
 
 class Told(ow.Listener):
@@ -293,7 +296,7 @@ def test_figures_are_those_of_the_runs(finished):
         assert [run["peak_memory_bytes"] for run in each["runs"]] == [
             max(result["peak_memory_bytes"]) for result in results
         ]
-        assert each["samples"] == results[0]["rows"]
+        assert each["samples"] == results[0]["samples"]
         network = ow.load(finished / f"{each['name']}-0")
         assert each["parameters"] == sum(p.numel() for p in network.parameters())
         assert each["inference_flops"] == flops.of_inference(network)

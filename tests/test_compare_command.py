@@ -22,7 +22,10 @@ FLAGS = ("--epochs", 2, "--set", "network.widths=24,16", "--set", "training.batc
 FIVE = {"training.epochs": 5, "network.widths": (48, 48), "training.batch_size": 100}
 """Settings of runs that learn something."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::onward.OnwardWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::onward.OnwardWarning"),
+    pytest.mark.usefixtures("unchecked_module"),
+]
 
 
 def test_the_command_prints_a_table_and_writes_figures_and_picture(tmp_path, capsys, monkeypatch):

@@ -198,7 +198,7 @@ def test_an_unknown_section_of_a_file_is_named(text, name, tmp_path):
         pytest.param("network.widths", "500,400", (500, 400), id="whole numbers"),
         pytest.param("network.widths", "500", (500,), id="one whole number"),
         pytest.param("network.widths", "500, 400", (500, 400), id="whole numbers with a blank"),
-        pytest.param("data.validation", "500", 500, id="a number of rows"),
+        pytest.param("data.validation", "500", 500, id="a number of samples"),
         pytest.param("data.validation", "0.5", 0.5, id="a share"),
         pytest.param("plan.chapters", "4", 4, id="whole number or none"),
         pytest.param("plan.hint_age", "4", 4, id="whole number or a word: number"),

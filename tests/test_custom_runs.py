@@ -22,6 +22,8 @@ from onward.files import PARTIAL
 from onward.onnx_files import run_exported
 from onward.runs import FILES, read_exits, read_result, remove_state
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 TRAINING = ow.TrainingConfig(epochs=4, batch_size=50, precision="fp32")
 
 
@@ -203,7 +205,7 @@ SCRIPT = """
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("words", [[], ["rank 0 alone"]])
+@pytest.mark.parametrize("words", [pytest.param([], marks=pytest.mark.slow), ["rank 0 alone"]])
 def test_rank_0_writes_the_folder_of_several_ranks(words, tmp_path):
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

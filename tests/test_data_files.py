@@ -138,10 +138,10 @@ def test_a_row_of_cifar10_is_a_label_then_red_green_and_blue(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 3072, 2 * 3073 + 1])
-def test_a_cifar10_file_that_is_no_whole_number_of_rows_is_refused(tmp_path, size):
+def test_a_cifar10_file_that_is_no_whole_number_of_samples_is_refused(tmp_path, size):
     (tmp_path / "batch.bin").write_bytes(bytes(size))
 
-    message = rf"batch.bin is damaged: its {size} bytes are not a whole number of rows of 3073"
+    message = rf"batch.bin is damaged: its {size} bytes are not a whole number of samples of 3073"
     with pytest.raises(DataError, match=message):
         cifar.read_batch(tmp_path / "batch.bin")
 
@@ -193,19 +193,21 @@ def test_arrays_of_ones_own_are_loaded_from_an_npz_file(tmp_path):
     assert (dataset.name, dataset.num_classes, dataset.is_image) == ("own.npz", 3, False)
 
 
-def test_an_npz_file_without_test_rows_has_some_split_off(tmp_path):
+def test_an_npz_file_without_test_samples_has_some_split_off(tmp_path):
     np.savez(tmp_path / "own.npz", x=np.eye(20), y=np.arange(20) % 2)
 
     dataset = load(str(tmp_path / "own.npz"), test=0.3, split_seed=1)
 
-    assert (dataset.num_rows, len(dataset.x_test)) == (14, 6)
+    assert (dataset.num_samples, len(dataset.x_test)) == (14, 6)
 
 
 def test_an_npz_file_with_one_shard_of_many_may_have_one_class_and_say_how_many_there_are(tmp_path):
     np.savez(tmp_path / "own.npz", x=np.eye(4), y=np.full(4, 1), num_classes=10)
 
     assert load(str(tmp_path / "own.npz"), allow_one_class=True).num_classes == 10
-    with pytest.raises(DataError, match=re.escape("training rows are [1], and learning takes two")):
+    with pytest.raises(
+        DataError, match=re.escape("training samples are [1], and learning takes two")
+    ):
         load(str(tmp_path / "own.npz"))
 
 
@@ -222,7 +224,7 @@ GOOD = {"x": np.eye(4), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             {},
-            r"own.npz lacks x and y; it has no members. Needed: x \(rows\), y \(labels\)",
+            r"own.npz lacks x and y; it has no members. Needed: x \(samples\), y \(labels\)",
             id="no members",
         ),
         pytest.param(
@@ -247,7 +249,7 @@ GOOD = {"x": np.eye(4), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             GOOD | {"y": np.array([0, 1])},
-            r"own.npz: y has the shape \(2,\), but there are 4 rows",
+            r"own.npz: y has the shape \(2,\), but there are 4 samples",
             id="labels that do not fit",
         ),
     ],

@@ -63,7 +63,7 @@ def test_a_data_set_does_not_change_with_the_array_it_was_made_of():
     ("shape", "is_image"),
     [((1, 8, 8), True), ((3, 8, 8), True), ((2, 8, 8), False), ((8, 8), False), ((8,), False)],
 )
-def test_rows_of_one_or_three_channels_are_images_unless_told_otherwise(shape, is_image):
+def test_samples_of_one_or_three_channels_are_images_unless_told_otherwise(shape, is_image):
     x, y = np.zeros((10, *shape)), np.arange(10) % 2
 
     assert from_arrays(x, y).is_image is is_image
@@ -78,14 +78,14 @@ def test_there_are_as_many_classes_as_the_largest_label_says_unless_told_otherwi
     assert from_arrays(np.zeros((3, 1)), y, **arrays, num_classes=10).num_classes == 10
 
 
-def test_a_data_set_knows_its_number_of_training_rows_and_their_shape():
+def test_a_data_set_knows_its_number_of_training_samples_and_their_shape():
     dataset = from_arrays(np.zeros((10, 1, 4, 4)), np.arange(10) % 2, test=4)
 
-    assert dataset.num_rows == 6
+    assert dataset.num_samples == 6
     assert dataset.input_shape == (1, 4, 4)
 
 
-def test_test_rows_are_taken_from_the_training_rows_by_class():
+def test_test_samples_are_taken_from_the_training_samples_by_class():
     dataset = of_classes([0] * 30 + [1] * 10, test=0.2)
 
     assert dataset.y.bincount().tolist() == [24, 8]
@@ -93,14 +93,14 @@ def test_test_rows_are_taken_from_the_training_rows_by_class():
     assert sorted(torch.cat([dataset.x, dataset.x_test]).flatten().tolist()) == list(range(40))
 
 
-def test_test_rows_are_decided_by_the_split_seed_alone():
+def test_test_samples_are_decided_by_the_split_seed_alone():
     first, same, other = (of_classes([0, 1] * 50, split_seed=seed) for seed in (1, 1, 2))
 
     assert first.x_test.equal(same.x_test)
     assert not first.x_test.equal(other.x_test)
 
 
-def test_test_rows_never_share_a_group_with_training_rows():
+def test_test_samples_never_share_a_group_with_training_samples():
     groups = np.arange(40) // 4
 
     dataset = of_classes([0, 1] * 20, groups=groups)
@@ -119,10 +119,10 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
     [
         pytest.param(
             {"x": np.zeros((0, 2)), "y": np.zeros(0)},
-            "arrays: x has the shape (0, 2). It needs one row or more",
-            id="no rows",
+            "arrays: x has the shape (0, 2). It needs one sample or more",
+            id="no samples",
         ),
-        pytest.param({"x": np.zeros(4)}, "arrays: x has the shape (4,).", id="rows of no shape"),
+        pytest.param({"x": np.zeros(4)}, "arrays: x has the shape (4,).", id="samples of no shape"),
         pytest.param(
             {"x": np.array([["a"]] * 4)},
             "arrays: x holds values of type <U1. It needs real numbers",
@@ -150,13 +150,13 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             {"y": np.array([0, 1, 0])},
-            "arrays: y has the shape (3,), but there are 4 rows and each needs one number: the "
+            "arrays: y has the shape (3,), but there are 4 samples and each needs one number: the "
             "shape must be (4,).",
-            id="fewer labels than rows",
+            id="fewer labels than samples",
         ),
         pytest.param(
             {"y": np.eye(4)},
-            "arrays: y has the shape (4, 4), but there are 4 rows",
+            "arrays: y has the shape (4, 4), but there are 4 samples",
             id="labels of two dimensions",
         ),
         pytest.param(
@@ -194,7 +194,7 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
             "arrays: labels number the classes from 0, and no row has 2, 3, 4, ...; the largest is "
             "255. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or give the "
             "number of classes as num_classes (in an .npz file, a member).",
-            id="more classes than rows",
+            id="more classes than samples",
         ),
         pytest.param(
             {"y": np.array([1, 2, 1, 2])},
@@ -203,12 +203,13 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             {"groups": np.zeros(3)},
-            "arrays: groups has the shape (3,), but there are 4 rows",
-            id="fewer groups than rows",
+            "arrays: groups has the shape (3,), but there are 4 samples",
+            id="fewer groups than samples",
         ),
         pytest.param(
             {"groups": np.zeros(4)},
-            "All 4 rows belong to one group, which would have to be cut to hold rows out for test.",
+            "All 4 samples belong to one group, which would have to be cut to hold samples out for "
+            "test.",
             id="one group",
         ),
         pytest.param(
@@ -223,29 +224,29 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             {"x_test": np.zeros((2, 3)), "y_test": np.zeros(2)},
-            "arrays: rows of x have the shape (2,) and rows of x_test (3,).",
-            id="test rows of another shape",
+            "arrays: samples of x have the shape (2,) and samples of x_test (3,).",
+            id="test samples of another shape",
         ),
         pytest.param(
             {"x_test": np.zeros((2, 2), np.uint8), "y_test": np.zeros(2)},
-            "arrays: rows of x are of type float32 and rows of x_test of type uint8, but only "
-            "uint8 is divided by 255.",
-            id="test rows of another type",
+            "arrays: samples of x are of type float32 and samples of x_test of type uint8, but "
+            "only uint8 is divided by 255.",
+            id="test samples of another type",
         ),
         pytest.param(
             {"x_test": np.zeros((0, 2)), "y_test": np.zeros(0)},
             "arrays: x_test has the shape (0, 2).",
-            id="no test rows",
+            id="no test samples",
         ),
         pytest.param(
             {"test": 1.0},
-            "1.0 of 4 rows cannot be held out for test so that rows are left on both sides. Give "
-            "more rows, or test rows of their own; a size is a share between 0 and 1",
-            id="all rows for the test",
+            "1.0 of 4 samples cannot be held out for test so that samples are left on both sides. "
+            "Give more samples, or test samples of their own; a size is a share between 0 and 1",
+            id="all samples for the test",
         ),
         pytest.param(
             {"y": np.array([1, 1, 1, 1])},
-            "The classes of the 3 training rows are [1], and learning takes two at least.",
+            "The classes of the 3 training samples are [1], and learning takes two at least.",
             id="one class",
         ),
     ],
@@ -264,7 +265,7 @@ def test_one_shard_of_many_may_have_one_class():
 def test_classes_are_checked_over_all_shards_by_their_counts():
     check_classes([0, 3, 0, 1])
 
-    with pytest.raises(DataError, match=re.escape("The classes of the 3 training rows are [1]")):
+    with pytest.raises(DataError, match=re.escape("The classes of the 3 training samples are [1]")):
         check_classes([0, 3])
 
 
@@ -290,7 +291,7 @@ def test_a_data_set_of_batches_keeps_them_as_they_are_and_numbers_the_samples():
     assert dataset.training.inputs["tokens"].dtype is torch.int64
     assert dataset.training.ids.tolist() == [0, 1, 2]
     assert pairs(ids=torch.tensor([4, 9, 2])).training.ids.tolist() == [4, 9, 2]
-    assert dataset.num_rows == 3
+    assert dataset.num_samples == 3
 
 
 def test_a_data_set_of_arrays_has_batches_as_well():

@@ -81,7 +81,7 @@ def test_processes_that_hold_activities_in_files_end_in_the_weights_of_one_proce
     assert first["weights"] == alone("older moments")["weights"]
 
 
-@pytest.mark.parametrize("cut", ["rows", "units"])
+@pytest.mark.parametrize("cut", ["samples", "units"])
 def test_processes_that_share_tasks_end_in_the_weights_of_one_process(group, cut):
     config = config_of("bf16", group["folder"], "sequential")
     expected = told(run(config.with_settings({"plan.slices": 4, "plan.cut": cut})))
@@ -230,7 +230,7 @@ def test_a_run_says_how_many_bytes_each_rank_has_sent(group, case, name, number)
         (
             "private_files_not_federated",
             "PlacementError: Each rank has a shard of its own, and the placement all-layers needs "
-            "all rows everywhere. Use --placement federated, on two ranks or more.",
+            "all samples everywhere. Use --placement federated, on two ranks or more.",
         ),
     ],
 )

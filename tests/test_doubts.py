@@ -19,9 +19,9 @@ from onward.runs import read_result
 from onward.sharding import agree, describe, local_shards, split, weighted
 
 
-def tally(right, rows=50):
+def tally(right, samples=50):
     """Answers to as many samples of two classes, of each class as many right."""
-    return Tally(rows=(rows, rows), named=(rows, rows), right=(right, right))
+    return Tally(samples=(samples, samples), named=(samples, samples), right=(right, right))
 
 
 def evaluation(**blocks):
@@ -63,7 +63,7 @@ def test_a_block_is_held_against_what_the_same_answers_would_be_worth_in_any_ord
 
 
 def whole(each):
-    return Evaluation(sum(each.rows), sum(each.right), {}, each, {})
+    return Evaluation(sum(each.samples), sum(each.right), {}, each, {})
 
 
 def test_a_rare_class_that_is_found_is_no_chance_even_where_most_samples_are_of_another():
@@ -154,10 +154,10 @@ def test_a_network_of_ones_own_that_learns_nothing_warns_from_python():
 # Classes of other sizes
 
 
-def uneven(rows=600):
+def uneven(samples=600):
     draw = np.random.default_rng(0)
-    y = (np.arange(rows) % 20 == 0).astype(np.int64)
-    return draw.normal(size=(rows, 6)) + 1.2 * y[:, None], y
+    y = (np.arange(samples) % 20 == 0).astype(np.int64)
+    return draw.normal(size=(samples, 6)) + 1.2 * y[:, None], y
 
 
 def test_where_classes_are_of_other_sizes_the_table_shows_each(tmp_path, monkeypatch, capsys):
@@ -172,7 +172,7 @@ def test_where_classes_are_of_other_sizes_the_table_shows_each(tmp_path, monkeyp
     assert "balanced test accuracy" in said
     assert "sensitivity, class 1 (6 samples)" in said
     found = json.loads(Path("run/result.json").read_text())
-    assert found["class_rows"] == [114, 6]
+    assert found["class_samples"] == [114, 6]
     shares = found["accuracy"]["sensitivity"]
     assert found["accuracy"]["balanced"] == pytest.approx(sum(shares) / 2)
 
@@ -192,7 +192,7 @@ def test_what_is_evaluated_is_counted_by_class():
 
     found = ow.evaluate(network, ow.Batch(x, {"label": label}))
 
-    assert found.tally.rows == (3, 2, 1)
+    assert found.tally.samples == (3, 2, 1)
     assert found.tally.named == tuple(named.bincount(minlength=3).tolist())
     right = [int(((named == c) & (label == c)).sum()) for c in range(3)]
     assert found.tally.right == tuple(right)

@@ -103,17 +103,17 @@ def test_a_chapter_has_one_colour_on_all_ranks():
 
 @for_all_placements(plans)
 def test_with_time_enough_each_rank_does_its_tasks_once_and_in_order(plan, placement):
-    rows = clock_times(plan, placement, clocks=sum(1 for _ in plan.tasks()))
+    samples = clock_times(plan, placement, clocks=sum(1 for _ in plan.tasks()))
 
-    for rank, row in enumerate(rows):
+    for rank, row in enumerate(samples):
         done = [task for task in row if task is not None]
         assert done == [task for task in plan.tasks() if rank in placement.ranks(task)]
 
 
 @for_all_placements(plans)
 def test_no_task_begins_before_what_it_needs_is_made(plan, placement):
-    rows = clock_times(plan, placement, clocks=sum(1 for _ in plan.tasks()))
-    tick = {task: tick for row in rows for tick, task in enumerate(row) if task is not None}
+    samples = clock_times(plan, placement, clocks=sum(1 for _ in plan.tasks()))
+    tick = {task: tick for row in samples for tick, task in enumerate(row) if task is not None}
 
     for task in plan.tasks():
         assert all(tick[plan.maker(product)] < tick[task] for product in plan.needs(task))

@@ -104,7 +104,7 @@ def test_the_federated_run_file_deals_four_shards_to_four_ranks(capsys):
 
 
 def test_the_federated_run_file_learns(tmp_path, capsys):
-    # One process does the same as four: the plan says which rows each chapter learns from.
+    # One process does the same as four: the plan says which samples each chapter learns from.
     onward("train", EXAMPLES / "federated.toml", "--processes", "1", "--out", tmp_path / "run")
 
     found = read_result(tmp_path / "run")

@@ -12,7 +12,7 @@ from onward.errors import SettingError
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 
 SCORES = torch.tensor([[[0.0, 3.0, 1.0]], [[2.0, 1.0, 0.0]], [[5.0, 1.0, 4.5]]])
-"""Three exits, one row, three classes."""
+"""Three exits, one sample, three classes."""
 
 
 def sure(name, *, exits=3):
@@ -50,16 +50,16 @@ def test_labels_that_were_dropped_are_no_second_best():
     assert CONFIDENCES["margin"](torch.tensor([[[1.0, -math.inf]]])).tolist() == [math.inf]
 
 
-# When rows leave
+# When samples leave
 
 
-def test_rows_leave_from_the_threshold_on_and_all_leave_at_the_end():
+def test_samples_leave_from_the_threshold_on_and_all_leave_at_the_end():
     policy = ExitPolicy("margin", (2.1, 1.0))
 
     assert [bool(policy.leaves(SCORES[:n])) for n in (1, 2, 3)] == [False, True, True]
 
 
-def test_at_full_depth_rows_leave_at_the_end_only():
+def test_at_full_depth_samples_leave_at_the_end_only():
     policy = full_depth(3)
 
     assert [bool(policy.leaves(SCORES[:n])) for n in (1, 2, 3)] == [False, False, True]

@@ -16,6 +16,8 @@ from commands import onward
 import onward as ow
 from onward.onnx_files import export, run_exported
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 READOUTS = {
     "heads": ["one-pass", "--widths", "64,48,32", "--epochs", "8"],
     "sweep": ["pff", "--negatives", "random", "--widths", "64,48,32", "--epochs", "8"],
@@ -49,23 +51,23 @@ def exported(runs, tmp_path_factory):
     return folder
 
 
-def test_exits_are_calibrated_on_validation_rows_and_written_into_the_run(run, capsys):
+def test_exits_are_calibrated_on_validation_samples_and_written_into_the_run(run, capsys):
     capsys.readouterr()
     assert onward("exits", run, "--max-error-increase", "0.02") == 0
 
     said = " ".join(capsys.readouterr().out.split())
     found = json.loads((run / "exits.json").read_text())
     assert "calibrated on the 400 validation samples of digits" in said
-    rows = [row.split() for row in said.split("│") if row.strip()]
-    shares = [float(cell[0][:-1]) for cell in rows if cell[0].endswith("%")][::2]
+    samples = [row.split() for row in said.split("│") if row.strip()]
+    shares = [float(cell[0][:-1]) for cell in samples if cell[0].endswith("%")][::2]
     assert shares[-1] == 100
     assert abs(sum(shares[:-1]) - 100) < 0.05
     assert "times fewer" in said
     assert (run / "exits.png").stat().st_size > 10_000
-    assert found["rows"] == 400
+    assert found["samples"] == 400
     assert found["policy"]["confidence"] == "margin"
     assert found["mean_macs"] < found["full_macs"]
-    assert not found["on_training_rows"]
+    assert not found["on_training_samples"]
 
 
 def test_a_run_is_evaluated_with_its_exits_beside_full_depth(run, capsys):
@@ -99,8 +101,8 @@ def test_evaluate_times_batches_where_it_is_asked_to(runs, capsys, monkeypatch):
 
     lines = capsys.readouterr().out.splitlines()
     timed = [line.split("│")[1:4] for line in lines if line.count("│") == 7 and "block" not in line]
-    rows = [[cell.strip() for cell in row] for row in timed][-4:]
-    assert rows == [
+    samples = [[cell.strip() for cell in row] for row in timed][-4:]
+    assert samples == [
         ["1", "3", "full depth"],
         ["1", "3", "early exit"],
         ["32", "2", "full depth"],
@@ -110,20 +112,20 @@ def test_evaluate_times_batches_where_it_is_asked_to(runs, capsys, monkeypatch):
 
 def test_predictions_say_where_each_row_left(run, tmp_path, capsys):
     x = ow.load_data("digits").x_test[:20].numpy()
-    np.savez(tmp_path / "rows.npz", x=x)
+    np.savez(tmp_path / "samples.npz", x=x)
     capsys.readouterr()
 
-    assert onward("predict", run, tmp_path / "rows.npz") == 0
-    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert onward("predict", run, tmp_path / "rows.npz", "--out", tmp_path / "out.npz") == 0
+    assert onward("predict", run, tmp_path / "samples.npz") == 0
+    samples = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert onward("predict", run, tmp_path / "samples.npz", "--out", tmp_path / "out.npz") == 0
     assert "20 labels, scores and exits in " in capsys.readouterr().out
-    assert onward("predict", run, tmp_path / "rows.npz", "--full-depth") == 0
+    assert onward("predict", run, tmp_path / "samples.npz", "--full-depth") == 0
     full = capsys.readouterr().out
 
     policy = ow.exits.ExitPolicy.from_json(json.loads((run / "exits.json").read_text())["policy"])
     expected = ow.answer(ow.load(run), x, policy)
-    assert [int(row["label"]) for row in rows] == expected.labels.tolist()
-    assert [int(row["exit"]) for row in rows] == expected.exits.tolist()
+    assert [int(row["label"]) for row in samples] == expected.labels.tolist()
+    assert [int(row["exit"]) for row in samples] == expected.exits.tolist()
     with np.load(tmp_path / "out.npz") as found:
         assert found["exits"].tolist() == expected.exits.tolist()
     assert full.startswith("label,score_0,")
@@ -131,7 +133,7 @@ def test_predictions_say_where_each_row_left(run, tmp_path, capsys):
 
 def test_exported_files_give_the_same_classes_and_exits_without_torch(run, tmp_path, capsys):
     x = ow.load_data("digits").x_test.numpy()
-    np.savez(tmp_path / "rows.npz", x=x)
+    np.savez(tmp_path / "samples.npz", x=x)
 
     assert onward("export", run, "--onnx", tmp_path / "onnx") == 0
 
@@ -140,7 +142,7 @@ def test_exported_files_give_the_same_classes_and_exits_without_torch(run, tmp_p
     program = f"""
 import runpy, sys
 sys.modules["torch"] = sys.modules["onward"] = None
-sys.argv = ["infer.py", {str(tmp_path / "onnx")!r}, {str(tmp_path / "rows.npz")!r}]
+sys.argv = ["infer.py", {str(tmp_path / "onnx")!r}, {str(tmp_path / "samples.npz")!r}]
 runpy.run_path({str(tmp_path / "onnx" / "infer.py")!r}, run_name="__main__")
 """
     done = subprocess.run(
@@ -149,7 +151,7 @@ runpy.run_path({str(tmp_path / "onnx" / "infer.py")!r}, run_name="__main__")
     told = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     wanted = list(zip(expected.labels.tolist(), expected.exits.tolist(), strict=True))
     same = [one == two for one, two in zip(told, wanted, strict=True)]
-    # Products are rounded otherwise: a row may lie within rounding of a threshold.
+    # Products are rounded otherwise: a sample may lie within rounding of a threshold.
     assert sum(same) >= len(x) - 1
 
 
@@ -229,11 +231,11 @@ def test_what_became_right_may_be_credited(runs, capsys):
 
 @pytest.fixture
 def infer(exported, tmp_path):
-    """Run the program for exported files, on rows as a file; return its status and output."""
+    """Run the program for exported files, on samples as a file; return its status and output."""
 
     def infer(**members):
-        np.savez(tmp_path / "rows.npz", **members)
-        command = [sys.executable, exported / "infer.py", exported, tmp_path / "rows.npz"]
+        np.savez(tmp_path / "samples.npz", **members)
+        command = [sys.executable, exported / "infer.py", exported, tmp_path / "samples.npz"]
         return subprocess.run(command, capture_output=True, text=True)
 
     return infer
@@ -327,14 +329,15 @@ def told(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_a_run_without_validation_rows_cannot_be_calibrated(tmp_path, capsys):
+def test_a_run_without_validation_samples_cannot_be_calibrated(tmp_path, capsys):
     words = ["--widths", "8,8", "--epochs", "1", "--validation", "0"]
     assert onward("train", *words, "--out", tmp_path / "run") == 0
 
     assert "kept no validation samples" in told(capsys, "exits", tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["heads", pytest.param("softmax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["heads", "softmax"])
 def test_one_graph_stops_where_the_stages_do(runs, tmp_path, name):
     run = runs / name
     assert onward("exits", run, "--max-error-increase", "0.02") == 0
@@ -415,26 +418,28 @@ def test_a_run_of_backpropagation_has_one_exit(tmp_path, capsys):
     assert "This network has one exit" in told(capsys, "exits", tmp_path / "run")
 
 
-def test_rows_that_belong_together_give_no_guarantee(tmp_path, capsys):
+def test_samples_that_belong_together_give_no_guarantee(tmp_path, capsys):
     digits = ow.load_data("digits")
     groups = np.arange(len(digits.x)) // 20
-    np.savez(tmp_path / "rows.npz", x=digits.x.numpy(), y=digits.y.numpy(), groups=groups)
-    words = ["--data", tmp_path / "rows.npz", "--widths", "8,8", "--epochs", "1"]
+    np.savez(tmp_path / "samples.npz", x=digits.x.numpy(), y=digits.y.numpy(), groups=groups)
+    words = ["--data", tmp_path / "samples.npz", "--widths", "8,8", "--epochs", "1"]
     assert onward("train", *words, "--out", tmp_path / "run") == 0
 
     said = told(capsys, "exits", tmp_path / "run", "--delta", "0.1")
     assert "belong together in groups" in said
 
 
-def test_validation_rows_that_have_changed_places_with_training_rows_are_noticed(tmp_path, capsys):
+def test_validation_samples_that_have_changed_places_with_training_samples_are_noticed(
+    tmp_path, capsys
+):
     digits = ow.load_data("digits")
     x, y = digits.x.numpy(), digits.y.numpy()
-    np.savez(tmp_path / "rows.npz", x=x, y=y)
-    words = ["--data", tmp_path / "rows.npz", "--widths", "8,8", "--epochs", "1"]
+    np.savez(tmp_path / "samples.npz", x=x, y=y)
+    words = ["--data", tmp_path / "samples.npz", "--widths", "8,8", "--epochs", "1"]
     assert onward("train", *words, "--out", tmp_path / "run") == 0
 
     order = np.random.default_rng(0).permutation(len(x))
-    np.savez(tmp_path / "rows.npz", x=x[order], y=y[order])
+    np.savez(tmp_path / "samples.npz", x=x[order], y=y[order])
 
     assert "samples were trained on" in told(capsys, "exits", tmp_path / "run")
 
@@ -465,8 +470,9 @@ def test_a_run_that_is_replaced_by_another_loses_its_exits(tmp_path):
 # On the whole MNIST test set
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("ONWARD_DATA" not in os.environ, reason="ONWARD_DATA names no data folder")
-def test_on_all_mnist_test_rows_exported_files_agree_with_the_network(tmp_path):
+def test_on_all_mnist_test_samples_exported_files_agree_with_the_network(tmp_path):
     mnist = ow.load_data("mnist")
     network = ow.mlp(mnist.input_shape, num_classes=10, widths=(100, 100, 100), is_image=True)
     few = ow.dataset(
@@ -484,6 +490,6 @@ def test_on_all_mnist_test_rows_exported_files_agree_with_the_network(tmp_path):
 
     found = ow.answer(network, mnist.x_test, policy)
     differ = (labels != found.labels.numpy()) | (exits != found.exits.numpy())
-    # Rows within rounding of a threshold, of 10,000.
+    # Samples within rounding of a threshold, of 10,000.
     assert differ.sum() <= 3
     assert len(np.unique(exits)) == 3

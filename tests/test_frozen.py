@@ -129,7 +129,7 @@ def test_passes_through_frozen_blocks_are_counted():
         epochs=2,
         chapters=2,
         batch_size=10,
-        rows=(10,),
+        samples=(10,),
         hint_age=None,
         validate_every=None,
         has_validation=False,

@@ -15,6 +15,8 @@ from onward.errors import DivergedError
 from onward.runs import read_result
 from onward.runtime.chapters import ChapterWorker
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):

@@ -48,25 +48,25 @@ class Hinton:
         self.softmax_ema = [np.zeros_like(s) for s in self.softmax]
 
     def overlay(self, images, label):
-        rows = images.copy()
-        rows[:, : self.num_classes] = label
-        return rows
+        samples = images.copy()
+        samples[:, : self.num_classes] = label
+        return samples
 
-    def passed(self, rows):
+    def passed(self, samples):
         """Return the normalised inputs of each layer, and its activities."""
-        normalized, activities = [self.normalized(rows)], []
+        normalized, activities = [self.normalized(samples)], []
         for w, b in zip(self.weights, self.biases, strict=True):
             activities.append(np.maximum(normalized[-1] @ w + b, 0))
             normalized.append(self.normalized(activities[-1]))
         return normalized, activities
 
     @staticmethod
-    def normalized(rows):
-        return rows / np.sqrt((rows**2).mean(axis=1, keepdims=True))
+    def normalized(samples):
+        return samples / np.sqrt((samples**2).mean(axis=1, keepdims=True))
 
     def minibatch(self, images, labels, draw_negatives, gain):
         """Learn from a mini-batch; `draw_negatives` is given the logits of the neutral pass."""
-        rows, truth = len(images), np.eye(self.num_classes)[labels]
+        samples, truth = len(images), np.eye(self.num_classes)[labels]
         inputs, activities = self.passed(self.overlay(images, truth))
         weight_sums, bias_sums = [], []
         for layer, h in enumerate(activities):
@@ -81,7 +81,7 @@ class Hinton:
         logits = sum(n @ s for n, s in zip(neutral[2:], self.softmax, strict=True))
         q = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         for i, n in enumerate(neutral[2:]):
-            self.softmax_ema[i] = self.smoothed(self.softmax_ema[i], n.T @ (truth - q) / rows)
+            self.softmax_ema[i] = self.smoothed(self.softmax_ema[i], n.T @ (truth - q) / samples)
             change = self.softmax_ema[i] - self.softmax_cost * self.softmax[i]
             self.softmax[i] = self.softmax[i] + gain * self.softmax_epsilon * change
 
@@ -94,9 +94,9 @@ class Hinton:
             bias_sums[layer] = bias_sums[layer] + d.sum(axis=0)
         for layer in range(len(self.units)):
             self.weight_ema[layer] = self.smoothed(
-                self.weight_ema[layer], weight_sums[layer] / rows
+                self.weight_ema[layer], weight_sums[layer] / samples
             )
-            self.bias_ema[layer] = self.smoothed(self.bias_ema[layer], bias_sums[layer] / rows)
+            self.bias_ema[layer] = self.smoothed(self.bias_ema[layer], bias_sums[layer] / samples)
             change = self.weight_ema[layer] - self.cost * self.weights[layer]
             self.weights[layer] = self.weights[layer] + gain * self.epsilon * change
             self.biases[layer] = self.biases[layer] + gain * self.epsilon * self.bias_ema[layer]
@@ -142,7 +142,7 @@ def test_a_stream_with_hints_of_this_mini_batch_is_hintons_algorithm(closed_form
         epochs=epochs,
         chapters=epochs,
         batch_size=batch_size,
-        rows=(14,),
+        samples=(14,),
         hint_age=0,
         validate_every=None,
         has_validation=False,

@@ -73,7 +73,7 @@ def test_without_shifts_nothing_is_filled(said):
     assert text == "data.shift_fill = reflect has no effect: nothing is shifted (data.shift)."
 
 
-def test_without_validation_rows_there_is_nothing_to_validate_often(said):
+def test_without_validation_samples_there_is_nothing_to_validate_often(said):
     (text,) = said("one-pass", "data.validation=0", "plan.validate_every=1")
 
     assert text == "plan.validate_every = 1 has no effect: there are no validation samples."

@@ -127,7 +127,7 @@ def test_photos_are_turned_as_their_camera_says(tmp_path):
     for number in range(4):
         (tmp_path / CLASSES[number % 2]).mkdir(exist_ok=True)
         exif = Image.Exif()
-        exif[0x0112] = 6  # The camera was turned: rows are columns.
+        exif[0x0112] = 6  # The camera was turned: samples are columns.
         lying = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
         lying.save(tmp_path / CLASSES[number % 2] / f"{number}.png", exif=exif)
 
@@ -175,7 +175,7 @@ def test_what_is_no_image_is_left_out_with_a_warning(tmp_path):
     ):
         dataset = ow.load_data(str(tmp_path))
 
-    assert dataset.num_rows + len(dataset.x_test) == 10
+    assert dataset.num_samples + len(dataset.x_test) == 10
 
 
 def test_images_of_several_sizes_are_refused(tmp_path):
@@ -252,16 +252,16 @@ def test_images_are_trained_on_and_predicted_with_their_names(tmp_path, capsys):
     capsys.readouterr()
 
     assert onward("predict", tmp_path / "r", tmp_path / "photos" / "cat") == 0
-    header, *rows = csv.reader(capsys.readouterr().out.splitlines())
+    header, *samples = csv.reader(capsys.readouterr().out.splitlines())
     assert header == ["file", "label", "score_cat", "score_dog"]
-    assert sorted(row[0] for row in rows) == sorted(f"{n}.png" for n in range(20))
+    assert sorted(row[0] for row in samples) == sorted(f"{n}.png" for n in range(20))
 
     # Shades of grey in three channels are still shades of grey.
     grey = Image.fromarray(pixels(3)).convert("RGB")
     grey.save(tmp_path / "one.png")
     assert onward("predict", tmp_path / "r", tmp_path / "one.png") == 0
     _, row = csv.reader(capsys.readouterr().out.splitlines())
-    assert row[1:] == next(own for own in rows if own[0] == "3.png")[1:]
+    assert row[1:] == next(own for own in samples if own[0] == "3.png")[1:]
 
     Image.fromarray(pixels(3, channels=3)).save(tmp_path / "colours.png")
     assert onward("predict", tmp_path / "r", tmp_path / "colours.png") == 2

@@ -11,6 +11,8 @@ from commands import onward
 import onward as ow
 from onward.runs import read_result
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 X = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
 

@@ -183,8 +183,8 @@ def test_all_five_doors_answer_alike_for_pixels_and_for_their_shares(run, tmp_pa
     assert 0 < expected.sum() < len(x)
     shares = x.astype(np.float32) / 255
 
-    for rows in (x, shares):
-        np.savez(tmp_path / "x.npz", x=rows)
+    for samples in (x, shares):
+        np.savez(tmp_path / "x.npz", x=samples)
         out = tmp_path / "found.npz"
         with pytest.raises(SystemExit):
             main(["predict", str(path), str(tmp_path / "x.npz"), "--out", str(out)])
@@ -193,11 +193,11 @@ def test_all_five_doors_answer_alike_for_pixels_and_for_their_shares(run, tmp_pa
             [*program, str(tmp_path / "x.npz")], capture_output=True, text=True, check=True
         )
         doors = {
-            "predict": network.predict(rows),
-            "answer": ow.answer(network, rows, policy).labels,
+            "predict": network.predict(samples),
+            "answer": ow.answer(network, samples, policy).labels,
             "the command": torch.from_numpy(np.load(out)["labels"]),
             "infer.py": torch.tensor([int(line.split()[0]) for line in done.stdout.splitlines()]),
-            "run_exported": torch.from_numpy(run_exported(tmp_path / "onnx", rows)[0]),
+            "run_exported": torch.from_numpy(run_exported(tmp_path / "onnx", samples)[0]),
         }
         assert {
             name: bool(found.equal(expected)) for name, found in doors.items()
@@ -351,4 +351,4 @@ def test_nodes_of_a_graph_that_do_not_count_need_no_class():
 
     found = ow.evaluate(network, graph)
 
-    assert found.rows == 30
+    assert found.samples == 30

@@ -35,11 +35,11 @@ def test_policies_take_turns_at_the_same_batches(answered):
     measure(network(), x, POLICIES, batch_size=2, batches=TURN + 1)
 
     warm_up, timed = answered[:2], answered[2:]
-    each = {name: [rows for who, rows in timed if who == name] for name in POLICIES}
+    each = {name: [samples for who, samples in timed if who == name] for name in POLICIES}
     first = each["whole"][0]
     assert warm_up == [("whole", first), ("early", first)]
     assert each["whole"] == each["early"]
-    every = [row for rows in each["whole"] for row in rows]
+    every = [row for samples in each["whole"] for row in samples]
     assert sorted(every) == list(range(10))
     # In no order of the file, which may be that of the classes.
     assert every != list(range(10))
@@ -47,12 +47,12 @@ def test_policies_take_turns_at_the_same_batches(answered):
     assert [name for name, _ in timed] == turns
 
 
-def test_few_rows_are_asked_again(answered):
+def test_few_samples_are_asked_again(answered):
     x = torch.arange(3.0)[:, None].expand(3, 4)
 
     found = measure(network(), x, POLICIES, batch_size=4, batches=2)
 
-    every = [row for _, rows in answered[2:4] for row in rows]
+    every = [row for _, samples in answered[2:4] for row in samples]
     assert sorted(every[:3]) == [0, 1, 2]
     assert every == (every[:3] * 3)[:8]
     assert len(found["whole"].seconds) == 2
@@ -63,4 +63,4 @@ def test_figures_of_times_are_those_of_all_batches():
 
     assert times.median == pytest.approx(0.051)
     assert times.p99 == pytest.approx(0.1)
-    assert times.rows_a_second == pytest.approx(1010 / (0.001 * 101 * 51))
+    assert times.samples_a_second == pytest.approx(1010 / (0.001 * 101 * 51))

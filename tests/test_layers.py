@@ -17,23 +17,23 @@ def draw(seed=0):
 
 @several
 @given(
-    rows=st.lists(
+    samples=st.lists(
         st.lists(st.floats(-1, 1, width=32), min_size=5, max_size=5), min_size=1, max_size=4
     ),
     exponent=st.integers(-3, 15),
 )
-def test_every_row_gets_a_mean_square_of_one_and_a_row_of_zeros_stays_zero(rows, exponent):
-    x = torch.tensor(rows)
+def test_every_row_gets_a_mean_square_of_one_and_a_row_of_zeros_stays_zero(samples, exponent):
+    x = torch.tensor(samples)
     x = torch.where(x.abs() < 1e-3, 0.0, x) * 10.0**exponent
 
     squares = normalize_length(x).square().mean(dim=1)
 
     expected = (x != 0).any(dim=1).float()
-    # What is added to the length, 1e-8, is a hundredth of the shortest rows here.
+    # What is added to the length, 1e-8, is a hundredth of the shortest samples here.
     torch.testing.assert_close(squares, expected, rtol=0.02, atol=0)
 
 
-def test_the_mean_square_of_ordinary_rows_is_one_up_to_rounding():
+def test_the_mean_square_of_ordinary_samples_is_one_up_to_rounding():
     x = torch.randn(8, 100, generator=draw()) * torch.logspace(-1, 6, 8)[:, None]
 
     squares = normalize_length(x).square().mean(dim=1)
@@ -97,7 +97,7 @@ def test_the_length_of_many_bf16_activities_is_summed_in_higher_precision():
     assert ((normalized - 1).abs() < 2**-6).all()
 
 
-def test_bf16_rows_get_a_mean_square_of_one_up_to_the_rounding_of_bf16():
+def test_bf16_samples_get_a_mean_square_of_one_up_to_the_rounding_of_bf16():
     x = torch.randn(8, 100, generator=draw()).bfloat16()
 
     squares = normalize_length(x).float().square().mean(dim=1)
@@ -109,7 +109,7 @@ def test_bf16_rows_get_a_mean_square_of_one_up_to_the_rounding_of_bf16():
 # The dense layer
 
 
-def test_a_dense_layer_is_relu_of_a_linear_map_of_normalized_rows():
+def test_a_dense_layer_is_relu_of_a_linear_map_of_normalized_samples():
     layer = Dense(5, 4, generator=draw())
     with torch.no_grad():
         layer.bias.copy_(torch.randn(4, generator=draw(1)))

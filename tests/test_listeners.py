@@ -18,7 +18,7 @@ def trained(listener, **training):
     return ow.train(network, data, training=ow.TrainingConfig(**training), listener=listener)
 
 
-def rows_of(result):
+def samples_of(result):
     """Return all figures that a result reports, as chapter, block, name and value."""
     return [
         (entry.chapter, entry.block, name, value)
@@ -28,8 +28,8 @@ def rows_of(result):
     ]
 
 
-def in_order(rows):
-    return sorted(rows, key=repr)
+def in_order(samples):
+    return sorted(samples, key=repr)
 
 
 def test_a_csv_file_holds_every_figure(tmp_path):
@@ -38,7 +38,7 @@ def test_a_csv_file_holds_every_figure(tmp_path):
     head, *lines = csv.reader((tmp_path / "log.csv").read_text().splitlines())
     found = [(int(c), int(b) if b else None, name, float(v)) for c, b, name, v in lines]
     assert head == ["chapter", "block", "name", "value"]
-    assert in_order(found) == in_order(rows_of(result))
+    assert in_order(found) == in_order(samples_of(result))
     assert {(chapter, block) for chapter, block, *_ in found} == {
         (chapter, block) for chapter in range(2) for block in (0, 1, None)
     }
@@ -61,7 +61,7 @@ def test_stages_add_to_one_csv_file(tmp_path):
     result = ow.run(config, ow.CSVLog(tmp_path / "log.csv"))
 
     head, *lines = csv.reader((tmp_path / "log.csv").read_text().splitlines())
-    both = [*rows_of(result.earlier[0]), *rows_of(result)]
+    both = [*samples_of(result.earlier[0]), *samples_of(result)]
     assert len(result.earlier) == 1
     assert head == ["chapter", "block", "name", "value"]
     assert [name for _, _, name, _ in lines] == [name for _, _, name, _ in both]

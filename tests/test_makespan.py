@@ -18,10 +18,10 @@ from onward.plan.tasks import ProductKind, TaskKind
 def makespan(plan, placement):
     """Return the ticks until the last task is done, gathering left out, one tick a task."""
     most = sum(1 for _ in plan.tasks())
-    rows = clock_times(plan, placement, clocks=most)
+    samples = clock_times(plan, placement, clocks=most)
     return max(
         tick
-        for row in rows
+        for row in samples
         for tick, task in enumerate(row, start=1)
         if task is not None and task.kind is not TaskKind.GATHER
     )

@@ -14,6 +14,8 @@ from onward.data.mapped import MappedSamples
 from onward.digests import tensors_sha256
 from onward.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 
 @pytest.fixture(autouse=True)
 def _nothing_is_small(monkeypatch):

@@ -48,13 +48,13 @@ def needed(
 ):
     """Return what is said of a run of four blocks and eight chapters of an epoch.
 
-    A chapter plan has one row, and a stream 40 mini-batches of one. Blocks of a plan with other
+    A chapter plan has one sample, and a stream 40 mini-batches of one. Blocks of a plan with other
     nodes do not stand in a line.
     """
     network = ow.mlp((WIDTH,), num_classes=10, widths=(WIDTH,) * 4, **(recipe or {}))
     network.set_precision(PRECISIONS[precision])
-    rows = (40 if plan_type is StreamPlan else 1,)
-    usual = {"epochs": 8, "chapters": 8, "rows": rows, "batch_size": 1}
+    samples = (40 if plan_type is StreamPlan else 1,)
+    usual = {"epochs": 8, "chapters": 8, "samples": samples, "batch_size": 1}
     usual |= {
         "nodes": nodes_of(network),
         "hint_age": None,
@@ -75,7 +75,7 @@ def needed(
 
 
 def about(expected):
-    # Rows of 64 numbers are little beside weights.
+    # Samples of 64 numbers are little beside weights.
     return pytest.approx(expected, rel=0.03)
 
 
@@ -165,9 +165,9 @@ def test_automatic_differentiation_has_a_gradient_and_what_its_update_makes():
     assert automatic - closed == WEIGHTS
 
 
-def test_slices_of_rows_have_a_gradient_each():
+def test_slices_of_samples_have_a_gradient_each():
     whole, sliced = (
-        needed(ChapterPlan, "sequential", 1, slices=slices, batch_size=4, rows=(4,))[0]
+        needed(ChapterPlan, "sequential", 1, slices=slices, batch_size=4, samples=(4,))[0]
         for slices in (1, 4)
     )
 
@@ -175,8 +175,10 @@ def test_slices_of_rows_have_a_gradient_each():
     assert sliced - whole == 4 * WEIGHTS
 
 
-def test_rows_that_are_passed_on_are_held_before_and_after_a_block():
-    few, many = (needed(ChapterPlan, "sequential", 1, rows=(rows,))[0] for rows in (1_000, 11_000))
+def test_samples_that_are_passed_on_are_held_before_and_after_a_block():
+    few, many = (
+        needed(ChapterPlan, "sequential", 1, samples=(samples,))[0] for samples in (1_000, 11_000)
+    )
 
     assert many - few == 10_000 * 2 * ROW
 
@@ -186,7 +188,7 @@ THRESHOLDS = {"objective": "threshold", "negatives": "random", "readout": "goodn
 
 def test_pixels_are_held_as_floats_too_while_views_are_made_of_them():
     floats, pixels = (
-        needed(ChapterPlan, "sequential", 1, rows=(1_000,), recipe=THRESHOLDS, pixels=pixels)[0]
+        needed(ChapterPlan, "sequential", 1, samples=(1_000,), recipe=THRESHOLDS, pixels=pixels)[0]
         for pixels in (False, True)
     )
 
@@ -195,7 +197,9 @@ def test_pixels_are_held_as_floats_too_while_views_are_made_of_them():
 
 def test_what_is_put_out_is_held_for_every_epoch_of_a_chapter_where_samples_are_augmented():
     usual, augmented = (
-        needed(ChapterPlan, "sequential", 1, rows=(1_000,), chapters=2, epochs=8, augments=augments)
+        needed(
+            ChapterPlan, "sequential", 1, samples=(1_000,), chapters=2, epochs=8, augments=augments
+        )
         for augments in (False, True)
     )
 
@@ -206,7 +210,7 @@ def test_what_is_put_out_is_held_for_every_epoch_of_a_chapter_where_samples_are_
 
 def test_a_stream_makes_augmented_samples_mini_batch_by_mini_batch():
     usual, augmented = (
-        needed(StreamPlan, "stream", 4, rows=(1_000,), augments=augments)
+        needed(StreamPlan, "stream", 4, samples=(1_000,), augments=augments)
         for augments in (False, True)
     )
 
@@ -220,7 +224,7 @@ def test_what_a_head_reads_is_held_twice_while_it_is_joined():
             ChapterPlan,
             "sequential",
             1,
-            rows=(10_000,),
+            samples=(10_000,),
             recipe={**threshold, "readout": readout},
         )[0]
         for readout in ("goodness", "softmax")
@@ -240,12 +244,12 @@ def line_but(block, *reads):
 
 
 STEP = 3 * ROW
-"""What a step makes of a row that a block reads."""
+"""What a step makes of a sample that a block reads."""
 
 
 def test_outputs_that_wait_for_a_block_further_up_are_held():
     in_line, around = (
-        needed(ChapterPlan, "sequential", 1, rows=(10_000,), **nodes)[0]
+        needed(ChapterPlan, "sequential", 1, samples=(10_000,), **nodes)[0]
         for nodes in ({}, {"nodes": line_but(3, (0, 0))})
     )
 
@@ -266,7 +270,7 @@ def test_what_a_block_of_a_stream_reads_of_the_tick_before_waits_too():
 
 def test_every_federated_rank_gets_the_weights_to_validate_its_shard_in_the_end():
     without, validated = (
-        needed(ChapterPlan, "federated", 6, rows=(1,) * 6, chapters=12, epochs=12, **more)
+        needed(ChapterPlan, "federated", 6, samples=(1,) * 6, chapters=12, epochs=12, **more)
         for more in ({}, {"has_validation": True})
     )
 

@@ -65,7 +65,15 @@ LATER = {
 }
 """The same for the second stages of recipes."""
 
-each = pytest.mark.parametrize("method", METHODS)
+VARIANTS = {
+    "tinyfoa, real",
+    "uff, denoising",
+    "uff, adversarial",
+    "iffcl, classifier",
+    "hinton-recurrent, alternating",
+    "local fields",
+}
+"""Whose learning to the end is a test of its own only now and then."""
 
 
 def prepared(method, **changes):
@@ -74,7 +82,9 @@ def prepared(method, **changes):
     return prepare(recipe, QUICK | {"training.precision": "fp32"} | small | changes, stage)
 
 
-@each
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in VARIANTS)) for m in METHODS]
+)
 def test_a_method_learns_digits_and_is_read_back_as_it_was(method, tmp_path):
     recipe, small = METHODS[method]
     config = ow.RunConfig(recipe=recipe).with_settings(QUICK | {"training.epochs": 15} | small)

@@ -10,6 +10,8 @@ import onward as ow
 from onward import runs
 from onward.errors import FileError, SettingError
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 SMALL = {
     "data.validation": 70,
     "network.widths": (24, 20),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import onward as ow
-from onward.networks import CHUNK_ROWS
+from onward.networks import CHUNK_SAMPLES
 
 SHAPE = (1, 8, 8)
 GOODNESS = {"objective": "threshold", "negatives": "random"}
@@ -56,7 +56,7 @@ def draw(samples, seed=0):
 
 
 def test_a_call_returns_the_class_scores(network):
-    x = draw(CHUNK_ROWS + 3)
+    x = draw(CHUNK_SAMPLES + 3)
 
     scores = network(x)
 

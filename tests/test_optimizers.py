@@ -165,14 +165,14 @@ def test_gradients_are_left_as_they_are(rule):
 # Slices
 
 
-def in_slices(rule, rows, columns, size):
-    """Take steps at once and in slices of some rows; return both results."""
-    whole, sliced = draw(rows, columns), draw(rows, columns)
+def in_slices(rule, samples, columns, size):
+    """Take steps at once and in slices of some samples; return both results."""
+    whole, sliced = draw(samples, columns), draw(samples, columns)
     state = rule.init(sliced)
     follow(rule, [whole], [[gradient(t, whole)] for t in range(STEPS)])
     for t in range(STEPS):
         rule.count(state)
-        for first in range(0, rows, size):
+        for first in range(0, samples, size):
             chosen = slice(first, first + size)
             part = {name: m[chosen] if m.ndim else m for name, m in state.items()}
             rule.step(sliced[chosen], gradient(t, sliced)[chosen], part, lr_scale=1.0)
@@ -196,19 +196,19 @@ def test_a_part_of_a_larger_tensor_learns_like_one_alone_and_leaves_the_rest(rul
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("rows", "size"), [(12, 12), (12, 4), (12, 5), (13, 1)])
-def test_updating_in_slices_gives_the_same_bits_as_at_once(rule, rows, size):
-    whole, sliced = in_slices(rule, rows, 64, size)
+@pytest.mark.parametrize(("samples", "size"), [(12, 12), (12, 4), (12, 5), (13, 1)])
+def test_updating_in_slices_gives_the_same_bits_as_at_once(rule, samples, size):
+    whole, sliced = in_slices(rule, samples, 64, size)
 
     assert whole.equal(sliced)
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("rows", "columns", "size"), [(12, 7, 5), (29, 33, 4), (3, 1, 1)])
+@pytest.mark.parametrize(("samples", "columns", "size"), [(12, 7, 5), (29, 33, 4), (3, 1, 1)])
 def test_slices_that_end_within_a_vector_register_differ_in_rounding_only(
-    rule, rows, columns, size
+    rule, samples, columns, size
 ):
-    whole, sliced = in_slices(rule, rows, columns, size)
+    whole, sliced = in_slices(rule, samples, columns, size)
 
     # A step adds a rounding of 1e-7 at most, and there are fifty.
     torch.testing.assert_close(whole, sliced, rtol=0, atol=5e-6)

@@ -22,7 +22,7 @@ from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.user import load_recipe
 from onward.runtime.chapters import ChapterWorker
 
-pytestmark = pytest.mark.usefixtures("own_recipe")
+pytestmark = [pytest.mark.usefixtures("own_recipe"), pytest.mark.usefixtures("unchecked_module")]
 
 
 def result(folder="run"):

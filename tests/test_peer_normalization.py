@@ -35,7 +35,7 @@ def test_peer_normalization_pulls_every_unit_toward_the_mean_of_all_units():
     extra = objective.extra_gradient(two_views(positive, activities(4, 3, seed=2)))["positive"]
 
     mean = 0.9 * 0.5 + 0.1 * positive.mean(dim=0)
-    # Hinton adds strength (mean of units - mean) to each row of what he divides by their number.
+    # Hinton adds strength (mean of units - mean) to each sample of what he divides by their number.
     expected = -strength * (mean.mean() - mean) / 4
     torch.testing.assert_close(extra, expected.expand(4, 3), rtol=1e-12, atol=1e-15)
 

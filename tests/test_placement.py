@@ -85,7 +85,7 @@ def test_all_layers_deals_whole_chapters_in_turn():
 
 
 def test_federated_trains_and_validates_a_shard_on_its_owner_alone():
-    plan = chapters(num_chapters=8, rows=(10, 10, 10, 10), has_validation=True)
+    plan = chapters(num_chapters=8, samples=(10, 10, 10, 10), has_validation=True)
 
     placement = place(plan, "federated", 2, [1] * 4)
 
@@ -104,7 +104,7 @@ def test_hints_of_a_shard_never_leave_their_rank_in_a_federated_run(plan, placem
         assert ProductKind.HINTS not in things
 
 
-def test_stream_keeps_a_block_and_its_neutral_rows_on_its_rank():
+def test_stream_keeps_a_block_and_its_neutral_samples_on_its_rank():
     plan = stream_of_two_blocks()
 
     placement = place(plan, "stream", 2, [1, 1])
@@ -133,7 +133,9 @@ def test_a_team_is_neighbouring_ranks_that_share_what_one_would_do():
 
 
 def test_each_rank_of_a_team_sends_to_the_one_with_its_place_in_the_next():
-    plan = chapters(num_blocks=2, num_chapters=4, slices=4, cut="rows", batch_size=4, rows=(4,))
+    plan = chapters(
+        num_blocks=2, num_chapters=4, slices=4, cut="samples", batch_size=4, samples=(4,)
+    )
 
     placement = place(plan, "all-layers", 8, [1, 1], replicas=4)
 
@@ -147,7 +149,7 @@ def test_each_rank_of_a_team_sends_to_the_one_with_its_place_in_the_next():
 
 @pytest.mark.parametrize(("ranks", "replicas"), [(3, 2), (6, 4), (4, 3)])
 def test_replicas_that_do_not_divide_ranks_and_slices_are_refused(ranks, replicas):
-    plan = chapters(slices=4, cut="rows", batch_size=4, rows=(4,))
+    plan = chapters(slices=4, cut="samples", batch_size=4, samples=(4,))
 
     with pytest.raises(PlacementError, match=f"placement.replicas is {replicas}, with {ranks} r"):
         place(plan, "all-layers", ranks, [1] * 4, replicas)
@@ -178,7 +180,7 @@ def test_ranks_dealt_by_cost_leave_the_slowest_block_as_fast_as_can_be(costs, ex
 
 
 def test_with_more_ranks_than_blocks_that_stay_dearer_blocks_get_more():
-    plan = chapters(slices=4, cut="rows", batch_size=4, rows=(4,))
+    plan = chapters(slices=4, cut="samples", batch_size=4, samples=(4,))
 
     placement = place(plan, "single-layer", 8, [1, 1, 1, 9])
 
@@ -224,7 +226,7 @@ def test_each_rank_gets_a_run_of_neighbouring_blocks(costs, drawn):
     assert all(later - earlier in (0, 1) for earlier, later in pairwise(owners))
 
 
-def test_a_rank_that_passes_rows_through_the_blocks_below_gets_fewer_of_its_own():
+def test_a_rank_that_passes_samples_through_the_blocks_below_gets_fewer_of_its_own():
     assert balance([1] * 8, 2, passing=False) == (0, 0, 0, 0, 1, 1, 1, 1)
     assert balance([1] * 8, 2, passing=True) == (0, 0, 0, 0, 0, 1, 1, 1)
 
@@ -237,8 +239,8 @@ def test_a_rank_that_passes_rows_through_the_blocks_below_gets_fewer_of_its_own(
     [
         pytest.param(chapters(), 1, "sequential", id="chapters on one rank"),
         pytest.param(chapters(), 3, "all-layers", id="chapters on several ranks"),
-        pytest.param(chapters(rows=(9, 9, 9)), 1, "sequential", id="shards on one rank"),
-        pytest.param(chapters(rows=(9, 9, 9)), 3, "federated", id="shards on several ranks"),
+        pytest.param(chapters(samples=(9, 9, 9)), 1, "sequential", id="shards on one rank"),
+        pytest.param(chapters(samples=(9, 9, 9)), 3, "federated", id="shards on several ranks"),
         pytest.param(stream_of_two_blocks(), 1, "sequential", id="stream on one rank"),
         pytest.param(stream_of_two_blocks(), 2, "stream", id="stream on several ranks"),
     ],
@@ -312,14 +314,14 @@ def test_a_placement_is_chosen_where_none_is_named(plan, num_ranks, name):
             id="more ranks than chapters",
         ),
         pytest.param(
-            chapters(rows=(9, 9)),
+            chapters(samples=(9, 9)),
             "federated",
             3,
             "The placement federated has work for 2 ranks at most (one a shard), but there are 3.",
             id="more ranks than shards",
         ),
         pytest.param(
-            chapters(rows=(9, 9, 9)),
+            chapters(samples=(9, 9, 9)),
             "federated",
             2,
             "A federated run deals 3 shards to 2 ranks. Set plan.shards to 2, or to a multiple "

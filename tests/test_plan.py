@@ -110,7 +110,7 @@ def test_each_block_of_a_stream_is_trained_at_every_visit_of_a_mini_batch_and_in
 
 @for_all(plans)
 def test_chapters_cover_every_mini_batch_of_every_epoch_once_and_in_order(plan):
-    assume(len(plan.rows) == 1)
+    assume(len(plan.samples) == 1)
     covered = [
         (segment.epoch, batch)
         for chapter in range(plan.chapters)
@@ -131,8 +131,8 @@ def test_no_chapter_is_empty(plan):
 
 @for_all(plans)
 def test_every_row_of_an_epoch_is_in_one_mini_batch(plan):
-    for shard, rows in enumerate(plan.rows):
-        full, left = divmod(rows, plan.batch_size)
+    for shard, samples in enumerate(plan.samples):
+        full, left = divmod(samples, plan.batch_size)
 
         assert plan.batches(shard) == full + bool(left)
 
@@ -141,7 +141,7 @@ def test_every_row_of_an_epoch_is_in_one_mini_batch(plan):
 def test_chapters_learn_from_the_shards_in_turn(plan):
     shards = [plan.shard(chapter) for chapter in range(plan.chapters)]
 
-    assert shards == [chapter % len(plan.rows) for chapter in range(plan.chapters)]
+    assert shards == [chapter % len(plan.samples) for chapter in range(plan.chapters)]
 
 
 @for_all(chapter_plans())
@@ -149,10 +149,10 @@ def test_a_shard_counts_the_epochs_that_learned_from_it(plan):
     learned = {
         shard: [
             segment.epoch
-            for chapter in range(shard, plan.chapters, len(plan.rows))
+            for chapter in range(shard, plan.chapters, len(plan.samples))
             for segment in plan.segments(chapter)
         ]
-        for shard in range(len(plan.rows))
+        for shard in range(len(plan.samples))
     }
 
     for shard, epochs in learned.items():
@@ -253,7 +253,7 @@ def test_the_moments_a_chapter_starts_with_have_their_stated_age(plan):
 def test_the_last_chapter_is_validated_on_every_shard(plan):
     shards = [task.block for task in plan.validations(plan.chapters - 1)]
 
-    assert shards == (list(range(len(plan.rows))) if plan.has_validation else [])
+    assert shards == (list(range(len(plan.samples))) if plan.has_validation else [])
 
 
 @for_all(plans)
@@ -326,13 +326,14 @@ def test_a_stream_goes_on_from_the_end_of_any_chapter_and_does_nothing_again(pla
         pytest.param(
             chapters_of_two_blocks,
             {"batch_size": 11},
-            "training.batch_size is 11, but the training set has 10 rows. Set --batch-size to 10",
+            "training.batch_size is 11, but the training set has 10 samples. Set --batch-size to "
+            "10",
             id="mini-batch larger than the set",
         ),
         pytest.param(
             chapters_of_two_blocks,
-            {"batch_size": 5, "rows": (10, 4)},
-            "training.batch_size is 5, but shard 1 has 4 rows. Set --batch-size to 4 or less.",
+            {"batch_size": 5, "samples": (10, 4)},
+            "training.batch_size is 5, but shard 1 has 4 samples. Set --batch-size to 4 or less.",
             id="mini-batch larger than a shard",
         ),
         pytest.param(
@@ -363,14 +364,14 @@ def test_a_stream_goes_on_from_the_end_of_any_chapter_and_does_nothing_again(pla
         ),
         pytest.param(
             chapters_of_two_blocks,
-            {"rows": (10, 10, 10), "hint_age": 4},
+            {"samples": (10, 10, 10), "hint_age": 4},
             "plan.hint_age is 4, but hints of a shard come from its owner's last visit, 3 "
             "chapters before. Use 3 or a multiple, or never.",
             id="hints of another shard",
         ),
         pytest.param(
             stream_of_two_blocks,
-            {"rows": (10, 10)},
+            {"samples": (10, 10)},
             "plan.shards is 2, but a stream plan has one stream of mini-batches, and so one "
             "shard. Shards go with chapters.",
             id="shards in a stream plan",

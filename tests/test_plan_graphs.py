@@ -95,7 +95,7 @@ def test_outputs_of_a_stream_that_two_blocks_read_are_needed_by_both():
 
 
 def test_a_mini_batch_visits_all_blocks_once_a_tick():
-    plan = recurrent(epochs=1, chapters=1, rows=(4,))
+    plan = recurrent(epochs=1, chapters=1, samples=(4,))
 
     order = " ".join(map(str, plan.tasks()))
 
@@ -142,7 +142,7 @@ def test_where_a_mini_batch_is_all_samples_a_delay_brings_what_came_out_in_the_e
 def test_a_tick_has_the_samples_of_its_mini_batch():
     plan = recurrent(ticks=3, batch_size=4)
 
-    assert [plan.rows_of(time) for time in range(12)] == [4, 4, 4, 4, 4, 4, 2, 2, 2, 4, 4, 4]
+    assert [plan.samples_at(time) for time in range(12)] == [4, 4, 4, 4, 4, 4, 2, 2, 2, 4, 4, 4]
 
 
 def test_a_chapter_ends_with_the_last_tick_of_a_mini_batch():

@@ -59,7 +59,7 @@ def test_where_links_are_slow_one_rank_is_the_fastest():
 
 
 def test_more_ranks_than_blocks_are_best_used_in_teams():
-    plan = chapters(8, rows=(8,), batch_size=8)
+    plan = chapters(8, samples=(8,), batch_size=8)
 
     best, *_ = found = ways(plan, 8, Shared())
 
@@ -85,7 +85,7 @@ def test_a_slow_rank_speaks_for_a_placement_that_gives_it_less():
 
 @pytest.mark.parametrize(("slices", "replicas"), [(1, 1), (2, 2), (4, 2), (8, 8), (3, 1)])
 def test_what_was_asked_for_is_among_the_ways_and_one_rank_is(slices, replicas):
-    plan = chapters(8, rows=(8,), batch_size=8, slices=slices, cut="units")
+    plan = chapters(8, samples=(8,), batch_size=8, slices=slices, cut="units")
     placement = place(plan, None, 8, [1] * 4, replicas)
 
     found = choices(plan, placement, [1] * 4, Shared())
@@ -99,7 +99,7 @@ def test_what_was_asked_for_is_among_the_ways_and_one_rank_is(slices, replicas):
 
 
 def test_ways_that_blocks_or_data_do_not_allow_are_left_out():
-    plan = chapters(8, rows=(8,), batch_size=8)
+    plan = chapters(8, samples=(8,), batch_size=8)
     placement = place(plan, "all-layers", 8, [1] * 4)
 
     found = choices(
@@ -110,7 +110,7 @@ def test_ways_that_blocks_or_data_do_not_allow_are_left_out():
 
 
 def test_the_table_fits_into_80_columns():
-    plan = chapters(64, rows=(8,), batch_size=8)
+    plan = chapters(64, samples=(8,), batch_size=8)
     placement = place(plan, "all-layers", 16, [1] * 4)
     found = choices(plan, placement, [1] * 4, Shared({b: 1e4 for b in range(4)}, weight=10**9))
 

@@ -25,8 +25,8 @@ def whitened(features=4):
     )
 
 
-def correlated(rows=400):
-    return draw().normal(size=(rows, 4)) @ draw(1).normal(size=(4, 4)) + (0, 0, 1, 2)
+def correlated(samples=400):
+    return draw().normal(size=(samples, 4)) @ draw(1).normal(size=(4, 4)) + (0, 0, 1, 2)
 
 
 def test_a_network_may_whiten_its_samples():

@@ -78,7 +78,7 @@ READERS = {
         "result.json",
         lambda folder: b'{"accuracy": {"test": 0.5}}',
     ),
-    "costs": (costs.read, "costs.json", lambda folder: b'{"train": [1.0], "rows": 5}'),
+    "costs": (costs.read, "costs.json", lambda folder: b'{"train": [1.0], "samples": 5}'),
 }
 """How each kind of file is read, its name, and a valid one."""
 
@@ -119,7 +119,7 @@ def test_anything_but_the_documented_errors_never_comes_out_of_a_file(name, tmp_
 # What fuzzing has found
 
 
-def test_an_idx_file_of_no_rows_of_huge_size_is_refused(tmp_path):
+def test_an_idx_file_of_no_samples_of_huge_size_is_refused(tmp_path):
     huge = b"\xff" * 4
     (tmp_path / "idx").write_bytes(bytes([0, 0, 8, 3]) + huge + bytes(4) + huge)
 
@@ -145,7 +145,7 @@ def test_a_member_of_an_npz_file_is_as_large_as_it_says_or_refused(shape, tmp_pa
         archive.writestr("x.npy", member(shape))
         archive.writestr("y.npy", member((1,)))
 
-    message = "header announces" if shape else "rows"
+    message = "header announces" if shape else "samples"
     with pytest.raises(DataError, match=message):
         ow.load_data(str(path))
 

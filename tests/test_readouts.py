@@ -225,7 +225,7 @@ def test_the_size_of_chunks_changes_rounding_only(monkeypatch, make, size):
     network, x = make(), draw(ROWS, 5)
     whole = network.scores(x)
 
-    monkeypatch.setattr(networks, "CHUNK_ROWS", size)
+    monkeypatch.setattr(networks, "CHUNK_SAMPLES", size)
     chunked = network.scores(x)
 
     close(chunked.network, whole.network)
@@ -329,7 +329,7 @@ def test_samples_are_counted_whose_class_the_network_and_each_block_names():
 
     scores = network.scores(x)
     each = [int((s.argmax(dim=1) == y).sum()) for s in scores.blocks]
-    assert (found.rows, found.correct) == (ROWS, int((network.predict(x) == y).sum()))
+    assert (found.samples, found.correct) == (ROWS, int((network.predict(x) == y).sum()))
     assert found.correct_blocks == dict(enumerate(each))
 
 
@@ -340,7 +340,7 @@ def test_a_network_gets_all_of_its_own_predictions_right():
 
 
 def test_accuracy_is_a_share_of_the_samples():
-    found = Evaluation(rows=8, correct=6, correct_blocks={0: 2, 1: 8})
+    found = Evaluation(samples=8, correct=6, correct_blocks={0: 2, 1: 8})
 
     assert (found.accuracy, found.block_accuracy) == (0.75, [0.25, 1.0])
 
@@ -348,7 +348,7 @@ def test_accuracy_is_a_share_of_the_samples():
 def test_there_is_no_accuracy_without_samples():
     found = evaluate(heads_network(), labelled(draw(0, 5), torch.zeros(0, dtype=torch.long)))
 
-    assert (found.rows, found.accuracy, found.block_accuracy) == (0, None, [])
+    assert (found.samples, found.accuracy, found.block_accuracy) == (0, None, [])
 
 
 def test_samples_can_be_counted_by_another_readout():

@@ -80,7 +80,7 @@ def shown(capsys):
 
 
 def cells(lines, name):
-    """Return the cells of the row of a setting."""
+    """Return the cells of the sample of a setting."""
     (line,) = (line for line in lines if line.startswith(f"{name} "))
     return re.split(" {2,}", line)
 

@@ -20,6 +20,8 @@ from onward.errors import FileError
 from onward.runs import FILES, read_result
 from onward.runtime.workers import report_fields
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 SMALL = (
     *("--data", "data.npz", "--batch-size", "30", "--epochs", "4", "--widths", "16,12"),
     *("--validate-every", "2", "--seed", "3"),
@@ -101,11 +103,11 @@ RESULT = {
     "metrics": lambda value: value == [],
     "error_count": is_count,
     "class_names": is_nothing,
-    "class_rows": listed(is_count),
+    "class_samples": listed(is_count),
     "doubts": listed(is_text),
     "recipe": is_text,
     "data": is_text,
-    "rows": {"training": is_count, "validation": is_count, "test": is_count},
+    "samples": {"training": is_count, "validation": is_count, "test": is_count},
     "seed": is_count,
     "epochs": is_count,
     "chapters_trained": is_count,
@@ -186,7 +188,7 @@ def test_figures_of_each_rank_are_lists_with_an_entry_a_rank(run):
 def test_the_result_counts_what_the_network_gets_wrong(run):
     found = read_result(run)
 
-    wrong = found["rows"]["test"] * (1 - found["accuracy"]["test"])
+    wrong = found["samples"]["test"] * (1 - found["accuracy"]["test"])
     assert found["error_count"] == pytest.approx(wrong)
 
 
@@ -263,21 +265,21 @@ def test_a_line_of_a_validation_has_its_accuracy(run):
     for line in validations:
         assert is_count(line["chapter"])
         assert is_share(line["validation_accuracy"])
-        assert is_count(line["rows"])
+        assert is_count(line["samples"])
 
 
 def test_the_last_validation_is_that_of_the_result(run):
     found = read_result(run)
 
     last = [
-        (line["rows"], line["validation_accuracy"])
+        (line["samples"], line["validation_accuracy"])
         for line in lines_of(run)
         if line["block"] is None and line["chapter"] == found["chapters"] - 1
     ]
 
-    assert sum(rows for rows, _ in last) == found["rows"]["validation"]
-    right = sum(rows * accuracy for rows, accuracy in last)
-    assert found["accuracy"]["validation"] == pytest.approx(right / found["rows"]["validation"])
+    assert sum(samples for samples, _ in last) == found["samples"]["validation"]
+    right = sum(samples * accuracy for samples, accuracy in last)
+    assert found["accuracy"]["validation"] == pytest.approx(right / found["samples"]["validation"])
 
 
 # config.toml
@@ -304,7 +306,7 @@ def test_the_settings_repeat_the_run_bit_for_bit_from_anywhere(run, tmp_path, mo
     for name in ("config.toml", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
     first, second = read_result(run), read_result(tmp_path / "again")
-    for name in ("weights_sha256", "accuracy", "rows", "hint_age"):
+    for name in ("weights_sha256", "accuracy", "samples", "hint_age"):
         assert second[name] == first[name]
 
 
@@ -339,12 +341,12 @@ def test_the_model_is_the_network_of_the_result(run):
     assert weights_sha256(network) == read_result(run)["weights_sha256"]
 
 
-def test_the_model_gets_as_many_test_rows_wrong_as_the_result_says(run):
+def test_the_model_gets_as_many_test_samples_wrong_as_the_result_says(run):
     dataset = ow.load_data(str(run.parent / "data.npz"))
 
     found = ow.evaluate(ow.load(run), dataset.test)
 
-    assert found.rows - found.correct == read_result(run)["error_count"]
+    assert found.samples - found.correct == read_result(run)["error_count"]
 
 
 # Writing

@@ -173,10 +173,10 @@ TEAMS = [("sequential", 2, 2), ("all-layers", 4, 2), ("all-layers", 3, 1), ("sin
 @pytest.mark.parametrize(
     ("case", "name", "num_ranks", "replicas"),
     [(case, *team) for case in SLICED for team in TEAMS]
-    + [(case, "all-layers", 8, 4) for case in ("rows", "units")]
-    + [(case, "sequential", 4, 4) for case in ("rows", "units")]
+    + [(case, "all-layers", 8, 4) for case in ("samples", "units")]
+    + [(case, "sequential", 4, 4) for case in ("samples", "units")]
     # Teams of one and of more ranks.
-    + [(case, "single-layer", 5, None) for case in ("rows", "units")],
+    + [(case, "single-layer", 5, None) for case in ("samples", "units")],
 )
 def test_a_plan_with_slices_ends_in_the_same_weights_in_teams_of_any_size(
     case, name, num_ranks, replicas
@@ -187,14 +187,16 @@ def test_a_plan_with_slices_ends_in_the_same_weights_in_teams_of_any_size(
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("case", ["rows", "units"])
+@pytest.mark.parametrize("case", ["samples", "units"])
 def test_every_rank_of_a_team_ends_with_the_whole_block(case):
     one, other = prepare(*SLICED[case]).run("sequential", 2, 2)
 
     assert_same_weights(one.worker.network, other.worker.network)
 
 
-@pytest.mark.parametrize(("cut", "case"), [("rows", "rows in bf16"), ("units", "units in bf16")])
+@pytest.mark.parametrize(
+    ("cut", "case"), [("samples", "samples in bf16"), ("units", "units in bf16")]
+)
 def test_slices_change_the_weights(cut, case):
     recipe, changes = SLICED[case]
     whole = prepare(recipe, {**changes, "plan.slices": 1}).run("sequential", 1)[0].worker.network

@@ -92,9 +92,11 @@ def test_derived_numbers_are_the_same_in_every_process_and_version():
 
 
 def test_neighboring_seeds_give_independent_numbers():
-    rows = torch.stack([torch.randn(1000, generator=generator(s, "weights", 0)) for s in range(30)])
+    samples = torch.stack(
+        [torch.randn(1000, generator=generator(s, "weights", 0)) for s in range(30)]
+    )
 
-    correlations = torch.corrcoef(rows) - torch.eye(30)
+    correlations = torch.corrcoef(samples) - torch.eye(30)
 
     # Each of the 435 has a standard deviation of 1 / sqrt(1000); five of them are 0.16.
     assert correlations.abs().max() < 0.16

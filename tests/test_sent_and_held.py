@@ -44,17 +44,17 @@ def size(prepared, product):
             # And the best chapter, its count, validations since, the end.
             return 8 * (2 + plan.num_blocks + 4)
         case ProductKind.HINTS if plan.kind == "chapters":
-            return 4 * 10 * plan.rows[0]
+            return 4 * 10 * plan.samples[0]
         case ProductKind.HINTS:
-            return 4 * 10 * min(plan.batch_size, plan.rows[0] - first)
+            return 4 * 10 * min(plan.batch_size, plan.samples[0] - first)
         case ProductKind.ACTIVITIES:
             views = len(network.sampler.names)
         case ProductKind.NEUTRAL:
             views = 1
             first = (product.time + plan.lead) % plan.batches(0) * plan.batch_size
-    rows = min(plan.batch_size, plan.rows[0] - first)
+    samples = min(plan.batch_size, plan.samples[0] - first)
     # With the number and the class of each sample.
-    return views * rows * (4 * network.line[block].module.weight.shape[0] + 8 + 8)
+    return views * samples * (4 * network.line[block].module.weight.shape[0] + 8 + 8)
 
 
 @pytest.mark.parametrize(

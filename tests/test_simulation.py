@@ -37,7 +37,7 @@ def chapters(number, blocks=4, head_reads=(), **changes):
         "epochs": number,
         "chapters": number,
         "batch_size": 1,
-        "rows": (1,),
+        "samples": (1,),
         "hint_age": None,
         "validate_every": None,
         "has_validation": False,
@@ -51,7 +51,7 @@ def stream(number, blocks=4, head_reads=(), **changes):
         "epochs": 1,
         "chapters": 1,
         "batch_size": 1,
-        "rows": (number,),
+        "samples": (number,),
         "hint_age": None,
         "validate_every": None,
         "has_validation": False,
@@ -259,7 +259,7 @@ def test_bytes_are_those_of_a_run(recipe, changes, name):
     assert [found.bytes_sent(rank) for rank in range(3)] == [r.transport.bytes_sent for r in ranks]
 
 
-@pytest.mark.parametrize("cut", ["rows", "units"])
+@pytest.mark.parametrize("cut", ["samples", "units"])
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
@@ -322,7 +322,7 @@ def test_bytes_of_blocks_of_any_kind_are_those_of_a_run(case, kind):
 
 
 def test_ranks_that_share_a_task_begin_and_end_it_together():
-    plan = chapters(4, slices=2, rows=(2,), batch_size=2)
+    plan = chapters(4, slices=2, samples=(2,), batch_size=2)
     placement = place(plan, "all-layers", 8, [1] * 4, replicas=2)
 
     found = simulate(plan, placement, Weighing(), timeline=True)
@@ -347,13 +347,14 @@ def test_costs_are_measured_on_a_copy():
         assert tensor.equal(before[name])
 
 
-def test_a_chapter_counts_each_pass_of_its_rows_once():
-    # Given blocks that take 1 second a mini-batch to train and 10, 20, 30, 40 to pass rows through.
+def test_a_chapter_counts_each_pass_of_its_samples_once():
+    # Given blocks that take 1 second a mini-batch to train and 10, 20, 30, 40 to pass samples
+    # through.
     found = measured()
-    plan = chapters(2, blocks=3, epochs=4, rows=(8,), batch_size=2)
+    plan = chapters(2, blocks=3, epochs=4, samples=(8,), batch_size=2)
     task = Task(TaskKind.TRAIN, 1, 2)
 
-    # Two epochs of four mini-batches, and one pass of the rows through what is below.
+    # Two epochs of four mini-batches, and one pass of the samples through what is below.
     assert found.seconds(plan, task, known=set(), ranks=1) == 2 * 4 * 1.0 + 4 * (10.0 + 20.0)
     assert found.seconds(plan, task, known={0}, ranks=1) == 2 * 4 * 1.0 + 4 * 20.0
     assert found.seconds(plan, task, known={0, 1}, ranks=1) == 2 * 4 * 1.0
@@ -370,14 +371,14 @@ def test_a_block_that_is_gone_around_is_passed_once_another_reads_it():
     assert found.seconds == 4 * 1.0 + 10.0 + 20.0
 
 
-def test_ranks_that_share_rows_each_follow_all_gradients():
+def test_ranks_that_share_samples_each_follow_all_gradients():
     found, task = measured(), Task(TaskKind.TRAIN, 1, 0)
-    settings = {"blocks": 3, "rows": (8,), "batch_size": 2, "slices": 2}
-    rows, units = (chapters(2, **settings, cut=cut) for cut in ("rows", "units"))
+    settings = {"blocks": 3, "samples": (8,), "batch_size": 2, "slices": 2}
+    samples, units = (chapters(2, **settings, cut=cut) for cut in ("samples", "units"))
 
     # Four mini-batches of a second; half a second of it is spent on gradients of both slices.
-    assert found.seconds(rows, task, known=set(), ranks=1) == 4 * (1.0 + 0.5)
-    assert found.seconds(rows, task, known=set(), ranks=2) == 4 * (0.5 + 0.5)
+    assert found.seconds(samples, task, known=set(), ranks=1) == 4 * (1.0 + 0.5)
+    assert found.seconds(samples, task, known=set(), ranks=2) == 4 * (0.5 + 0.5)
     assert found.seconds(units, task, known=set(), ranks=2) == 4 * 0.5
 
 

@@ -17,6 +17,8 @@ import onward as ow
 from onward.errors import DataError, SettingError
 from onward.sklearn import OnwardClassifier
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 SMALL = {"widths": (32, 32), "epochs": 40, "batch_size": 10}
 
 
@@ -78,7 +80,9 @@ def test_sparse_samples_are_answered_as_dense_ones():
     x, y = iris()
     dense = OnwardClassifier(widths=(8,), epochs=2, batch_size=20).fit(x, y)
 
-    sparse = OnwardClassifier(widths=(8,), epochs=2, batch_size=20).fit(scipy.sparse.csr_array(x), y)
+    sparse = OnwardClassifier(widths=(8,), epochs=2, batch_size=20).fit(
+        scipy.sparse.csr_array(x), y
+    )
 
     assert (sparse.predict_proba(scipy.sparse.coo_array(x)) == dense.predict_proba(x)).all()
 
@@ -157,7 +161,7 @@ def test_a_warm_start_goes_on():
         staged.fit(x, y).fit(x, y)
 
 
-def test_rows_of_a_rare_class_may_count_more():
+def test_samples_of_a_rare_class_may_count_more():
     x, y = iris()
     kept = (y != "virginica") | (np.arange(150) % 10 == 0)
     x, y = x[kept], y[kept]

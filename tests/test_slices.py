@@ -12,11 +12,11 @@ import onward as ow
 from onward.batch import Batch
 from onward.blocks import Block
 from onward.errors import SettingError
-from onward.networks import CHUNK_ROWS
+from onward.networks import CHUNK_SAMPLES
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD, Adam
 from onward.runtime.workers import in_chunks
-from onward.slices import RowsStep
+from onward.slices import SampleSlicesStep
 from onward.team import Alone
 
 UNITS, SAMPLES = 12, 6
@@ -57,7 +57,7 @@ def in_team(size, work):
     return found
 
 
-each_cut = pytest.mark.parametrize("cut", ["rows", "units"])
+each_cut = pytest.mark.parametrize("cut", ["samples", "units"])
 each_objective = pytest.mark.parametrize("objective", ["cross-entropy", "threshold"])
 
 
@@ -116,7 +116,7 @@ def test_a_rule_that_draws_does_not_depend_on_which_slices_were_a_ranks_own():
         noise = ow.optimizer(torch.optim.SGD, lr=0.1, project=lambda p: p.add_(torch.randn_like(p)))
         block = block_of("cross-entropy", "adam")
         block.optimizer = noise
-        step = step_of(block, closed_form=False, slices=3, cut="rows", team=team)
+        step = step_of(block, closed_form=False, slices=3, cut="samples", team=team)
         trained(block, step, "cross-entropy")
         return state_of(block)
 
@@ -138,11 +138,11 @@ def test_samples_are_cut_for_modules_of_any_kind():
     for each in (whole, sliced):
         each.reset_optimizer()
     expected, _ = trained(whole, step_of(whole), "cross-entropy", dtype=torch.float64)
-    step = step_of(sliced, slices=4, cut="rows")
+    step = step_of(sliced, slices=4, cut="samples")
 
     found, _ = trained(sliced, step, "cross-entropy", dtype=torch.float64)
 
-    assert isinstance(step, RowsStep)
+    assert isinstance(step, SampleSlicesStep)
     for name, tensor in state_of(expected).items():
         close(state_of(found)[name], tensor, 1e-10)
 
@@ -158,7 +158,7 @@ def test_a_team_ends_with_the_bits_of_one_rank_for_channels_last_too():
         block = Block(module, CrossEntropy(linear(12)), RULES["adam"])
         block.to(memory_format=torch.channels_last)
         block.reset_optimizer()
-        step = step_of(block, closed_form=False, slices=2, cut="rows", team=team)
+        step = step_of(block, closed_form=False, slices=2, cut="samples", team=team)
         views = {"input": Batch(images, {"label": torch.arange(SAMPLES) % 3})}
         for seed in range(3):
             step(views, seed=seed, lr_scale=1.0)
@@ -192,10 +192,10 @@ def test_only_sums_over_units_travel_where_units_are_cut():
     assert sent("units") == 4 * 6 * 3
     # Gradients: 12 x 5 weights, 12 biases, 12 x 3 of the head; loss and accuracy, a sum and a
     # count each; 12 flags.
-    assert sent("rows") == 4 * (60 + 12 + 36) + 8 * 4 + 12
+    assert sent("samples") == 4 * (60 + 12 + 36) + 8 * 4 + 12
 
 
-@pytest.mark.parametrize("samples", [1, 7, CHUNK_ROWS, CHUNK_ROWS + 1, 5 * CHUNK_ROWS + 3])
+@pytest.mark.parametrize("samples", [1, 7, CHUNK_SAMPLES, CHUNK_SAMPLES + 1, 5 * CHUNK_SAMPLES + 3])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_chunks_are_the_same_whoever_does_them(samples, size):
     x = torch.arange(samples, dtype=torch.float32)[:, None]
@@ -207,8 +207,8 @@ def test_chunks_are_the_same_whoever_does_them(samples, size):
 
     for found in in_team(size, lambda team: in_chunks(samples, work, team)):
         assert found.equal(x.expand(-1, 3) * 2)
-    firsts = range(0, samples, CHUNK_ROWS)
-    chunks = {(first, min(first + CHUNK_ROWS, samples)) for first in firsts}
+    firsts = range(0, samples, CHUNK_SAMPLES)
+    chunks = {(first, min(first + CHUNK_SAMPLES, samples)) for first in firsts}
     assert chunks <= set(seen) <= chunks | {(0, 1)}
 
 

@@ -1,4 +1,4 @@
-"""How the rows of a data set are held out, and cut into shards."""
+"""How the samples of a data set are held out, and cut into shards."""
 
 import re
 from dataclasses import replace
@@ -22,8 +22,8 @@ several = settings(max_examples=50, deadline=None, derandomize=True)
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
-def without_test_rows(y, **settings):
-    """Make a data set all of whose labels are training rows."""
+def without_test_samples(y, **settings):
+    """Make a data set all of whose labels are training samples."""
     return of_classes(
         y, x_test=np.zeros((1, 1)), y_test=np.zeros(1), allow_one_class=True, **settings
     )
@@ -35,11 +35,11 @@ def without_test_rows(y, **settings):
     size=st.floats(0.01, 0.99) | st.integers(1, 59),
     seed=any_seed,
 )
-def test_training_and_validation_rows_are_disjoint_and_cover_all_rows(y, size, seed):
-    dataset = without_test_rows(y, num_classes=4)
+def test_training_and_validation_samples_are_disjoint_and_cover_all_samples(y, size, seed):
+    dataset = without_test_samples(y, num_classes=4)
     held = size if isinstance(size, int) else int(np.ceil(size * len(y)))
     if held >= len(y):
-        with pytest.raises(DataError, match=f"{size} of {len(y)} rows cannot be held out"):
+        with pytest.raises(DataError, match=f"{size} of {len(y)} samples cannot be held out"):
             split_validation(dataset, size, seed=seed)
         return
 
@@ -57,11 +57,11 @@ def test_training_and_validation_rows_are_disjoint_and_cover_all_rows(y, size, s
     share=st.floats(0.2, 0.8),
     seed=any_seed,
 )
-def test_validation_rows_have_the_classes_of_all_rows(counts, share, seed):
-    dataset = without_test_rows(np.repeat(np.arange(len(counts)), counts))
+def test_validation_samples_have_the_classes_of_all_samples(counts, share, seed):
+    dataset = without_test_samples(np.repeat(np.arange(len(counts)), counts))
     held = int(np.ceil(share * sum(counts)))
     if len(counts) > min(held, sum(counts) - held):
-        return  # Too few rows on one side for every class to have one.
+        return  # Too few samples on one side for every class to have one.
 
     _, validation = split_validation(dataset, share, seed=seed)
 
@@ -70,8 +70,8 @@ def test_validation_rows_have_the_classes_of_all_rows(counts, share, seed):
     assert ((of_each_class - expected).abs() <= 1).all()
 
 
-def test_rows_are_held_out_by_chance_where_a_class_has_a_single_row():
-    dataset = without_test_rows([0] * 9 + [1])
+def test_samples_are_held_out_by_chance_where_a_class_has_a_single_row():
+    dataset = without_test_samples([0] * 9 + [1])
 
     validations = [split_validation(dataset, 4, seed=seed)[1] for seed in range(20)]
 
@@ -85,10 +85,10 @@ def test_rows_are_held_out_by_chance_where_a_class_has_a_single_row():
     share=st.floats(0.05, 0.9),
     seed=any_seed,
 )
-def test_no_group_has_both_training_and_validation_rows(groups, share, seed):
-    dataset = without_test_rows(np.zeros(len(groups)), groups=np.array(groups))
+def test_no_group_has_both_training_and_validation_samples(groups, share, seed):
+    dataset = without_test_samples(np.zeros(len(groups)), groups=np.array(groups))
     if np.ceil(share * len(groups)) == len(groups):
-        return  # No rows would be left; the first property says what happens then.
+        return  # No samples would be left; the first property says what happens then.
 
     training, validation = split_validation(dataset, share, seed=seed)
 
@@ -98,8 +98,8 @@ def test_no_group_has_both_training_and_validation_rows(groups, share, seed):
     assert not set(dataset.groups[training].tolist()) & set(dataset.groups[validation].tolist())
 
 
-def test_validation_rows_are_decided_by_the_seed_alone():
-    dataset = without_test_rows([0, 1] * 50)
+def test_validation_samples_are_decided_by_the_seed_alone():
+    dataset = without_test_samples([0, 1] * 50)
 
     first, same, other = (split_validation(dataset, 0.1, seed=seed)[1] for seed in (1, 1, 2))
 
@@ -108,25 +108,25 @@ def test_validation_rows_are_decided_by_the_seed_alone():
 
 
 @pytest.mark.parametrize("none", [0, 0.0])
-def test_validation_of_0_keeps_all_rows_for_training(none):
-    training, validation = split_validation(without_test_rows([0, 1, 1]), none, seed=0)
+def test_validation_of_0_keeps_all_samples_for_training(none):
+    training, validation = split_validation(without_test_samples([0, 1, 1]), none, seed=0)
 
     assert training.tolist() == [0, 1, 2]
     assert validation.tolist() == []
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.0, 1.5, float("nan"), float("inf"), -1, 4, 100])
-def test_validation_that_leaves_no_rows_on_one_side_is_refused(wrong):
-    message = re.escape(f"{wrong} of 4 rows cannot be held out for validation")
+def test_validation_that_leaves_no_samples_on_one_side_is_refused(wrong):
+    message = re.escape(f"{wrong} of 4 samples cannot be held out for validation")
 
     with pytest.raises(DataError, match=message):
-        split_validation(without_test_rows([0, 1, 1, 0]), wrong, seed=0)
+        split_validation(without_test_samples([0, 1, 1, 0]), wrong, seed=0)
 
 
 def test_validation_of_a_single_group_is_refused():
-    dataset = without_test_rows([0, 1, 1, 0], groups=np.full(4, 7))
+    dataset = without_test_samples([0, 1, 1, 0], groups=np.full(4, 7))
 
-    with pytest.raises(DataError, match="All 4 rows belong to one group"):
+    with pytest.raises(DataError, match="All 4 samples belong to one group"):
         split_validation(dataset, 0.5, seed=0)
 
 
@@ -137,9 +137,9 @@ def test_validation_of_a_single_group_is_refused():
     by=st.sampled_from(["iid", "class"]),
     seed=any_seed,
 )
-def test_shards_are_disjoint_cover_all_rows_and_are_of_near_equal_size(y, number, by, seed):
+def test_shards_are_disjoint_cover_all_samples_and_are_of_near_equal_size(y, number, by, seed):
     if number > len(y):
-        message = f"{len(y)} rows cannot be split into {number} shards"
+        message = f"{len(y)} samples cannot be split into {number} shards"
         with pytest.raises(DataError, match=message):
             shards(torch.tensor(y), number, by, seed=seed)
         return
@@ -164,7 +164,7 @@ def test_shards_by_class_have_two_classes_at_most_where_random_ones_have_many():
 
 @several
 @given(y=st.lists(st.integers(0, 4), min_size=60, max_size=90), seed=any_seed)
-def test_drawn_shards_are_disjoint_and_cover_all_rows(y, seed):
+def test_drawn_shards_are_disjoint_and_cover_all_samples(y, seed):
     parts = shards(torch.tensor(y), 3, "dirichlet", seed=seed, alpha=5.0)
 
     assert torch.cat(parts).sort().values.tolist() == list(range(len(y)))
@@ -185,7 +185,7 @@ def test_the_smaller_alpha_the_fewer_shards_share_a_class():
         assert shares(alpha).std().item() == pytest.approx(expected, rel=0.35)
 
 
-def test_a_shard_that_gets_no_rows_is_refused():
+def test_a_shard_that_gets_no_samples_is_refused():
     with pytest.raises(DataError, match=r"plan.shard_alpha = 0\.01, and one got none"):
         shards(torch.arange(20) % 2, 8, "dirichlet", seed=0, alpha=0.01)
 
@@ -202,14 +202,14 @@ def test_shards_are_decided_by_the_seed_alone(by):
 
 def test_shards_by_another_word_are_refused():
     with pytest.raises(
-        DataError, match=r'Rows are split by "iid", .* or by "dirichlet"; got "label"'
+        DataError, match=r'Samples are split by "iid", .* or by "dirichlet"; got "label"'
     ):
         shards(torch.arange(4), 2, "label", seed=0)
 
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_less_than_one_shard_is_refused(number):
-    with pytest.raises(DataError, match=f"4 rows cannot be split into {number} shards"):
+    with pytest.raises(DataError, match=f"4 samples cannot be split into {number} shards"):
         shards(torch.arange(4), number, "iid", seed=0)
 
 
@@ -262,5 +262,5 @@ def test_labels_of_samples_without_any_are_not_left_out():
 def test_a_share_of_labels_that_leaves_none_is_refused():
     dataset = ow.dataset(np.arange(20.0)[:, None], np.arange(20) % 2, test=0.5)
 
-    with pytest.raises(DataError, match="rows cannot be held out"):
+    with pytest.raises(DataError, match="samples cannot be held out"):
         parts_of(dataset, labelled=0.01)

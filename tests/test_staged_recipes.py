@@ -20,6 +20,8 @@ from onward.config import RunConfig
 from onward.runs import FILES
 from onward.runtime.chapters import ChapterWorker
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 SOURCE = '''
 from dataclasses import dataclass, replace
 
@@ -200,8 +202,8 @@ def test_the_commands_ask_the_network_of_the_last_stage(capsys):
     assert onward("exits", "run", "--recipe", RECIPE) == 0
     assert onward("export", "run", "--onnx", "onnx", "--recipe", RECIPE) == 0
     digits = ow.load_data("digits")
-    np.savez("rows.npz", x=digits.x_test.numpy())
-    command = ("predict", "run", "rows.npz", "--out", "labels.npz", "--recipe", RECIPE)
+    np.savez("samples.npz", x=digits.x_test.numpy())
+    command = ("predict", "run", "samples.npz", "--out", "labels.npz", "--recipe", RECIPE)
     assert onward(*command, "--full-depth") == 0
     labels = torch.from_numpy(np.load("labels.npz")["labels"])
     right = (labels == digits.y_test).double().mean()

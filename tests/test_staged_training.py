@@ -9,6 +9,8 @@ from cuts import Cut, CutAfter
 
 import onward as ow
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 CASE = CASES["stages"]
 SETTINGS = {
     "training": ow.TrainingConfig(epochs=3, batch_size=CASE.batch_size, precision="fp32"),

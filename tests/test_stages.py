@@ -17,6 +17,8 @@ from onward.exits.policies import ExitPolicy, full_depth
 from onward.networks import Forward
 from onward.readouts import Fold, Readout
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 READOUTS = {
     "heads": {},
     "last head": {"heads": "last"},

@@ -12,6 +12,8 @@ from onward.errors import SettingError
 from onward.placement import place, stall
 from onward.plan.standing import NEVER, Standing
 
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
 SETTINGS = {
     "network.widths": (24, 20),
     "training.epochs": 12,

@@ -20,14 +20,14 @@ ROWS = 60
 Y = np.where(np.arange(ROWS) % 2, "yes", "no")
 
 
-def people(rows=ROWS):
+def people(samples=ROWS):
     """Columns of three types, of which age tells the classes apart."""
     random = np.random.default_rng(0)
     return pandas.DataFrame(
         {
-            "age": random.normal(3 * (Y[:rows] == "yes"), 1),
-            "children": random.integers(0, 4, rows),
-            "member": random.random(rows) < 0.5,
+            "age": random.normal(3 * (Y[:samples] == "yes"), 1),
+            "children": random.integers(0, 4, samples),
+            "member": random.random(samples) < 0.5,
         }
     )
 
@@ -128,7 +128,7 @@ def test_data_in_another_order_are_evaluated_as_those_of_the_training(trained):
     found = ow.evaluate(network, shuffled)
 
     assert found.correct == ow.evaluate(network, dataset).correct
-    assert found.rows == 12
+    assert found.samples == 12
 
 
 def test_data_that_lack_a_column_are_not_evaluated(trained):
@@ -164,7 +164,9 @@ def test_ranks_with_other_columns_are_refused():
         dataset = split(config, ow.dataset(table[names], Y))
         notes.append(describe(config, local_shards(config, dataset, rank), dataset))
 
-    with pytest.raises(ow.DataError, match="rows with other names of columns, or in another order"):
+    with pytest.raises(
+        ow.DataError, match="samples with other names of columns, or in another order"
+    ):
         agree(config, notes)
     agree(config, notes[:1])
 

@@ -98,7 +98,7 @@ def test_a_run_records_each_of_its_tasks_once():
     assert recorded["gather"] == [str(plan.gather)]
 
 
-def test_passing_rows_on_is_a_part_of_the_task_that_needs_it():
+def test_passing_samples_on_is_a_part_of_the_task_that_needs_it():
     _, result = train()
 
     (first, *_) = (span for span in result.timeline if span.what == "forward")

@@ -102,8 +102,8 @@ def test_samples_whose_labels_are_not_kept_are_learned_from_without_labels(recip
     result = ow.run(config)
 
     (cells,) = result.earlier
-    assert cells.facts["rows"]["training"] == len(ow.load_data("digits").x) == 1437
-    assert result.facts["rows"]["training"] == 143
+    assert cells.facts["samples"]["training"] == len(ow.load_data("digits").x) == 1437
+    assert result.facts["samples"]["training"] == 143
     assert cells.accuracy is None
 
 
@@ -178,7 +178,7 @@ def test_the_input_transformation_is_of_all_training_samples():
     shards, summary = load_shards(config, split(config, dataset), SingleProcessTransport())
 
     assert summary.inputs.arrays["mean"].flatten().allclose(x.mean(dim=0))
-    assert (summary.rows, summary.every_rows) == ((len(x) // 2,), (len(x),))
+    assert (summary.samples, summary.every_samples) == ((len(x) // 2,), (len(x),))
     assert len(seen(config, shards, summary, sees_labels=True)[0].training) == len(x) // 2
 
 
@@ -194,8 +194,8 @@ def test_a_sample_belongs_to_the_same_shard_with_its_label_and_without():
         ids = [set(shards[number].training.ids.tolist()) for shards in (every, some)]
         assert ids[1] < ids[0]
     kept = sum(len(shard.training) for shard in some.values())
-    assert (kept, summary.of(sees_labels=True).rows) == (sum(summary.rows), summary.rows)
-    assert sum(summary.of(sees_labels=False).rows) == dataset.num_rows
+    assert (kept, summary.of(sees_labels=True).samples) == (sum(summary.samples), summary.samples)
+    assert sum(summary.of(sees_labels=False).samples) == dataset.num_samples
 
 
 def test_a_changed_stage_does_not_go_on(tmp_path):
@@ -209,7 +209,7 @@ def test_a_changed_stage_does_not_go_on(tmp_path):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", ["uff", "mono-forward"])
+@pytest.mark.parametrize("recipe", ["uff", pytest.param("mono-forward", marks=pytest.mark.slow)])
 def test_two_processes_learn_from_the_same_samples_and_labels(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train = ("train", recipe, "--data", "digits", "--set", "data.labelled=0.3", "--epochs", 2)
@@ -221,8 +221,8 @@ def test_two_processes_learn_from_the_same_samples_and_labels(recipe, tmp_path, 
         found.append(json.loads((folder / "result.json").read_text()))
 
     one, two = found
-    assert one["rows"] == two["rows"]
-    assert one["rows"]["training"] == 387
+    assert one["samples"] == two["samples"]
+    assert one["samples"]["training"] == 387
     assert one["weights_sha256"] == two["weights_sha256"]
 
 
@@ -230,15 +230,15 @@ def test_two_processes_learn_from_the_same_samples_and_labels(recipe, tmp_path, 
 def test_ranks_with_data_of_their_own_learn_without_labels_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digits = ow.load_data("digits")
-    for rank, rows in enumerate((slice(0, 500), slice(500, 1400))):
-        np.savez(f"own-{rank}.npz", x=digits.x[rows].numpy(), y=digits.y[rows].numpy())
+    for rank, samples in enumerate((slice(0, 500), slice(500, 1400))):
+        np.savez(f"own-{rank}.npz", x=digits.x[samples].numpy(), y=digits.y[samples].numpy())
     train = ("train", "uff", "--data", "own-{rank}.npz", "--set", "data.labelled=0.3")
     train += ("--set", "network.widths=16,8", "--epochs", 4, "--batch-size", 20)
 
     assert onward(*train, "--processes", 2, "--placement", "federated", "--out", "run") == 0
 
     first, last = (json.loads((tmp_path / "run" / f).read_text()) for f in FILES)
-    assert first["rows"]["training"] > 3 * last["rows"]["training"]
+    assert first["samples"]["training"] > 3 * last["samples"]["training"]
 
 
 FILES = ("stage-0/result.json", "result.json")
@@ -255,14 +255,14 @@ def test_the_command_says_that_a_stage_names_no_classes(tmp_path, capsys):
     assert "names no classes: it is one of several stages" in capsys.readouterr().err
 
 
-def digests(rows, kept):
-    return TrainedOn(frozenset(str(n) for n in range(kept)), kept / rows)
+def digests(samples, kept):
+    return TrainedOn(frozenset(str(n) for n in range(kept)), kept / samples)
 
 
 @pytest.mark.parametrize(("first", "second"), [((50, 50), (500, 500)), ((5000, 1000), (60, 60))])
 def test_what_more_samples_were_learned_from_is_remembered(first, second):
     a, b = digests(*first), digests(*second)
-    widest = max(a, b, key=lambda each: each.rows)
+    widest = max(a, b, key=lambda each: each.samples)
 
     assert a.wider(b) is b.wider(a) is widest
     assert TrainedOn(frozenset(), 0.0).wider(a) is a

@@ -96,13 +96,13 @@ RUNS = {
 
 
 def write_digits(folder):
-    """Write 660 digits as one file, and as a file for each rank, with rows of few classes."""
+    """Write 660 digits as one file, and as a file for each rank, with samples of few classes."""
     whole = ow.load_data("digits")
     x, y = whole.x[:660].numpy(), whole.y[:660].numpy()
     test = {"x_test": whole.x_test.numpy(), "y_test": whole.y_test.numpy()}
     np.savez(folder / "digits.npz", x=x, y=y, **test)
-    for rank, rows in enumerate(np.array_split(y.argsort(kind="stable"), NUM_RANKS)):
-        np.savez(folder / f"private{rank}.npz", x=x[rows], y=y[rows], **test)
+    for rank, samples in enumerate(np.array_split(y.argsort(kind="stable"), NUM_RANKS)):
+        np.savez(folder / f"private{rank}.npz", x=x[samples], y=y[samples], **test)
 
 
 def config_of(name, folder, placement=None):
@@ -283,7 +283,7 @@ def two_views_in_a_team(folder):
     return told(run(views_in_a_team(folder, 4)))
 
 
-for cut in ("rows", "units"):
+for cut in ("samples", "units"):
     JOBS[f"two teams, {cut}"] = (4, run_in_teams("all-layers", cut))
     JOBS[f"one team, {cut}"] = (2, run_in_teams("sequential", cut))
 

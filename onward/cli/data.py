@@ -17,7 +17,7 @@ def data_command(options: argparse.Namespace) -> None:
         table.add_column(name, justify="right")
     listings = available(options.data_dir)
     for listing in listings:
-        figures = (listing.num_classes, listing.num_rows, listing.num_test_rows)
+        figures = (listing.num_classes, listing.num_samples, listing.num_test_samples)
         shape = " x ".join(map(str, listing.shape))
         table.add_row(listing.name, shape, *(f"{f:,}" for f in figures))
     console = Output()

@@ -89,43 +89,43 @@ def staircase(plan: Plan, placement: Placement, *, clocks: int, width: int) -> T
         >>> from onward.plan.chapters import ChapterPlan
         >>> from onward.plan.tasks import line
         >>> plan = ChapterPlan(
-        ...     nodes=line(2), epochs=3, chapters=3, batch_size=1, rows=(1,),
+        ...     nodes=line(2), epochs=3, chapters=3, batch_size=1, samples=(1,),
         ...     hint_age=None, validate_every=None, has_validation=False,
         ... )
         >>> print(staircase(plan, place(plan, "all-layers", 2, [1, 1]), clocks=9, width=80))
         rank 0  0T0 1T0 0T2 1T2  G
         rank 1      0T1 1T1
     """
-    rows = clock_times(plan, placement, clocks)
-    cell = max((len(_name(plan, task)) for row in rows for task in row if task), default=3) + 1
+    samples = clock_times(plan, placement, clocks)
+    cell = max((len(_name(plan, task)) for row in samples for task in row if task), default=3) + 1
     shown = min(clocks, (width - 8) // cell)
     drawing = Text()
-    for rank, row in enumerate(rows):
+    for rank, row in enumerate(samples):
         line = Text(f"rank {rank}".ljust(8))
         for task in row[:shown]:
             style = STYLES[task.time % len(STYLES)] if task else ""
             line.append((_name(plan, task) if task else "").center(cell - 1) + " ", style=style)
         line.rstrip()
         drawing.append_text(line)
-        if rank < len(rows) - 1:
+        if rank < len(samples) - 1:
             drawing.append("\n")
     return drawing
 
 
 def clock_times(plan: Plan, placement: Placement, clocks: int) -> list[list[Task | None]]:
     """Return what each rank does at each tick, where each task takes one and messages none."""
-    rows: list[list[Task | None]] = [[] for _ in range(placement.num_ranks)]
+    samples: list[list[Task | None]] = [[] for _ in range(placement.num_ranks)]
     ready: dict[Product, int] = {}
     for task in plan.tasks():
-        if min(map(len, rows)) >= clocks:
+        if min(map(len, samples)) >= clocks:
             break
-        team = [rows[rank] for rank in placement.ranks(task)]
+        team = [samples[rank] for rank in placement.ranks(task)]
         start = max([*map(len, team), *(ready[product] for product in plan.needs(task))])
         for row in team if start < clocks else ():
             row.extend([None] * (start - len(row)) + [task])
         for product in plan.makes(task):
             ready[product] = start + 1
-    return rows
+    return samples
 
 
 def forecast_table(simulation: Simulation) -> Table:

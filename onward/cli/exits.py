@@ -85,7 +85,7 @@ def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
     text = (
         f"{told_macs(calibrated.mean_macs)} MACs a sample instead of "
         f"{told_macs(calibrated.full_macs)} ({ratio:.1f} times fewer). Of these "
-        f"{count(calibrated.rows, 'sample')} {calibrated.newly_wrong} became wrong and {gained} "
+        f"{count(calibrated.samples, 'sample')} {calibrated.newly_wrong} became wrong and {gained} "
         f"right; their error changes by {calibrated.error_increase * 100:+.2f} points."
     )
     if calibrated.bound is not None:

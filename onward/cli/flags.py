@@ -44,7 +44,7 @@ FLAGS = {
     "--chapters": ("plan.chapters", "turns of each block"),
     "--hint-age": ("plan.hint_age", "age of hints: a number, or never"),
     "--slices": ("plan.slices", "parts of every mini-batch, which as many ranks can share"),
-    "--cut": ("plan.cut", "what a slice is a part of: rows, or units"),
+    "--cut": ("plan.cut", "what a slice is a part of: samples, or units"),
     "--shards": ("plan.shards", "parts of the samples, for a federated run"),
     "--shard-by": ("plan.shard_by", "iid, class or dirichlet"),
     "--validate-every": ("plan.validate_every", "chapters between validations"),

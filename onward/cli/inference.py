@@ -145,7 +145,7 @@ def latency_table(network: Network, test: Batch, policies: Mapping[str, ExitPoli
                 name,
                 f"{times.median * 1e3:.2f}",
                 f"{times.p99 * 1e3:.2f}",
-                f"{times.rows_a_second:,.0f}",
+                f"{times.samples_a_second:,.0f}",
             )
         shown.add_section()
     return shown

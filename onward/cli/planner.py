@@ -99,7 +99,7 @@ def _plans(plan: Plan) -> Iterator[tuple[Plan, int]]:
     whole = plan.without_slices()
     yield whole, 1
     others: list[dict[str, Any]] = [{"chapters": factor * plan.chapters} for factor in FINER]
-    others += [{"slices": n, "cut": cut} for n in TEAMS for cut in ("rows", "units")]
+    others += [{"slices": n, "cut": cut} for n in TEAMS for cut in ("samples", "units")]
     for change in others if plan.is_sliceable else ():
         try:
             other = replace(whole, **change)

@@ -30,12 +30,12 @@ def print_result(found: dict[str, Any], folder: Path, startup: float, total: flo
     table = Table(title=f"{found['recipe']} on {found['data']}")
     table.add_column("what")
     table.add_column("figure", justify="right")
-    rows = found["rows"]
-    table.add_row(f"test accuracy ({rows['test']:,} samples)", f"{accuracy['test']:.2%}")
+    samples = found["samples"]
+    table.add_row(f"test accuracy ({samples['test']:,} samples)", f"{accuracy['test']:.2%}")
     if accuracy["validation"] is not None:
-        label = f"validation accuracy ({rows['validation']:,} samples)"
+        label = f"validation accuracy ({samples['validation']:,} samples)"
         table.add_row(label, f"{accuracy['validation']:.2%}")
-    each = found["class_rows"]
+    each = found["class_samples"]
     if each and max(each) > UNEVEN * min(each) and accuracy["balanced"] is not None:
         table.add_row("balanced test accuracy", f"{accuracy['balanced']:.2%}")
         known = [(c, s) for c, s in enumerate(accuracy["sensitivity"]) if s is not None]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from onward.errors import DataError
 
-NEEDED = {"x": "rows", "y": "labels"}
+NEEDED = {"x": "samples", "y": "labels"}
 """Members that a file must have, and what they are; see `from_arrays`."""
 
 OPTIONAL = ("x_val", "y_val", "x_test", "y_test", "groups", "num_classes", "class_names")
@@ -167,7 +167,7 @@ def _check_known(path: Path, members: Sequence[str], optional: Sequence[str]) ->
 
 
 def row_shape(path: Path) -> tuple[int, ...] | None:
-    """Return the shape of a row of an .npz or .npy file, from its header; None without one."""
+    """Return the shape of a sample of an .npz or .npy file, from its header; None without one."""
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from onward.data import images, table_files
 from onward.data.arrays import read_members, read_npy
-from onward.data.dataset import rows
+from onward.data.dataset import samples
 from onward.data.numbers import Numbers
 from onward.errors import DataError
 
@@ -26,10 +26,10 @@ def read_asked(path: Path, *, channels: int = 3) -> tuple[Numbers, list[str] | N
     if table_files.is_table_file(path.name):
         return table_files.read_frame(path), None
     if path.suffix == ".npy":
-        return rows(read_npy(path), str(path)), None
+        return samples(read_npy(path), str(path)), None
     if path.suffix != ".npz":
         raise DataError(
             f"{path} cannot be read. Give a file that ends in .npz, with the samples as its member "
             f"x, or in .npy, .csv or .parquet, an image, or a folder of images."
         )
-    return rows(read_members(path, ("x",))["x"], f"{path}: x"), None
+    return samples(read_members(path, ("x",))["x"], f"{path}: x"), None

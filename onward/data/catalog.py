@@ -51,9 +51,9 @@ def load(
         name: digits, mnist, fashion-mnist, cifar10, mitbih, mitbih-intervals, or a path that
             ends in .npz, .npy, .csv, .tsv, .parquet or .txt, or to a folder of images by class.
         data_dir: Folder that holds published data sets.
-        split_seed: Decides which rows are test rows where the data bring none of their own.
-        test: Share of the rows, or number, that are test rows there.
-        allow_one_class: Whether all rows of a file may have the same class.
+        split_seed: Decides which samples are test samples where the data bring none of their own.
+        test: Share of the samples, or number, that are test samples there.
+        allow_one_class: Whether all samples of a file may have the same class.
         context: Bytes of a window of a .txt file, see `onward.data.text.read_text`.
         label: Column of a table that has the classes; of an .npy file, the file that has them.
 
@@ -63,7 +63,7 @@ def load(
 
     Example:
         >>> digits = load("digits")
-        >>> digits.num_rows, len(digits.x_test), digits.input_shape
+        >>> digits.num_samples, len(digits.x_test), digits.input_shape
         (1437, 360, (1, 8, 8))
     """
     path = Path(name).expanduser()
@@ -119,7 +119,7 @@ def takes_label(name: str) -> bool:
 
 
 def row_shape(name: str) -> tuple[int, ...] | None:
-    """Return the shape of a row of a data set, without loading it; None where it is not known."""
+    """Return the shape of a sample of a data set, without loading it; None where unknown."""
     if name in PUBLISHED:
         return PUBLISHED[name].shape
     path = Path(name).expanduser()

@@ -35,7 +35,7 @@ def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read one file.
 
     Returns:
-        Images of shape [rows, 3, 32, 32], and their labels.
+        Images of shape [samples, 3, 32, 32], and their labels.
 
     Raises:
         DataError: The file is missing, its size is wrong, or a label is not from 0 to 9.
@@ -46,11 +46,11 @@ def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     if values.size == 0 or values.size % ROW_BYTES:
         raise DataError(
-            f"{path} is damaged: its {values.size} bytes are not a whole number of rows of "
+            f"{path} is damaged: its {values.size} bytes are not a whole number of samples of "
             f"{ROW_BYTES} bytes. Fetch it again."
         )
-    rows = values.reshape(-1, ROW_BYTES)
-    labels, images = rows[:, 0], rows[:, 1:].reshape(-1, 3, 32, 32)
+    samples = values.reshape(-1, ROW_BYTES)
+    labels, images = samples[:, 0], samples[:, 1:].reshape(-1, 3, 32, 32)
     wrong = np.flatnonzero(labels > 9)
     if len(wrong):
         raise DataError(

@@ -33,7 +33,7 @@ CHECKED = 1000
 """Samples that are looked at together, which may have to be read for it."""
 
 LARGEST = 1e12
-"""Largest value of a row: the squares of many such can still be added up in float32."""
+"""Largest value of a sample: the squares of many such can still be added up in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Dataset:
     def _repr_html_(self) -> str:
         """Return it as a table, for notebooks."""
         inputs = parts(self.training.inputs)
-        rows = {
+        samples = {
             "training samples": f"{len(self.training):,}",
             "validation samples": "" if self.validation is None else f"{len(self.validation):,}",
             "test samples": f"{len(self.test):,}",
@@ -132,7 +132,7 @@ class Dataset:
             "names of classes": listed(self.class_names or ()),
             "columns": listed(self.feature_names or ()),
         }
-        return table(self.name, {name: text for name, text in rows.items() if text})
+        return table(self.name, {name: text for name, text in samples.items() if text})
 
     @property
     def x(self) -> Tensor:
@@ -155,7 +155,7 @@ class Dataset:
         return self.test.label
 
     @property
-    def num_rows(self) -> int:
+    def num_samples(self) -> int:
         """Number of training samples."""
         return len(self.training)
 
@@ -195,26 +195,26 @@ def from_arrays(
     """Make a data set of arrays or tensors, and check that it can be learned from.
 
     Args:
-        x: Rows, of any further shape and any real type: an array, a tensor, nested lists, a table
-            of pandas or polars, whose column names are kept, or a sparse matrix of scipy, of which
-            the zeros are written out. Or a `Dataset` or `DataLoader` of torch, which is read
+        x: Samples, of any further shape and any real type: an array, a tensor, nested lists, a
+            table of pandas or polars, whose column names are kept, or a sparse matrix of scipy, of
+            which the zeros are written out. Or a `Dataset` or `DataLoader` of torch, which is read
             through once, and brings the classes; so may `x_val` and `x_test`. Type uint8 is taken
             for pixels, which a network sees divided by 255; all other types become float32. Images
             are channels first.
-        y: Class of each row: whole numbers from 0, in any real type, or names.
-        x_val: Validation rows, like `x`; columns of tables may come in another order. None: some
-            training rows are held out, see `ow.train`.
-        y_val: Class of each validation row.
-        x_test: Test rows, like `x`. None: test rows are taken from `x`, by class.
-        y_test: Class of each test row.
-        groups: Group of each row of `x`, as a whole number or a name. Splits never cut a group.
+        y: Class of each sample: whole numbers from 0, in any real type, or names.
+        x_val: Validation samples, like `x`; columns of tables may come in another order. None: some
+            training samples are held out, see `ow.train`.
+        y_val: Class of each validation sample.
+        x_test: Test samples, like `x`. None: test samples are taken from `x`, by class.
+        y_test: Class of each test sample.
+        groups: Group of each sample of `x`, as a whole number or a name. Splits never cut a group.
         num_classes: How many classes there are. None: one more than the largest label.
         class_names: Name of each class, in order. None: where `y` has names, these, sorted.
-        is_image: See `Dataset`. None: whether rows have the shape of an image of 1 or 3 channels.
+        is_image: See `Dataset`. None: whether samples are shaped as an image of 1 or 3 channels.
         name: What the data set is called in reports and errors.
-        test: Share, or number, of rows taken for the test where `x_test` is None.
-        split_seed: Decides which rows those are.
-        allow_one_class: Whether all training rows may have the same class, as in one shard of
+        test: Share, or number, of samples taken for the test where `x_test` is None.
+        split_seed: Decides which samples those are.
+        allow_one_class: Whether all training samples may have the same class, as in one shard of
             many; see `check_classes`.
 
     Raises:
@@ -222,7 +222,7 @@ def from_arrays(
 
     Example:
         >>> dataset = from_arrays(np.eye(10), np.arange(10) % 2)
-        >>> dataset.num_rows, dataset.input_shape, dataset.num_classes, len(dataset.x_test)
+        >>> dataset.num_samples, dataset.input_shape, dataset.num_classes, len(dataset.x_test)
         (8, (10,), 2, 2)
     """
     x, y = _read(x, y, f"{name}: x")
@@ -230,10 +230,10 @@ def from_arrays(
     x_test, y_test = _read(x_test, y_test, f"{name}: x_test")
     x = as_known(x)
     columns = column_names(x)
-    inputs = rows(x, f"{name}: x")
+    inputs = samples(x, f"{name}: x")
     if y is None:
         raise DataError(
-            f"{name}: there is no y. Give the class of each row, as a whole number or a name."
+            f"{name}: there is no y. Give the class of each sample, as a whole number or a name."
         )
     labels: dict[str, tuple[Numbers, int]] = {"y": (y, len(inputs))}
     group_of = None
@@ -248,12 +248,12 @@ def from_arrays(
             given, lacking = ("y", "x") if x_part is None else ("x", "y")
             raise DataError(
                 f"{name}: {given}_{part} is given without {lacking}_{part}. Give both, or neither "
-                f"to have such rows taken from x."
+                f"to have such samples taken from x."
             )
         if x_part is not None and y_part is not None:
             what = f"{name}: x_{part}"
-            others[part] = rows(in_order(x_part, columns, what), what)
-            _check_alike(inputs, others[part], f"{name}: rows of x", f"x_{part}")
+            others[part] = samples(in_order(x_part, columns, what), what)
+            _check_alike(inputs, others[part], f"{name}: samples of x", f"x_{part}")
             labels[f"y_{part}"] = (y_part, len(others[part]))
     all_labels, num_classes, class_names = read_labels(
         labels, num_classes, class_names, name, allow_one_class=allow_one_class
@@ -293,7 +293,7 @@ def _read(x: Any, y: Numbers, what: str) -> tuple[Numbers, Numbers]:
 
 
 def _is_image(shape: tuple[int, ...], is_image: bool | None, name: str) -> bool:
-    """Return whether rows are images, channels first.
+    """Return whether samples are images, channels first.
 
     Raises:
         DataError: They are images with channels last.
@@ -311,7 +311,7 @@ def check_channels(shape: tuple[int, ...], name: str) -> None:
     """
     if is_channels_last(shape):
         raise DataError(
-            f"{name}: rows have the shape {shape}, which looks like height x width x channels, "
+            f"{name}: samples have the shape {shape}, which looks like height x width x channels, "
             f"and images are channels x height x width. Give x.transpose(0, 3, 1, 2). If these are "
             f"no images, say so to ow.dataset with is_image=False, or flatten them in the file, "
             f"x.reshape(len(x), -1)."
@@ -331,18 +331,18 @@ def is_channels_last(shape: tuple[int, ...]) -> bool:
 def split_validation(
     dataset: Dataset, validation: float | int, *, seed: int
 ) -> tuple[Int[Tensor, " training"], Int[Tensor, " validation"]]:
-    """Choose the training rows that are kept apart for validation, by class and never by group.
+    """Choose the training samples that are kept apart for validation, by class and never by group.
 
     Args:
-        dataset: Its training rows are split.
-        validation: A share of the rows between 0 and 1, a number of rows, or 0 for none.
-        seed: Decides which rows.
+        dataset: Its training samples are split.
+        validation: A share of the samples between 0 and 1, a number of samples, or 0 for none.
+        seed: Decides which samples.
 
     Returns:
-        The numbers of the rows to train on, and of those for validation, in ascending order.
+        The numbers of the samples to train on, and of those for validation, in ascending order.
 
     Raises:
-        DataError: One side would have no rows, or all rows belong to one group.
+        DataError: One side would have no samples, or all samples belong to one group.
 
     Example:
         >>> dataset = from_arrays(np.eye(10), np.arange(10) % 2)
@@ -351,22 +351,22 @@ def split_validation(
         (tensor([3, 3]), tensor([1, 1]))
     """
     if validation == 0:
-        return torch.arange(dataset.num_rows), torch.arange(0)
+        return torch.arange(dataset.num_samples), torch.arange(0)
     return hold_out(dataset.y, dataset.groups, validation, seed=seed, purpose="validation")
 
 
-def rows(values: Numbers, what: str) -> Tensor:
-    """Return rows as uint8, where they are that, else as float32, and check that they are finite.
+def samples(values: Numbers, what: str) -> Tensor:
+    """Return samples as uint8, where they are that, else as float32; all must be finite.
 
     Args:
-        values: Rows first, one axis more at least.
+        values: Samples first, one axis more at least.
         what: What they are called in errors.
     """
     array = real(values, what)
     if array.ndim < 2 or array.size == 0:
         raise DataError(
-            f"{what} has the shape {array.shape}. It needs one row or more, rows first, and one "
-            f"number or more in each."
+            f"{what} has the shape {array.shape}. It needs one sample or more, samples first, and "
+            f"one number or more in each."
         )
     if array.dtype in (np.uint8, np.float32) and (found := mapped(array)) is not None:
         check_finite(found, what)
@@ -395,7 +395,8 @@ def check_finite(x: Tensor, what: str) -> None:
         is_odd = ~x.isfinite()
         raise DataError(
             f"{what} holds {int(is_odd.sum())} values that are NaN or infinite in float32, "
-            f"the first in row {int(is_odd.nonzero()[0, 0])}. Replace them or leave out their rows."
+            f"the first in row {int(is_odd.nonzero()[0, 0])}. Replace them or leave out "
+            f"their samples."
         )
     if max(-low, high) > LARGEST:
         raise DataError(
@@ -407,12 +408,12 @@ def check_finite(x: Tensor, what: str) -> None:
 def _check_alike(x: Tensor, other: Tensor, what: str, of: str) -> None:
     if x.shape[1:] != other.shape[1:]:
         raise DataError(
-            f"{what} have the shape {tuple(x.shape[1:])} and rows of {of} "
+            f"{what} have the shape {tuple(x.shape[1:])} and samples of {of} "
             f"{tuple(other.shape[1:])}. They must have the same shape."
         )
     if x.dtype != other.dtype:
         raise DataError(
-            f"{what} are of type {_type(x)} and rows of {of} of type {_type(other)}, but only "
+            f"{what} are of type {_type(x)} and samples of {of} of type {_type(other)}, but only "
             f"uint8 is divided by 255. Give both in the same type."
         )
 

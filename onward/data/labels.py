@@ -74,7 +74,7 @@ def as_names(labels: Numbers, what: str) -> NDArray[Any] | None:
     check_no_mask(labels, what)
     try:
         array = np.asarray(labels)
-    except ValueError:  # Rows of several lengths are no labels of any kind.
+    except ValueError:  # Samples of several lengths are no labels of any kind.
         return None
     if array.dtype.kind == "S":
         return np.char.decode(array, "utf-8")
@@ -100,8 +100,8 @@ def as_names(labels: Numbers, what: str) -> NDArray[Any] | None:
 
 def _mixed(what: str, number: int, found: object) -> str:
     return (
-        f"{what} has names of classes, and {found!r} in row {number}. Each row needs a name: leave "
-        f"out rows without one."
+        f"{what} has names of classes, and {found!r} in row {number}. Each sample needs a name: "
+        f"leave out samples without one."
     )
 
 
@@ -131,11 +131,11 @@ def _names_in(labels: Sequence[NDArray[Any]], name: str) -> tuple[str, ...]:
     names = tuple(map(str, np.unique(np.concatenate(labels))))
     if all(name.isdecimal() for name in names):
         names = tuple(sorted(names, key=int))
-    rows = sum(map(len, labels))
-    if len(names) == rows and rows > 2:
+    samples = sum(map(len, labels))
+    if len(names) == samples and samples > 2:
         raise DataError(
-            f"{name}: the {rows} rows have a name each ({listed(names, 3)}), and learning takes "
-            f"several rows of a class. Are these names of rows?"
+            f"{name}: the {samples} samples have a name each ({listed(names, 3)}), and learning "
+            f"takes several samples of a class. Are these names of samples?"
         )
     return names
 
@@ -163,8 +163,8 @@ def _checked_names(
 def _check_shape(shape: tuple[int, ...], what: str, samples: int) -> None:
     if shape != (samples,):
         raise DataError(
-            f"{what} has the shape {shape}, but there are {samples} rows and each needs one name: "
-            f"the shape must be ({samples},)."
+            f"{what} has the shape {shape}, but there are {samples} samples and each needs one "
+            f"name: the shape must be ({samples},)."
         )
 
 
@@ -172,30 +172,30 @@ def check_classes(counts: Sequence[int]) -> None:
     """Check that there is something to tell apart.
 
     Args:
-        counts: Training rows of each class; over all shards where there are several.
+        counts: Training samples of each class; over all shards where there are several.
 
     Raises:
-        DataError: Fewer than two classes have rows.
+        DataError: Fewer than two classes have samples.
     """
     present = [label for label, count in enumerate(counts) if count]
     if len(present) < 2:
         raise DataError(
-            f"The classes of the {sum(counts)} training rows are {present}, and learning takes two "
-            f"at least. Add rows of another class."
+            f"The classes of the {sum(counts)} training samples are {present}, and learning takes "
+            f"two at least. Add samples of another class."
         )
 
 
-def whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " rows"]:
-    """Return whole numbers, one a row.
+def whole_numbers(values: Numbers, what: str, num_samples: int) -> Int[Tensor, " samples"]:
+    """Return whole numbers, one a sample.
 
     Raises:
         DataError: They are something else.
     """
     array = real(values, what)
-    if array.shape != (num_rows,):
+    if array.shape != (num_samples,):
         raise DataError(
-            f"{what} has the shape {array.shape}, but there are {num_rows} rows and each needs "
-            f"one number: the shape must be ({num_rows},).{_reshaped(array.shape, what)}"
+            f"{what} has the shape {array.shape}, but there are {num_samples} samples and each "
+            f"needs one number: the shape must be ({num_samples},).{_reshaped(array.shape, what)}"
         )
     if array.dtype.kind == "f":
         array = array.astype(np.float64)
@@ -209,7 +209,7 @@ def whole_numbers(values: Numbers, what: str, num_rows: int) -> Int[Tensor, " ro
 
 
 def _reshaped(shape: tuple[int, ...], what: str) -> str:
-    """Return how numbers of a usual shape become one a row."""
+    """Return how numbers of a usual shape become one a sample."""
     name = what.rpartition(" ")[2]
     if len(shape) != 2:
         return ""
@@ -237,12 +237,12 @@ def _check_numbering(labels: dict[str, Tensor], name: str) -> None:
 def _count_classes(labels: dict[str, Tensor], num_classes: int | None, name: str) -> int:
     """Return the number of classes, once every label is known to fit it."""
     if num_classes is None:
-        num_rows = sum(len(part) for part in labels.values())
+        num_samples = sum(len(part) for part in labels.values())
         num_classes = 1 + max(0, *(int(part.max()) for part in labels.values()))
-        if num_classes > num_rows:
+        if num_classes > num_samples:
             raise DataError(
-                f"{name}: the largest label is {num_classes - 1}, but there are only {num_rows} "
-                f"rows. Labels number the classes from 0. If some classes have no rows, give "
+                f"{name}: the largest label is {num_classes - 1}, but there are only {num_samples} "
+                f"samples. Labels number the classes from 0. If some classes have no samples, give "
                 f"their number as num_classes (in an .npz file, a member)."
             )
     if num_classes > MOST_CLASSES:

@@ -53,7 +53,7 @@ class MappedSamples(Tensor):
 
     Args:
         file: The file.
-        rows: Numbers of the samples in the file.
+        samples: Numbers of the samples in the file.
     """
 
     file: MappedFile

@@ -24,7 +24,7 @@ def check_no_mask(values: Any, what: str) -> None:
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise DataError(
             f"{what} has {int(np.ma.getmaskarray(values).sum())} masked values. Replace them, as "
-            f"{what.rpartition(' ')[2]}.filled(0) does, or leave out their rows."
+            f"{what.rpartition(' ')[2]}.filled(0) does, or leave out their samples."
         )
 
 

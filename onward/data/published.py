@@ -16,10 +16,10 @@ IDX_FILES = (
 """Training images, training labels, test images and test labels of MNIST and Fashion-MNIST."""
 
 CIFAR_TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-"""Files of training rows of CIFAR-10, in order."""
+"""Files of training samples of CIFAR-10, in order."""
 
 CIFAR_TEST_FILE = "test_batch.bin"
-"""File of its test rows."""
+"""File of its test samples."""
 
 CIFAR_PICKLED = "cifar-10-batches-py"
 """Folder of its Python version."""
@@ -36,16 +36,16 @@ class Listing:
     """What `load` calls it."""
 
     shape: tuple[int, ...]
-    """Shape of one row; images are channels first."""
+    """Shape of one sample; images are channels first."""
 
     num_classes: int
     """Number of classes."""
 
-    num_rows: int
-    """Number of training rows, some of which may become validation rows."""
+    num_samples: int
+    """Number of training samples, some of which may become validation samples."""
 
-    num_test_rows: int
-    """Number of test rows."""
+    num_test_samples: int
+    """Number of test samples."""
 
     where: str
     """Where it is found, or that it will be downloaded."""
@@ -57,8 +57,8 @@ class _Published:
 
     shape: tuple[int, ...]
     num_classes: int
-    num_rows: int
-    num_test_rows: int
+    num_samples: int
+    num_test_samples: int
     files: tuple[str, ...]
     may_be_gzipped: bool = False
     folder: str | None = None
@@ -104,8 +104,8 @@ def available(data_dir: Path | str | None = None) -> list[Listing]:
             name,
             known.shape,
             known.num_classes,
-            known.num_rows,
-            known.num_test_rows,
+            known.num_samples,
+            known.num_test_samples,
             _where(name, folders),
         )
         for name, known in PUBLISHED.items()

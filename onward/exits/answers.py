@@ -10,7 +10,7 @@ from onward.arguments import check_arguments
 from onward.batch import Batch
 from onward.data.numbers import Numbers
 from onward.exits.policies import ExitPolicy
-from onward.networks import CHUNK_ROWS, Forward, Network, in_chunks
+from onward.networks import CHUNK_SAMPLES, Forward, Network, in_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def answer(
     x: Numbers | Batch,
     policy: ExitPolicy,
     *,
-    batch_size: int = CHUNK_ROWS,
+    batch_size: int = CHUNK_SAMPLES,
 ) -> Answers:
     """Predict the classes of samples, each no deeper than it has to go.
 

@@ -46,7 +46,7 @@ class Calibrated:
     policy: ExitPolicy
     """The policy."""
 
-    rows: int
+    samples: int
     """Samples it was chosen on."""
 
     newly_wrong: int
@@ -72,7 +72,7 @@ class Calibrated:
     """Probability with which the error on new samples may rise by more after all; None where no
     such thing is guaranteed."""
 
-    on_training_rows: bool
+    on_training_samples: bool
     """Whether samples were taken that the network was trained on, which makes the calibration
     meaningless."""
 
@@ -85,7 +85,7 @@ class Calibrated:
     @property
     def newly_right(self) -> int:
         """Samples that the whole network gets wrong and the policy right."""
-        return self.newly_wrong - round(self.error_increase * self.rows)
+        return self.newly_wrong - round(self.error_increase * self.samples)
 
     @property
     def plausible_increase(self) -> float:
@@ -97,10 +97,10 @@ class Calibrated:
         """
         if self.risk == "net":
             lost, gained = self.newly_wrong + 1, self.newly_right
-            return (lost - gained + 1.645 * math.sqrt(lost + gained)) / self.rows
+            return (lost - gained + 1.645 * math.sqrt(lost + gained)) / self.samples
         from scipy.stats import beta  # Takes half a second, and few processes need it.
 
-        return float(beta.ppf(0.95, self.newly_wrong + 1, self.rows - self.newly_wrong))
+        return float(beta.ppf(0.95, self.newly_wrong + 1, self.samples - self.newly_wrong))
 
     @property
     def failure(self) -> str | None:

@@ -45,7 +45,7 @@ class Latency:
         return float(np.quantile(self.seconds, 0.99))
 
     @property
-    def rows_a_second(self) -> float:
+    def samples_a_second(self) -> float:
         """Samples for each second of all batches together."""
         return self.batch_size * len(self.seconds) / sum(self.seconds)
 

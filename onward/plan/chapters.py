@@ -38,19 +38,20 @@ class ChapterPlan(Plan):
                 f"plan.hint_age is {self.hint_age}, but in a chapter plan hints are at least one "
                 f"chapter old: a chapter cannot wait for its own end."
             )
-        shards = len(self.rows)
-        for rows in self.rows if self.cut == "rows" else ():
-            last = self.batch_size if self.drop_last else (rows - 1) % self.batch_size + 1
+        shards = len(self.samples)
+        for samples in self.samples if self.cut == "samples" else ():
+            last = self.batch_size if self.drop_last else (samples - 1) % self.batch_size + 1
             if last < self.slices:
                 raise SettingError(
                     f"plan.slices is {self.slices}, but the last mini-batch of an epoch has "
-                    f"{last} {'row' if last == 1 else 'rows'}: {rows} rows in mini-batches of "
-                    f"{self.batch_size}. Choose another training.batch_size."
+                    f"{last} {'sample' if last == 1 else 'samples'}: {samples} samples in "
+                    f"mini-batches of {self.batch_size}. Choose another training.batch_size."
                 )
         if self.chapters < shards:
             raise SettingError(
-                f"{self.chapters} chapters visit {self.chapters} of {shards} shards, and no rows "
-                f"of the others. Set plan.chapters to {shards} or more, or plan.shards lower."
+                f"{self.chapters} chapters visit {self.chapters} of {shards} shards, and no "
+                f"samples of the others. Set plan.chapters to {shards} or more, or plan.shards "
+                "lower."
             )
         if self.hint_age is not None and shards > 1 and self.hint_age % shards:
             raise SettingError(
@@ -64,11 +65,11 @@ class ChapterPlan(Plan):
 
     @property
     def usual_placement(self) -> str:
-        return "federated" if len(self.rows) > 1 else "all-layers"
+        return "federated" if len(self.samples) > 1 else "all-layers"
 
     def work(self, task: Task) -> Work:
         shard = self.shard(task.time)
-        whole, batches = self.rows[shard] / self.batch_size, self.batches(shard)
+        whole, batches = self.samples[shard] / self.batch_size, self.batches(shard)
         if task.kind is TaskKind.SCORE:
             # Not passed to a head again where it has just learned from the very same.
             is_anew = self.is_augmented or self.chapters > self.epochs
@@ -85,7 +86,7 @@ class ChapterPlan(Plan):
         return Work(learned * len(segments), whole if share == 1 else learned)
 
     def samples_of(self, product: Product) -> int:
-        return self.rows[self.shard(product.time)]
+        return self.samples[self.shard(product.time)]
 
     def stalled(self, age: int) -> str:
         return "chapters wait for the hints of others"

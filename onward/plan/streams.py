@@ -35,9 +35,9 @@ class StreamPlan(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.rows) > 1:
+        if len(self.samples) > 1:
             raise SettingError(
-                f"plan.shards is {len(self.rows)}, but a stream plan has one stream of "
+                f"plan.shards is {len(self.samples)}, but a stream plan has one stream of "
                 f"mini-batches, and so one shard. Shards go with chapters."
             )
         if self.hint_age is not None and self.hint_age < 0:
@@ -63,13 +63,13 @@ class StreamPlan(Plan):
         return "stream"
 
     def work(self, task: Task) -> Work:
-        share = self.rows_of(task.time) / self.batch_size
+        share = self.samples_at(task.time) / self.batch_size
         return Work(share, 0.0) if task.kind is TaskKind.TRAIN else Work(0.0, share)
 
     def samples_of(self, product: Product) -> int:
         # Neutral samples are ahead of the others.
         ahead = self.lead if product.kind is ProductKind.NEUTRAL else 0
-        return self.rows_of(product.time + ahead)
+        return self.samples_at(product.time + ahead)
 
     def stalled(self, age: int) -> str:
         if age == 0:
@@ -98,10 +98,10 @@ class StreamPlan(Plan):
         batch, tick = divmod(step, self.ticks)
         return *divmod(batch, self.batches(0)), tick
 
-    def rows_of(self, step: int) -> int:
+    def samples_at(self, step: int) -> int:
         """Return the samples of a mini-batch; the last of an epoch may be smaller."""
         _, batch, _ = self.position(step)
-        return min(self.batch_size, self.rows[0] - batch * self.batch_size)
+        return min(self.batch_size, self.samples[0] - batch * self.batch_size)
 
     def has_before(self, step: int) -> bool:
         """Return whether the same samples have visited the blocks before, as delays count it."""

@@ -3,9 +3,9 @@
 A plan knows numbers, not tensors. It decides the weights: two runs of one plan end in the same
 bits wherever their tasks were placed. Letters of a task, as in "2T7": block 2, train, time 7.
 
-    P  pass rows with the neutral label through a block   (stream plans)
+    P  pass samples with the neutral label through a block   (stream plans)
     T  train a block
-    S  score the training rows, as hints for negatives    (chapter plans)
+    S  score the training samples, as hints for negatives    (chapter plans)
     V  validate
     G  gather the finished network
 """
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     time: int
     """Chapter; in a stream plan, tick, of which a mini-batch mostly has one."""
     block: int
-    """Block; for validation, the shard whose validation rows are looked at; else 0."""
+    """Block; for validation, the shard whose validation samples are looked at; else 0."""
 
     def __str__(self) -> str:
         return f"{self.block}{self.kind}{self.time}"
@@ -125,16 +125,16 @@ class Plan(ABC):
     """The blocks, heads at the end."""
 
     epochs: int
-    """Passes of each block over its training rows (E)."""
+    """Passes of each block over its training samples (E)."""
 
     chapters: int
     """Turns of each block (S)."""
 
     batch_size: int
-    """Rows of a mini-batch; the last of an epoch may be smaller."""
+    """Samples of a mini-batch; the last of an epoch may be smaller."""
 
-    rows: tuple[int, ...]
-    """Training rows of each shard."""
+    samples: tuple[int, ...]
+    """Training samples of each shard."""
 
     hint_age: int | None
     """Age of the hints that draw negatives; None where no hints are used."""
@@ -143,13 +143,13 @@ class Plan(ABC):
     """Chapters between validations; None for the last chapter only."""
 
     has_validation: bool
-    """Whether there are validation rows."""
+    """Whether there are validation samples."""
 
     slices: int = field(default=1, kw_only=True)
     """Parts of every mini-batch in which a block is trained (R), which as many ranks can share."""
 
-    cut: Cut = field(default="rows", kw_only=True)
-    """What a slice is a part of: the rows of the mini-batch, or the units of the block."""
+    cut: Cut = field(default="samples", kw_only=True)
+    """What a slice is a part of: the samples of the mini-batch, or the units of the block."""
 
     drop_last: bool = field(default=False, kw_only=True)
     """Whether the last mini-batch of an epoch is left out where it is smaller."""
@@ -183,12 +183,12 @@ class Plan(ABC):
                 f"{self.epochs} epochs cannot be cut into {self.chapters} equal chapters: one of "
                 f"training.epochs and plan.chapters must divide the other."
             )
-        for shard, rows in enumerate(self.rows):
-            if self.batch_size > rows:
-                where = f"shard {shard} has" if len(self.rows) > 1 else "the training set has"
+        for shard, samples in enumerate(self.samples):
+            if self.batch_size > samples:
+                where = f"shard {shard} has" if len(self.samples) > 1 else "the training set has"
                 raise SettingError(
-                    f"training.batch_size is {self.batch_size}, but {where} {rows} rows. "
-                    f"Set --batch-size to {rows} or less."
+                    f"training.batch_size is {self.batch_size}, but {where} {samples} samples. "
+                    f"Set --batch-size to {samples} or less."
                 )
             if self.chapters // self.epochs > self.batches(shard):
                 raise SettingError(
@@ -207,15 +207,15 @@ class Plan(ABC):
                 f"{name} compares chapters by their accuracy on validation samples, and there are "
                 f"none, or no readout. Set data.validation, such as 0.1."
             )
-        if self.is_judged and len(self.rows) > 1:
+        if self.is_judged and len(self.samples) > 1:
             raise SettingError(
                 f"{name} compares chapters by the same validation samples, and each of the "
-                f"{len(self.rows)} shards has its own. Leave it out, or use one shard."
+                f"{len(self.samples)} shards has its own. Leave it out, or use one shard."
             )
 
     def without_slices(self) -> "Plan":
         """Return the plan whose mini-batches are whole."""
-        return replace(self, slices=1, cut="rows")
+        return replace(self, slices=1, cut="samples")
 
     @property
     @abstractmethod
@@ -293,12 +293,12 @@ class Plan(ABC):
 
     def batches(self, shard: int) -> int:
         """Return the number of mini-batches in an epoch over a shard."""
-        whole, rest = divmod(self.rows[shard], self.batch_size)
+        whole, rest = divmod(self.samples[shard], self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def shard(self, chapter: int) -> int:
         """Return the shard that a chapter learns from."""
-        return chapter % len(self.rows)
+        return chapter % len(self.samples)
 
     def segments(self, chapter: int) -> list[Segment]:
         """Return the mini-batches that a chapter learns from."""
@@ -312,7 +312,7 @@ class Plan(ABC):
 
     def epochs_before(self, epoch: int, shard: int) -> int:
         """Return in how many epochs before this one samples of a shard were learned from."""
-        shards = len(self.rows)
+        shards = len(self.samples)
         if self.chapters <= self.epochs:
             chapter, within = divmod(epoch, self.epochs // self.chapters)
             return chapter // shards * (self.epochs // self.chapters) + within
@@ -325,7 +325,7 @@ class Plan(ABC):
         if not self.has_validation:
             return []
         if chapter == self.chapters - 1:
-            return [Task(TaskKind.VALIDATE, chapter, shard) for shard in range(len(self.rows))]
+            return [Task(TaskKind.VALIDATE, chapter, shard) for shard in range(len(self.samples))]
         if self.validate_every and (chapter + 1) % self.validate_every == 0:
             return [Task(TaskKind.VALIDATE, chapter, self.shard(chapter))]
         return []

@@ -25,7 +25,7 @@ def mlp(
     besides.
 
     Args:
-        input_shape: Shape of one row.
+        input_shape: Shape of one sample.
         num_classes: Number of classes.
         widths: Units of each block.
         objective: `cross-entropy`, or `threshold` (which needs `negatives` and a `readout`).

@@ -25,7 +25,7 @@ class Activities:
     Args:
         worker: Has the blocks.
         chapter: The chapter.
-        rows: Samples of each portion.
+        samples: Samples of each portion.
         first: Returns a portion as the network begins with it, by view.
         is_neutral: Whether heads learn from these samples, and not the blocks of the line.
     """
@@ -34,13 +34,13 @@ class Activities:
         self,
         worker: Worker,
         chapter: int,
-        rows: Sequence[int],
+        samples: Sequence[int],
         first: Callable[[int], Views],
         *,
         is_neutral: bool,
     ) -> None:
         self.worker, self.chapter, self.is_neutral = worker, chapter, is_neutral
-        self.rows, self.portions, self.first = rows, len(rows), first
+        self.samples, self.portions, self.first = samples, len(samples), first
         # Ranks of a team do not share what a head reads: it is small.
         self.team = Alone() if is_neutral else worker.team
         self.known: dict[int, list[Views]] = {}
@@ -100,7 +100,7 @@ class Activities:
                 numbers, several, self._shared(number, several), strict=True
             ):
                 tensors = _tensors(outputs)
-                held = held or [hold(self.rows, tensor) for tensor in tensors]
+                held = held or [hold(self.samples, tensor) for tensor in tensors]
                 places = [places[portion].copy_(t) for places, t in zip(held, tensors, strict=True)]
                 found.append(self.worker.handed_on(views, _like(outputs, places)))
         return found
@@ -111,9 +111,9 @@ class Activities:
         # A rank without a portion passes another's, to know what they will send.
         found = self._through(number, several[team.index if has_own else 0], Alone(), in_memory)
         own = [t if has_own else t[:0] for t in _tensors(found)]
-        rows = [len(next(iter(views.values()))) for views in several]
-        rows += [0] * (team.size - len(several))
-        layouts = [[t.new_empty(n, *t.shape[1:]) for t in own] for n in rows]
+        samples = [len(next(iter(views.values()))) for views in several]
+        samples += [0] * (team.size - len(several))
+        layouts = [[t.new_empty(n, *t.shape[1:]) for t in own] for n in samples]
         every = team.all_gather(own, layouts)[: len(several)]
         return [_like(found, tensors) for tensors in every]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onward.batch import Batch, joined
 from onward.engine import Position, make_step, train_block
-from onward.networks import CHUNK_ROWS, Network
+from onward.networks import CHUNK_SAMPLES, Network
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import Product, ProductKind, Segment, Task
 from onward.runtime.activities import Activities
@@ -144,17 +144,17 @@ class ChapterWorker(Worker):
         return segment if self.settings.augment else segment._replace(epoch=0)
 
     def _activities(
-        self, key: tuple[Segment, bool], rows: Sequence[int], first: Callable[[int], Views]
+        self, key: tuple[Segment, bool], samples: Sequence[int], first: Callable[[int], Views]
     ) -> Activities:
         """Return what the blocks of this chapter put out for some samples.
 
         Args:
             key: What tells the samples from others of the chapter, and whether they are neutral.
-            rows: Samples of each portion.
+            samples: Samples of each portion.
             first: Returns a portion as the network begins with it, by view.
         """
         if key not in self.activities:
-            self.activities[key] = Activities(self, self.chapter, rows, first, is_neutral=key[1])
+            self.activities[key] = Activities(self, self.chapter, samples, first, is_neutral=key[1])
         return self.activities[key]
 
     # What a block learns from
@@ -172,12 +172,12 @@ class ChapterWorker(Worker):
             order = self.order(segment.epoch, shard)[segment.first * size : segment.last * size]
             if segment.last - segment.first == self.plan.batches(shard):
                 # All of them, though another epoch may leave out others at its end.
-                samples, positions = torch.arange(self.plan.rows[shard]), order
+                samples, positions = torch.arange(self.plan.samples[shard]), order
             else:
                 samples, positions = order.unique(return_inverse=True)
 
             def first(_: int, samples: Tensor = samples) -> Views:
-                is_all = len(samples) == self.plan.rows[shard]
+                is_all = len(samples) == self.plan.samples[shard]
                 batch = self.samples(shard, slice(None) if is_all else samples)
                 return self._views(batch, samples, block, (chapter, shard))
 
@@ -191,7 +191,7 @@ class ChapterWorker(Worker):
     def _augmented(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
         """See `_stretches`; each epoch sees samples of its own, in portions of mini-batches."""
         shard, size = self.plan.shard(chapter), self.plan.batch_size
-        each = max(1, CHUNK_ROWS // size)
+        each = max(1, CHUNK_SAMPLES // size)
         for segment in self.plan.segments(chapter):
             order = self.order(segment.epoch, shard)
             numbers = range(segment.first, segment.last)
@@ -211,16 +211,16 @@ class ChapterWorker(Worker):
                 return {name: joined([views[name] for views in found]) for name in found[0]}
 
             learned = order[segment.first * size : segment.last * size]
-            rows = [len(part) for part in learned.split(each * size)]
-            activities = self._activities((segment, self._is_head(block)), rows, first)
+            samples = [len(part) for part in learned.split(each * size)]
+            activities = self._activities((segment, self._is_head(block)), samples, first)
             activities.pass_to(block)
             yield segment, self._in_portions(activities, block)
 
     def _in_portions(self, activities: Activities, block: int) -> Iterator[Views]:
         for portion in range(activities.portions):
             views = self._prepared(block, activities.read(block, portion))
-            rows = torch.arange(len(next(iter(views.values()))))
-            yield from self._mini_batches(views, rows)
+            samples = torch.arange(len(next(iter(views.values()))))
+            yield from self._mini_batches(views, samples)
 
     def _mini_batches(self, views: Views, positions: Tensor) -> Iterator[Views]:
         for chosen in positions.split(self.plan.batch_size):

@@ -29,21 +29,21 @@ IN_MEMORY = ("tmpfs", "ramfs")
 """File systems that lie in memory."""
 
 
-def in_memory(rows: Sequence[int], like: Tensor) -> list[Tensor]:
+def in_memory(samples: Sequence[int], like: Tensor) -> list[Tensor]:
     """Return empty tensors in memory.
 
     Args:
-        rows: Samples of each.
+        samples: Samples of each.
         like: Has their type, and samples of their shape.
     """
-    return [empty(n, like) for n in rows]
+    return [empty(n, like) for n in samples]
 
 
-def in_file(rows: Sequence[int], like: Tensor) -> list[Tensor]:
+def in_file(samples: Sequence[int], like: Tensor) -> list[Tensor]:
     """Return empty tensors in a file that is gone with them, or with the process.
 
     Args:
-        rows: Samples of each.
+        samples: Samples of each.
         like: Has their type, and samples of their shape.
 
     Raises:
@@ -51,11 +51,11 @@ def in_file(rows: Sequence[int], like: Tensor) -> list[Tensor]:
     """
     each = like[:1].nbytes
     firsts, size = [], 0
-    for n in rows:
+    for n in samples:
         firsts.append(size)
         size += math.ceil(n * each / ALIGNED) * ALIGNED
     if not size:
-        return in_memory(rows, like)
+        return in_memory(samples, like)
     where = folder()
     try:
         # It has no name on Linux and macOS, and so is left behind by no crash.
@@ -74,7 +74,7 @@ def in_file(rows: Sequence[int], like: Tensor) -> list[Tensor]:
         ) from error
     whole = torch.frombuffer(mapped, dtype=torch.uint8)
     found = []
-    for first, n in zip(firsts, rows, strict=True):
+    for first, n in zip(firsts, samples, strict=True):
         layout = empty(n, like.to("meta"))
         place = whole[first : first + n * each].view(like.dtype)
         found.append(place.as_strided(layout.shape, layout.stride()))

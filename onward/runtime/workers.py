@@ -21,7 +21,7 @@ from onward.blocks import Block
 from onward.engine import ADVICE, Training
 from onward.errors import DivergedError, SettingError
 from onward.evaluation import Evaluation, evaluate
-from onward.networks import CHUNK_ROWS, Network
+from onward.networks import CHUNK_SAMPLES, Network
 from onward.optimizers import with_strides
 from onward.plan.standing import NEVER, Standing
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
@@ -234,9 +234,9 @@ class Worker(ABC):
     def order(self, epoch: int, shard: int) -> Tensor:
         """Return the samples of a shard in the order of an epoch."""
         if self.shards[shard].training.structure:
-            return torch.arange(self.plan.rows[shard])
+            return torch.arange(self.plan.samples[shard])
         draw = seeds.generator(self.settings.seed, "order", epoch)
-        return torch.randperm(self.plan.rows[shard], generator=draw)
+        return torch.randperm(self.plan.samples[shard], generator=draw)
 
     def samples(self, shard: int, chosen: Tensor | slice) -> Batch:
         """Return some training samples as they are, transformed; of a graph, all."""
@@ -352,7 +352,7 @@ class Worker(ABC):
             found = evaluate(self.network, self.shards[task.block].validation)
             now = then.after(trained, found.correct, plan.patience, plan.stop_age)
         each = [found.correct_blocks.get(block, -1) for block in range(plan.num_blocks)]
-        counts = [found.rows, found.correct, *each, *now]
+        counts = [found.samples, found.correct, *each, *now]
         made = {
             Product(ProductKind.COUNTS, task.time, task.block): [
                 torch.tensor(counts, dtype=torch.float64)
@@ -410,7 +410,7 @@ def in_chunks(
 ) -> Tensors:
     """Do something with samples, chunk by chunk, and join what it yields.
 
-    Chunks of `CHUNK_ROWS` are assigned to the ranks of a team, each of which gets all results.
+    Chunks of `CHUNK_SAMPLES` are assigned to the ranks of a team, each of which gets all results.
 
     Args:
         samples: Number of samples.
@@ -418,15 +418,15 @@ def in_chunks(
         team: Who shares the work.
         hold: Makes room for the results.
     """
-    firsts = range(0, samples, CHUNK_ROWS)
+    firsts = range(0, samples, CHUNK_SAMPLES)
 
     def bounds(member: int) -> range:
         chunks = firsts[member * len(firsts) // team.size : (member + 1) * len(firsts) // team.size]
-        return range(chunks[0], min(chunks[-1] + CHUNK_ROWS, samples)) if chunks else range(0)
+        return range(chunks[0], min(chunks[-1] + CHUNK_SAMPLES, samples)) if chunks else range(0)
 
     own = bounds(team.index)
     # A rank without a chunk looks at a sample, to know what others will send.
-    first = work(slice(own.start, min(own.start + CHUNK_ROWS, own.stop)) if own else slice(0, 1))
+    first = work(slice(own.start, min(own.start + CHUNK_SAMPLES, own.stop)) if own else slice(0, 1))
     found = mapped(lambda tensor: hold([samples], tensor)[0], first)
 
     def put(start: int, tensors: Tensors) -> None:
@@ -435,8 +435,8 @@ def in_chunks(
 
     if own:
         put(own.start, first)
-    for start in own[CHUNK_ROWS::CHUNK_ROWS]:
-        put(start, work(slice(start, min(start + CHUNK_ROWS, own.stop))))
+    for start in own[CHUNK_SAMPLES::CHUNK_SAMPLES]:
+        put(start, work(slice(start, min(start + CHUNK_SAMPLES, own.stop))))
     if team.size > 1:
         every = [bounds(member) for member in range(team.size)]
         layouts: list[Sequence[Tensor]] = [
