@@ -15,11 +15,13 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from functools import cache
 from pathlib import Path
 
 import torch.distributed as dist
 import transport_jobs  # noqa: F401 (its jobs come first, and `deserted` last)
+from filelock import FileLock
 from jobs import JOBS, NUM_RANKS
 from weight_jobs import deserted, write_digits
 
@@ -39,21 +41,31 @@ def results():
 
     The entry "status" is the exit status of the group.
     """
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Workers of one pytest session start one group together.
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)
+    folder = Path(tempfile.gettempdir()) / f"onward-ranks-{session}"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "status").exists():
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            (folder / "status").write_text(str(_started(folder)))
+    told = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
+    found = {name: [each[name] for each in told if name in each] for name in JOBS}
+    return found | {"status": int((folder / "status").read_text()), "folder": folder}
+
+
+def _started(folder):
+    """Start the group in a folder, wait for it, and return its exit status."""
     write_digits(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         (folder / "port").write_text(str(probe.getsockname()[1]))
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        status = launch(NUM_RANKS, [__file__, str(folder)])
+        return launch(NUM_RANKS, [__file__, str(folder)])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    told = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
-    found = {name: [each[name] for each in told if name in each] for name in JOBS}
-    return found | {"status": status, "folder": folder}
 
 
 # In a rank

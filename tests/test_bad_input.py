@@ -311,4 +311,4 @@ def test_a_last_mini_batch_of_fewer_samples_than_slices_is_refused(refused):
         "train", *QUICK, "--data", "data.npz", "--batch-size", 10, "--slices", 2, "--validation", 0
     )
 
-    assert "the last mini-batch of an epoch has 1 row" in said
+    assert "the last mini-batch of an epoch has 1 sample" in said

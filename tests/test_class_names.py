@@ -168,6 +168,7 @@ def test_the_command_prints_and_predicts_names(tmp_path, monkeypatch, capsys):
         assert file["labels"].tolist() == named.tolist()
 
 
+@pytest.mark.slow
 def test_the_exported_program_prints_names(tmp_path, monkeypatch, capsys):
     network, (x, _) = trained(), samples()
     ow.export(network, tmp_path / "onnx")

@@ -407,6 +407,7 @@ def test_each_run_says_its_own_peak_of_memory():
     assert memory.peak() < before - (200 << 20)
 
 
+@pytest.mark.slow
 def test_equal_operations_are_as_many_epochs_as_they_are_enough_for(tmp_path):
     once, _ = compare(
         *("pff", "mono-forward"),

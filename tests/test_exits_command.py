@@ -161,6 +161,7 @@ def test_the_program_for_exported_files_is_short():
     assert len(text.splitlines()) < 200
 
 
+@pytest.mark.slow
 def test_eight_bits_take_less_room(runs, exported, tmp_path, capsys):
     capsys.readouterr()
     assert onward("export", runs / "heads", "--onnx", tmp_path, "--int8") == 0

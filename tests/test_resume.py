@@ -23,6 +23,7 @@ from prepared import (
     prepare,
     reference,
 )
+from thinned import thinned
 
 from onward.errors import FileError, SettingError
 from onward.placement import place
@@ -178,7 +179,7 @@ CHAPTER_PLACEMENTS = [
 
 @pytest.mark.parametrize(
     ("case", "before", "ranks_before", "after", "ranks_after", "share"),
-    some_cuts(CHAPTERS, CHAPTER_PLACEMENTS, [0.15, 0.5, 0.8, 0.97]),
+    thinned(some_cuts(CHAPTERS, CHAPTER_PLACEMENTS, [0.15, 0.5, 0.8, 0.97])),
 )
 def test_chapters_that_were_cut_end_in_the_same_weights(
     case, before, ranks_before, after, ranks_after, share, tmp_path
@@ -195,7 +196,9 @@ def test_chapters_that_were_cut_end_in_the_same_weights(
 
 @pytest.mark.parametrize(
     ("case", "before", "ranks_before", "after", "ranks_after", "share"),
-    some_cuts(STREAMS, [("sequential", 1), ("stream", 2), ("stream", 4)], [0.3, 0.9, 0.6, 0.8]),
+    thinned(
+        some_cuts(STREAMS, [("sequential", 1), ("stream", 2), ("stream", 4)], [0.3, 0.9, 0.6, 0.8])
+    ),
 )
 def test_a_stream_that_was_cut_ends_in_the_same_weights(
     case, before, ranks_before, after, ranks_after, share, tmp_path
@@ -230,8 +233,10 @@ def test_a_stream_of_which_the_state_of_one_block_is_older_ends_in_the_same_weig
 
 @pytest.mark.parametrize(
     ("kind", "cases", "case", "before", "ranks_before", "after", "ranks_after"),
-    [("sliced", SLICED, case, "all-layers", 2, "single-layer", 4) for case in SLICED]
-    + [("federated", FEDERATED, case, "federated", 4, "federated", 2) for case in FEDERATED],
+    thinned(
+        [("sliced", SLICED, case, "all-layers", 2, "single-layer", 4) for case in SLICED]
+        + [("federated", FEDERATED, case, "federated", 4, "federated", 2) for case in FEDERATED],
+    ),
 )
 def test_slices_and_shards_that_were_cut_end_in_the_same_weights(
     kind, cases, case, before, ranks_before, after, ranks_after, tmp_path
@@ -245,7 +250,7 @@ def test_slices_and_shards_that_were_cut_end_in_the_same_weights(
 
 
 @pytest.mark.parametrize("name", ["all-layers", "single-layer"])
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("share", thinned([0.2, 0.5, 0.9]))
 def test_ranks_with_disks_of_their_own_fetch_what_they_lack_from_each_other(name, share, tmp_path):
     prepared = prepare(*CHAPTERS["adaptive, softmax"])
     most = int(share * num_tasks(prepared))
@@ -257,7 +262,7 @@ def test_ranks_with_disks_of_their_own_fetch_what_they_lack_from_each_other(name
     assert len(done) == num_tasks(prepared) - most
 
 
-@pytest.mark.parametrize("lost", [0, 1, 3])
+@pytest.mark.parametrize("lost", thinned([0, 1, 3]))
 def test_a_disk_that_is_lost_costs_little_and_no_bits(lost, tmp_path):
     prepared = prepare(*CHAPTERS["one-pass"])
 
@@ -269,7 +274,7 @@ def test_a_disk_that_is_lost_costs_little_and_no_bits(lost, tmp_path):
     assert len(done) <= num_tasks(prepared) - 14
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", thinned(range(4)))
 def test_a_run_that_is_cut_again_and_again_ends_in_the_same_weights(seed, tmp_path):
     prepared = prepare(*CHAPTERS["adaptive, goodness"])
     draw = random.Random(seed)

@@ -16,6 +16,7 @@ from prepared import (
     prepare_network,
     reference,
 )
+from thinned import thinned
 from weight_jobs import convolutions
 
 import onward as ow
@@ -44,10 +45,13 @@ CHAPTER_PLACEMENTS = [(n, ranks) for n in ("single-layer", "all-layers") for ran
 
 @pytest.mark.parametrize(
     ("case", "name", "num_ranks"),
-    matrix(
-        CHAPTERS,
-        [("single-layer", 3), ("all-layers", 2), ("all-layers", 4)],
-        thorough=["one-pass", "adaptive, goodness", "adaptive, softmax", "shifted"],
+    thinned(
+        matrix(
+            CHAPTERS,
+            [("single-layer", 3), ("all-layers", 2), ("all-layers", 4)],
+            thorough=["one-pass", "adaptive, goodness", "adaptive, softmax", "shifted"],
+        ),
+        every=2,
     ),
 )
 @pytest.mark.usefixtures("unchecked")
@@ -60,7 +64,7 @@ def test_chapters_end_in_the_same_weights_on_any_ranks(case, name, num_ranks):
 
 
 @pytest.mark.parametrize(
-    ("case", "name", "num_ranks"), matrix(STREAMS, [("stream", 2), ("stream", 4)])
+    ("case", "name", "num_ranks"), thinned(matrix(STREAMS, [("stream", 2), ("stream", 4)]), every=2)
 )
 @pytest.mark.usefixtures("unchecked")
 def test_a_stream_ends_in_the_same_weights_on_any_ranks(case, name, num_ranks):
@@ -72,7 +76,8 @@ def test_a_stream_ends_in_the_same_weights_on_any_ranks(case, name, num_ranks):
 
 
 @pytest.mark.parametrize(
-    ("case", "name", "num_ranks"), matrix(FEDERATED, [("federated", 2), ("federated", 4)])
+    ("case", "name", "num_ranks"),
+    thinned(matrix(FEDERATED, [("federated", 2), ("federated", 4)]), every=2),
 )
 @pytest.mark.usefixtures("unchecked")
 def test_ranks_with_private_shards_end_in_the_weights_of_one_that_has_them_all(
@@ -172,7 +177,7 @@ TEAMS = [("sequential", 2, 2), ("all-layers", 4, 2), ("all-layers", 3, 1), ("sin
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("case", "name", "num_ranks", "replicas"),
-    [(case, *team) for case in SLICED for team in TEAMS]
+    thinned([(case, *team) for case in SLICED for team in TEAMS])
     + [(case, "all-layers", 8, 4) for case in ("samples", "units")]
     + [(case, "sequential", 4, 4) for case in ("samples", "units")]
     # Teams of one and of more ranks.

@@ -156,6 +156,7 @@ def test_ranks_that_share_a_folder_use_it_for_all_stages_and_for_the_next_run():
         assert digests(out) == digests()
 
 
+@pytest.mark.slow
 def test_a_stream_plan_is_that_of_all_stages():
     for processes in 1, 2:
         more = ("--processes", processes, "--out", f"run-{processes}")

@@ -122,7 +122,7 @@ class Dataset:
     def _repr_html_(self) -> str:
         """Return it as a table, for notebooks."""
         inputs = parts(self.training.inputs)
-        samples = {
+        rows = {
             "training samples": f"{len(self.training):,}",
             "validation samples": "" if self.validation is None else f"{len(self.validation):,}",
             "test samples": f"{len(self.test):,}",
@@ -132,7 +132,7 @@ class Dataset:
             "names of classes": listed(self.class_names or ()),
             "columns": listed(self.feature_names or ()),
         }
-        return table(self.name, {name: text for name, text in samples.items() if text})
+        return table(self.name, {name: text for name, text in rows.items() if text})
 
     @property
     def x(self) -> Tensor:
