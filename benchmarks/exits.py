@@ -102,7 +102,7 @@ def config_of(case: str, seed: int, form: str, data_dir: str | None) -> ow.RunCo
         # Of 3,072 inputs the label is ten; with a strength of 1 it is hardly seen.
         changes |= {"network.label_strength": 10.0}
     if name == "mitbih":
-        # Six records of 22; of two, as 5,000 rows would be, some classes have no row at all.
+        # Six records of 22; of two, as 5,000 samples would be, some classes have no sample at all.
         changes |= {"data.validation": 0.27, "data.split_seed": seed}
     if form == "smoke":
         changes |= {"data.name": "digits", "data.validation": 300, "network.widths": (32,) * 3}

@@ -33,7 +33,7 @@ PFLOP = 0.03
 QUICK_PFLOP = 1e-4
 """The same of the quick form."""
 
-IMAGES = [name for name in ow.RECIPES if name != "byte-lm"]
+IMAGES = [name for name in ow.RECIPES if name != "byte-lm" and "gnn" not in name]
 """Recipes that learn from images."""
 
 LAYERS = {"network.widths": (1000,) * 4}

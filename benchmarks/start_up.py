@@ -1,7 +1,7 @@
 """How long does Onward take to start?
 
     python benchmarks/start_up.py            ten of each in turn, five minutes
-    python benchmarks/start_up.py --quick    three of each
+    python benchmarks/start_up.py --quick    three of each, a minute or two
 
 Each is a process of its own, from its start to its end. Medians:
 

@@ -71,23 +71,23 @@ def trained(root: Path, recipe: str, data: str, seed: int, flags: list[str]) -> 
 
 def accuracies(old: Path, out: Path) -> dict[str, Any]:
     """Compare the accuracy of all recipes; return the largest difference and the share alike."""
-    samples: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for recipe in ("one-pass", "hinton", "pff", "backprop"):
         for data, seed, flags in TRAININGS:
             each = [trained(root, recipe, data, seed, flags) for root in (old, HERE)]
             before, now = (found["accuracy"]["test"] for found in each)
             is_same = each[0]["weights_sha256"] == each[1]["weights_sha256"]
-            samples.append(
+            rows.append(
                 {"recipe": recipe, "data": data, "seed": seed, "old": before, "new": now}
                 | {"same_weights": is_same}
             )
             print(
                 f"{recipe:9} {data:7} seed {seed}: {before:.2%}, {now:.2%}, same weights: {is_same}"
             )
-    common.record(out / "versions-accuracy.json", {"trainings": samples})
+    common.record(out / "versions-accuracy.json", {"trainings": rows})
     return {
-        "largest_difference": max(abs(row["new"] - row["old"]) for row in samples),
-        "same_weights": sum(row["same_weights"] for row in samples) / len(samples),
+        "largest_difference": max(abs(row["new"] - row["old"]) for row in rows),
+        "same_weights": sum(row["same_weights"] for row in rows) / len(rows),
     }
 
 

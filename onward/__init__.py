@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from onward.checkpoint import load, save
     from onward.comparison import compare
     from onward.config import RunConfig
-    from onward.data import DataInfo, Dataset
+    from onward.data import DataInfo, Dataset, graph
     from onward.data import from_arrays as dataset
     from onward.data import load as load_data
     from onward.errors import (
@@ -66,7 +66,13 @@ else:
             "onward.checkpoint": ("load", "save"),
             "onward.comparison": ("compare",),
             "onward.config": ("RunConfig",),
-            "onward.data": ("DataInfo", "Dataset", "from_arrays as dataset", "load as load_data"),
+            "onward.data": (
+                "DataInfo",
+                "Dataset",
+                "from_arrays as dataset",
+                "graph",
+                "load as load_data",
+            ),
             "onward.errors": (
                 "DataError",
                 "DivergedError",
@@ -149,6 +155,7 @@ __all__ = [
     "Flip",
     "Fold",
     "GoodnessSweep",
+    "graph",
     "LabelEmbedding",
     "Listener",
     "load",

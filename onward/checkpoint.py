@@ -250,6 +250,7 @@ def _rebuild(
             input_shape=tuple(int(n) for n in blueprint["data"]["input_shape"]),
             num_classes=int(blueprint["data"]["num_classes"]),
             is_image=bool(blueprint["data"]["is_image"]),
+            structure=tuple(map(str, blueprint["data"].get("structure", ()))),
         )
         found = Blueprint(recipe, settings, data, int(blueprint.get("stage", -1)))
         if isinstance(settings, NetworkConfig):

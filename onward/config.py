@@ -23,6 +23,9 @@ RENAMED = {
 }
 """Old names of settings, which are still read, and their names of now."""
 
+RENAMED_VALUES = {("plan.cut", "rows"): "samples"}
+"""Old values of settings, which are still read, and what they are called now."""
+
 SECTIONS = {
     "data": DataConfig,
     "optimizer": OptimizerConfig,
@@ -169,6 +172,7 @@ class RunConfig:
                 same_end = [full for full in known if full.rpartition(".")[2] == name]
                 guess = f" Did you mean {same_end[0]}?" if same_end else nearest(name, known)
                 raise SettingError(f"Unknown setting {name}.{guess}{self._instead_of(name)}")
+            value = RENAMED_VALUES.get((name, value), value) if isinstance(value, str) else value
             section, _, key = name.rpartition(".")
             if section:
                 sections.setdefault(section, {})[key] = value

@@ -111,6 +111,11 @@ class Evaluation:
     tally_blocks: Mapping[int, Tally] = field(default_factory=dict)
     """The answers of each block on its own, like `correct_blocks`."""
 
+    def __repr__(self) -> str:
+        """Return it in a line."""
+        share = "" if self.accuracy is None else f", {self.accuracy:.2%}"
+        return f"<Evaluation: {self.correct:,} of {self.samples:,} samples are right{share}>"
+
     @property
     def accuracy(self) -> float | None:
         """Share of the samples that are right; None without samples."""

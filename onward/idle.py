@@ -61,6 +61,8 @@ def _without_effect(
         yield "plan.cut", "mini-batches are not cut (plan.slices)"
     if not plan.has_validation:
         yield "plan.validate_every", "there are no validation samples"
+    if config.plan.block_patience is None:
+        yield "plan.block_validate_every", "no block stops by itself (plan.block_patience)"
     if plan.patience is None:
         yield "plan.stop_age", "nothing ends training early (plan.patience)"
     schedules = {block.schedule or config.training.schedule for block in network.all_blocks}

@@ -358,7 +358,9 @@ class Forward:
         self._batch = batch if self.first is not None else self.view(batch)
         # A pass is a sample, or a sample with a label; they stay in order of samples.
         each = network.sampler.num_candidates if readout.sweeps else 1
-        if self.first is None and num_samples(self._batch) != self.num_samples * each:
+        lacks = num_samples(self._batch) - self.num_samples * each
+        # A graph may have got further nodes, after those that are asked about.
+        if self.first is None and (lacks < 0 or (lacks and not self._batch.structure)):
             raise SettingError(
                 f"The sampler {type(network.sampler).__name__} makes {len(self._batch)} candidates "
                 f"of {self.num_samples} samples, and its num_candidates is {each}."
@@ -411,6 +413,39 @@ class Forward:
         if self.visit % len(self.blocks) == 0:
             self._before, self._now = self._now, {}
         return scores
+
+    def asker(self) -> Callable[[], Float[Tensor, "samples classes"]]:
+        """Return a function that asks the next block for class scores, while it goes on to learn.
+
+        What it reads is passed and prepared once; this way stays where it is.
+
+        Raises:
+            SettingError: The next block is no exit.
+        """
+        number = self.visit % len(self.blocks)
+        if self.visit not in self.fold.exits:
+            raise SettingError(
+                f"Block {number} has no class scores by the readout "
+                f"{type(self.readout).__name__}, by which it could be told when to stop."
+            )
+        block, shares = self.blocks[number], number == 0 and self.first is not None
+        reads = [] if shares else [(edge, self._source(edge)) for edge in self.reads[number]]
+        read = self._batch if shares else block.prepared(gathered(reads, self._batch))
+
+        @torch.no_grad()
+        def ask() -> Tensor:
+            before = self.total, self.exit, list(self.found)
+            if shares:
+                outputs = self.passed(number, self._source, self._batch)
+            else:
+                block.eval()
+                with block.autocast():
+                    outputs = read.replace(inputs=block(read), context={})
+            scores = self._read(number, outputs)
+            self.total, self.exit, self.found = before
+            return scores
+
+        return ask
 
     def passed(self, number: int, source: Callable[[Edge], Tensors], seen: Batch) -> Batch:
         """Return what a block puts out.

@@ -14,7 +14,7 @@ from onward.batch import Batch
 from onward.checkpoint import MEMORY_FORMATS, PRECISIONS, load
 from onward.config import RunConfig
 from onward.data import DataInfo, Dataset
-from onward.errors import PlacementError, SettingError
+from onward.errors import FileError, PlacementError, SettingError
 from onward.kernels.closed_form import has_closed_form
 from onward.networks import Network
 from onward.placement import BALANCED, Placement, check_placement, place
@@ -221,6 +221,7 @@ def make_stages(
         input_shape=dataset.input_shape,
         num_classes=summary.num_classes,
         is_image=dataset.is_image,
+        structure=tuple(dataset.training.structure),
     )
     blueprint = Blueprint(config.method, config.network, data)
     init = config.training.init
@@ -270,7 +271,15 @@ def _begin_with(
             f"{len(stages)} stages. Leave it out."
         )
     network = stages[0].network
-    load(path, network)
+    try:
+        load(path, network)
+    except FileError as error:
+        data = network.blueprint.data
+        raise SettingError(
+            f"training.init = {path} is for the same network, and that of this run is another one: "
+            f"{recipe}, for samples of shape {data.input_shape} and {data.num_classes} classes. "
+            f"Give a run with the same recipe, settings and kind of data. {error}"
+        ) from error
     for number, block in enumerate(network.all_blocks):
         if held is not None and number not in held:
             block.release()
@@ -363,12 +372,19 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
                 f"plan.optimizer_state is {plan.optimizer_state}, but in a stream plan blocks "
                 f"stay where they are and keep their optimizer state. It goes with --plan chapters."
             )
+        if plan.block_patience is not None:
+            raise SettingError(
+                f"plan.block_patience is {plan.block_patience}, but in a stream plan all blocks "
+                f"learn from each mini-batch, and none stops by itself. Use plan.patience."
+            )
         return StreamPlan(**shared, ticks=network.ticks)
     _check_cuts(config, network, plan.slices, plan.cut)
     made = ChapterPlan(
         **shared,
         optimizer_state_age=state_age(plan.optimizer_state),
         is_augmented=bool(make_settings(config).augment),
+        block_patience=plan.block_patience,
+        block_validate_every=plan.block_validate_every,
         slices=plan.slices,
         cut=plan.cut,
     )

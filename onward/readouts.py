@@ -25,6 +25,12 @@ class Scores:
     blocks: tuple[Float[Tensor, "samples classes"], ...]
     """Scores of each block on its own, where the readout has them."""
 
+    def __repr__(self) -> str:
+        """Return it in a line."""
+        samples, classes = self.network.shape
+        own = f", and of {len(self.blocks)} blocks on their own" if self.blocks else ""
+        return f"<Scores: {samples:,} samples, {classes} classes{own}>"
+
 
 @dataclass(frozen=True)
 class Fold:

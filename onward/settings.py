@@ -289,6 +289,14 @@ class PlanConfig(Section):
     """Whether the run ends with the weights of the chapter that validated best, and not with the
     last ones."""
 
+    block_patience: Count | None = None
+    """Early stopping of each block by itself, within a chapter: it ends after this many validations
+    in a row without a higher accuracy of the network up to it, and keeps its best weights. For few
+    chapters, in which blocks learn to their end. None: blocks learn for all epochs."""
+
+    block_validate_every: Count = 1
+    """Epochs between those validations."""
+
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
     """How images and filters lie in memory, on which rounding depends. auto: channels last where
     there are convolutions of images, which is faster, else contiguous."""

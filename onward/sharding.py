@@ -25,7 +25,7 @@ from onward.inputs import (
     kind_of,
 )
 from onward.runtime.workers import Shard
-from onward.settings import DataConfig
+from onward.settings import DataConfig, TrainingConfig
 from onward.transport.messages import Transport
 
 
@@ -120,8 +120,8 @@ def is_private(config: RunConfig) -> bool:
 def with_data(config: RunConfig, dataset: Dataset, num_ranks: int) -> RunConfig:
     """Return the settings with what follows from the data.
 
-    Those are augmentations that fit samples of their shape, and a shard a rank, where each rank
-    has data of its own.
+    Those are augmentations that fit samples of their shape, a mini-batch of all samples, where
+    these belong together, and a shard a rank, where each rank has data of its own.
 
     Raises:
         SettingError: An augmentation is not for samples like these.
@@ -129,6 +129,8 @@ def with_data(config: RunConfig, dataset: Dataset, num_ranks: int) -> RunConfig:
     inputs = dataset.training.inputs
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, torch.Tensor) else ()
     config = replace(config, data=with_augmentation(config.data, shape))
+    if dataset.training.structure and config.training.batch_size == TrainingConfig.batch_size:
+        config = config.with_settings({"training.batch_size": len(dataset.training)})
     if not is_private(config):
         return config
     return config.with_settings({"plan.shards": num_ranks})

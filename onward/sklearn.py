@@ -29,11 +29,26 @@ from onward.training import run, train
 MODEL = "model.safetensors"
 """Name of the file that a pickled estimator holds."""
 
+PARAMETERS = {
+    "training.epochs": "epochs",
+    "training.batch_size": "batch_size",
+    "training.seed": "random_state",
+    "training.precision": "precision",
+    "training.init": "warm_start",
+    "network.widths": "widths",
+    "data.class_weights": "class_weight",
+}
+"""Settings that are parameters of the estimator."""
+
+IDLE = ("data.name", "data.label", "data.dir", "data.test", "data.context")
+"""Settings that say where samples come from."""
+
 
 class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Trains a recipe on vectors of numbers, as scikit-learn's classifiers are trained.
 
-    It learns from all samples given to `fit`; none are held out. Samples may be sparse matrices
+    It learns from all samples given to `fit`; none are held out, unless `settings` has
+    `data.validation`, as early stopping (`plan.patience`) needs it. Samples may be sparse matrices
     (scipy): their zeros are written out, within a quarter of the machine's memory.
 
     Args:
@@ -52,6 +67,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         classes_: Labels of the classes, sorted.
         n_features_in_: Number of features.
+        n_iter_: Epochs trained: fewer than asked for after early stopping.
         feature_names_in_: Names of the columns, where samples came with names.
         network_: The trained `ow.Network`.
 
@@ -97,6 +113,16 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: Samples, classes or settings cannot be used; the message says why.
         """
+        known = dict(self.__dict__)
+        try:
+            return self._fitted(X, y)
+        except BaseException:
+            # What was fitted before stays.
+            self.__dict__.clear()
+            self.__dict__.update(known)
+            raise
+
+    def _fitted(self, X: Any, y: Any) -> "OnwardClassifier":
         before: Network | None = getattr(self, "network_", None) if self.warm_start else None
         X, y = validate_data(
             self,
@@ -107,7 +133,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ensure_min_samples=2,
             reset=before is None,
         )
-        X = densified(X, "X") if is_sparse(X) else X.copy()
+        X = densified(X, "X") if is_sparse(X) else np.array(X)
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         known = getattr(self, "classes_", classes)
@@ -119,8 +145,8 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if before is not None and list(classes) != list(known):
             raise DataError(
-                f"warm_start goes on with the classes {list(known)}, and these samples have "
-                f"{list(classes)}. Give samples of the same classes, or set warm_start=False."
+                f"warm_start goes on with the classes {known.tolist()}, and these samples have "
+                f"{classes.tolist()}. Give samples of the same classes, or set warm_start=False."
             )
         if len(classes) < 2:
             raise DataError(
@@ -129,12 +155,15 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         config = self._config(len(X))
         built = RunConfig(
-            recipe=config.recipe, network=config.network, optimizer=config.optimizer
+            recipe=config.recipe,
+            network=config.network,
+            optimizer=config.optimizer,
+            data=config.data,
         ).to_toml()
         if before is not None and built != getattr(self, "built_", built):
             raise SettingError(
                 "A warm start goes on with the network that there is, and recipe, widths or "
-                "settings of network or optimizer have changed. Set warm_start=False."
+                "settings of data, network or optimizer have changed. Set warm_start=False."
             )
         training = Batch(
             torch.from_numpy(X),
@@ -146,6 +175,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             training=training,
             test=training.take(slice(0, 0)),
             num_classes=len(classes),
+            feature_names=_names(getattr(self, "feature_names_in_", None)),
         )
         if before is None:
             result = run(config, Listener(), dataset=dataset)
@@ -155,7 +185,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 dataset,
                 training=config.training,
                 plan=config.plan,
-                validation=0,
+                validation=config.data.validation,
                 class_weights=config.data.class_weights,
                 labelled=config.data.labelled,
                 listener=Listener(),
@@ -164,7 +194,8 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_: NDArray[Any] = classes
         self.network_, self.num_stages_ = result.network, 1 + len(result.earlier)
         self.built_ = built
-        self.n_iter_ = config.training.epochs
+        trained = result.facts["chapters_trained"] / result.facts["chapters"]
+        self.n_iter_ = round(config.training.epochs * trained)
         return self
 
     def _weights(
@@ -174,6 +205,11 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.class_weight is None:
             return None
         each = compute_class_weight(self.class_weight, classes=classes, y=y)
+        if not np.isfinite(each).all() or each.min() < 0 or not each.any():
+            raise SettingError(
+                f"class_weight gives the classes the weights {each.tolist()}; weights are 0 or "
+                f"more, and one at least is above 0."
+            )
         weights = torch.from_numpy(each)[torch.from_numpy(labels)]
         return (weights / weights.mean()).float()
 
@@ -183,18 +219,27 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(
                 f"There is no recipe {self.recipe!r}; there are {', '.join(sorted(RECIPES))}."
             )
-        config = RunConfig(recipe=self.recipe)
+        config, own = RunConfig(recipe=self.recipe), dict(self.settings or {})
+        for name in own:
+            if name in PARAMETERS or name in IDLE:
+                instead = (
+                    f"Use the parameter {PARAMETERS[name]}."
+                    if name in PARAMETERS
+                    else "Samples are what fit is given. Leave it out."
+                )
+                raise SettingError(f"settings has {name}. {instead}")
+        size = _plain(self.batch_size)
         changes: dict[str, Any] = {
             "data.validation": 0,
             "training.seed": _seed(self.random_state),
-            "training.batch_size": min(_plain(self.batch_size), samples),
+            "training.batch_size": min(size, samples) if isinstance(size, int) else size,
             "training.precision": self.precision,
         }
         if self.epochs is not None:
             changes["training.epochs"] = _plain(self.epochs)
         if self.widths is not None:
             changes["network.widths"] = tuple(map(_plain, np.atleast_1d(self.widths)))
-        own = {name: _plain(value) for name, value in dict(self.settings or {}).items()}
+        own = {name: _plain(value) for name, value in own.items()}
         return config.with_settings(changes | own)
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -242,6 +287,11 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / MODEL).write_bytes(model)
                 self.network_ = load(Path(folder) / MODEL)
+
+
+def _names(columns: NDArray[Any] | None) -> tuple[str, ...] | None:
+    """Return names of columns as a data set has them."""
+    return None if columns is None else tuple(map(str, columns))
 
 
 def _plain(value: Any) -> Any:

@@ -15,11 +15,13 @@ FOLDER = Path(__file__).parent.parent / "docs" / "recipes"
 OWN = re.compile(r"(?<=<!-- written by tests/recipe_pages.py -->\n).*(?=<!-- end -->)", re.DOTALL)
 WINDOWS = ow.DataInfo(input_shape=(64,), num_classes=256, is_image=False)
 DIGITS = ow.DataInfo(input_shape=(1, 28, 28), num_classes=10, is_image=True)
+NODES = ow.DataInfo(input_shape=(602,), num_classes=6, structure=("edge_index",))
+DATA = {"byte-lm": WINDOWS} | {name: NODES for name in RECIPES if "gnn" in name}
 
 
 def networks_of(recipe):
     """Return the networks of all stages, as built for images of the usual data set."""
-    data = WINDOWS if recipe.name == "byte-lm" else DIGITS
+    data = DATA.get(recipe.name, DIGITS)
     config = ow.RunConfig(recipe=recipe.name)
     blueprint = Blueprint(recipe, config.network, data)
     made = build_stages(

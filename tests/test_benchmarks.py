@@ -39,6 +39,7 @@ FIGURES = {
     },
     "estimator_checks": {"passed", "failed", "skipped"},
     "fuzz": {"inputs", "crashes"},
+    "graphs": {"sf", "backprop"},
     "hint_age": {"chapters", "mini_batches"},
     "links": {"seconds", "megabytes", "delayed", "worst_error"},
     "federated": {"digits_pooled", "digits_iid", "digits_class"},
@@ -96,6 +97,7 @@ LONG = {
 SCRIPTS = {path.stem for path in BENCHMARKS.glob("*.py")} - {
     "common",
     "control_groups",
+    "convert_graphs",
     "exit_splits",
     "exit_tables",
     "hosts",

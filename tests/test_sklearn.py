@@ -185,3 +185,62 @@ def test_samples_of_a_rare_class_may_count_more():
 def test_wrong_parameters_are_refused_when_it_is_fitted(changes, says):
     with pytest.raises(ValueError, match=says):
         OnwardClassifier(**SMALL | changes).fit(*iris())
+
+
+def frame():
+    x, y = load_iris(return_X_y=True, as_frame=True)
+    return x, y.to_numpy()
+
+
+def test_the_network_knows_the_columns_too():
+    x, y = frame()
+    fitted = OnwardClassifier(**SMALL).fit(x, y)
+
+    turned = fitted.network_.predict(x[x.columns[::-1]])
+
+    assert (turned.numpy() == fitted.network_.predict(x).numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training.epochs": 3}, "settings has training.epochs. Use the parameter epochs"),
+        ({"network.widths": (3,)}, "settings has network.widths. Use the parameter widths"),
+        ({"data.name": "mnist"}, "settings has data.name. Samples are what fit is given"),
+    ],
+)
+def test_settings_that_are_parameters_or_say_nothing_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        OnwardClassifier(settings=settings).fit(*iris())
+
+
+@pytest.mark.parametrize("weights", [{0: -1, 1: 1, 2: 1}, {0: 0, 1: 0, 2: 0}, {0: np.nan}])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(SettingError, match="class_weight gives the classes the weights"):
+        OnwardClassifier(class_weight=weights).fit(*load_iris(return_X_y=True))
+
+
+def test_epochs_that_early_stopping_left_out_are_not_counted():
+    stopped = {"data.validation": 0.2, "plan.patience": 1}
+
+    fitted = OnwardClassifier(widths=(8,), epochs=60, settings=stopped).fit(*iris())
+
+    assert 1 < fitted.n_iter_ < 60
+
+
+def test_a_warm_start_with_another_transformation_is_refused():
+    estimator = OnwardClassifier(widths=(8,), epochs=1, warm_start=True).fit(*iris())
+    estimator.set_params(settings={"data.standardize": "none"})
+
+    with pytest.raises(SettingError, match="settings of data, network or optimizer have changed"):
+        estimator.fit(*iris())
+
+
+def test_a_refused_fit_leaves_the_number_of_features():
+    x, y = iris()
+    fitted = OnwardClassifier(widths=(8,), epochs=1).fit(x, y)
+
+    with pytest.raises(DataError):
+        fitted.fit(x[:, :2], np.zeros(len(y)))
+
+    assert fitted.predict(x[:2]).shape == (2,)

@@ -381,3 +381,21 @@ def test_groups_may_have_names():
 def test_labels_of_usual_shapes_are_refused_with_what_to_do(labels, advice):
     with pytest.raises(ow.DataError, match=advice):
         ow.dataset(people(), labels)
+
+
+def test_numbered_columns_are_put_in_order():
+    x = np.arange(40.0).reshape(10, 4)
+    trained = ow.dataset(pandas.DataFrame(x), np.arange(10) % 2)
+    turned = ow.dataset(pandas.DataFrame(x)[[3, 1, 2, 0]], np.arange(10) % 2)
+
+    assert trained.feature_names is None
+    assert turned.feature_names == ("3", "1", "2", "0")
+    for names, order in ((None, [0, 1, 2, 3]), (turned.feature_names, [3, 1, 2, 0])):
+        found = in_order(pandas.DataFrame(x)[[2, 0, 3, 1]], names, "x")
+        assert (found.to_numpy() == x[:, order]).all()
+
+
+def test_a_table_of_one_column_may_be_the_classes():
+    names = pandas.DataFrame({"kind": ["cat", "dog"] * 5})
+
+    assert ow.dataset(np.eye(10), names).class_names == ("cat", "dog")

@@ -84,14 +84,14 @@ def table(found: Comparison) -> Table:
     """Return the figures of a comparison, a line each, twins last."""
     equal = "" if found.pflop is None else f", {found.pflop:g} PFLOP a training"
     shown = Table(title=f"{found.data}{equal}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    samples = [(entry.name, *_cells(entry)) for entry in found.entries]
-    for name, cells in zip(COLUMNS, zip(*samples, strict=True), strict=True):
+    lines = [(entry.name, *_cells(entry)) for entry in found.entries]
+    for name, cells in zip(COLUMNS, zip(*lines, strict=True), strict=True):
         if name == COLUMNS[0]:
             shown.add_column(name, overflow="fold")
         else:
             width = max(len(line) for text in (name, *cells) for line in text.splitlines())
             shown.add_column(name, justify="right", no_wrap=True, min_width=width)
-    for number, (entry, row) in enumerate(zip(found.entries, samples, strict=True)):
+    for number, (entry, row) in enumerate(zip(found.entries, lines, strict=True)):
         if entry.is_twin and number and not found.entries[number - 1].is_twin:
             shown.add_section()
         shown.add_row(*row)

@@ -54,6 +54,7 @@ EXTRA_USES = {
     "tables": "tables",
     "images": "folders of images",
     "tensorboard": "TensorBoard",
+    "graph": "graph convolutions",
 }
 """What each extra is for."""
 

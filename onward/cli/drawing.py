@@ -96,36 +96,36 @@ def staircase(plan: Plan, placement: Placement, *, clocks: int, width: int) -> T
         rank 0  0T0 1T0 0T2 1T2  G
         rank 1      0T1 1T1
     """
-    samples = clock_times(plan, placement, clocks)
-    cell = max((len(_name(plan, task)) for row in samples for task in row if task), default=3) + 1
+    ranks = clock_times(plan, placement, clocks)
+    cell = max((len(_name(plan, task)) for row in ranks for task in row if task), default=3) + 1
     shown = min(clocks, (width - 8) // cell)
     drawing = Text()
-    for rank, row in enumerate(samples):
+    for rank, row in enumerate(ranks):
         line = Text(f"rank {rank}".ljust(8))
         for task in row[:shown]:
             style = STYLES[task.time % len(STYLES)] if task else ""
             line.append((_name(plan, task) if task else "").center(cell - 1) + " ", style=style)
         line.rstrip()
         drawing.append_text(line)
-        if rank < len(samples) - 1:
+        if rank < len(ranks) - 1:
             drawing.append("\n")
     return drawing
 
 
 def clock_times(plan: Plan, placement: Placement, clocks: int) -> list[list[Task | None]]:
     """Return what each rank does at each tick, where each task takes one and messages none."""
-    samples: list[list[Task | None]] = [[] for _ in range(placement.num_ranks)]
+    ranks: list[list[Task | None]] = [[] for _ in range(placement.num_ranks)]
     ready: dict[Product, int] = {}
     for task in plan.tasks():
-        if min(map(len, samples)) >= clocks:
+        if min(map(len, ranks)) >= clocks:
             break
-        team = [samples[rank] for rank in placement.ranks(task)]
+        team = [ranks[rank] for rank in placement.ranks(task)]
         start = max([*map(len, team), *(ready[product] for product in plan.needs(task))])
         for row in team if start < clocks else ():
             row.extend([None] * (start - len(row)) + [task])
         for product in plan.makes(task):
             ready[product] = start + 1
-    return samples
+    return ranks
 
 
 def forecast_table(simulation: Simulation) -> Table:

@@ -40,7 +40,7 @@ FLAGS = {
     "--seed": ("training.seed", "decides all randomness"),
     "--precision": ("training.precision", "auto, fp32 or bf16"),
     "--threads": ("training.threads", "threads of each rank"),
-    "--plan": ("plan.kind", "chapters or stream; this changes the weights"),
+    "--plan": ("plan.kind", "chapters or stream"),
     "--chapters": ("plan.chapters", "turns of each block"),
     "--hint-age": ("plan.hint_age", "age of hints: a number, or never"),
     "--slices": ("plan.slices", "parts of every mini-batch, which as many ranks can share"),

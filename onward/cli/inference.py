@@ -49,8 +49,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     network, dataset, _ = load_run(options, call)
     if options.data is None and data_changed(options.run, dataset):
         print(
-            f"onward: note: {dataset.name} has changed since the network was trained on it: test "
-            f"samples of now may be training samples of then.",
+            f"onward: note: {dataset.name} has changed since the network was trained on it: its "
+            f"test samples may be among those that were trained on.",
             file=sys.stderr,
         )
     test, y = dataset.test, dataset.y_test

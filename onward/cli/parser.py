@@ -70,7 +70,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
     run.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with a run that was cut, from its folder"
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run that was cut, from its folder; or, with --epochs N, train a "
+        "finished run for N epochs in all",
     )
 
     _add_compare(

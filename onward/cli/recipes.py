@@ -84,13 +84,13 @@ def _rows(
             yield full, say_kind(kind), written(getattr(settings, name)), meaning.get(name, "")
 
 
-def _table(title: str, samples: list[tuple[str, ...]]) -> Table:
+def _table(title: str, rows: list[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("setting", no_wrap=True)
     table.add_column("takes", overflow="fold", ratio=3)
     table.add_column("default", overflow="fold", max_width=14)
     table.add_column("meaning", overflow="fold", ratio=5)
-    for row in samples:
+    for row in rows:
         # Plain text: brackets in the words of a user are no markup.
         table.add_row(*map(Text, row))
     return table

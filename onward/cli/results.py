@@ -58,7 +58,8 @@ def print_result(found: dict[str, Any], folder: Path, startup: float, total: flo
     seconds = sum(each["seconds"] for each in (*stages, found))
     what = f"training time of all {len(stages) + 1} stages" if stages else "training time"
     table.add_row(what, f"{seconds:.1f} s")
-    table.add_row("start-up, all in all", f"{startup:.1f} s  {total:.1f} s")
+    table.add_row("start-up", f"{startup:.1f} s")
+    table.add_row("total time", f"{total:.1f} s")
     for name, text, unit in (
         ("idle_seconds", "waiting, each rank", 1.0),
         ("bytes_sent", "sent, each rank, MB", 1e-6),

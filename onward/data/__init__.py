@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         is_channels_last,
         split_validation,
     )
+    from onward.data.graphs import graph
     from onward.data.labels import check_classes
     from onward.data.published import Listing, available
     from onward.data.shared import read_shared, write_shared
@@ -31,6 +32,7 @@ else:
                 "is_channels_last",
                 "split_validation",
             ),
+            "onward.data.graphs": ("graph",),
             "onward.data.labels": ("check_classes",),
             "onward.data.published": ("Listing", "available"),
             "onward.data.shared": ("read_shared", "write_shared"),
@@ -44,6 +46,7 @@ __all__ = [
     "DataInfo",
     "Dataset",
     "from_arrays",
+    "graph",
     "hold_out",
     "is_channels_last",
     "Listing",

@@ -148,14 +148,16 @@ def _read_members(
                 f"{', '.join(file.files) or 'no members'}. Needed: {', '.join(text)}."
             )
         if is_ours:
-            _check_known(path, file.files, optional)
+            _check_known(path, file.files, needed, optional)
         names = [name for name in (*needed, *optional) if name in file.files]
         return {name: _read_member(file, name, path) for name in names}
 
 
-def _check_known(path: Path, members: Sequence[str], optional: Sequence[str]) -> None:
+def _check_known(
+    path: Path, members: Sequence[str], needed: Sequence[str], optional: Sequence[str]
+) -> None:
     """Refuse members that nobody would read: groups of another name would leak into the test."""
-    known = [*NEEDED, *optional]
+    known = [*needed, *optional]
     unknown = [member for member in members if member not in known]
     if unknown:
         meant = difflib.get_close_matches(unknown[0].lower(), known, n=1, cutoff=0.75)

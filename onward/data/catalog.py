@@ -9,8 +9,9 @@ from typing import Any
 from onward.data import arrays, cifar, idx, mitbih, table_files
 from onward.data.arrays import read_npy_pair, read_npz
 from onward.data.dataset import Dataset, from_arrays
+from onward.data.graphs import is_graph_file, read_graph
 from onward.data.images import read_images, shape_of
-from onward.data.published import PUBLISHED, folders_to_search, locate
+from onward.data.published import GRAPHS, PUBLISHED, folders_to_search, locate
 from onward.data.text import read_text
 from onward.errors import DataError
 
@@ -73,9 +74,14 @@ def load(
             f"set is {name}. Leave it out."
         )
     if name in PUBLISHED:
-        return _READERS[name](locate(name, folders_to_search(data_dir)))
+        folder = locate(name, folders_to_search(data_dir))
+        if name in GRAPHS:
+            return read_graph(folder / f"{name}.npz", split_seed, name)
+        return _READERS[name](folder)
     if path.suffix == ".txt":
         return read_text(path, context=context, test=test)
+    if is_graph_file(path):
+        return read_graph(path, split_seed)
     return from_arrays(
         **_read(name, path, label),
         name=path.name or name,

@@ -49,6 +49,9 @@ class DataInfo:
     is_image: bool = False
     """Whether samples are images, channels first."""
 
+    structure: tuple[str, ...] = ()
+    """What belongs to the samples as a whole, by name, such as the edges of a graph."""
+
     @property
     def num_inputs(self) -> int:
         """Numbers of a sample."""
@@ -114,7 +117,10 @@ class Dataset:
 
     def __repr__(self) -> str:
         """Return it in a line."""
-        sizes = [f"{len(self.training):,} training", f"{len(self.test):,} test samples"]
+        sizes = [
+            f"{self.training.num_counted:,} training",
+            f"{self.test.num_counted:,} test samples",
+        ]
         shapes = [tuple(part.shape[1:]) for part in parts(self.training.inputs)]
         text = f"{' and '.join(sizes)} of shape {', '.join(map(str, shapes))}"
         return f"<Dataset {self.name}: {text}, {self.num_classes} classes>"
@@ -123,9 +129,11 @@ class Dataset:
         """Return it as a table, for notebooks."""
         inputs = parts(self.training.inputs)
         rows = {
-            "training samples": f"{len(self.training):,}",
-            "validation samples": "" if self.validation is None else f"{len(self.validation):,}",
-            "test samples": f"{len(self.test):,}",
+            "training samples": f"{self.training.num_counted:,}",
+            "validation samples": (
+                "" if self.validation is None else f"{self.validation.num_counted:,}"
+            ),
+            "test samples": f"{self.test.num_counted:,}",
             "shape": ", ".join(str(tuple(part.shape[1:])) for part in inputs),
             "type": ", ".join(str(part.dtype).removeprefix("torch.") for part in inputs),
             "classes": str(self.num_classes) if self.num_classes else "",

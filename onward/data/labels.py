@@ -11,6 +11,7 @@ from torch import Tensor
 
 from onward.data.numbers import Numbers, check_no_mask, real
 from onward.data.quoting import listed, text_of
+from onward.data.tables import is_table
 from onward.errors import DataError
 
 MOST_CLASSES = 1_000_000
@@ -38,6 +39,7 @@ def read_labels(
         DataError: Labels do not fit samples, or each other.
     """
     names = None if class_names is None else _checked_names(class_names, num_classes, name)
+    given = {part: (_column(labels), size) for part, (labels, size) in given.items()}
     named = {part: as_names(labels, f"{name}: {part}") for part, (labels, _) in given.items()}
     if any(each is not None for each in named.values()):
         lacking = next((part for part, each in named.items() if each is None), None)
@@ -61,6 +63,12 @@ def read_labels(
     if num_classes is None and not allow_one_class:
         _check_numbering(found, name)
     return found, _count_classes(found, num_classes, name), names
+
+
+def _column(labels: Any) -> Any:
+    """Return the only column of a table, and all else as it is."""
+    is_one = is_table(labels) and len(labels.columns) == 1
+    return labels[next(iter(labels.columns))] if is_one else labels
 
 
 def as_names(labels: Numbers, what: str) -> NDArray[Any] | None:
@@ -228,7 +236,7 @@ def _check_numbering(labels: dict[str, Tensor], name: str) -> None:
         missing = sorted(set(range(largest + 1)) - set(known.tolist()))
         text = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise DataError(
-            f"{name}: labels number the classes from 0, and no row has {text}; the largest is "
+            f"{name}: labels number the classes from 0, and no sample has {text}; the largest is "
             f"{largest}. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or "
             f"give the number of classes as num_classes (in an .npz file, a member)."
         )

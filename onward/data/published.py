@@ -24,6 +24,15 @@ CIFAR_TEST_FILE = "test_batch.bin"
 CIFAR_PICKLED = "cifar-10-batches-py"
 """Folder of its Python version."""
 
+GRAPHS = {
+    "planetoid-cora": ((1433,), 7, 140, 1000),
+    "planetoid-citeseer": ((3703,), 6, 120, 1000),
+    "citeseer-full": ((602,), 6, 2707, 846),
+    "amazon-photo": ((745,), 8, 4896, 1530),
+}
+"""Graphs by name: features, classes, training and test nodes. Each is a file of plain arrays, which
+benchmarks/convert_graphs.py makes of what was published."""
+
 MITBIH_FILE = "mitbih_beats.npz"
 """Beats of the MIT-BIH Arrhythmia Database; `onward.data.mitbih` says which arrays it holds."""
 
@@ -77,6 +86,10 @@ PUBLISHED = {
     "cifar10": _Published((3, 32, 32), 10, 50_000, 10_000, (*CIFAR_TRAIN_FILES, CIFAR_TEST_FILE)),
     "mitbih": _Published((256,), 5, 51_000, 49_691, (MITBIH_FILE,)),
     "mitbih-intervals": _Published((5, 256), 5, 51_000, 49_691, (MITBIH_FILE,), folder="mitbih"),
+    **{
+        name: _Published(*known, (f"{name}.npz",), folder="graphs")
+        for name, known in GRAPHS.items()
+    },
 }
 """Data sets that lie in folders, by name."""
 
@@ -120,7 +133,7 @@ def _where(name: str, folders: list[Path]) -> str:
     if found:
         return str(found)
     if name not in download.REMOTES:
-        return f"to be made: DIR/{_folder(name)}/{MITBIH_FILE}"
+        return f"to be made: DIR/{_folder(name)}/{PUBLISHED[name].files[0]}"
     return f"will be downloaded ({download.REMOTES[name].num_bytes / 1e6:.0f} MB)"
 
 
@@ -132,11 +145,17 @@ def locate(name: str, folders: list[Path]) -> Path:
     """
     found = _find(name, folders)
     if found is None and name not in download.REMOTES:
+        made = (
+            "it was published as pickles, which can run code and are never read. "
+            "benchmarks/convert_graphs.py makes plain arrays of them, as"
+            if name in GRAPHS
+            else "its beats are cut from records of PhysioNet. Make, with the members that "
+            "onward.data.mitbih describes,"
+        )
         raise DataError(
-            f"{name} is nowhere to be found, and is not fetched: its beats are cut from records of "
-            f"PhysioNet. Make DIR/{_folder(name)}/{MITBIH_FILE} with the members that "
-            f"onward.data.mitbih describes, and name that folder by --data-dir DIR or "
-            f"ONWARD_DATA=DIR."
+            f"{name} is nowhere to be found, and is not fetched: {made} "
+            f"DIR/{_folder(name)}/{PUBLISHED[name].files[0]}. Then name that folder by --data-dir "
+            f"DIR or ONWARD_DATA=DIR."
         )
     if found is None:
         download.fetch(name)

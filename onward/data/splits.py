@@ -100,7 +100,7 @@ def shards(
 
     Source:
         Dirichlet: Hsu, Qi & Brown 2019, arXiv:1909.06335, with shares of classes in place of
-        shares of shards, so that every row is dealt out.
+        shares of shards, so that every sample is dealt out.
 
     Example:
         >>> shards(torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]), 2, "class", seed=0)

@@ -58,6 +58,8 @@ def in_order(values: Any, names: Sequence[str] | None, what: str) -> Any:
         DataError: A column is missing.
     """
     values = as_known(values)
+    if is_table(values):
+        values = _by_number(values, names)
     is_row = hasattr(values, "to_frame") and hasattr(values, "index") and not is_table(values)
     if names is not None and is_row and _names(values.index) is not None:
         values = values.to_frame().T
@@ -67,6 +69,22 @@ def in_order(values: Any, names: Sequence[str] | None, what: str) -> Any:
     check_names(known, what)
     order = places(known, names, what)
     return values[[list(values.columns)[place] for place in order]]
+
+
+def _by_number(table: Any, names: Sequence[str] | None) -> Any:
+    """Return a table whose columns are numbered from 0 in the order of the training samples.
+
+    These columns have no names, or numbers in another order as names. Other tables stay as they
+    are.
+    """
+    columns = list(table.columns)
+    if not all(isinstance(column, int | np.integer) for column in columns):
+        return table
+    every = range(len(columns))
+    if sorted(columns) != [*every]:
+        return table
+    wanted = [*every] if names is None else [c for c in names if c in set(map(str, every))]
+    return table[[int(c) for c in wanted]] if len(wanted) == len(columns) else table
 
 
 def places(known: Sequence[str], names: Sequence[str], what: str) -> list[int]:

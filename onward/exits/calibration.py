@@ -39,6 +39,10 @@ CAUTION = (4.0, 2.0, 1.0, 0.5, 0.25)
 one that has a price: that one is fitted to the few wrong samples among those it was made on."""
 
 
+OLDER = {"rows": "samples", "on_training_rows": "on_training_samples"}
+"""What older files call their figures, and what they are called now."""
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """A policy, and what is known of it from the samples it was chosen on."""
@@ -130,7 +134,7 @@ class Calibrated:
         """
         # Older files have one bound and one risk, and name neither.
         bound = None if found.get("delta") is None else "fixed-sequence"
-        found = {"bound": bound, "risk": "lost"} | dict(found)
+        found = {"bound": bound, "risk": "lost"} | {OLDER.get(n, n): v for n, v in found.items()}
         try:
             rest = {field.name: found[field.name] for field in fields(Calibrated)}
             return Calibrated(**rest | {"policy": ExitPolicy.from_json(found["policy"])})

@@ -22,6 +22,12 @@ class ChapterPlan(Plan):
     is_augmented: bool = field(default=False, kw_only=True)
     """Whether each epoch sees samples of its own, so that none is passed for two of them."""
 
+    block_patience: int | None = field(default=None, kw_only=True)
+    """Validations of a block in a chapter without a better one after which it stops."""
+
+    block_validate_every: int = field(default=1, kw_only=True)
+    """Epochs between these validations."""
+
     kind = "chapters"
     is_sliceable = True
     placements = ("sequential", "single-layer", "all-layers", "federated")
@@ -37,6 +43,11 @@ class ChapterPlan(Plan):
             raise SettingError(
                 f"plan.hint_age is {self.hint_age}, but in a chapter plan hints are at least one "
                 f"chapter old: a chapter cannot wait for its own end."
+            )
+        if self.block_patience is not None and not self.has_validation:
+            raise SettingError(
+                f"plan.block_patience is {self.block_patience}, but there are no validation "
+                f"samples that could tell when a block stops. Hold some out, or leave it out."
             )
         shards = len(self.samples)
         for samples in self.samples if self.cut == "samples" else ():

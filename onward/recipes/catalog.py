@@ -7,6 +7,9 @@ from onward.recipes.conv import conv
 from onward.recipes.dense import dense
 from onward.recipes.ff_conv import ff_conv
 from onward.recipes.ffcl import ffcl
+from onward.recipes.forwardgnn_ff import forwardgnn_ff
+from onward.recipes.forwardgnn_sf import forwardgnn_sf
+from onward.recipes.gnn_backprop import gnn_backprop
 from onward.recipes.hinton import hinton
 from onward.recipes.hinton_recurrent import hinton_recurrent
 from onward.recipes.hinton_unsupervised import hinton_unsupervised
@@ -35,7 +38,8 @@ FAMILIES = {
     "goodness of positives and negatives": (hinton, pff, symba, ff_conv, hinton_recurrent),
     "samples compared with each other": (supcon, ffcl, iffcl),
     "layers that learn without labels": (hinton_unsupervised, uff),
-    "to compare with": (backprop,),
+    "graphs": (forwardgnn_sf, forwardgnn_ff),
+    "to compare with": (backprop, gnn_backprop),
 }
 """Recipes by what their blocks learn from."""
 

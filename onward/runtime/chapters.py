@@ -12,6 +12,7 @@ from onward.networks import CHUNK_SAMPLES, Network
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import Product, ProductKind, Segment, Task
 from onward.runtime.activities import Activities
+from onward.runtime.block_stopping import BlockStopping
 from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker, in_chunks
 from onward.samplers import NEUTRAL, Views
 from onward.steps import StepReport
@@ -60,7 +61,7 @@ class ChapterWorker(Worker):
         """Let a block learn from the samples of a chapter, and return its figures."""
         learner, shard = self.blocks[block], self.plan.shard(chapter)
         training, batches = self.training(block), self.plan.batches(shard)
-        step, total = None, None
+        step, total, stopping = None, None, self._stopping(chapter, block)
         for segment, stretch in self._stretches(chapter, block):
             views = next(stretch)
             if step is None:
@@ -75,8 +76,26 @@ class ChapterWorker(Worker):
                 step=step,
             )
             total = report.added_to(total)
+            is_epoch = segment.last == batches
+            if stopping is not None and is_epoch and stopping.is_done():
+                break
         assert total is not None
+        if stopping is not None:
+            stopping.restore()
         return total
+
+    def _stopping(self, chapter: int, block: int) -> BlockStopping | None:
+        """Return what ends the training of a block early, where that is asked for."""
+        plan = self.plan
+        if plan.block_patience is None:
+            return None
+        return BlockStopping(
+            self.network,
+            block,
+            self.shards[plan.shard(chapter)].validation,
+            every=plan.block_validate_every,
+            patience=plan.block_patience,
+        )
 
     def score(self, task: Task) -> Made:
         chapter, head = task.time, self.network.head

@@ -1,0 +1,146 @@
+"""How well are nodes of graphs classified, beside ForwardGNN's paper and backpropagation?
+
+    python benchmarks/graphs.py --data-dir DIR                        all cases: hours of one core
+    python benchmarks/graphs.py --data-dir DIR --cases "citeseer-full, sf"
+    python benchmarks/graphs.py --quick                               a made-up graph, one split
+
+DIR/graphs holds the files that convert_graphs.py writes. Four GCN layers of 128 units on the five
+splits of the paper (64 % of the nodes to learn from, 16 % for validation, 20 % for the test); one
+run gives the accuracy at depths 1 to 4, as in the paper. Backpropagation is trained for each depth.
+Test nodes are looked at once a run. The last line gives the mean accuracy at each depth, by case;
+every split goes to --out.
+"""
+
+import json
+import statistics
+from typing import Any
+
+import common
+import numpy as np
+import torch
+
+import onward as ow
+
+DEPTHS = 4
+SPLITS = 5
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sf": ("forwardgnn-sf", {}),
+    "sf, both ways": ("forwardgnn-sf", {"network.direction": "both"}),
+    "ff, labels in features": ("forwardgnn-ff", {}),
+    "backprop": ("gnn-backprop", {}),
+    "backprop, any length": ("gnn-backprop", {"network.unit_length": False}),
+}
+"""Recipes and what is changed in them."""
+
+DATA = ("citeseer-full", "amazon-photo")
+
+CASES = {f"{data}, {method}": (data, method) for data in DATA for method in METHODS}
+
+PAPER = {
+    "citeseer-full, sf, both ways": "92.60 ± 0.7, 94.18 ± 0.7, 94.33 ± 0.7, 94.66 ± 0.6",
+    "citeseer-full, ff, labels in features": "95.39 ± 0.4, 95.86 ± 0.7, 95.89 ± 0.6, 95.89 ± 0.6",
+    "citeseer-full, backprop, any length": "84.28 ± 3.0, 94.28 ± 0.7, 94.89 ± 0.8, 94.87 ± 0.5",
+    "amazon-photo, sf, both ways": "93.67 ± 0.6, 93.73 ± 0.4, 93.48 ± 0.2, 93.48 ± 0.3",
+    "amazon-photo, ff, labels in features": "91.20 ± 1.0, 48.54 ± 10.4, 48.08 ± 10.5, 49.74 ± 10.5",
+    "amazon-photo, backprop, any length": "45.83 ± 0.4, 64.88 ± 16.1, 91.03 ± 1.3, 90.21 ± 2.2",
+}
+"""What the paper has at depths 1 to 4, in percent (tables 3 to 5)."""
+
+
+def made_up() -> ow.Dataset:
+    """Return a graph for the quick form."""
+    draw = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    alike = [draw.choice(np.flatnonzero(y == c), (2, 60)) for c in range(3)]
+    order = draw.permutation(120)
+    return ow.graph(
+        np.eye(3)[y] + draw.normal(size=(120, 3)),
+        np.concatenate(alike, axis=1),
+        y,
+        train=order[:60],
+        validation=order[60:80],
+        test=order[80:],
+        undirected=True,
+    )
+
+
+def trained(
+    method: str, dataset: ow.Dataset, seed: int, depth: int, **more: Any
+) -> tuple[list[float], float]:
+    """Return the accuracy at each depth of a run, and its seconds."""
+    recipe, changes = METHODS[method]
+    layers = depth - 1 if recipe == "gnn-backprop" else depth
+    settings = {"network.widths": (128,) * layers, "training.seed": seed} | changes | more
+    result = ow.run(
+        ow.RunConfig(recipe=recipe).with_settings(settings), ow.Listener(), dataset=dataset
+    )
+    assert result is not None
+    test = dataset.test
+    index, total, found = test.index, torch.zeros(()), []
+    for scores in result.network.scores_of(test).blocks:
+        total = total + scores
+        right = total[index].argmax(dim=1) == test.label[index]
+        found.append(right.double().mean().item())
+    return found, result.facts["seconds"]
+
+
+def split(method: str, dataset: ow.Dataset, number: int, **more: Any) -> dict[str, Any]:
+    """Return the accuracy at each depth on a split, and the seconds of all its runs."""
+    if METHODS[method][0] != "gnn-backprop":
+        accuracies, seconds = trained(method, dataset, number, DEPTHS, **more)
+        return {"accuracy": accuracies, "seconds": round(seconds, 1)}
+    each = [trained(method, dataset, number, depth, **more) for depth in range(2, DEPTHS + 1)]
+    return {
+        "accuracy": [None, *(found[-1] for found, _ in each)],
+        "seconds": round(sum(seconds for _, seconds in each), 1),
+    }
+
+
+def told(name: str, splits: list[dict[str, Any]]) -> str:
+    """Return the accuracies of a case in a line."""
+    cells = []
+    for each in zip(*(found["accuracy"] for found in splits), strict=True):
+        known = [100 * share for share in each if share is not None]
+        spread = f" ± {statistics.pstdev(known):.2f}" if len(known) > 1 else ""
+        cells.append(f"{statistics.mean(known):.2f}{spread}" if known else "-")
+    seconds = sum(found["seconds"] for found in splits) / len(splits)
+    paper = f"; paper {PAPER[name]}" if name in PAPER else ""
+    return f"{name}: {', '.join(cells)} % (n={len(splits)}), {seconds:.0f} s a split{paper}"
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--cases", help="names with semicolons between them (default: all)")
+    parser.add_argument("--splits", type=int, default=SPLITS, help="how many (default: 5)")
+    options = parser.parse_args()
+    form = common.form_of(options)
+    torch.set_num_threads(1)
+    if form != "full":
+        epochs = {"training.epochs": 4 if form == "smoke" else 100}
+        found = {name: split(name, made_up(), 0, **epochs) for name in ("sf", "backprop")}
+        for name, each in found.items():
+            print(told(name, [each]), flush=True)
+        common.last_line({name: each["accuracy"] for name, each in found.items()}, form)
+        return
+    figures = {}
+    for name in options.cases.split(";") if options.cases else CASES:
+        data, method = CASES[name.strip()]
+        splits = []
+        for number in range(options.splits):
+            words = f"graphs-{name.strip()}-{number}".replace(", ", "-").replace(" ", "-")
+            path = options.out / f"{words}.json"
+            if not path.is_file():
+                dataset = ow.load_data(data, data_dir=options.data_dir, split_seed=number)
+                common.record(path, split(method, dataset, number))
+            splits.append(json.loads(path.read_text()))
+        print(told(name.strip(), splits), flush=True)
+        columns = zip(*(each["accuracy"] for each in splits), strict=True)
+        figures[name.strip()] = [
+            None if None in each else round(statistics.mean(each), 4) for each in columns
+        ]
+    common.last_line(figures, form)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""One graph as a data set: some nodes to learn from, others to test with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onward.batch import Batch
+from onward.data.arrays import read_members
+from onward.data.dataset import Dataset, samples
+from onward.data.labels import as_names, check_classes, read_labels
+from onward.data.numbers import Numbers, real
+from onward.errors import DataError
+
+SETS = ("train", "validation", "test")
+"""Sets of nodes, in the order in which they are asked for."""
+
+FEATURES_CSR = ("x_data", "x_indices", "x_indptr", "x_shape")
+"""Members of a file that hold the features as a compressed sparse matrix, row by row."""
+
+SPLITS = 5
+"""Splits that `node_split` knows."""
+
+
+def graph(
+    x: Any,
+    edge_index: Numbers = None,
+    y: Numbers = None,
+    *,
+    train: Numbers = None,
+    validation: Numbers = None,
+    test: Numbers = None,
+    undirected: bool = False,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "graph",
+) -> Dataset:
+    """Make a data set of one graph, and check that it can be learned from.
+
+    All nodes and edges are seen in training; classes of the nodes in `train` alone are. A set is a
+    mask, shape (nodes,), or the numbers of its nodes.
+
+    Args:
+        x: Features of the nodes, shape (nodes, features). Or a `Data` of PyTorch Geometric, which
+            brings the edges, classes and masks that are not given.
+        edge_index: Edges, shape (2, edges): the nodes that messages go out from, and below them
+            those that they go to.
+        y: Class of each node. Those of nodes in no set are not looked at.
+        train: Nodes to learn from.
+        validation: Nodes for validation. None: none.
+        test: Nodes for the test.
+        undirected: Whether each edge is also added the other way round, where it is missing.
+        num_classes: How many classes there are. None: one more than the largest label.
+        class_names: Name of each class, in order. None: where `y` has names, these, sorted.
+        name: What the data set is called in reports and errors.
+
+    Returns:
+        A data set of one batch. Its `structure` has `edge_index`; the training nodes and their
+        classes as `known` and `known_label`, which methods that pass labels along may use; and as
+        `asked` the nodes of the set.
+
+    Raises:
+        DataError: Edges, sets or classes do not fit, or cannot be learned from.
+
+    Example:
+        >>> ring = torch.stack([torch.arange(6), torch.arange(6).roll(1)])
+        >>> dataset = graph(
+        ...     torch.eye(6), ring, [0, 1, 0, 1, 0, 1], train=[0, 1], test=[4, 5], undirected=True
+        ... )
+        >>> dataset.training.index, dataset.training.structure["edge_index"].shape
+        (tensor([0, 1]), torch.Size([2, 12]))
+    """
+    if hasattr(x, "edge_index"):
+        data, x = x, x.x
+        edge_index = data.edge_index if edge_index is None else edge_index
+        y = data.y if y is None else y
+        if train is None and validation is None and test is None:
+            train, validation, test = (
+                getattr(data, f"{part}_mask", None) for part in ("train", "val", "test")
+            )
+    features = samples(x, f"{name}: x")
+    if features.ndim != 2:
+        raise DataError(
+            f"{name}: x has the shape {tuple(features.shape)}. Nodes have vectors of features: the "
+            f"shape is (nodes, features)."
+        )
+    edges = _edges(edge_index, len(features), name)
+    if undirected:
+        edges = torch.cat([edges, edges.flip(0)], dim=1).unique(dim=1)
+    if y is None:
+        raise DataError(f"{name}: there is no y. Give the class of each node.")
+    given = dict(zip(SETS, (train, validation, test), strict=True))
+    for part in ("train", "test"):
+        if given[part] is None:
+            raise DataError(
+                f"{name}: there is no {part}. Say which nodes are in it, as a mask or by their "
+                f"numbers."
+            )
+    sets = {
+        part: _nodes(nodes, len(features), f"{name}: {part}")
+        for part, nodes in given.items()
+        if nodes is not None
+    }
+    _check_apart(sets, name)
+    label, num_classes, names = _labels(y, sets, len(features), num_classes, class_names, name)
+    known = label[sets["train"]]
+    check_classes(known.bincount(minlength=num_classes).tolist())
+    missing = (known.bincount(minlength=num_classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        what = missing[0] if names is None else repr(names[missing[0]])
+        raise DataError(
+            f"{name}: no node in train has the class {what}, which others have. Put one of them "
+            f"into train, or leave that class out."
+        )
+    whole = Batch(
+        features,
+        {"label": label},
+        structure={"edge_index": edges, "known": sets["train"], "known_label": known},
+    )
+    batches = {
+        part: whole.replace(index=nodes, structure={**whole.structure, "asked": nodes})
+        for part, nodes in sets.items()
+    }
+    return Dataset(
+        name=name,
+        training=batches["train"],
+        validation=batches.get("validation"),
+        test=batches["test"],
+        num_classes=num_classes,
+        class_names=names,
+        has_own_test=True,
+    )
+
+
+def _edges(edge_index: Numbers, nodes: int, name: str) -> Int[Tensor, "2 edges"]:
+    if edge_index is None:
+        raise DataError(f"{name}: there is no edge_index. Give the edges, shape (2, edges).")
+    array = real(edge_index, f"{name}: edge_index")
+    if array.ndim != 2 or array.shape[0] != 2:
+        turned = ", and this looks turned: give edge_index.T" if array.shape[1:] == (2,) else ""
+        raise DataError(
+            f"{name}: edge_index has the shape {array.shape}, and (2, edges) is needed{turned}."
+        )
+    if array.dtype.kind not in "iu" and array.size:
+        raise DataError(
+            f"{name}: edge_index is of type {array.dtype}, and holds numbers of nodes: whole "
+            f"numbers from 0."
+        )
+    found = torch.from_numpy(np.array(array, dtype=np.int64))
+    wrong = ((found < 0) | (found >= nodes)).any(dim=0).nonzero().flatten()
+    if len(wrong):
+        first = found[:, wrong[0]].tolist()
+        raise DataError(
+            f"{name}: {len(wrong)} of {found.shape[1]:,} edges are of nodes that do not exist; the "
+            f"first, edge {int(wrong[0])}, goes from {first[0]} to {first[1]}. There are {nodes:,} "
+            f"nodes, counted from 0."
+        )
+    return found
+
+
+def _nodes(given: Numbers, nodes: int, what: str) -> Int[Tensor, " chosen"]:
+    """Return the numbers of the nodes of a set, in ascending order."""
+    array = np.asarray(real(given, what)) if not _is_mask(given) else np.asarray(given)
+    if array.ndim != 1:
+        several = " It looks like several splits: choose one, such as train_mask[:, 0]."
+        raise DataError(
+            f"{what} has the shape {array.shape}, and is a mask of shape ({nodes},), or the "
+            f"numbers of nodes.{several if array.ndim == 2 else ''}"
+        )
+    if array.dtype == bool:
+        if len(array) != nodes:
+            raise DataError(f"{what} is a mask of {len(array)} nodes, and there are {nodes}.")
+        array = array.nonzero()[0]
+    elif array.dtype.kind not in "iu" and array.size:
+        raise DataError(
+            f"{what} is of type {array.dtype}, and is a mask, or the numbers of nodes as whole "
+            f"numbers from 0."
+        )
+    found, counts = np.unique(array.astype(np.int64), return_counts=True)
+    if not len(found):
+        raise DataError(f"{what} has no nodes.")
+    if found[0] < 0 or found[-1] >= nodes:
+        wrong = found[0] if found[0] < 0 else found[-1]
+        raise DataError(f"{what} has node {wrong}, and there are {nodes:,}, counted from 0.")
+    if counts.max() > 1:
+        raise DataError(f"{what} has node {found[counts.argmax()]} more than once.")
+    return torch.from_numpy(found)
+
+
+def _is_mask(given: Numbers) -> bool:
+    try:
+        return np.asarray(given).dtype == bool
+    except ValueError:
+        return False
+
+
+def _check_apart(sets: dict[str, Tensor], name: str) -> None:
+    for place, (part, nodes) in enumerate(sets.items()):
+        for other in list(sets)[:place]:
+            both = nodes[torch.isin(nodes, sets[other])]
+            if len(both):
+                raise DataError(
+                    f"{name}: {len(both)} nodes are in {other} and in {part}, the first of them "
+                    f"{int(both[0])}. A node is in one set at most."
+                )
+
+
+def _labels(
+    y: Numbers,
+    sets: dict[str, Tensor],
+    nodes: int,
+    num_classes: int | None,
+    class_names: Sequence[str] | None,
+    name: str,
+) -> tuple[Tensor, int, tuple[str, ...] | None]:
+    """Return the class of each node, 0 where it is in no set; the number of classes; names."""
+    named = as_names(y, f"{name}: y")
+    array = np.asarray(real(y, f"{name}: y") if named is None else named)
+    if array.shape != (nodes,):
+        raise DataError(
+            f"{name}: y has the shape {array.shape}, but there are {nodes} nodes and each needs "
+            f"one class: the shape must be ({nodes},)."
+        )
+    used = torch.cat(list(sets.values())).sort().values
+    found, num_classes, names = read_labels(
+        {"y": (array[used.numpy()], len(used))},
+        num_classes,
+        class_names,
+        name,
+        allow_one_class=False,
+    )
+    label = torch.zeros(nodes, dtype=torch.int64)
+    label[used] = found["y"]
+    return label, num_classes, names
+
+
+def node_split(nodes: int, number: int) -> dict[str, NDArray[np.int64]]:
+    """Split nodes into 64 % to train with, 16 % for validation and 20 % for the test.
+
+    One of five splits, whose tests do not overlap, as scikit-learn's `KFold` and `train_test_split`
+    make them. Classes are not looked at.
+
+    Args:
+        nodes: How many there are.
+        number: Which split, from 0 to 4.
+
+    Source:
+        Park et al. 2024, arXiv:2403.11004 (ForwardGNN); theirs, node by node.
+
+    Example:
+        >>> {part: len(found) for part, found in node_split(100, 0).items()}
+        {'train': 64, 'validation': 16, 'test': 20}
+    """
+    if not 0 <= number < SPLITS:
+        raise DataError(
+            f"A graph without sets of its own is split in one of {SPLITS} ways, by data.split_seed "
+            f"from 0 to {SPLITS - 1}; got {number}."
+        )
+    order = np.arange(nodes)
+    np.random.RandomState(101).shuffle(order)
+    sizes = [nodes // SPLITS + (part < nodes % SPLITS) for part in range(SPLITS)]
+    first = sum(sizes[:number])
+    test = np.sort(order[first : first + sizes[number]])
+    rest = np.setdiff1d(np.arange(nodes), test)
+    drawn = np.random.RandomState(127 * number).permutation(len(rest))
+    held = -(-len(rest) // 5)
+    return {
+        "train": np.sort(rest[drawn[held:]]),
+        "validation": np.sort(rest[drawn[:held]]),
+        "test": test,
+    }
+
+
+def is_graph_file(path: Path) -> bool:
+    """Return whether an .npz file has the edges of a graph."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "edge_index" in getattr(file, "files", ())
+    except (OSError, ValueError):
+        return False
+
+
+def read_graph(path: Path, split_seed: int, name: str | None = None) -> Dataset:
+    """Read a graph from an .npz file, none of whose members is ever unpickled.
+
+    Args:
+        path: A file with the members `edge_index` and `y`; `x`, or `x_data`, `x_indices`,
+            `x_indptr` and `x_shape` of a sparse matrix; and, as they are known, `train`,
+            `validation` and `test`, and `class_names`. See `graph` for what each holds.
+        split_seed: Which split of `node_split` it gets, where it has no sets.
+        name: What it is called; None: as the file.
+
+    Raises:
+        DataError: The file is missing or damaged, or its members do not fit.
+    """
+    optional = ("x", *FEATURES_CSR, *SETS, "class_names")
+    members: dict[str, Any] = dict(read_members(path, ("edge_index", "y"), optional, is_ours=True))
+    if "x" not in members:
+        lacking = [member for member in FEATURES_CSR if member not in members]
+        if lacking:
+            raise DataError(
+                f"{path} lacks x. Features are a member x, or {', '.join(FEATURES_CSR)} of a "
+                f"sparse matrix."
+            )
+        data, indices, indptr, shape = (members.pop(member) for member in FEATURES_CSR)
+        try:
+            members["x"] = scipy.sparse.csr_array((data, indices, indptr), shape=tuple(shape))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{path}: the sparse matrix of features is damaged: {error}."
+            ) from error
+    if not any(part in members for part in SETS):
+        members |= node_split(len(members["y"]), split_seed)
+    names = members.pop("class_names", None)
+    return graph(
+        **members,
+        class_names=None if names is None else [str(each) for each in names],
+        name=name or path.name,
+    )

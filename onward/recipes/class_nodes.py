@@ -1,0 +1,122 @@
+"""Nodes that stand for classes: they are linked to training nodes, and what they become is learned.
+
+One such node for each class follows the nodes of the graph.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from onward.batch import Batch
+from onward.objectives import Losses, Metrics, Objective
+from onward.samplers import Sampler, Views
+
+Direction = Literal["to-classes", "both"]
+"""Which way messages go between training nodes and those that stand for classes."""
+
+FEATURES_SEED = 0
+"""Draws the features of class nodes, which are the same in every run."""
+
+
+def with_class_nodes(batch: Batch, num_classes: int, direction: Direction) -> Batch:
+    """Return a graph with a node for each class, linked to the training nodes of that class.
+
+    Args:
+        batch: A graph; its structure has `edge_index`, `known` and `known_label`.
+        num_classes: How many nodes are added.
+        direction: `to-classes`: messages go from training nodes to class nodes. `both`: and back.
+
+    Returns:
+        The graph without what is known of labels, but for the edges. Features of the new nodes are
+        drawn from a standard normal distribution.
+    """
+    nodes, x = len(batch), batch.tensor
+    draw = torch.Generator().manual_seed(FEATURES_SEED)
+    features = torch.randn(num_classes, x.shape[1], generator=draw).to(x.dtype)
+    known, label = batch.structure["known"], batch.structure["known_label"]
+    links = torch.stack([known, nodes + label])
+    edges = [batch.structure["edge_index"], links, *([links.flip(0)] * (direction == "both"))]
+    return batch.replace(
+        inputs=torch.cat([x, features]),
+        targets={
+            name: F.pad(target, (0, 0) * (target.ndim - 1) + (0, num_classes))
+            for name, target in batch.targets.items()
+        },
+        ids=None,
+        weights=None if batch.weights is None else F.pad(batch.weights, (0, num_classes)),
+        structure={"edge_index": torch.cat(edges, dim=1)},
+        index=torch.arange(nodes) if batch.index is None else batch.index,
+    )
+
+
+@dataclass(frozen=True)
+class ClassNodes(Sampler):
+    """One view: the graph with a node for each class, in training and in inference alike.
+
+    Source:
+        Park et al. 2024, arXiv:2403.11004, section 3.2 ("single forward"). There the features of
+        class nodes are drawn anew in each run.
+    """
+
+    num_classes: int
+    """Nodes that are added."""
+
+    direction: Direction = "to-classes"
+    """Which way messages go between training nodes and class nodes. `both` shows each training node
+    its own label, which test nodes do not have."""
+
+    names = ("graph",)
+
+    def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
+        return {"graph": self.neutral(batch)}
+
+    def neutral(self, batch: Batch) -> Batch:
+        return with_class_nodes(batch, self.num_classes, self.direction)
+
+
+class NearestClassNode(Objective):
+    """Nodes become more like the node of their class than like those of other classes.
+
+    The loss is the cross-entropy of the softmax over dot products with the class nodes, which are
+    the last nodes of a graph.
+
+    Args:
+        num_classes: How many class nodes there are.
+        temperature: What dot products are divided by.
+
+    Source:
+        Park et al. 2024, arXiv:2403.11004, equation 6.
+    """
+
+    views = ("graph",)
+    metric_names = ("accuracy",)
+    uses_weights = True
+
+    def __init__(self, num_classes: int, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.num_classes, self.temperature = num_classes, temperature
+
+    def logits(self, outputs: Batch) -> Float[Tensor, "nodes classes"]:
+        """Return dot products of all nodes with the class nodes."""
+        h = outputs.tensor.float()
+        return h @ h[-self.num_classes :].T / self.temperature
+
+    def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Losses:
+        (view,) = outputs.values()
+        index = view.index
+        losses = F.cross_entropy(self.logits(view)[index], view.label[index], reduction="none")
+        return (losses if view.weights is None else losses * view.weights[index]).mean()
+
+    def scores(self, outputs: Batch) -> Float[Tensor, "nodes classes"]:
+        """Return probabilities of the classes, which the readout adds up."""
+        return self.logits(outputs).softmax(dim=1)
+
+    def metrics(self, outputs: Views) -> Metrics:
+        (view,) = outputs.values()
+        index = view.index
+        right = self.logits(view)[index].argmax(dim=1) == view.label[index]
+        return {"accuracy": (right.sum(), len(right))}

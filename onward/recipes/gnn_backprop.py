@@ -1,0 +1,58 @@
+"""Backpropagation through graph convolutions, to compare with."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from onward.recipes.recipe import recipe
+from onward.settings import Counts, OptimizerConfig, Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphBackpropConfig(Section):
+    """Graph convolutions in one block."""
+
+    widths: Counts = (128, 128, 128)
+    """Units of each layer but the last, which has one for each class."""
+
+    convolution: Literal["gcn", "sage", "gat"] = "gcn"
+    """Kind of the layers."""
+
+    unit_length: bool = True
+    """Whether each layer reads vectors of length 1, as those of ForwardGNN do."""
+
+
+@recipe(
+    source="Kipf & Welling 2017, arXiv:1609.02907, as the baseline of Park et al. 2024, "
+    "arXiv:2403.11004 (ForwardGNN), whose layers do not read vectors of length 1",
+    defaults={
+        "training.epochs": 1000,
+        "training.precision": "fp32",
+        "plan.chapters": 1,
+        "plan.block_patience": 100,
+        "plan.block_validate_every": 2,
+        "optimizer.weight_decay": 5e-4,
+    },
+)
+def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
+    """Backpropagation through all graph convolutions: the twin of forwardgnn-sf and forwardgnn-ff.
+
+    One block with the cross-entropy of the last layer.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    from torch import nn
+
+    from onward.blocks import Block
+    from onward.networks import Network
+    from onward.objectives import CrossEntropy
+    from onward.readouts import SumOfHeads
+    from onward.recipes.graph_layers import GraphLayers, check_graph, rule
+    from onward.samplers import Plain
+
+    check_graph(data, "gnn-backprop")
+    widths = (data.num_inputs, *config.widths, data.num_classes)
+    module = GraphLayers(config.convolution, widths, is_unit_length=config.unit_length)
+    block = Block(module, CrossEntropy(nn.Identity()), rule(optimizer), structure=("edge_index",))
+    return Network([block], Plain(), SumOfHeads(), num_classes=data.num_classes)
+
+
+gnn_backprop = replace(gnn_backprop, name="gnn-backprop")

@@ -1,0 +1,60 @@
+"""Early stopping of a block by itself, within the chapter in which it learns."""
+
+import torch
+from torch import Tensor
+
+from onward.batch import Batch
+from onward.blocks import Block
+from onward.networks import Forward, Network, in_chunks
+
+
+class BlockStopping:
+    """Counts what the network up to a block gets right while the block learns; keeps its best.
+
+    Blocks below stay as they are: validation samples pass through them once.
+
+    Args:
+        network: The network.
+        number: The block that learns.
+        validation: Validation samples.
+        every: Epochs between validations.
+        patience: Validations in a row without a better one, after which the block is done.
+    """
+
+    def __init__(
+        self, network: Network, number: int, validation: Batch, *, every: int, patience: int
+    ) -> None:
+        self.block: Block = network.all_blocks[number]
+        self.every, self.patience = every, patience
+        self.epochs = self.since = 0
+        self.correct = -1
+        self.best: list[Tensor] = []
+        self.asked = []
+        for chunk in in_chunks(validation):
+            forward = Forward(network, chunk)
+            while forward.visit < number:
+                forward.step()
+            self.asked.append((forward.asker(), chunk))
+
+    def is_done(self) -> bool:
+        """Take note of one more epoch; return whether the block stops here."""
+        self.epochs += 1
+        if self.epochs % self.every:
+            return False
+        correct = sum(self._correct(ask(), chunk) for ask, chunk in self.asked)
+        if correct > self.correct:
+            self.correct, self.since = correct, 0
+            self.best = [weights.detach().clone() for weights in self.block.weights()]
+            return False
+        self.since += 1
+        return self.since >= self.patience
+
+    def _correct(self, scores: Tensor, samples: Batch) -> int:
+        index = slice(None) if samples.index is None else samples.index
+        return int((scores[index].argmax(dim=1) == samples.label[index]).sum())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the block the weights that were best, if there was a validation."""
+        for weights, best in zip(self.block.weights(), self.best, strict=False):
+            weights.copy_(best)
