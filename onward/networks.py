@@ -14,7 +14,7 @@ from onward.arguments import check_arguments
 from onward.batch import Batch, Tensors, laid_out, mapped
 from onward.blocks import Block, Edge, gathered
 from onward.data.numbers import Numbers
-from onward.errors import SettingError
+from onward.errors import DataError, SettingError
 from onward.inputs import InputTransformation
 from onward.kernels.sweep import FirstPass, first_pass
 from onward.preprocessing import Preprocessing
@@ -153,7 +153,20 @@ class Network(nn.Module):
 
     def checked(self, x: Numbers | Batch, what: str = "x") -> Batch:
         """Return samples that a user asks about as a batch, see `InputTransformation.checked`."""
-        return self.inputs.checked(x, what, is_exact=self.blueprint is not None)
+        batch = self.inputs.checked(x, what, is_exact=self.blueprint is not None)
+        if self.blueprint is None or self.inputs.shape is not None:
+            return batch
+        # It has not been trained yet, and knows what it was built for.
+        wanted = self.blueprint.data.input_shape
+        found = tuple(batch.tensor.shape[1:])
+        if tuple(batch.tensor.shape) == wanted:
+            return batch.replace(inputs=batch.tensor[None])
+        if found != wanted:
+            raise DataError(
+                f"{what} has samples of shape {found}, and the network was built for samples of "
+                f"shape {wanted}."
+            )
+        return batch
 
     def set_precision(self, precision: torch.dtype) -> None:
         """Choose the arithmetic of matrix products: `torch.float32` or `torch.bfloat16`."""

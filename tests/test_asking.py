@@ -195,3 +195,13 @@ def test_exported_files_warn_of_values_far_from_those_of_the_training(tmp_path):
 
     with pytest.warns(UserWarning, match="from 200 to 200, and the network was trained on values"):
         run_exported(tmp_path / "onnx", np.full((1, 1, 4, 4), 200, np.uint8))
+
+
+def test_a_network_that_was_not_trained_yet_refuses_samples_of_another_shape():
+    network = ow.mlp((4,), num_classes=2, widths=(8,))
+
+    assert network.predict(torch.zeros(4)).shape == (1,)
+    with pytest.raises(
+        DataError, match=r"x has samples of shape \(2,\), and the network was built"
+    ):
+        network.predict(torch.zeros(3, 2))

@@ -328,3 +328,13 @@ def test_the_last_of_several_settings_counts():
 def test_a_setting_that_was_renamed_is_read_by_its_old_name(old, name):
     # Run folders of earlier versions have it.
     assert setting(RunConfig().with_settings({old: 3}), name) == 3
+
+
+@pytest.mark.parametrize("name", ["training.device", "device", "placement.gpus"])
+def test_what_there_is_not_is_said_to_be_missing(name):
+    with pytest.raises(SettingError, match="Onward computes on processors alone"):
+        RunConfig().with_settings({name: "cuda"})
+
+
+def test_an_old_value_is_still_read():
+    assert RunConfig().with_settings({"plan.cut": "rows"}).plan.cut == "samples"

@@ -288,6 +288,21 @@ def test_raw_features_are_learned_by_every_recipe(recipe, load_data, tmp_path, m
     assert read_result(Path("run"))["accuracy"]["test"] >= 0.95
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_raw_colour_images_are_learned():
+    # Bright images that differ in one channel by a little; what is said of them in hinton's way.
+    y = np.arange(240) % 2
+    x = draw().integers(180, 230, (240, 3, 8, 8))
+    x[:, 0] += 20 * y[:, None, None]
+    config = ow.RunConfig(recipe="hinton").with_settings(
+        {"network.widths": (100, 100), "training.epochs": 20, "training.batch_size": 20}
+    )
+
+    result = ow.run(config, dataset=ow.dataset(x.astype(np.uint8), y))
+
+    assert result.accuracy > 0.9
+
+
 # What goes with a network
 
 

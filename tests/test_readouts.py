@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -404,3 +406,16 @@ def test_ticks_that_do_not_count_are_not_read_and_not_computed():
 def test_ticks_that_never_come_are_refused(counted):
     with pytest.raises(SettingError, match=r"counts the ticks .*, and the network has 1, counted"):
         goodness_network().fold(ow.GoodnessSweep(ticks=counted))
+
+
+def test_scores_and_evaluations_are_told_in_a_line():
+    dataset = ow.load_data("digits")
+    network = ow.mlp(dataset.input_shape, num_classes=10, widths=(8, 8))
+
+    assert repr(network.scores(dataset.x_test)) == (
+        "<Scores: 360 samples, 10 classes, and of 2 blocks on their own>"
+    )
+    assert re.fullmatch(
+        r"<Evaluation: \d+ of 360 samples are right, \d+\.\d\d%>",
+        repr(evaluate(network, dataset.test)),
+    )

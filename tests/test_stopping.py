@@ -11,6 +11,7 @@ import onward as ow
 from onward.errors import SettingError
 from onward.placement import place, stall
 from onward.plan.standing import NEVER, Standing
+from onward.preparation import preview
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
 
@@ -189,3 +190,23 @@ def test_the_command_says_where_training_ended(tmp_path, capsys):
     assert end < 12
     assert f"Training ended after {end} of 12 chapters" in said.err
     assert f"{end} of 12, the best: {best}" in said.out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "every"),
+    [
+        ("one-pass", {}, 1),
+        # Five passes a sample, where an epoch has as many.
+        ("hinton", {"plan.chapters": 10}, None),
+        ("one-pass", {"plan.patience": 3, "data.validation": 0.5}, 1),
+        ("one-pass", {"data.validation": 0.5}, None),
+        ("one-pass", {"data.validation": 0.5, "plan.validate_every": 2}, 2),
+    ],
+    ids=str,
+)
+def test_each_chapter_is_validated_where_it_is_cheap(recipe, changes, every):
+    config = ow.RunConfig(recipe=recipe).with_settings({"training.epochs": 10} | changes)
+
+    (begun,) = preview(config, 1)
+
+    assert begun.plan.validate_every == every
