@@ -70,8 +70,7 @@ def trained(
 ) -> tuple[list[float], float]:
     """Return the accuracy at each depth of a run, and its seconds."""
     recipe, changes = METHODS[method]
-    layers = depth - 1 if recipe == "gnn-backprop" else depth
-    settings = {"network.widths": (128,) * layers, "training.seed": seed} | changes | more
+    settings = {"network.widths": (128,) * depth, "training.seed": seed} | changes | more
     result = ow.run(
         ow.RunConfig(recipe=recipe).with_settings(settings), ow.Listener(), dataset=dataset
     )
@@ -90,9 +89,9 @@ def split(method: str, dataset: ow.Dataset, number: int, **more: Any) -> dict[st
     if METHODS[method][0] != "gnn-backprop":
         accuracies, seconds = trained(method, dataset, number, DEPTHS, **more)
         return {"accuracy": accuracies, "seconds": round(seconds, 1)}
-    each = [trained(method, dataset, number, depth, **more) for depth in range(2, DEPTHS + 1)]
+    each = [trained(method, dataset, number, depth, **more) for depth in range(1, DEPTHS + 1)]
     return {
-        "accuracy": [None, *(found[-1] for found, _ in each)],
+        "accuracy": [found[-1] for found, _ in each],
         "seconds": round(sum(seconds for _, seconds in each), 1),
     }
 
@@ -101,9 +100,9 @@ def told(name: str, splits: list[dict[str, Any]]) -> str:
     """Return the accuracies of a case in a line."""
     cells = []
     for each in zip(*(found["accuracy"] for found in splits), strict=True):
-        known = [100 * share for share in each if share is not None]
-        spread = f" ± {statistics.pstdev(known):.2f}" if len(known) > 1 else ""
-        cells.append(f"{statistics.mean(known):.2f}{spread}" if known else "-")
+        shares = [100 * share for share in each]
+        spread = f" ± {statistics.pstdev(shares):.2f}" if len(shares) > 1 else ""
+        cells.append(f"{statistics.mean(shares):.2f}{spread}")
     seconds = sum(found["seconds"] for found in splits) / len(splits)
     paper = f"; paper {PAPER[name]}" if name in PAPER else ""
     return f"{name}: {', '.join(cells)} % (n={len(splits)}), {seconds:.0f} s a split{paper}"
@@ -136,9 +135,7 @@ def main() -> None:
             splits.append(json.loads(path.read_text()))
         print(told(name.strip(), splits), flush=True)
         columns = zip(*(each["accuracy"] for each in splits), strict=True)
-        figures[name.strip()] = [
-            None if None in each else round(statistics.mean(each), 4) for each in columns
-        ]
+        figures[name.strip()] = [round(statistics.mean(each), 4) for each in columns]
     common.last_line(figures, form)
 
 

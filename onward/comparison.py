@@ -380,7 +380,9 @@ def _figures(
             continue
         learned = {name for name, _ in network.named_parameters()}
         parameters = sum(t.numel() for name, t in shipped(network).items() if name in learned)
-        inference = None if network.readout is None else flops.of_inference(network)
+        # A graph is asked about as a whole.
+        like = dataset.test if dataset.test.structure else None
+        inference = None if network.readout is None else flops.of_inference(network, like)
     samples = {}
     if dataset is not None:
         assert dataset.validation is not None

@@ -20,7 +20,7 @@ LAYERS = "network.layers_per_block"
 """The setting by which recipes of convolutions become backpropagation."""
 
 TWIN = "backprop"
-"""The recipe that is the twin of all others."""
+"""The recipe that is the twin of those that say nothing else."""
 
 ALONE = ("name", "processes", "replicas", "iface", "directory")
 """Settings of a placement that one process has no use for."""
@@ -48,13 +48,19 @@ class Entry:
     @property
     def is_twin(self) -> bool:
         """Whether it is trained by backpropagation through all layers."""
-        own = settings_of(self.config)
-        return self.config.recipe == TWIN or own.get(LAYERS) == "all"
+        own, recipe = settings_of(self.config), self.config.recipe
+        return recipe == self.twin_recipe or own.get(LAYERS) == "all"
 
     @property
     def has_groups(self) -> bool:
         """Whether a setting groups its layers into blocks."""
         return LAYERS in self.config.setting_names()
+
+    @property
+    def twin_recipe(self) -> str:
+        """The recipe of its twin; none where a setting makes a twin of it."""
+        method = self.config.method or RECIPES.get(self.config.recipe)
+        return "" if self.has_groups else TWIN if method is None else method.twin
 
 
 def read_entries(
@@ -237,19 +243,18 @@ def _of_folders(folders: Sequence[Path]) -> list[Entry]:
 
 
 def _twins(entries: Sequence[Entry], common: Mapping[str, Any]) -> list[Entry]:
-    """Return the twins that are to be added: of dense blocks, and of convolutions."""
+    """Return the twins that are to be added: of dense blocks, of convolutions, and of others."""
     found = []
-    has_twin = {entry.has_groups for entry in entries if entry.is_twin}
-    for has_groups in (False, True):
-        like = next((e for e in entries if e.has_groups is has_groups and not e.is_twin), None)
-        if like is None or has_groups in has_twin:
-            continue
-        if has_groups:
+    has_twin = {entry.twin_recipe for entry in entries if entry.is_twin}
+    missing = {entry.twin_recipe for entry in entries} - has_twin
+    for recipe in sorted(missing, key=lambda name: (not name, name)):
+        like = next(e for e in entries if e.twin_recipe == recipe)
+        if not recipe:
             name = f"{like.config.recipe}:{LAYERS}=all"
             config = like.config.with_settings({LAYERS: "all"})
             found.append(Entry(name=name, config=config, without=like.without))
             continue
-        config = RunConfig(recipe=TWIN)
+        config = RunConfig(recipe=recipe)
         known, lacking = _known(config, common)
         config = config.with_settings(known)
         changes = {f"training.{name}": getattr(like.config.training, name) for name in ALIKE}
@@ -257,7 +262,7 @@ def _twins(entries: Sequence[Entry], common: Mapping[str, Any]) -> list[Entry]:
         if isinstance(widths, tuple) and all(isinstance(width, int) for width in widths):
             changes["network.widths"] = widths
         config = replace(config.with_settings(changes), data=like.config.data)
-        found.append(Entry(name=TWIN, config=config, without=lacking))
+        found.append(Entry(name=recipe, config=config, without=lacking))
     return found
 
 
@@ -265,5 +270,5 @@ def twin_of(entry: Entry, entries: Sequence[Entry]) -> str | None:
     """Return the name of the twin of an entry; None where there is none, or it is one itself."""
     if entry.is_twin:
         return None
-    twins = (e.name for e in entries if e.is_twin and e.has_groups is entry.has_groups)
+    twins = (e.name for e in entries if e.is_twin and e.twin_recipe == entry.twin_recipe)
     return next(twins, None)

@@ -51,7 +51,7 @@ def graph(**changes):
 
 
 def config_of(recipe, **changes):
-    widths = (16,) if recipe == "gnn-backprop" else (16, 12)
+    widths = (16, 12)
     return ow.RunConfig(recipe=recipe).with_settings(
         {"network.widths": widths, "training.epochs": 20, "optimizer.lr": 0.01} | changes
     )
@@ -397,6 +397,24 @@ def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
     one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
     assert one["weights_sha256"] == two["weights_sha256"]
     assert two["world_size"] == 2
+
+
+def test_the_command_tests_the_test_nodes_and_compares_with_the_twin(tmp_path, capsys):
+    x, edges, y, sets = arrays()
+    np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
+    data = ["--data", tmp_path / "own.npz", "--set", "network.widths=16,12", "--epochs", "20"]
+
+    assert onward("train", "forwardgnn-sf", *data, "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    assert onward("evaluate", tmp_path / "run") == 0
+
+    told = " ".join(capsys.readouterr().out.split())
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "on the 24 test samples of own.npz" in told
+    assert f"accuracy │ {result['accuracy']['test']:.2%}" in told
+    assert onward("compare", "forwardgnn-sf", *data, "--seeds", 1, "--out", tmp_path / "both") == 0
+    found = json.loads((tmp_path / "both" / "compare.json").read_text())
+    assert [entry["recipe"] for entry in found["entries"]] == ["forwardgnn-sf", "gnn-backprop"]
 
 
 # Early stopping of a block

@@ -53,14 +53,16 @@ def evaluate_command(options: argparse.Namespace) -> None:
             f"test samples may be among those that were trained on.",
             file=sys.stderr,
         )
-    test, y = dataset.test, dataset.y_test
+    test = dataset.test
+    counted = slice(None) if test.index is None else test.index
+    y = dataset.y_test[counted]
     calibrated = None if options.full_depth else runs.read_exits(options.run, network)
     scores, metrics = network.scores(test), block_metrics(network, test)
-    columns = {"full depth": scores.network.argmax(dim=1)}
+    columns = {"full depth": scores.network.argmax(dim=1)[counted]}
     if calibrated is not None:
         network.set_precision(EARLY)
         answers = answer(network, test, calibrated.policy)
-        columns["early exit"] = answers.labels
+        columns["early exit"] = answers.labels[counted]
     text = [rates(labels, y, network.class_names) for labels in columns.values()]
     shown = Table()
     shown.add_column("what")
@@ -70,7 +72,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         shown.add_row(what, *(each[what] for each in text))
     numbers = [visit % len(network.all_blocks) for visit in network.fold().exits]
     for number, block in zip(numbers, scores.blocks, strict=False):
-        accuracy = (block.argmax(dim=1) == y).double().mean()
+        accuracy = (block.argmax(dim=1)[counted] == y).double().mean()
         shown.add_row(f"accuracy, block {number} alone", f"{accuracy:.2%}")
     for name, figures in told_metrics(metrics).items():
         shown.add_row(f"{name}, each block alone", figures)
@@ -78,10 +80,10 @@ def evaluate_command(options: argparse.Namespace) -> None:
     console.print(f"{options.run} on the {len(y):,} test samples of {dataset.name}", soft_wrap=True)
     console.print(shown)
     if calibrated is not None:
-        costs = stage_costs(network)
-        cost = macs_spent(costs, answers)
-        is_right, policy = answers.labels == y, calibrated.policy
-        console.print(exits_table(answers.exits, is_right, cost, costs, policy))
+        costs = stage_costs(network, test if test.structure else None)
+        cost = macs_spent(costs, answers)[counted]
+        is_right, policy = answers.labels[counted] == y, calibrated.policy
+        console.print(exits_table(answers.exits[counted], is_right, cost, costs, policy))
         mean, full = float(cost.mean()), calibrated.full_macs
         console.print(
             f"{policy.confidence}: {told_macs(mean)} MACs a sample instead of {told_macs(full)}, "

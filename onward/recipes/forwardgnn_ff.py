@@ -50,6 +50,7 @@ class GraphForwardForwardConfig(Section):
         "plan.block_validate_every": 10,
         "optimizer.weight_decay": 5e-4,
     },
+    twin="gnn-backprop",
 )
 def forwardgnn_ff(
     config: GraphForwardForwardConfig, data: Any, *, optimizer: OptimizerConfig

@@ -37,6 +37,7 @@ class SingleForwardConfig(Section):
         "plan.block_validate_every": 2,
         "optimizer.weight_decay": 5e-4,
     },
+    twin="gnn-backprop",
 )
 def forwardgnn_sf(config: SingleForwardConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """ForwardGNN, single forward: nodes become like a node that stands for their class.

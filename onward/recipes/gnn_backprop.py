@@ -11,8 +11,8 @@ from onward.settings import Counts, OptimizerConfig, Section
 class GraphBackpropConfig(Section):
     """Graph convolutions in one block."""
 
-    widths: Counts = (128, 128, 128)
-    """Units of each layer but the last, which has one for each class."""
+    widths: Counts = (128, 128, 128, 128)
+    """Units of each layer; the last layer has a unit for each class in their place."""
 
     convolution: Literal["gcn", "sage", "gat"] = "gcn"
     """Kind of the layers."""
@@ -32,6 +32,7 @@ class GraphBackpropConfig(Section):
         "plan.block_validate_every": 2,
         "optimizer.weight_decay": 5e-4,
     },
+    twin="gnn-backprop",
 )
 def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Backpropagation through all graph convolutions: the twin of forwardgnn-sf and forwardgnn-ff.
@@ -49,7 +50,7 @@ def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: Optimizer
     from onward.samplers import Plain
 
     check_graph(data, "gnn-backprop")
-    widths = (data.num_inputs, *config.widths, data.num_classes)
+    widths = (data.num_inputs, *config.widths[:-1], data.num_classes)
     module = GraphLayers(config.convolution, widths, is_unit_length=config.unit_length)
     block = Block(module, CrossEntropy(nn.Identity()), rule(optimizer), structure=("edge_index",))
     return Network([block], Plain(), SumOfHeads(), num_classes=data.num_classes)

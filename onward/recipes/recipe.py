@@ -42,6 +42,9 @@ class Recipe:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What differs from the defaults of a run, by full name."""
 
+    twin: str = "backprop"
+    """The recipe that trains the same layers by backpropagation; its own name, where it does."""
+
     sha256: str | None = None
     """Digest of the file that it was read from; None for those that come with Onward."""
 
@@ -54,7 +57,10 @@ class Recipe:
 
 
 def recipe(
-    *bare: object, source: str = "", defaults: Mapping[str, Any] | None = None
+    *bare: object,
+    source: str = "",
+    defaults: Mapping[str, Any] | None = None,
+    twin: str = "backprop",
 ) -> Callable[[Function], Recipe]:
     """Make a recipe of a function from settings and a `DataInfo` to a network.
 
@@ -67,6 +73,7 @@ def recipe(
         bare: Nothing; catches `@ow.recipe` without parentheses.
         source: Paper and section, or what else the method is from.
         defaults: What differs from the defaults of a run, by full name.
+        twin: The recipe that trains the same layers by backpropagation.
 
     Raises:
         SettingError: The function is none of these.
@@ -104,6 +111,7 @@ def recipe(
             summary=" ".join(text.split()),
             source=source,
             defaults=defaults or {},
+            twin=twin,
         )
         idle = [full for full in made.defaults if full.startswith("optimizer.")]
         if idle and not made.takes("optimizer"):
