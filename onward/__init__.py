@@ -69,8 +69,8 @@ else:
             "onward.data": (
                 "DataInfo",
                 "Dataset",
-                "from_arrays as dataset",
                 "graph",
+                "from_arrays as dataset",
                 "load as load_data",
             ),
             "onward.errors": (

@@ -18,7 +18,7 @@ from onward.blocks import Block
 from onward.config import check_same, no_recipe
 from onward.data import DataInfo
 from onward.digests import tensors_sha256
-from onward.errors import FileError
+from onward.errors import FileError, MisfitError
 from onward.files import atomic_write
 from onward.inputs import InputTransformation
 from onward.layers import Dense
@@ -274,13 +274,13 @@ def _check_size(path: Path, settings: NetworkConfig, data: DataInfo) -> None:
 def _check_tensors(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     if tensors.keys() != wanted.keys():
         odd = sorted(tensors.keys() ^ wanted.keys())
-        raise FileError(
+        raise MisfitError(
             f"The model file {path} does not fit the network: {len(odd)} names are on one side "
             f"only, {odd[0]} first."
         )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
-            raise FileError(
+            raise MisfitError(
                 f"The model file {path} does not fit the network: {name} has shape "
                 f"{tuple(tensor.shape)} and type {tensor.dtype}, expected "
                 f"{tuple(wanted[name].shape)} and {wanted[name].dtype}."

@@ -50,6 +50,10 @@ class FileError(OnwardError, OSError):
     """A file or folder cannot be read, written, or understood."""
 
 
+class MisfitError(FileError):
+    """The weights in a file are those of another network."""
+
+
 class PeerLostError(OnwardError, ConnectionError):
     """Another rank has ended, or cannot be reached any more."""
 

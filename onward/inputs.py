@@ -305,7 +305,14 @@ class InputTransformation(nn.Module):
         is_other = not dtype.is_floating_point or self.mean is not None
         return is_other and self.kind in ("pixels", "numbers")
 
-    def checked(self, x: Numbers | Batch, what: str = "x", *, is_exact: bool = True) -> Batch:
+    def checked(
+        self,
+        x: Numbers | Batch,
+        what: str = "x",
+        *,
+        is_exact: bool = True,
+        built_for: tuple[int, ...] | None = None,
+    ) -> Batch:
         """Return samples that a user asks about as a batch, not transformed yet.
 
         Args:
@@ -313,6 +320,7 @@ class InputTransformation(nn.Module):
             what: What they are called in errors.
             is_exact: Whether they must have the shape of the training samples; otherwise their
                 channels must agree, as in networks that take images of any size.
+            built_for: Shape of a sample that counts where the network was not trained yet.
 
         Raises:
             DataError: They are not like the training samples: another type or shape, or values that
@@ -328,6 +336,8 @@ class InputTransformation(nn.Module):
         if is_one and self.shape is not None:
             self._check_shape(tuple(batch.tensor.shape[1:]), what, is_exact=is_exact)
             self._check_span(batch.tensor)
+        if self.shape is None and built_for is not None:
+            return as_built_for(batch, built_for, what)
         return batch
 
     def _tensor(self, x: Numbers, what: str) -> Tensor:
@@ -441,3 +451,20 @@ def granularity(standardize: Standardize, batch: Batch, *, is_image: bool) -> By
         return "channel"
     is_vector = len(shape) == 1 and kind == "numbers" and not batch.structure
     return "feature" if is_vector else "none"
+
+
+def as_built_for(batch: Batch, shape: tuple[int, ...], what: str) -> Batch:
+    """Return samples of a shape as a batch; one alone becomes a batch of one.
+
+    Raises:
+        DataError: They have another shape.
+    """
+    found = batch.tensor
+    if tuple(found.shape) == shape:
+        return batch.replace(inputs=found[None])
+    if tuple(found.shape[1:]) != shape:
+        raise DataError(
+            f"{what} has samples of shape {tuple(found.shape[1:])}, and the network was built for "
+            f"samples of shape {shape}."
+        )
+    return batch

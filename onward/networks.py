@@ -14,7 +14,7 @@ from onward.arguments import check_arguments
 from onward.batch import Batch, Tensors, laid_out, mapped
 from onward.blocks import Block, Edge, gathered
 from onward.data.numbers import Numbers
-from onward.errors import DataError, SettingError
+from onward.errors import SettingError
 from onward.inputs import InputTransformation
 from onward.kernels.sweep import FirstPass, first_pass
 from onward.preprocessing import Preprocessing
@@ -153,20 +153,8 @@ class Network(nn.Module):
 
     def checked(self, x: Numbers | Batch, what: str = "x") -> Batch:
         """Return samples that a user asks about as a batch, see `InputTransformation.checked`."""
-        batch = self.inputs.checked(x, what, is_exact=self.blueprint is not None)
-        if self.blueprint is None or self.inputs.shape is not None:
-            return batch
-        # It has not been trained yet, and knows what it was built for.
-        wanted = self.blueprint.data.input_shape
-        found = tuple(batch.tensor.shape[1:])
-        if tuple(batch.tensor.shape) == wanted:
-            return batch.replace(inputs=batch.tensor[None])
-        if found != wanted:
-            raise DataError(
-                f"{what} has samples of shape {found}, and the network was built for samples of "
-                f"shape {wanted}."
-            )
-        return batch
+        built = None if self.blueprint is None else self.blueprint.data.input_shape
+        return self.inputs.checked(x, what, is_exact=built is not None, built_for=built)
 
     def set_precision(self, precision: torch.dtype) -> None:
         """Choose the arithmetic of matrix products: `torch.float32` or `torch.bfloat16`."""
@@ -368,14 +356,14 @@ class Forward:
         batch = network.transformed(Batch(batch.inputs, structure=batch.structure))
         if shares and readout.sweeps:
             self.first = self._shared(batch)
-        self._batch = batch if self.first is not None else self.view(batch)
+        self.seen = batch if self.first is not None else self.view(batch)
         # A pass is a sample, or a sample with a label; they stay in order of samples.
         each = network.sampler.num_candidates if readout.sweeps else 1
-        lacks = num_samples(self._batch) - self.num_samples * each
+        lacks = num_samples(self.seen) - self.num_samples * each
         # A graph may have got further nodes, after those that are asked about.
-        if self.first is None and (lacks < 0 or (lacks and not self._batch.structure)):
+        if self.first is None and (lacks < 0 or (lacks and not self.seen.structure)):
             raise SettingError(
-                f"The sampler {type(network.sampler).__name__} makes {len(self._batch)} candidates "
+                f"The sampler {type(network.sampler).__name__} makes {len(self.seen)} candidates "
                 f"of {self.num_samples} samples, and its num_candidates is {each}."
             )
         self.samples = torch.arange(self.num_samples).repeat_interleave(each)
@@ -417,48 +405,15 @@ class Forward:
         number = self.visit % len(self.blocks)
         self.outputs = scores = None
         if number in self.needed:
-            self.outputs = self.passed(number, self._source, self._batch)
+            self.outputs = self.passed(number, self.source, self.seen)
             self._now[number] = self.outputs.inputs
             if self.visit in self.fold.exits:
-                scores = self._read(number, self.outputs)
+                scores = self.read(number, self.outputs)
         self._forget(number)
         self.visit += 1
         if self.visit % len(self.blocks) == 0:
             self._before, self._now = self._now, {}
         return scores
-
-    def asker(self) -> Callable[[], Float[Tensor, "samples classes"]]:
-        """Return a function that asks the next block for class scores, while it goes on to learn.
-
-        What it reads is passed and prepared once; this way stays where it is.
-
-        Raises:
-            SettingError: The next block is no exit.
-        """
-        number = self.visit % len(self.blocks)
-        if self.visit not in self.fold.exits:
-            raise SettingError(
-                f"Block {number} has no class scores by the readout "
-                f"{type(self.readout).__name__}, by which it could be told when to stop."
-            )
-        block, shares = self.blocks[number], number == 0 and self.first is not None
-        reads = [] if shares else [(edge, self._source(edge)) for edge in self.reads[number]]
-        read = self._batch if shares else block.prepared(gathered(reads, self._batch))
-
-        @torch.no_grad()
-        def ask() -> Tensor:
-            before = self.total, self.exit, list(self.found)
-            if shares:
-                outputs = self.passed(number, self._source, self._batch)
-            else:
-                block.eval()
-                with block.autocast():
-                    outputs = read.replace(inputs=block(read), context={})
-            scores = self._read(number, outputs)
-            self.total, self.exit, self.found = before
-            return scores
-
-        return ask
 
     def passed(self, number: int, source: Callable[[Edge], Tensors], seen: Batch) -> Batch:
         """Return what a block puts out.
@@ -474,16 +429,16 @@ class Forward:
         reads = [(edge, source(edge)) for edge in self.reads[number]]
         return self.blocks[number].infer(gathered(reads, seen))
 
-    def _source(self, edge: Edge) -> Tensors:
+    def source(self, edge: Edge) -> Tensors:
         """Return what comes over an edge; zeros where that is from before the first visit."""
         if edge.source == "input":
-            return self._batch.inputs
+            return self.seen.inputs
         if edge.delay == 0:
             return self._now[edge.source]
         before = self._before.get(edge.source)
-        return edge.zeros(len(self._batch)) if before is None else before
+        return edge.zeros(len(self.seen)) if before is None else before
 
-    def _read(self, number: int, outputs: Batch) -> Tensor:
+    def read(self, number: int, outputs: Batch) -> Tensor:
         found = self.readout.scores(self.blocks, self.network.edges, number, outputs)
         wanted = () if self.readout.sweeps else (self.network.num_classes,)
         if tuple(found.shape[1:]) != wanted:
@@ -492,7 +447,7 @@ class Forward:
                 f"readout {type(self.readout).__name__} reads {wanted}: "
                 + ("one goodness a sample." if self.readout.sweeps else "a score a class.")
             )
-        if self._batch.structure:
+        if self.seen.structure:
             found = found[self._places]
         if self.readout.sweeps:
             full = found.new_full((self.num_samples, self.network.num_classes), -torch.inf)
@@ -524,14 +479,14 @@ class Forward:
             return
         self.samples, self.labels = self.samples[passes], self.labels[passes]
         self._places = self._places[passes]
-        if self._batch.structure:
+        if self.seen.structure:
             # Those that leave are still passed along, as neighbors of others.
             return
         for kept in (self._now, self._before):
             for number, tensors in kept.items():
                 kept[number] = mapped(lambda tensor: tensor[passes], tensors)
         if self.first is None:
-            self._batch = self._batch.take(passes.nonzero().squeeze(1))
+            self.seen = self.seen.take(passes.nonzero().squeeze(1))
 
 
 def _needed(fold: Fold, edges: Sequence[Sequence[Edge]]) -> list[int]:

@@ -14,7 +14,7 @@ from onward.batch import Batch
 from onward.checkpoint import MEMORY_FORMATS, PRECISIONS, load
 from onward.config import RunConfig
 from onward.data import DataInfo, Dataset
-from onward.errors import FileError, PlacementError, SettingError
+from onward.errors import MisfitError, PlacementError, SettingError
 from onward.kernels.closed_form import has_closed_form
 from onward.networks import Network
 from onward.placement import BALANCED, Placement, check_placement, place
@@ -273,9 +273,9 @@ def _begin_with(
     network = stages[0].network
     try:
         load(path, network)
-    except FileError as error:
+    except MisfitError as error:
         data = network.blueprint.data
-        raise SettingError(
+        raise MisfitError(
             f"training.init = {path} is for the same network, and that of this run is another one: "
             f"{recipe}, for samples of shape {data.input_shape} and {data.num_classes} classes. "
             f"Give a run with the same recipe, settings and kind of data. {error}"

@@ -61,7 +61,7 @@ def test_validation_samples_in_a_file_are_read(tmp_path):
     [
         ({"x_val": np.zeros((2, 2))}, "x_val is given without y_val"),
         ({"x_val": np.zeros((2, 3)), "y_val": [0, 1]}, r"samples of x_val \(3,\)"),
-        ({"x_val": np.zeros((2, 2)), "y_val": [0, 7]}, "no row has 2, 3, 4"),
+        ({"x_val": np.zeros((2, 2)), "y_val": [0, 7]}, "no sample has 2, 3, 4"),
     ],
 )
 def test_validation_samples_that_do_not_fit_are_refused(given, message):

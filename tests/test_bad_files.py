@@ -73,7 +73,7 @@ BROKEN = {
     ),
     "far above": (
         arrays(y=arrays()["y"] * 1000),
-        "no row has 1, 2, 3, ...; the largest is 1000. Number them anew",
+        "no sample has 1, 2, 3, ...; the largest is 1000. Number them anew",
     ),
     "one class": (arrays(y=np.zeros(40)), "The classes of the 32 training samples are [0], and "),
     "one group": (

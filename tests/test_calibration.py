@@ -73,6 +73,7 @@ def test_the_more_is_allowed_the_less_it_costs():
     assert costs[-1] < 350
 
 
+@pytest.mark.slow
 def test_a_margin_comes_close_to_the_best_thresholds_of_all():
     seen = made_up(samples=600)
     found = choose(seen, max_error_increase=0.01)
@@ -156,6 +157,7 @@ def test_a_guarantee_is_kept_on_as_many_new_samples_as_promised(population, boun
     assert macs.mean() < 800
 
 
+@pytest.mark.slow
 def test_an_expectation_is_kept_on_average_over_calibrations(population):
     risks, macs = risks_of_calibrations(population, max_error_increase=0.01, bound="expectation")
 

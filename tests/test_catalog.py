@@ -112,6 +112,10 @@ def test_the_data_sets_known_by_name_are_listed_with_where_they_are(tmp_path):
         "cifar10": "will be downloaded (170 MB)",
         "mitbih": "to be made: DIR/mitbih/mitbih_beats.npz",
         "mitbih-intervals": "to be made: DIR/mitbih/mitbih_beats.npz",
+        "planetoid-cora": "to be made: DIR/graphs/planetoid-cora.npz",
+        "planetoid-citeseer": "to be made: DIR/graphs/planetoid-citeseer.npz",
+        "citeseer-full": "to be made: DIR/graphs/citeseer-full.npz",
+        "amazon-photo": "to be made: DIR/graphs/amazon-photo.npz",
     }
     assert listed["cifar10"].shape == (3, 32, 32)
     assert (listed["cifar10"].num_samples, listed["cifar10"].num_test_samples) == (50_000, 10_000)

@@ -22,6 +22,7 @@ from contract_objectives import (
     denoising_blocks,
 )
 from safetensors import safe_open
+from thinned import thinned
 
 import onward as ow
 from onward.launcher import launch
@@ -35,7 +36,7 @@ def cases(*names):
 every_case = cases(*CASES)
 every_case_with_classes = cases(*(n for n, case in CASES.items() if case.exits))
 every_case_with_exits = cases(*(n for n, case in CASES.items() if case.exits > 1))
-every_run = pytest.mark.parametrize(("name", "kind"), RUNS)
+every_run = pytest.mark.parametrize(("name", "kind"), thinned(RUNS))
 
 
 @cache

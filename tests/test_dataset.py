@@ -191,14 +191,14 @@ ARRAYS = {"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, 1])}
         ),
         pytest.param(
             {"y": np.array([0, 1, 0, 255])},
-            "arrays: labels number the classes from 0, and no row has 2, 3, 4, ...; the largest is "
-            "255. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or give the "
-            "number of classes as num_classes (in an .npz file, a member).",
+            "arrays: labels number the classes from 0, and no sample has 2, 3, 4, ...; the largest "
+            "is 255. Number them anew, as numpy.unique(y, return_inverse=True)[1] does, or give "
+            "the number of classes as num_classes (in an .npz file, a member).",
             id="more classes than samples",
         ),
         pytest.param(
             {"y": np.array([1, 2, 1, 2])},
-            "arrays: labels number the classes from 0, and no row has 0; the largest is 2.",
+            "arrays: labels number the classes from 0, and no sample has 0; the largest is 2.",
             id="labels from 1",
         ),
         pytest.param(

@@ -64,6 +64,7 @@ def torchrun(*words, timeout=120):
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
+@pytest.mark.slow
 def test_under_torchrun_all_ranks_start_again_and_end_in_the_same_weights(undisturbed):
     ranks = ("--nproc-per-node", "2", "--max-restarts", "1")
 

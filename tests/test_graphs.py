@@ -384,7 +384,9 @@ def test_classes_of_validation_and_test_nodes_teach_nothing(recipe):
     assert_same_weights(one.network, other.network)
 
 
-@pytest.mark.parametrize("recipe", ["forwardgnn-sf", "forwardgnn-ff"])
+@pytest.mark.parametrize(
+    "recipe", ["forwardgnn-sf", pytest.param("forwardgnn-ff", marks=pytest.mark.slow)]
+)
 def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
     x, edges, y, sets = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)

@@ -67,13 +67,14 @@ LATER = {
 
 VARIANTS = {
     "tinyfoa, real",
+    "vit",
     "uff, denoising",
     "uff, adversarial",
     "iffcl, classifier",
     "hinton-recurrent, alternating",
     "local fields",
 }
-"""Whose learning to the end is a test of its own only now and then."""
+"""Variants of methods, of which most is tested in a longer run alone."""
 
 
 def prepared(method, **changes):
@@ -100,7 +101,7 @@ def test_a_method_learns_digits_and_is_read_back_as_it_was(method, tmp_path):
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
-        (method, kind)
+        pytest.param(method, kind, marks=[pytest.mark.slow] * (method in VARIANTS))
         for method in METHODS | LATER
         for kind in ("chapters", "stream")
         if kind == "stream" or not method.startswith("hinton-recurrent")
@@ -114,7 +115,14 @@ def test_a_method_ends_in_the_same_weights_on_two_ranks(method, kind):
     assert_same_weights(two.worker.network, one.worker.network)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not m.startswith("hinton-recurrent")])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=[pytest.mark.slow] * (m in VARIANTS))
+        for m in METHODS
+        if not m.startswith("hinton-recurrent")
+    ],
+)
 def test_a_block_of_a_method_does_not_depend_on_those_after_it(method):
     reference, changed = prepared(method), prepared(method)
     last = changed.network.line[-1]

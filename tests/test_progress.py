@@ -111,8 +111,8 @@ def test_the_table_tells_start_up_and_the_whole_time(capsys, monkeypatch):
 
     onward("train", *SMALL, "--out", "run")
 
-    (line,) = (
-        each for each in capsys.readouterr().out.splitlines() if "start-up, all in all" in each
+    told = capsys.readouterr().out
+    startup, total = (
+        float(re.search(rf"{name} +│ +([\d.]+) s", told)[1]) for name in ("start-up", "total time")
     )
-    startup, total = (float(word) for word in re.findall(r"([\d.]+) s", line))
     assert 100 < startup < total < 130

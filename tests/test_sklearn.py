@@ -19,7 +19,7 @@ from onward.sklearn import OnwardClassifier
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
 
-SMALL = {"widths": (32, 32), "epochs": 40, "batch_size": 10}
+SMALL = {"widths": (32, 32), "epochs": 20, "batch_size": 10}
 
 
 def iris():
@@ -50,7 +50,7 @@ def test_it_is_the_run_of_a_recipe():
     config = ow.RunConfig(recipe="symba").with_settings(
         {
             "network.widths": (32, 32),
-            "training.epochs": 40,
+            "training.epochs": 20,
             "training.batch_size": 10,
             "training.seed": 3,
             "training.precision": "fp32",
@@ -72,8 +72,8 @@ def test_it_works_in_pipelines_and_searches():
     pipeline = make_pipeline(StandardScaler(), OnwardClassifier(**SMALL))
 
     assert cross_val_score(pipeline, x, y, cv=3).mean() > 0.8
-    search = GridSearchCV(OnwardClassifier(**SMALL), {"epochs": [1, 40]}, cv=2, n_jobs=2)
-    assert search.fit(x, y).best_params_ == {"epochs": 40}
+    search = GridSearchCV(OnwardClassifier(**SMALL), {"epochs": [1, 20]}, cv=2, n_jobs=2)
+    assert search.fit(x, y).best_params_ == {"epochs": 20}
 
 
 def test_sparse_samples_are_answered_as_dense_ones():

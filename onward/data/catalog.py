@@ -80,7 +80,7 @@ def load(
         return _READERS[name](folder)
     if path.suffix == ".txt":
         return read_text(path, context=context, test=test)
-    if is_graph_file(path):
+    if path.suffix == ".npz" and is_graph_file(path):
         return read_graph(path, split_seed)
     return from_arrays(
         **_read(name, path, label),

@@ -1,5 +1,6 @@
 """Convolutions over graphs; what does not depend on their weights is done once, beforehand."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -170,7 +171,10 @@ def convolution(kind: str, inputs: int, units: int, *, is_last: bool = False) ->
         SettingError: PyTorch Geometric is not installed, or units do not fit the attention heads.
     """
     try:
-        from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+        with warnings.catch_warnings():
+            # It scripts functions, which is deprecated in torch.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from torch_geometric.nn import GATConv, GCNConv, SAGEConv
     except ImportError as error:
         raise SettingError(
             "Graph convolutions are those of PyTorch Geometric, which is not installed:\n"

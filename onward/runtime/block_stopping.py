@@ -1,10 +1,13 @@
 """Early stopping of a block by itself, within the chapter in which it learns."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from onward.batch import Batch
-from onward.blocks import Block
+from onward.blocks import Block, gathered
+from onward.errors import SettingError
 from onward.networks import Forward, Network, in_chunks
 
 
@@ -34,7 +37,7 @@ class BlockStopping:
             forward = Forward(network, chunk)
             while forward.visit < number:
                 forward.step()
-            self.asked.append((forward.asker(), chunk))
+            self.asked.append((asker(forward), chunk))
 
     def is_done(self) -> bool:
         """Take note of one more epoch; return whether the block stops here."""
@@ -58,3 +61,40 @@ class BlockStopping:
         """Give the block the weights that were best, if there was a validation."""
         for weights, best in zip(self.block.weights(), self.best, strict=False):
             weights.copy_(best)
+
+
+def asker(forward: Forward) -> Callable[[], Tensor]:
+    """Return a function that asks the next block for class scores, while it goes on to learn.
+
+    What the block reads is passed and prepared once.
+
+    Args:
+        forward: Samples that have gone as far as the block; they stay there.
+
+    Raises:
+        SettingError: The block is no exit.
+    """
+    number = forward.visit % len(forward.blocks)
+    if forward.visit not in forward.fold.exits:
+        raise SettingError(
+            f"Block {number} has no class scores by the readout {type(forward.readout).__name__}, "
+            f"by which it could be told when to stop. Leave out plan.block_patience."
+        )
+    block, shares = forward.blocks[number], number == 0 and forward.first is not None
+    reads = [] if shares else [(edge, forward.source(edge)) for edge in forward.reads[number]]
+    read = forward.seen if shares else block.prepared(gathered(reads, forward.seen))
+
+    @torch.no_grad()
+    def ask() -> Tensor:
+        before = forward.total, forward.exit, list(forward.found)
+        if shares:
+            outputs = forward.passed(number, forward.source, forward.seen)
+        else:
+            block.eval()
+            with block.autocast():
+                outputs = read.replace(inputs=block(read), context={})
+        scores = forward.read(number, outputs)
+        forward.total, forward.exit, forward.found = before
+        return scores
+
+    return ask
