@@ -325,8 +325,7 @@ class Forward:
         shares: Whether a sweep computes what its labels have in common once, where it can.
 
     Raises:
-        SettingError: The network has no readout, or its sampler makes another number of candidates
-            than it says.
+        SettingError: There is no readout, or the sampler makes another number of candidates.
     """
 
     first: FirstPass | None = None
