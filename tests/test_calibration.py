@@ -138,6 +138,7 @@ def risks_of_calibrations(population, number=40, **asked):
     return torch.tensor(risks), torch.tensor(macs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bound", "risk"),
     [

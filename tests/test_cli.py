@@ -419,6 +419,7 @@ def test_data_lists_each_set_uncut_and_where_it_was_found(tmp_path, monkeypatch,
     assert f"\nmnist: {folder}\n" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["recipes", "data", "plan"])
 def test_a_table_ends_quietly_where_nobody_reads_it(command):
     closed, output = os.pipe()

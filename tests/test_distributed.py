@@ -195,7 +195,7 @@ def test_rank_0_hears_of_all_that_other_ranks_have_finished(group, case):
     ("case", "name", "number"),
     [
         ("one-pass", "single-layer", 4),
-        ("hints", "all-layers", 3),
+        ("hints", "all-layers", 4),
         ("federated", "federated", 2),
         ("stream with hints of age 5", "stream", 4),
     ],

@@ -89,6 +89,7 @@ def test_blocks_of_convolutions_learn(convolutions):
     assert "ranks 1, weights " in convolutions
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_blocks_of_convolutions_end_in_the_same_weights_on_two_ranks(convolutions, capfd):
     status = launch(2, [str(EXAMPLES / "convolution_blocks.py")])

@@ -169,7 +169,7 @@ def test_what_is_no_listener_is_refused(listener):
         trained(listener)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_command_writes_event_files_to_the_run_folder(tmp_path, processes):
     folder = tmp_path / "run"
     given = ["train", *SMALL, "--tensorboard", f"--out={folder}", f"--processes={processes}"]

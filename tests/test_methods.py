@@ -76,6 +76,9 @@ VARIANTS = {
 }
 """Variants of methods, of which most is tested in a longer run alone."""
 
+LONG = {*VARIANTS, "hinton-recurrent", "uff, convolutional"}
+"""Those whose learning to the end takes long."""
+
 
 def prepared(method, **changes):
     recipe, small = (METHODS | LATER)[method]
@@ -84,7 +87,7 @@ def prepared(method, **changes):
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in VARIANTS)) for m in METHODS]
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in LONG)) for m in METHODS]
 )
 def test_a_method_learns_digits_and_is_read_back_as_it_was(method, tmp_path):
     recipe, small = METHODS[method]

@@ -50,7 +50,10 @@ class Beside(nn.Module):
         return torch.cat(list(inputs.values()), dim=1)
 
 
-@pytest.mark.parametrize("name", ["sweep over convolutions", "head over two blocks"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("sweep over convolutions", marks=pytest.mark.slow), "head over two blocks"],
+)
 def test_files_of_networks_of_ones_own_give_the_same_classes_and_exits(
     name, tmp_path, kept_generator
 ):

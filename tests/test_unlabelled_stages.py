@@ -208,8 +208,9 @@ def test_a_changed_stage_does_not_go_on(tmp_path):
         ow.train(stages, vectors(), validation=0, folder=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", ["uff", pytest.param("mono-forward", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", ["uff", "mono-forward"])
 def test_two_processes_learn_from_the_same_samples_and_labels(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train = ("train", recipe, "--data", "digits", "--set", "data.labelled=0.3", "--epochs", 2)
