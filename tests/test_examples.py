@@ -111,3 +111,13 @@ def test_the_federated_run_file_learns(tmp_path, capsys):
     found = read_result(tmp_path / "run")
     assert found["accuracy"]["test"] > 0.93
     assert (found["placement"], found["shards"]) == ("federated", 4)
+
+
+def test_nodes_of_a_graph_are_classified(run):
+    pytest.importorskip("torch_geometric")
+
+    lines = run("graphs.py").splitlines()
+
+    for recipe in ("forwardgnn-sf", "gnn-backprop"):
+        (line,) = (line for line in lines if line.startswith(recipe))
+        assert accuracy_in(line) > 90
