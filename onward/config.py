@@ -258,8 +258,10 @@ def usual_recipe(data: str) -> str:
     """
     if data.endswith(".txt"):
         return "byte-lm"
-    from onward.data.catalog import row_shape  # Imports torch.
+    from onward.data.catalog import is_graph, row_shape  # Imports torch.
 
+    if is_graph(data):
+        return "forwardgnn-sf"
     shape = row_shape(data) or ()
     return "conv" if len(shape) == 3 and shape[0] == 3 else "one-pass"
 

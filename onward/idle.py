@@ -63,6 +63,9 @@ def _without_effect(
         yield "plan.validate_every", "there are no validation samples"
     if config.plan.block_patience is None:
         yield "plan.block_validate_every", "no block stops by itself (plan.block_patience)"
+    elif plan.epochs / plan.chapters < 2 * config.plan.block_validate_every:
+        reason = "blocks learn for too few epochs a chapter to be validated twice (plan.chapters)"
+        yield "plan.block_patience", reason
     if plan.patience is None:
         yield "plan.stop_age", "nothing ends training early (plan.patience)"
     schedules = {block.schedule or config.training.schedule for block in network.all_blocks}

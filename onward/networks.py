@@ -358,9 +358,9 @@ class Forward:
         self.seen = batch if self.first is not None else self.view(batch)
         # A pass is a sample, or a sample with a label; they stay in order of samples.
         each = network.sampler.num_candidates if readout.sweeps else 1
-        lacks = num_samples(self.seen) - self.num_samples * each
+        more = num_samples(self.seen) - self.num_samples * each
         # A graph may have got further nodes, after those that are asked about.
-        if self.first is None and (lacks < 0 or (lacks and not self.seen.structure)):
+        if self.first is None and (more < 0 or (more and not self.seen.structure)):
             raise SettingError(
                 f"The sampler {type(network.sampler).__name__} makes {len(self.seen)} candidates "
                 f"of {self.num_samples} samples, and its num_candidates is {each}."

@@ -379,6 +379,8 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
             )
         return StreamPlan(**shared, ticks=network.ticks)
     _check_cuts(config, network, plan.slices, plan.cut)
+    if plan.block_patience is not None and network.readout is not None:
+        _check_own_scores(network)
     made = ChapterPlan(
         **shared,
         optimizer_state_age=state_age(plan.optimizer_state),
@@ -394,6 +396,28 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
             f"are not visited in turn. Use --plan stream."
         )
     return made
+
+
+def _check_own_scores(network: Network) -> None:
+    """Refuse blocks that are to stop by scores that are not their own, or have none."""
+    fold, learning = network.fold(), [b for b in network.line if not b.is_frozen]
+    scored = [network.all_blocks[visit % len(network.all_blocks)] for visit in fold.exits]
+    if not fold.is_own or len(network.line) < len(network.all_blocks):
+        raise SettingError(
+            f"plan.block_patience stops a block by its own class scores, and the readout "
+            f"{type(network.readout).__name__} has those of a head over several blocks, which "
+            f"learns later. Leave it out, or use another readout."
+        )
+    if any(block not in scored for block in learning):
+        raise SettingError(
+            "plan.block_patience stops a block by its own class scores, and not all blocks have "
+            "some. Leave it out."
+        )
+    if any(all(e.source != n for e in own) for n, own in enumerate(network.edges[1:])):
+        raise SettingError(
+            "plan.block_patience stops a block by what the blocks up to it get right, and here one "
+            "does not read the block before it. Leave it out."
+        )
 
 
 def _check_hints(network: Network) -> None:

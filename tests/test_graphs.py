@@ -18,7 +18,7 @@ import onward as ow
 from onward.batch import Batch
 from onward.data.graphs import node_split
 from onward.errors import DataError, SettingError
-from onward.recipes.class_nodes import NearestClassNode, with_class_nodes
+from onward.recipes.class_nodes import ClassNodes, NearestClassNode, with_class_nodes
 from onward.recipes.graph_worlds import ShownLabels, SumOfSquares
 
 pytest.importorskip("torch_geometric")
@@ -267,6 +267,22 @@ def test_the_nearest_class_node_names_the_class():
     assert objective.metrics({"graph": batch})["accuracy"] == (1, 2)
 
 
+def test_a_graph_that_does_not_say_what_is_known_is_refused():
+    batch = graph().training
+
+    for sampler in (ClassNodes(CLASSES), ShownLabels(CLASSES)):
+        with pytest.raises(SettingError, match=r"structure: known, known_label\). Make the data"):
+            sampler.neutral(batch.replace(structure={"edge_index": EDGES}))
+
+
+def test_a_graph_without_a_recipe_is_for_the_single_forward(tmp_path):
+    np.savez(tmp_path / "own.npz", x=X, edge_index=EDGES, y=Y)
+
+    assert ow.RunConfig(data=ow.DataConfig(name=str(tmp_path / "own.npz"))).recipe == (
+        "forwardgnn-sf"
+    )
+
+
 # Labels that are shown
 
 
@@ -417,57 +433,6 @@ def test_the_command_tests_the_test_nodes_and_compares_with_the_twin(tmp_path, c
     assert onward("compare", "forwardgnn-sf", *data, "--seeds", 1, "--out", tmp_path / "both") == 0
     found = json.loads((tmp_path / "both" / "compare.json").read_text())
     assert [entry["recipe"] for entry in found["entries"]] == ["forwardgnn-sf", "gnn-backprop"]
-
-
-# Early stopping of a block
-
-
-def test_a_block_ends_with_the_weights_that_were_best():
-    settings = {"plan.block_patience": 3, "plan.block_validate_every": 2}
-    settings |= {"training.epochs": 200, "optimizer.lr": 0.05}
-
-    result = trained("forwardgnn-sf", **settings)
-    again = trained("forwardgnn-sf", **settings | {"training.epochs": 1000})
-
-    # More epochs than it takes change nothing.
-    assert_same_weights(result.network, again.network)
-    unstopped = trained("forwardgnn-sf", **settings | {"plan.block_patience": "none"})
-    assert result.validation.correct >= unstopped.validation.correct
-
-
-def test_a_block_stops_by_what_the_network_up_to_it_gets_right():
-    dataset = graph()
-    network = trained("forwardgnn-sf", dataset).network
-
-    from onward.runtime.block_stopping import BlockStopping
-
-    for number, expected in enumerate(network.scores_of(dataset.validation).blocks):
-        stopping = BlockStopping(network, number, dataset.validation, every=1, patience=1)
-        total = sum(network.scores_of(dataset.validation).blocks[: number + 1])
-        stopping.is_done()
-        index = dataset.validation.index
-        right = (total[index].argmax(dim=1) == dataset.validation.label[index]).sum()
-        assert stopping.correct == right, expected
-
-
-def test_patience_of_blocks_needs_validation_and_turns():
-    with pytest.raises(SettingError, match="no validation samples that could tell when a block"):
-        trained("forwardgnn-sf", graph(validation=None))
-    with pytest.raises(SettingError, match=r"none stops by itself. Use plan.patience"):
-        trained("forwardgnn-sf", **{"plan.kind": "stream", "plan.chapters": 2})
-
-
-def test_blocks_of_images_may_stop_by_themselves():
-    settings = {"network.widths": (16, 12), "training.epochs": 30, "plan.chapters": 1}
-    settings |= {"plan.block_patience": 4, "training.schedule": "constant"}
-
-    one = ow.run(ow.RunConfig(recipe="one-pass").with_settings(settings))
-    longer = ow.run(
-        ow.RunConfig(recipe="one-pass").with_settings(settings | {"training.epochs": 60})
-    )
-
-    assert_same_weights(one.network, longer.network)
-    assert one.accuracy > 0.85
 
 
 # Published graphs

@@ -80,7 +80,7 @@ def load(
         return _READERS[name](folder)
     if path.suffix == ".txt":
         return read_text(path, context=context, test=test)
-    if path.suffix == ".npz" and is_graph_file(path):
+    if is_graph(name):
         return read_graph(path, split_seed)
     return from_arrays(
         **_read(name, path, label),
@@ -117,6 +117,12 @@ def _read(name: str, path: Path, label: str | None) -> dict[str, Any]:
         f"that were in memory when a network was trained have no file: save samples in one, and "
         f"name it."
     )
+
+
+def is_graph(name: str) -> bool:
+    """Return whether a data set is a graph, without loading it."""
+    path = Path(name).expanduser()
+    return name in GRAPHS or (path.suffix == ".npz" and is_graph_file(path))
 
 
 def takes_label(name: str) -> bool:

@@ -80,11 +80,12 @@ def _by_number(table: Any, names: Sequence[str] | None) -> Any:
     columns = list(table.columns)
     if not all(isinstance(column, int | np.integer) for column in columns):
         return table
-    every = range(len(columns))
-    if sorted(columns) != [*every]:
+    every = [*range(len(columns))]
+    if sorted(columns) != every:
         return table
-    wanted = [*every] if names is None else [c for c in names if c in set(map(str, every))]
-    return table[[int(c) for c in wanted]] if len(wanted) == len(columns) else table
+    if names is None:
+        return table[every]
+    return table[[*map(int, names)]] if set(names) == set(map(str, every)) else table
 
 
 def places(known: Sequence[str], names: Sequence[str], what: str) -> list[int]:

@@ -44,12 +44,9 @@ class ChapterPlan(Plan):
                 f"plan.hint_age is {self.hint_age}, but in a chapter plan hints are at least one "
                 f"chapter old: a chapter cannot wait for its own end."
             )
-        if self.block_patience is not None and not self.has_validation:
-            raise SettingError(
-                f"plan.block_patience is {self.block_patience}, but there are no validation "
-                f"samples that could tell when a block stops. Hold some out, or leave it out."
-            )
         shards = len(self.samples)
+        if self.block_patience is not None:
+            self._check_stopping(shards)
         for samples in self.samples if self.cut == "samples" else ():
             last = self.batch_size if self.drop_last else (samples - 1) % self.batch_size + 1
             if last < self.slices:
@@ -68,6 +65,20 @@ class ChapterPlan(Plan):
             raise SettingError(
                 f"plan.hint_age is {self.hint_age}, but hints of a shard come from its owner's "
                 f"last visit, {shards} chapters before. Use {shards} or a multiple, or never."
+            )
+
+    def _check_stopping(self, shards: int) -> None:
+        """Refuse blocks that stop by themselves where that is not known, or not known alike."""
+        why = None
+        if not self.has_validation:
+            why = "there are no validation samples that could tell when a block stops"
+        elif shards > 1:
+            why = f"each of {shards} shards (plan.shards) would stop blocks by samples of its own"
+        elif self.slices > 1:
+            why = "ranks that share a block (plan.slices) have all of it at the end alone"
+        if why is not None:
+            raise SettingError(
+                f"plan.block_patience is {self.block_patience}, but {why}. Leave it out."
             )
 
     @property

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onward.batch import Batch
+from onward.errors import SettingError
 from onward.objectives import Losses, Metrics, Objective
 from onward.samplers import Sampler, Views
 
@@ -20,6 +21,26 @@ Direction = Literal["to-classes", "both"]
 
 FEATURES_SEED = 0
 """Draws the features of class nodes, which are the same in every run."""
+
+
+def known_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the nodes of a graph whose labels are known, and these labels.
+
+    Raises:
+        SettingError: The graph does not say so.
+    """
+    if "known" not in batch.structure or "known_label" not in batch.structure:
+        raise SettingError(
+            "This method shows known labels to a graph, and these samples do not say which are "
+            "known (structure: known, known_label). Make the data set with ow.graph."
+        )
+    return batch.structure["known"], batch.structure["known_label"]
+
+
+def class_features(num_classes: int, like: Tensor) -> Float[Tensor, "classes features"]:
+    """Return features of nodes that stand for classes, as wide as those of other nodes."""
+    draw = torch.Generator().manual_seed(FEATURES_SEED)
+    return torch.randn(num_classes, like.shape[1], generator=draw).to(like.dtype)
 
 
 def with_class_nodes(batch: Batch, num_classes: int, direction: Direction) -> Batch:
@@ -35,13 +56,11 @@ def with_class_nodes(batch: Batch, num_classes: int, direction: Direction) -> Ba
         drawn from a standard normal distribution.
     """
     nodes, x = len(batch), batch.tensor
-    draw = torch.Generator().manual_seed(FEATURES_SEED)
-    features = torch.randn(num_classes, x.shape[1], generator=draw).to(x.dtype)
-    known, label = batch.structure["known"], batch.structure["known_label"]
+    known, label = known_labels(batch)
     links = torch.stack([known, nodes + label])
     edges = [batch.structure["edge_index"], links, *([links.flip(0)] * (direction == "both"))]
     return batch.replace(
-        inputs=torch.cat([x, features]),
+        inputs=torch.cat([x, class_features(num_classes, x)]),
         targets={
             name: F.pad(target, (0, 0) * (target.ndim - 1) + (0, num_classes))
             for name, target in batch.targets.items()

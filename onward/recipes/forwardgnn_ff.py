@@ -62,24 +62,21 @@ def forwardgnn_ff(
     each label, a pass of the whole graph for each.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.blocks import Block
     from onward.networks import Network
     from onward.readouts import GoodnessSweep
-    from onward.recipes.graph_layers import check_graph, layer, rule
+    from onward.recipes.graph_layers import check_graph, layer_blocks
     from onward.recipes.graph_worlds import ShownLabels, SumOfSquares
 
     check_graph(data, "forwardgnn-ff")
     if data.num_classes < 2:
         raise SettingError(f"A wrong label takes two classes; the data have {data.num_classes}.")
     shown = data.num_classes if config.labels == "features" else 0
-    widths, blocks = (data.num_inputs + shown, *config.widths), []
-    for inputs, units in zip(widths, config.widths, strict=False):
-        module, prepare = layer(config.convolution, inputs, units)
-        objective = SumOfSquares(config.loss, threshold=config.threshold, slope=config.slope)
-        structure = () if prepare else ("edge_index",)
-        blocks.append(
-            Block(module, objective, rule(optimizer), structure=structure, prepare=prepare)
-        )
+    blocks = layer_blocks(
+        config.convolution,
+        (data.num_inputs + shown, *config.widths),
+        lambda: SumOfSquares(config.loss, threshold=config.threshold, slope=config.slope),
+        optimizer,
+    )
     return Network(
         blocks,
         ShownLabels(data.num_classes, config.labels),

@@ -47,21 +47,18 @@ def forwardgnn_sf(config: SingleForwardConfig, data: Any, *, optimizer: Optimize
     pass, without negatives. Layers learn one after the other, each from the whole graph.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.blocks import Block
     from onward.networks import Network
     from onward.readouts import SumOfHeads
     from onward.recipes.class_nodes import ClassNodes, NearestClassNode
-    from onward.recipes.graph_layers import check_graph, layer, rule
+    from onward.recipes.graph_layers import check_graph, layer_blocks
 
     check_graph(data, "forwardgnn-sf")
-    widths, blocks = (data.num_inputs, *config.widths), []
-    for inputs, units in zip(widths, config.widths, strict=False):
-        module, prepare = layer(config.convolution, inputs, units)
-        objective = NearestClassNode(data.num_classes, config.temperature)
-        structure = () if prepare else ("edge_index",)
-        blocks.append(
-            Block(module, objective, rule(optimizer), structure=structure, prepare=prepare)
-        )
+    blocks = layer_blocks(
+        config.convolution,
+        (data.num_inputs, *config.widths),
+        lambda: NearestClassNode(data.num_classes, config.temperature),
+        optimizer,
+    )
     sampler = ClassNodes(data.num_classes, config.direction)
     return Network(blocks, sampler, SumOfHeads(), num_classes=data.num_classes)
 

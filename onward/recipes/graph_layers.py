@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from onward.batch import Tensors, parts
+from onward.blocks import Block
 from onward.data import DataInfo
 from onward.errors import SettingError
+from onward.objectives import Objective
 from onward.optimizers import Optimizer
 from onward.optimizers import optimizer as torch_rule
 from onward.recipes.blocks import rules
@@ -208,6 +210,26 @@ def layer(kind: str, inputs: int, units: int) -> tuple[nn.Module, Callable[..., 
     if kind == "gcn":
         return GCN(conv), GCN.prepare
     return (SAGE(conv), SAGE.prepare) if kind == "sage" else (Convolution(conv), None)
+
+
+def layer_blocks(
+    kind: str, widths: Sequence[int], objective: Callable[[], Objective], optimizer: OptimizerConfig
+) -> list[Block]:
+    """Return a block for each layer.
+
+    Args:
+        kind: gcn, sage or gat.
+        widths: Features of a node, and units of each layer.
+        objective: Makes the objective of a block.
+        optimizer: How weights follow their gradients.
+    """
+    blocks = []
+    for inputs, units in pairwise(widths):
+        module, prepare = layer(kind, inputs, units)
+        structure = () if prepare else ("edge_index",)
+        made = objective()
+        blocks.append(Block(module, made, rule(optimizer), structure=structure, prepare=prepare))
+    return blocks
 
 
 def check_graph(data: DataInfo, recipe: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.objectives import Losses, Metrics, Objective
+from onward.recipes.class_nodes import class_features, known_labels
 from onward.samplers import Sampler, Views
 
 Place = Literal["features", "nodes"]
@@ -65,7 +66,7 @@ class ShownLabels(Sampler):
         return self.num_classes
 
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
-        known, true = batch.structure["known"], batch.structure["known_label"]
+        known, true = known_labels(batch)
         index = known if batch.index is None else batch.index
         # A random order of the wrong classes for each node, a world for each place in it.
         order = torch.rand(len(known), self.num_classes - 1, generator=draw).argsort(dim=1)
@@ -79,15 +80,14 @@ class ShownLabels(Sampler):
 
     def neutral(self, batch: Batch) -> Batch:
         """Return the graph in which known nodes alone are shown a label."""
-        return self._shown(batch, self._known(batch, batch.structure["known_label"][:, None]))
+        return self._shown(batch, self._known(batch, known_labels(batch)[1][:, None]))
 
     def candidates(self, batch: Batch) -> Batch:
-        tried = torch.arange(self.num_classes)
-        true = batch.structure["known_label"][:, None].expand(-1, self.num_classes)
-        labels = self._known(batch, true)
-        asked = batch.structure["asked"]
-        asked = asked[~torch.isin(asked, batch.structure["known"])]
-        labels[asked] = tried
+        known, true = known_labels(batch)
+        labels = self._known(batch, true[:, None].expand(-1, self.num_classes))
+        # Where nothing is said, all others are asked.
+        asked = batch.structure.get("asked", torch.arange(len(batch)))
+        labels[asked[~torch.isin(asked, known)]] = torch.arange(self.num_classes)
         return self._shown(batch, labels)
 
     def _known(self, batch: Batch, labels: Int[Tensor, "known worlds"]) -> Tensor:
@@ -110,10 +110,8 @@ class ShownLabels(Sampler):
         node = (every != UNKNOWN).nonzero().flatten()
         # Class nodes come after all others, those of a world together.
         links = torch.stack([node, len(x) + (node % worlds) * self.num_classes + every[node]])
-        draw = torch.Generator().manual_seed(0)
-        features = torch.randn(self.num_classes, x.shape[1], generator=draw).to(x.dtype)
         return Batch(
-            torch.cat([x, features.repeat(worlds, 1)]),
+            torch.cat([x, class_features(self.num_classes, x).repeat(worlds, 1)]),
             structure={"edge_index": torch.cat([edges, links, links.flip(0)], dim=1)},
         )
 

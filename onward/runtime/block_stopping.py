@@ -7,7 +7,6 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.blocks import Block, gathered
-from onward.errors import SettingError
 from onward.networks import Forward, Network, in_chunks
 
 
@@ -69,17 +68,9 @@ def asker(forward: Forward) -> Callable[[], Tensor]:
     What the block reads is passed and prepared once.
 
     Args:
-        forward: Samples that have gone as far as the block; they stay there.
-
-    Raises:
-        SettingError: The block is no exit.
+        forward: Samples that have gone as far as the block, which is an exit; they stay there.
     """
     number = forward.visit % len(forward.blocks)
-    if forward.visit not in forward.fold.exits:
-        raise SettingError(
-            f"Block {number} has no class scores by the readout {type(forward.readout).__name__}, "
-            f"by which it could be told when to stop. Leave out plan.block_patience."
-        )
     block, shares = forward.blocks[number], number == 0 and forward.first is not None
     reads = [] if shares else [(edge, forward.source(edge)) for edge in forward.reads[number]]
     read = forward.seen if shares else block.prepared(gathered(reads, forward.seen))
