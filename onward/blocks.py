@@ -90,6 +90,8 @@ class Block(nn.Module):
         structure: Members of the batch's structure that the module takes as keywords.
         prepare: Done once a view, with what does not depend on weights: from inputs, and the
             structure as keywords, to what the module gets in their place.
+        clip: Largest length of the gradient, all parameters together; a longer one is scaled to
+            it, as `torch.nn.utils.clip_grad_norm_` does. None: any.
 
     Example:
         >>> import onward as ow
@@ -110,9 +112,14 @@ class Block(nn.Module):
         schedule: Schedule | None = None,
         structure: tuple[str, ...] = (),
         prepare: Callable[..., Tensors] | None = None,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
         check_arguments(Block.__init__, locals())
+        if clip is not None and not clip > 0:
+            raise SettingError(
+                f"The gradient of a block is clipped to a length above 0; got {clip}."
+            )
         self.module = module
         self.objective = objective
         self.reads = reads
@@ -127,6 +134,7 @@ class Block(nn.Module):
                 ) from error
         self.structure = structure
         self.prepare = prepare
+        self.clip = clip
         self.precision = torch.float32
         self.memory_format = torch.contiguous_format
         self.optimizer_state: dict[str, OptimizerState] = {}

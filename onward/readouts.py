@@ -117,8 +117,11 @@ class SumOfHeads(Readout):
     heads: Literal["all", "last"] = "all"
     """Whose heads count."""
 
+    ticks: tuple[int, ...] | None = None
+    """Ticks that count, from 0; None: all. No class is named at others, nor after the last."""
+
     def fold(self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], ticks: int) -> Fold:
-        exits = _visits(_scored(blocks), len(blocks), ticks)
+        exits = _visits(self, _scored(blocks), len(blocks), ticks, self.ticks)
         return Fold(exits, (self.heads == "all",) * len(exits))
 
 
@@ -142,15 +145,7 @@ class GoodnessSweep(Readout):
 
     def fold(self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], ticks: int) -> Fold:
         scored = _scored(blocks)
-        counted = range(ticks) if self.ticks is None else self.ticks
-        odd = [tick for tick in counted if not 0 <= tick < ticks]
-        if odd or not counted:
-            raise SettingError(
-                f"The readout GoodnessSweep counts the ticks {list(counted)}, and the network has "
-                f"{ticks}, counted from 0."
-            )
-        visits = _visits(scored, len(blocks), ticks)
-        exits = tuple(visit for visit in visits if visit // len(blocks) in counted)
+        exits = _visits(self, scored, len(blocks), ticks, self.ticks)
         left_out = scored[0] if self.skip_first and len(scored) > 1 else None
         return Fold(exits, tuple(visit % len(blocks) != left_out for visit in exits))
 
@@ -212,13 +207,26 @@ def _scored(blocks: Sequence[Block]) -> list[int]:
     return [n for n, b in enumerate(blocks) if b.objective.has_scores and not is_head(b)]
 
 
-def _visits(numbers: Sequence[int], num_blocks: int, ticks: int) -> tuple[int, ...]:
+def _visits(
+    readout: Readout,
+    numbers: Sequence[int],
+    num_blocks: int,
+    ticks: int,
+    counted: tuple[int, ...] | None,
+) -> tuple[int, ...]:
+    """Return the visits of blocks, by their numbers, in the ticks that count."""
+    if counted is not None and (not counted or not set(counted) <= set(range(ticks))):
+        raise SettingError(
+            f"The readout {type(readout).__name__} counts the ticks {list(counted)}, and the "
+            f"network has {ticks}, counted from 0."
+        )
     if not numbers:
         raise SettingError(
             "No block of this network has scores of its own that could be read. Add a head that "
             "learns from the view neutral, and read it with SoftmaxHead."
         )
-    return tuple(tick * num_blocks + number for tick in range(ticks) for number in numbers)
+    ticks_counted = range(ticks) if counted is None else sorted(counted)
+    return tuple(tick * num_blocks + number for tick in ticks_counted for number in numbers)
 
 
 def _sources(edges: tuple[Edge, ...]) -> list[int]:

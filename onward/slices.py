@@ -49,6 +49,10 @@ def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut, is_head
             f"{name} adds to the gradient what depends on the whole mini-batch (such as "
             f"network.peer): plan.slices must be 1 with it, or network.peer 0."
         )
+    if block.clip is not None:
+        raise SettingError(
+            "A block clips the gradient of the whole mini-batch: plan.slices must be 1 with it."
+        )
     if any(isinstance(module, _BatchNorm) for module in block.modules()):
         raise SettingError(
             "Batch normalisation looks at all samples of a mini-batch: plan.slices must be 1 with "

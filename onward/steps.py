@@ -15,6 +15,9 @@ from onward.objectives import Metrics, Objective
 from onward.optimizers import with_strides
 from onward.samplers import Views
 
+CLIP_EPSILON = 1e-6
+"""Added to the length of a gradient before it is clipped, as torch does."""
+
 
 class StepReport:
     """What one step, or several added up, says of a block.
@@ -168,7 +171,12 @@ class AutogradStep(Step):
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, Batch], StepReport]:
         found = self.gradients(views, seed=seed)
-        for name, gradient in found.named.items():
+        gradients = found.named
+        if self.block.clip is not None and gradients:
+            length = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients.values()]))
+            scale = (self.block.clip / (length + CLIP_EPSILON)).clamp(max=1)
+            gradients = {name: gradient * scale for name, gradient in gradients.items()}
+        for name, gradient in gradients.items():
             self.update(name, self.trained[name], gradient, lr_scale)
         return found.outputs, found.report
 

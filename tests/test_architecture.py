@@ -127,6 +127,8 @@ ORDER = [
     "recipes.forwardgnn_sf",
     "recipes.graph_worlds",
     "recipes.forwardgnn_ff",
+    "recipes.forwardgnn_top_to_input",
+    "recipes.forwardgnn_top_to_loss",
     "recipes.gnn_backprop",
     "recipes.catalog",
     "recipes.user",

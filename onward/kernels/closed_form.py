@@ -143,7 +143,7 @@ def local_gradient(block: Block) -> LocalGradient | None:
         return None
     is_frozen = not (layer.weight.requires_grad and layer.bias.requires_grad)
     # Weights are updated slice by slice.
-    is_cut = all(rule.is_elementwise for rule in block.rules.values())
+    is_cut = block.clip is None and all(rule.is_elementwise for rule in block.rules.values())
     return found(block.objective) if is_cut and not is_frozen and block.prepare is None else None
 
 

@@ -9,6 +9,8 @@ from onward.recipes.ff_conv import ff_conv
 from onward.recipes.ffcl import ffcl
 from onward.recipes.forwardgnn_ff import forwardgnn_ff
 from onward.recipes.forwardgnn_sf import forwardgnn_sf
+from onward.recipes.forwardgnn_top_to_input import forwardgnn_top_to_input
+from onward.recipes.forwardgnn_top_to_loss import forwardgnn_top_to_loss
 from onward.recipes.gnn_backprop import gnn_backprop
 from onward.recipes.hinton import hinton
 from onward.recipes.hinton_recurrent import hinton_recurrent
@@ -38,7 +40,12 @@ FAMILIES = {
     "goodness of positives and negatives": (hinton, pff, symba, ff_conv, hinton_recurrent),
     "samples compared with each other": (supcon, ffcl, iffcl),
     "layers that learn without labels": (hinton_unsupervised, uff),
-    "graphs": (forwardgnn_sf, forwardgnn_ff),
+    "graphs": (
+        forwardgnn_sf,
+        forwardgnn_ff,
+        forwardgnn_top_to_input,
+        forwardgnn_top_to_loss,
+    ),
     "to compare with": (backprop, gnn_backprop),
 }
 """Recipes by what their blocks learn from."""

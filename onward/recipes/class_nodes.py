@@ -14,6 +14,7 @@ from torch import Tensor
 from onward.batch import Batch
 from onward.errors import SettingError
 from onward.objectives import Losses, Metrics, Objective
+from onward.recipes.graph_layers import unit_length
 from onward.samplers import Sampler, Views
 
 Direction = Literal["to-classes", "both"]
@@ -97,6 +98,25 @@ class ClassNodes(Sampler):
         return with_class_nodes(batch, self.num_classes, self.direction)
 
 
+@dataclass(frozen=True)
+class ClassNodesBelowLabels(ClassNodes):
+    """The graph with a node for each class, and beside it a label at each node, for the top layer.
+
+    Training nodes and class nodes have their class, all others an equal share of each.
+
+    Source:
+        Park et al. 2024, arXiv:2403.11004, section 3.3 (equation 7).
+    """
+
+    def neutral(self, batch: Batch) -> Batch:
+        x, (known, label) = batch.tensor, known_labels(batch)
+        labels = x.new_full((len(x), self.num_classes), 1 / self.num_classes)
+        labels[known] = F.one_hot(label, self.num_classes).to(x.dtype)
+        labels = torch.cat([labels, torch.eye(self.num_classes, dtype=x.dtype)])
+        graph = super().neutral(batch)
+        return graph.replace(inputs={"features": graph.tensor, "labels": labels})
+
+
 class NearestClassNode(Objective):
     """Nodes become more like the node of their class than like those of other classes.
 
@@ -126,8 +146,11 @@ class NearestClassNode(Objective):
 
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Losses:
         (view,) = outputs.values()
+        return self._loss(view, self.logits(view))
+
+    def _loss(self, view: Batch, logits: Float[Tensor, "nodes classes"]) -> Tensor:
         index = view.index
-        losses = F.cross_entropy(self.logits(view)[index], view.label[index], reduction="none")
+        losses = F.cross_entropy(logits[index], view.label[index], reduction="none")
         return (losses if view.weights is None else losses * view.weights[index]).mean()
 
     def scores(self, outputs: Batch) -> Float[Tensor, "nodes classes"]:
@@ -139,3 +162,20 @@ class NearestClassNode(Objective):
         index = view.index
         right = self.logits(view)[index].argmax(dim=1) == view.label[index]
         return {"accuracy": (right.sum(), len(right))}
+
+
+class NearestClassNodeFromAbove(NearestClassNode):
+    """Nodes become like the node of their class where layers above are averaged in.
+
+    The loss is that of `NearestClassNode`, of the mean over a layer and, in unit length, the layers
+    above it as they were an epoch before. Classes are named by the layer itself.
+
+    Source:
+        Park et al. 2024, arXiv:2403.11004, section 3.3 (equation 8).
+    """
+
+    def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Losses:
+        (view,) = outputs.values()
+        above = [unit_length(tensor) for tensor in view.context.values()]
+        mean = torch.stack([view.tensor, *above]).mean(dim=0)
+        return self._loss(view, self.logits(view.replace(inputs=mean)))

@@ -232,6 +232,33 @@ def layer_blocks(
     return blocks
 
 
+class Reading(nn.Module):
+    """A layer that reads some of the tensors it is given, in this order, side by side.
+
+    Args:
+        names: Which.
+        layer: What they go to.
+    """
+
+    def __init__(self, names: tuple[str, ...], layer: nn.Module) -> None:
+        super().__init__()
+        self.names, self.layer = names, layer
+
+    def forward(self, inputs: dict[str, Tensor], edge_index: Int[Tensor, "2 edges"]) -> Tensor:
+        found: Tensor = self.layer({name: inputs[name] for name in self.names}, edge_index)
+        return found
+
+
+def prepared(
+    names: tuple[str, ...],
+    prepare: Callable[..., Tensors],
+    inputs: dict[str, Tensor],
+    edge_index: Int[Tensor, "2 edges"],
+) -> Tensors:
+    """Return what `prepare` makes of some of several tensors, in this order."""
+    return prepare({name: inputs[name] for name in names}, edge_index)
+
+
 def check_graph(data: DataInfo, recipe: str) -> None:
     """Refuse data without edges.
 

@@ -1,0 +1,114 @@
+"""Forward learning on graphs, where layers read the layer above as well."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from onward.recipes.recipe import recipe
+from onward.settings import Counts, OptimizerConfig, Positive, Section
+from onward.values import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopToInputConfig(Section):
+    """Graph convolutions that read the layers below and above, and nodes for the classes."""
+
+    widths: Counts = (128, 128)
+    """Units of each layer, which is a block."""
+
+    convolution: Literal["gcn", "sage", "gat"] = "gcn"
+    """Kind of the layers."""
+
+    direction: Literal["to-classes", "both"] = "both"
+    """Which way messages go between training nodes and the node of their class. `both` shows
+    training nodes their own label, which test nodes do not have."""
+
+    temperature: Positive = 1.0
+    """What dot products with the nodes of the classes are divided by."""
+
+    ticks: Annotated[int, Range(2)] = 10
+    """How often all layers are updated, and learn, from one look at the graph."""
+
+    counted: tuple[Annotated[int, Range(0)], ...] = (2, 3, 4, 5, 6, 7, 8, 9)
+    """Ticks, from 0, at which classes are read off, and added up."""
+
+
+@recipe(
+    source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.3: SF-Top-To-Input. States "
+    "start from zero at each epoch, which is ten ticks in training as in inference; there they "
+    "start from a pass upwards, and in training go on through all epochs. Features of the nodes of "
+    "classes are the same in every run",
+    defaults={
+        "training.epochs": 100,
+        "training.precision": "fp32",
+        "plan.kind": "stream",
+        "plan.patience": 20,
+        "plan.keep_best": True,
+        "optimizer.weight_decay": 5e-4,
+    },
+    twin="gnn-backprop",
+)
+def forwardgnn_top_to_input(
+    config: TopToInputConfig, data: Any, *, optimizer: OptimizerConfig
+) -> Any:
+    """ForwardGNN, top to input: layers read those below and above them, the top one the labels.
+
+    As in forwardgnn-sf, nodes become like a node that stands for their class, in one pass. A layer
+    also reads the layer above as it was a tick before, and the top layer the labels that are
+    known. All layers learn together: the first, third and so on, then the second, fourth and so on.
+    """
+    # Lists of recipes and the help of the command do without torch.
+    from functools import partial
+
+    from onward.blocks import Block, Edge
+    from onward.networks import Network
+    from onward.readouts import SumOfHeads
+    from onward.recipes.class_nodes import ClassNodesBelowLabels, NearestClassNode
+    from onward.recipes.graph_layers import Reading, check_graph, layer, prepared, rule
+
+    check_graph(data, "forwardgnn-top-to-input")
+    depth = len(config.widths)
+    # Those that come first in a tick see what the others were a tick before.
+    numbers = [*range(0, depth, 2), *range(1, depth, 2)]
+    place = {number: position for position, number in enumerate(numbers)}
+    widths = (data.num_inputs, *config.widths, data.num_classes)
+
+    def seen(source: int, reader: int, name: str) -> Edge:
+        """Return how a layer sees another one."""
+        if place[source] < place[reader]:
+            return Edge(place[source], name=name)
+        return Edge(place[source], delay=1, name=name, shape=(config.widths[source],))
+
+    blocks = []
+    for number in numbers:
+        is_first, is_last = number == 0, number == depth - 1
+        reads = [] if is_first else [seen(number - 1, number, "below")]
+        reads += [] if is_last else [seen(number + 1, number, "above")]
+        reads += [Edge("input")] if is_first or is_last else []
+        prefix = "input." if len(reads) > 1 else ""
+        names = (
+            f"{prefix}features" if is_first else "below",
+            f"{prefix}labels" if is_last else "above",
+        )
+        module, prepare = layer(
+            config.convolution, widths[number] + widths[number + 2], widths[number + 1]
+        )
+        blocks.append(
+            Block(
+                module if prepare else Reading(names, module),
+                NearestClassNode(data.num_classes, config.temperature),
+                rule(optimizer),
+                reads=tuple(reads),
+                structure=() if prepare else ("edge_index",),
+                prepare=partial(prepared, names, prepare) if prepare else None,
+            )
+        )
+    return Network(
+        blocks,
+        ClassNodesBelowLabels(data.num_classes, config.direction),
+        SumOfHeads(ticks=config.counted),
+        num_classes=data.num_classes,
+        ticks=config.ticks,
+    )
+
+
+forwardgnn_top_to_input = replace(forwardgnn_top_to_input, name="forwardgnn-top-to-input")
