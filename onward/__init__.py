@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from onward.checkpoint import load, save
     from onward.comparison import compare
     from onward.config import RunConfig
-    from onward.data import DataInfo, Dataset, graph
+    from onward.data import DataInfo, Dataset, graph, graph_links
     from onward.data import from_arrays as dataset
     from onward.data import load as load_data
     from onward.errors import (
@@ -70,6 +70,7 @@ else:
                 "DataInfo",
                 "Dataset",
                 "graph",
+                "graph_links",
                 "from_arrays as dataset",
                 "load as load_data",
             ),
@@ -156,6 +157,7 @@ __all__ = [
     "Fold",
     "GoodnessSweep",
     "graph",
+    "graph_links",
     "LabelEmbedding",
     "Listener",
     "load",

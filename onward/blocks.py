@@ -87,9 +87,10 @@ class Block(nn.Module):
         schedule: Learning rate over time, instead of that of the training: a name, see
             `TrainingConfig.schedule`, or a function from the share of the epochs that is done, up
             to 1, to a factor on the learning rate.
-        structure: Members of the batch's structure that the module takes as keywords.
-        prepare: Done once a view, with what does not depend on weights: from inputs, and the
-            structure as keywords, to what the module gets in their place.
+        structure: Members of the batch's structure that the module takes as keywords; where there
+            is `prepare`, this takes them in its place.
+        prepare: Done once a view, with what does not depend on weights: from inputs, and members of
+            the structure as keywords, to what the module gets in the place of both.
         clip: Largest length of the gradient, all parameters together; a longer one is scaled to
             it, as `torch.nn.utils.clip_grad_norm_` does. None: any.
 
@@ -170,7 +171,9 @@ class Block(nn.Module):
         # Tensors of torch.inference_mode do not count their changes.
         counted = [part for part in parts(batch.inputs) if not part.is_inference()]
         versions = [part._version for part in counted]
-        outputs: Tensors = self.module(batch.inputs, **self._structure(batch))
+        # `prepare` has made of the structure what the module needs.
+        structure = self._structure(batch) if self.prepare is None else {}
+        outputs: Tensors = self.module(batch.inputs, **structure)
         if [part._version for part in counted] != versions:
             raise SettingError(
                 f"The module {type(self.module).__name__} changes its input in place, which other "
@@ -186,15 +189,19 @@ class Block(nn.Module):
         return outputs
 
     def _structure(self, batch: Batch) -> dict[str, Tensor]:
-        # `prepare` has made of it what the module needs.
-        names = self.structure if self.prepare is None else ()
-        return {name: batch.structure[name] for name in names}
+        lacking = [name for name in self.structure if name not in batch.structure]
+        if lacking:
+            raise SettingError(
+                f"A block needs {', '.join(lacking)} of the structure of the samples, which have "
+                f"{', '.join(batch.structure) or 'none'}."
+            )
+        return {name: batch.structure[name] for name in self.structure}
 
     def prepared(self, batch: Batch) -> Batch:
         """Return a batch as the module gets it, with all done that does not depend on weights."""
         if self.prepare is not None:
             with torch.no_grad():
-                prepared = self.prepare(batch.inputs, **dict(batch.structure))
+                prepared = self.prepare(batch.inputs, **self._structure(batch))
             batch = batch.replace(inputs=prepared)
         if self.memory_format is torch.contiguous_format:
             return batch

@@ -250,7 +250,10 @@ def _rebuild(
             input_shape=tuple(int(n) for n in blueprint["data"]["input_shape"]),
             num_classes=int(blueprint["data"]["num_classes"]),
             is_image=bool(blueprint["data"]["is_image"]),
-            structure=tuple(map(str, blueprint["data"].get("structure", ()))),
+            structure={
+                str(name): tuple(map(int, shape))
+                for name, shape in blueprint["data"].get("structure", {}).items()
+            },
         )
         found = Blueprint(recipe, settings, data, int(blueprint.get("stage", -1)))
         if isinstance(settings, NetworkConfig):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from onward.batch import Batch
@@ -20,6 +20,7 @@ from onward.errors import DataError
 from onward.networks import Network, in_chunks, passes
 from onward.readouts import Readout
 from onward.samplers import NEUTRAL
+from onward.settings import Monitor
 
 CHUNK = 100
 """Samples whose metrics are computed at once: one may have thousands of scores."""
@@ -111,6 +112,10 @@ class Evaluation:
     tally_blocks: Mapping[int, Tally] = field(default_factory=dict)
     """The answers of each block on its own, like `correct_blocks`."""
 
+    ordered: int | None = None
+    """Of two classes: pairs of a sample of each whose scores are in the right order, counted twice,
+    and once where scores are the same. None where there are not two, or each has no samples."""
+
     def __repr__(self) -> str:
         """Return it in a line."""
         share = "" if self.accuracy is None else f", {self.accuracy:.2%}"
@@ -120,6 +125,17 @@ class Evaluation:
     def accuracy(self) -> float | None:
         """Share of the samples that are right; None without samples."""
         return self.correct / self.samples if self.samples else None
+
+    @property
+    def roc_auc(self) -> float | None:
+        """Area under the ROC curve, where there are two classes with samples."""
+        if self.ordered is None or self.tally is None:
+            return None
+        return self.ordered / (2 * math.prod(self.tally.samples))
+
+    def merit(self, monitor: Monitor) -> int:
+        """Return how good this is, to compare with others of the same samples: more is better."""
+        return self.correct if monitor == "accuracy" or self.ordered is None else self.ordered
 
     @property
     def block_accuracy(self) -> list[float]:
@@ -157,7 +173,34 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     blocks = [visit % len(network.all_blocks) for visit in network.fold(readout).exits]
     tallies = dict(zip(blocks, each, strict=False))
     correct = {block: sum(tally.right) for block, tally in tallies.items()}
-    return Evaluation(len(label), sum(whole.right), correct, whole, tallies)
+    order = ordered(scores.network[index], label)
+    return Evaluation(len(label), sum(whole.right), correct, whole, tallies, order)
+
+
+def roc_auc(scores: Float[Tensor, "samples classes"], label: Tensor) -> float | None:
+    """Return the area under the ROC curve, where there are two classes with samples.
+
+    Example:
+        >>> roc_auc(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8]]), torch.tensor([0, 1, 0]))
+        0.75
+    """
+    order = ordered(scores, label)
+    return None if order is None else order / (2 * math.prod(label.bincount().tolist()))
+
+
+def ordered(scores: Float[Tensor, "samples classes"], label: Tensor) -> int | None:
+    """Return how many pairs of samples of two classes are in order, see `Evaluation.ordered`.
+
+    Example:
+        >>> ordered(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8]]), torch.tensor([0, 1, 0]))
+        3
+    """
+    if scores.shape[1] != 2 or len(label.unique()) < 2:
+        return None
+    lead = scores[:, 1] - scores[:, 0]
+    others, own = lead[label == 0].sort().values, lead[label == 1]
+    below, at_most = (torch.searchsorted(others, own, right=right).sum() for right in (False, True))
+    return int(below + at_most)
 
 
 @torch.no_grad()

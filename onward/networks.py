@@ -277,11 +277,6 @@ def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
     return [batch.take(slice(start, start + size)) for start in starts]
 
 
-def num_samples(batch: Batch) -> int:
-    """Return the number of samples; not `len`, which an export would take for a constant."""
-    return batch.__len__()
-
-
 class Passed(NamedTuple):
     """What a block has made of some samples."""
 
@@ -349,7 +344,8 @@ class Forward:
         end, needed = len(self.blocks), self.needed
         readers = [(end if e.delay else n, e.source) for n in needed for e in self.reads[n]]
         self._last = {source: n for n, source in sorted(readers, key=lambda reader: reader[0])}
-        self.num_samples, self.visit, self.exit = num_samples(batch), 0, 0
+        # Not `len`, which an export would take for a constant.
+        self.num_samples, self.visit, self.exit = batch.__len__(), 0, 0
         self.found: list[Tensor] = []
         self.total = torch.zeros(self.num_samples, network.num_classes)
         batch = network.transformed(Batch(batch.inputs, structure=batch.structure))
@@ -358,9 +354,9 @@ class Forward:
         self.seen = batch if self.first is not None else self.view(batch)
         # A pass is a sample, or a sample with a label; they stay in order of samples.
         each = network.sampler.num_candidates if readout.sweeps else 1
-        more = num_samples(self.seen) - self.num_samples * each
-        # A graph may have got further nodes, after those that are asked about.
-        if self.first is None and (more < 0 or (more and not self.seen.structure)):
+        more = self.seen.__len__() - self.num_samples * each
+        # What passes through a structure, such as the nodes of a graph, may be other than samples.
+        if self.first is None and more and not self.seen.structure:
             raise SettingError(
                 f"The sampler {type(network.sampler).__name__} makes {len(self.seen)} candidates "
                 f"of {self.num_samples} samples, and its num_candidates is {each}."
@@ -447,6 +443,10 @@ class Forward:
                 + ("one goodness a sample." if self.readout.sweeps else "a score a class.")
             )
         if self.seen.structure:
+            if len(found) < len(self._places):
+                each = f"{len(found)} of {len(self._places)} samples and labels"
+                raise SettingError(f"Block {number} scores {each}, and all need scores.")
+            # Samples come before all others that have scores.
             found = found[self._places]
         if self.readout.sweeps:
             full = found.new_full((self.num_samples, self.network.num_classes), -torch.inf)

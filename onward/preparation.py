@@ -221,7 +221,7 @@ def make_stages(
         input_shape=dataset.input_shape,
         num_classes=summary.num_classes,
         is_image=dataset.is_image,
-        structure=tuple(dataset.training.structure),
+        structure={n: tuple(t.shape) for n, t in dataset.training.structure.items()},
     )
     blueprint = Blueprint(config.method, config.network, data)
     init = config.training.init
@@ -352,6 +352,9 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
         )
     if training.gradients == "shared-pass":
         _check_shared_pass(network, plan.slices, config.data.class_weights)
+    if plan.monitor == "roc-auc" and network.num_classes != 2:
+        text = f"plan.monitor = roc-auc is for two classes, and there are {network.num_classes}."
+        raise SettingError(f"{text} Use accuracy.")
     shared: dict[str, Any] = {
         "nodes": nodes_of(network),
         "epochs": training.epochs,
@@ -363,6 +366,7 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
         "validate_every": plan.validate_every or _usual_validations(config, network, summary),
         "patience": plan.patience,
         "stop_age": plan.stop_age,
+        "monitor": plan.monitor,
         "keep_best": plan.keep_best,
         "has_validation": any(summary.validation_samples) and network.readout is not None,
     }

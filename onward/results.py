@@ -96,6 +96,7 @@ class Result:
     def _repr_html_(self) -> str:
         """Return it as a table, for notebooks."""
         shares = {"test accuracy": self.accuracy, "validation accuracy": self.validation.accuracy}
+        shares |= {"test area under the ROC curve": self.test.roc_auc}
         shares |= {f"test accuracy, {name} readout": own for name, own in self.readouts.items()}
         rows = {name: f"{share:.2%}" for name, share in shares.items() if share is not None}
         if self.per_block:
@@ -118,6 +119,7 @@ class Result:
                 "test": self.test.accuracy,
                 "balanced": tally.balanced_accuracy if tally else None,
                 "sensitivity": tally.sensitivity if tally else [],
+                "roc_auc": self.test.roc_auc,
                 "validation": self.validation.accuracy,
                 "per_block": self.per_block,
                 "readouts": dict(self.readouts),

@@ -72,6 +72,9 @@ class DataConfig(Section):
     context: Annotated[int, Range(2)] = 128
     """Bytes of a sample of text: a window, which is all that a model of the next byte sees."""
 
+    links: bool = False
+    """Whether samples of a graph are pairs of nodes, with an edge or without, and not its nodes."""
+
     standardize: Standardize = "auto"
     """What gets a mean of 0 and a standard deviation of 1 over the training samples: each feature,
     each channel, or nothing. auto: features of vectors where these differ much in scale or lie far
@@ -230,6 +233,9 @@ class TrainingConfig(Section):
     """Threads of each rank. Rounding depends on it."""
 
 
+Monitor = Literal["accuracy", "roc-auc"]
+"""What is compared of validations."""
+
 Cut = Literal["samples", "units"]
 """What a slice is a part of: the samples of a mini-batch, or the units of a block."""
 
@@ -284,6 +290,10 @@ class PlanConfig(Section):
     stop_age: Count = 1
     """Chapters from the validation that ends training to the first that is not trained. On several
     ranks that take turns, fewer than ranks let them wait for each validation."""
+
+    monitor: Monitor = "accuracy"
+    """What is compared where validations decide something: the accuracy, or the area under the ROC
+    curve, of two classes."""
 
     keep_best: bool = False
     """Whether the run ends with the weights of the chapter that validated best, and not with the

@@ -96,6 +96,7 @@ def load_data(config: RunConfig, rank: int, *, allow_one_class: bool = False) ->
         allow_one_class=allow_one_class or is_private(config),
         context=config.data.context,
         label=label and label.replace("{rank}", str(rank)),
+        links=config.data.links,
     )
     for name, is_idle in (
         ("test", dataset.has_own_test),

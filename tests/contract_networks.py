@@ -60,7 +60,13 @@ def graph_convolutions():
 def prepared_graph_convolutions():
     """The same network, which aggregates beforehand."""
     blocks = [
-        ow.Block(dense(2 * inputs), graph_head(), ow.Adam(lr=0.01), prepare=with_neighbors)
+        ow.Block(
+            dense(2 * inputs),
+            graph_head(),
+            ow.Adam(lr=0.01),
+            structure=("edge_index",),
+            prepare=with_neighbors,
+        )
         for inputs in (FEATURES, UNITS)
     ]
     return [ow.Network(blocks, ow.Plain(), ow.SumOfHeads(), num_classes=CLASSES)]

@@ -15,8 +15,11 @@ FOLDER = Path(__file__).parent.parent / "docs" / "recipes"
 OWN = re.compile(r"(?<=<!-- written by tests/recipe_pages.py -->\n).*(?=<!-- end -->)", re.DOTALL)
 WINDOWS = ow.DataInfo(input_shape=(64,), num_classes=256, is_image=False)
 DIGITS = ow.DataInfo(input_shape=(1, 28, 28), num_classes=10, is_image=True)
-NODES = ow.DataInfo(input_shape=(602,), num_classes=6, structure=("edge_index",))
+EDGES = {"edge_index": (2, 10674)}
+NODES = ow.DataInfo(input_shape=(602,), num_classes=6, structure=EDGES)
+PAIRS = ow.DataInfo(input_shape=(2,), num_classes=2, structure=EDGES | {"x": (4230, 602)})
 DATA = {"byte-lm": WINDOWS} | {name: NODES for name in RECIPES if "gnn" in name}
+DATA |= {name: PAIRS for name in RECIPES if "links" in name}
 
 
 def networks_of(recipe):

@@ -59,10 +59,12 @@ def test_a_block_stops_by_what_the_network_up_to_it_gets_right():
     each = network.scores_of(validation).blocks
 
     for number in range(len(each)):
-        stopping = BlockStopping(network, number, validation, every=1, patience=1)
+        stopping = BlockStopping(
+            network, number, validation, monitor="accuracy", every=1, patience=1
+        )
         stopping.is_done()
         total = sum(each[: number + 1])
-        assert stopping.correct == int((total.argmax(dim=1) == validation.label).sum())
+        assert stopping.merit == int((total.argmax(dim=1) == validation.label).sum())
 
 
 @pytest.mark.parametrize(

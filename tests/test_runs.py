@@ -95,6 +95,7 @@ RESULT = {
     "accuracy": {
         "test": is_share,
         "balanced": is_share,
+        "roc_auc": either(is_share, is_nothing),
         "sensitivity": listed(either(is_share, is_nothing)),
         "validation": either(is_share, is_nothing),
         "per_block": listed(is_share),

@@ -149,16 +149,16 @@ def test_shards_have_validation_samples_of_their_own():
 
 
 def test_the_first_of_equal_validations_is_the_best():
-    first = Standing(best=-1, correct=-1, since=0, end=NEVER).after(0, 5, patience=2, age=1)
+    first = Standing(best=-1, merit=-1, since=0, end=NEVER).after(0, 5, patience=2, age=1)
 
-    assert first.after(1, 5, patience=2, age=1) == Standing(best=0, correct=5, since=1, end=NEVER)
-    assert first.after(1, 6, patience=2, age=1) == Standing(best=1, correct=6, since=0, end=NEVER)
+    assert first.after(1, 5, patience=2, age=1) == Standing(best=0, merit=5, since=1, end=NEVER)
+    assert first.after(1, 6, patience=2, age=1) == Standing(best=1, merit=6, since=0, end=NEVER)
 
 
 def test_an_end_does_not_move():
-    ended = Standing(best=0, correct=5, since=1, end=3)
+    ended = Standing(best=0, merit=5, since=1, end=3)
 
-    assert ended.after(2, 9, patience=1, age=2) == Standing(best=2, correct=9, since=0, end=3)
+    assert ended.after(2, 9, patience=1, age=2) == Standing(best=2, merit=9, since=0, end=3)
     assert ended.after(2, 4, patience=1, age=2).end == 3
 
 

@@ -22,7 +22,7 @@ from onward.config import CUSTOM, RunConfig, read_run, read_settings
 from onward.data.quoting import class_name
 from onward.data.table_files import is_table_file
 from onward.errors import DataError, FileError, SettingError
-from onward.evaluation import as_trained, block_metrics
+from onward.evaluation import as_trained, block_metrics, roc_auc
 from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.calibration import MOST_OVERLAP
@@ -74,6 +74,9 @@ def evaluate_command(options: argparse.Namespace) -> None:
     for number, block in zip(numbers, scores.blocks, strict=False):
         accuracy = (block.argmax(dim=1)[counted] == y).double().mean()
         shown.add_row(f"accuracy, block {number} alone", f"{accuracy:.2%}")
+    area = roc_auc(scores.network[counted], y)
+    if area is not None:
+        shown.add_row("area under the ROC curve", f"{area:.2%}")
     for name, figures in told_metrics(metrics).items():
         shown.add_row(f"{name}, each block alone", figures)
     console = Output()

@@ -42,6 +42,8 @@ def print_result(found: dict[str, Any], folder: Path, startup: float, total: flo
         for number, share in known if len(known) <= MOST_CLASSES else ():
             name = class_name(found["class_names"], number)
             table.add_row(f"sensitivity, class {name} ({each[number]:,} samples)", f"{share:.2%}")
+    if accuracy["roc_auc"] is not None:
+        table.add_row("test area under the ROC curve", f"{accuracy['roc_auc']:.2%}")
     for name, value in accuracy["readouts"].items():
         table.add_row(f"test accuracy, {name} readout", f"{value:.2%}")
     if accuracy["per_block"]:

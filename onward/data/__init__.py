@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from onward.data.graphs import graph
     from onward.data.labels import check_classes
+    from onward.data.links import graph_links
     from onward.data.published import Listing, available
     from onward.data.shared import read_shared, write_shared
     from onward.data.splits import hold_out, shards
@@ -32,6 +33,7 @@ else:
                 "is_channels_last",
                 "split_validation",
             ),
+            "onward.data.links": ("graph_links",),
             "onward.data.graphs": ("graph",),
             "onward.data.labels": ("check_classes",),
             "onward.data.published": ("Listing", "available"),
@@ -47,6 +49,7 @@ __all__ = [
     "Dataset",
     "from_arrays",
     "graph",
+    "graph_links",
     "hold_out",
     "is_channels_last",
     "Listing",

@@ -11,6 +11,7 @@ from onward.data.arrays import read_npy_pair, read_npz
 from onward.data.dataset import Dataset, from_arrays
 from onward.data.graphs import is_graph_file, read_graph
 from onward.data.images import read_images, shape_of
+from onward.data.links import read_links
 from onward.data.published import GRAPHS, PUBLISHED, folders_to_search, locate
 from onward.data.text import read_text
 from onward.errors import DataError
@@ -42,6 +43,7 @@ def load(
     allow_one_class: bool = False,
     context: int = 128,
     label: str | None = None,
+    links: bool = False,
 ) -> Dataset:
     """Load a data set.
 
@@ -57,6 +59,7 @@ def load(
         allow_one_class: Whether all samples of a file may have the same class.
         context: Bytes of a window of a .txt file, see `onward.data.text.read_text`.
         label: Column of a table that has the classes; of an .npy file, the file that has them.
+        links: Whether samples of a graph are pairs of nodes, see `onward.graph_links`.
 
     Raises:
         DataError: There is no such data set, it cannot be found or fetched, or it cannot be
@@ -73,15 +76,21 @@ def load(
             f"data.label = {label} is for files that end in {', '.join(TAKES_LABEL)}, and the data "
             f"set is {name}. Leave it out."
         )
+    if links and not is_graph(name):
+        raise DataError(
+            f"data.links is for graphs, files with a member edge_index, and the data set is "
+            f"{name}. Leave it out, or choose another recipe."
+        )
+    read = read_links if links else read_graph
     if name in PUBLISHED:
         folder = locate(name, folders_to_search(data_dir))
         if name in GRAPHS:
-            return read_graph(folder / f"{name}.npz", split_seed, name)
+            return read(folder / f"{name}.npz", split_seed, name)
         return _READERS[name](folder)
     if path.suffix == ".txt":
         return read_text(path, context=context, test=test)
     if is_graph(name):
-        return read_graph(path, split_seed)
+        return read(path, split_seed)
     return from_arrays(
         **_read(name, path, label),
         name=path.name or name,

@@ -1,8 +1,8 @@
 """A data set as tensors."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,9 @@ class DataInfo:
     is_image: bool = False
     """Whether samples are images, channels first."""
 
-    structure: tuple[str, ...] = ()
-    """What belongs to the samples as a whole, by name, such as the edges of a graph."""
+    structure: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of what belongs to the training samples as a whole, by name, such as the edges of a
+    graph."""
 
     @property
     def num_inputs(self) -> int:

@@ -85,15 +85,8 @@ def graph(
             train, validation, test = (
                 getattr(data, f"{part}_mask", None) for part in ("train", "val", "test")
             )
-    features = samples(x, f"{name}: x")
-    if features.ndim != 2:
-        raise DataError(
-            f"{name}: x has the shape {tuple(features.shape)}. Nodes have vectors of features: the "
-            f"shape is (nodes, features)."
-        )
-    edges = _edges(edge_index, len(features), name)
-    if undirected:
-        edges = torch.cat([edges, edges.flip(0)], dim=1).unique(dim=1)
+    features = features_of(x, name)
+    edges = edges_of(edge_index, len(features), name, undirected=undirected)
     if y is None:
         raise DataError(f"{name}: there is no y. Give the class of each node.")
     given = dict(zip(SETS, (train, validation, test), strict=True))
@@ -139,7 +132,21 @@ def graph(
     )
 
 
-def _edges(edge_index: Numbers, nodes: int, name: str) -> Int[Tensor, "2 edges"]:
+def features_of(x: Numbers, name: str) -> Tensor:
+    """Return features of nodes, checked: uint8 or float32, shape (nodes, features)."""
+    features = samples(x, f"{name}: x")
+    if features.ndim != 2:
+        raise DataError(
+            f"{name}: x has the shape {tuple(features.shape)}. Nodes have vectors of features: the "
+            f"shape is (nodes, features)."
+        )
+    return features
+
+
+def edges_of(
+    edge_index: Numbers, nodes: int, name: str, *, undirected: bool
+) -> Int[Tensor, "2 edges"]:
+    """Return edges, checked; where `undirected`, each once in both directions."""
     if edge_index is None:
         raise DataError(f"{name}: there is no edge_index. Give the edges, shape (2, edges).")
     array = real(edge_index, f"{name}: edge_index")
@@ -162,7 +169,7 @@ def _edges(edge_index: Numbers, nodes: int, name: str) -> Int[Tensor, "2 edges"]
             f"first, edge {int(wrong[0])}, goes from {first[0]} to {first[1]}. There are {nodes:,} "
             f"nodes, counted from 0."
         )
-    return found
+    return torch.cat([found, found.flip(0)], dim=1).unique(dim=1) if undirected else found
 
 
 def _nodes(given: Numbers, nodes: int, what: str) -> Int[Tensor, " chosen"]:
@@ -287,21 +294,17 @@ def is_graph_file(path: Path) -> bool:
         return False
 
 
-def read_graph(path: Path, split_seed: int, name: str | None = None) -> Dataset:
-    """Read a graph from an .npz file, none of whose members is ever unpickled.
+def read_members_of_graph(path: Path) -> dict[str, Any]:
+    """Read the members of a graph from an .npz file, none of which is ever unpickled.
 
     Args:
-        path: A file with the members `edge_index` and `y`; `x`, or `x_data`, `x_indices`,
-            `x_indptr` and `x_shape` of a sparse matrix; and, as they are known, `train`,
-            `validation` and `test`, and `class_names`. See `graph` for what each holds.
-        split_seed: Which split of `node_split` it gets, where it has no sets.
-        name: What it is called; None: as the file.
+        path: See `read_graph`; here `y` may be missing.
 
     Raises:
-        DataError: The file is missing or damaged, or its members do not fit.
+        DataError: The file is missing or damaged.
     """
-    optional = ("x", *FEATURES_CSR, *SETS, "class_names")
-    members: dict[str, Any] = dict(read_members(path, ("edge_index", "y"), optional, is_ours=True))
+    optional = ("y", "x", *FEATURES_CSR, *SETS, "class_names")
+    members: dict[str, Any] = dict(read_members(path, ("edge_index",), optional, is_ours=True))
     if "x" not in members:
         lacking = [member for member in FEATURES_CSR if member not in members]
         if lacking:
@@ -316,6 +319,28 @@ def read_graph(path: Path, split_seed: int, name: str | None = None) -> Dataset:
             raise DataError(
                 f"{path}: the sparse matrix of features is damaged: {error}."
             ) from error
+    return members
+
+
+def read_graph(path: Path, split_seed: int, name: str | None = None) -> Dataset:
+    """Read a graph from an .npz file.
+
+    Args:
+        path: A file with the members `edge_index` and `y`; `x`, or `x_data`, `x_indices`,
+            `x_indptr` and `x_shape` of a sparse matrix; and, as they are known, `train`,
+            `validation` and `test`, and `class_names`. See `graph` for what each holds.
+        split_seed: Which split of `node_split` it gets, where it has no sets.
+        name: What it is called; None: as the file.
+
+    Raises:
+        DataError: The file is missing or damaged, or its members do not fit.
+    """
+    members = read_members_of_graph(path)
+    if "y" not in members:
+        raise DataError(
+            f"{path} lacks y, the class of each node. Without classes, forwardgnn-links learns "
+            f"which nodes are linked."
+        )
     if not any(part in members for part in SETS):
         members |= node_split(len(members["y"]), split_seed)
     names = members.pop("class_names", None)

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 from onward.errors import SettingError
-from onward.settings import Cut
+from onward.settings import Cut, Monitor
 
 
 class TaskKind(StrEnum):
@@ -160,6 +160,9 @@ class Plan(ABC):
     stop_age: int = field(default=1, kw_only=True)
     """Chapters from that validation to the first that is not trained."""
 
+    monitor: Monitor = field(default="accuracy", kw_only=True)
+    """What is compared of validations."""
+
     keep_best: bool = field(default=False, kw_only=True)
     """Whether the run ends in the weights of its best validation, and not in the last ones."""
 
@@ -204,8 +207,8 @@ class Plan(ABC):
         name = "plan.patience" if self.patience is not None else "plan.keep_best"
         if self.is_judged and not self.has_validation:
             raise SettingError(
-                f"{name} compares chapters by their accuracy on validation samples, and there are "
-                f"none, or no readout. Set data.validation, such as 0.1."
+                f"{name} compares chapters by their validation samples, and there are none, or no "
+                f"readout. Set data.validation, such as 0.1."
             )
         if self.is_judged and len(self.samples) > 1:
             raise SettingError(

@@ -8,6 +8,8 @@ from onward.recipes.dense import dense
 from onward.recipes.ff_conv import ff_conv
 from onward.recipes.ffcl import ffcl
 from onward.recipes.forwardgnn_ff import forwardgnn_ff
+from onward.recipes.forwardgnn_links import forwardgnn_links
+from onward.recipes.forwardgnn_links_top_to_input import forwardgnn_links_top_to_input
 from onward.recipes.forwardgnn_sf import forwardgnn_sf
 from onward.recipes.forwardgnn_top_to_input import forwardgnn_top_to_input
 from onward.recipes.forwardgnn_top_to_loss import forwardgnn_top_to_loss
@@ -45,6 +47,8 @@ FAMILIES = {
         forwardgnn_ff,
         forwardgnn_top_to_input,
         forwardgnn_top_to_loss,
+        forwardgnn_links,
+        forwardgnn_links_top_to_input,
     ),
     "to compare with": (backprop, gnn_backprop),
 }

@@ -57,51 +57,20 @@ def forwardgnn_top_to_input(
     known. All layers learn together: the first, third and so on, then the second, fourth and so on.
     """
     # Lists of recipes and the help of the command do without torch.
-    from functools import partial
-
-    from onward.blocks import Block, Edge
     from onward.networks import Network
     from onward.readouts import SumOfHeads
     from onward.recipes.class_nodes import ClassNodesBelowLabels, NearestClassNode
-    from onward.recipes.graph_layers import Reading, check_graph, layer, prepared, rule
+    from onward.recipes.feedback import feedback_blocks
+    from onward.recipes.graph_layers import check_graph
 
     check_graph(data, "forwardgnn-top-to-input")
-    depth = len(config.widths)
-    # Those that come first in a tick see what the others were a tick before.
-    numbers = [*range(0, depth, 2), *range(1, depth, 2)]
-    place = {number: position for position, number in enumerate(numbers)}
-    widths = (data.num_inputs, *config.widths, data.num_classes)
-
-    def seen(source: int, reader: int, name: str) -> Edge:
-        """Return how a layer sees another one."""
-        if place[source] < place[reader]:
-            return Edge(place[source], name=name)
-        return Edge(place[source], delay=1, name=name, shape=(config.widths[source],))
-
-    blocks = []
-    for number in numbers:
-        is_first, is_last = number == 0, number == depth - 1
-        reads = [] if is_first else [seen(number - 1, number, "below")]
-        reads += [] if is_last else [seen(number + 1, number, "above")]
-        reads += [Edge("input")] if is_first or is_last else []
-        prefix = "input." if len(reads) > 1 else ""
-        names = (
-            f"{prefix}features" if is_first else "below",
-            f"{prefix}labels" if is_last else "above",
-        )
-        module, prepare = layer(
-            config.convolution, widths[number] + widths[number + 2], widths[number + 1]
-        )
-        blocks.append(
-            Block(
-                module if prepare else Reading(names, module),
-                NearestClassNode(data.num_classes, config.temperature),
-                rule(optimizer),
-                reads=tuple(reads),
-                structure=() if prepare else ("edge_index",),
-                prepare=partial(prepared, names, prepare) if prepare else None,
-            )
-        )
+    blocks = feedback_blocks(
+        config.convolution,
+        (data.num_inputs, *config.widths),
+        data.num_classes,
+        lambda: NearestClassNode(data.num_classes, config.temperature),
+        optimizer,
+    )
     return Network(
         blocks,
         ClassNodesBelowLabels(data.num_classes, config.direction),

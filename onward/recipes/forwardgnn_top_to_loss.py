@@ -80,7 +80,7 @@ def forwardgnn_top_to_loss(
                 NearestClassNodeFromAbove(data.num_classes, config.temperature),
                 rule(optimizer),
                 reads=(number - 1 if number else "input", *above),
-                structure=() if prepare else ("edge_index",),
+                structure=("edge_index",),
                 prepare=prepare,
                 clip=CLIP,
             )

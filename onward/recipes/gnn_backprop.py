@@ -12,7 +12,8 @@ class GraphBackpropConfig(Section):
     """Graph convolutions in one block."""
 
     widths: Counts = (128, 128, 128, 128)
-    """Units of each layer; the last layer has a unit for each class in their place."""
+    """Units of each layer; where nodes have classes, the last layer has a unit for each in their
+    place."""
 
     convolution: Literal["gcn", "sage", "gat"] = "gcn"
     """Kind of the layers."""
@@ -35,25 +36,34 @@ class GraphBackpropConfig(Section):
     twin="gnn-backprop",
 )
 def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
-    """Backpropagation through all graph convolutions: the twin of forwardgnn-sf and forwardgnn-ff.
+    """Backpropagation through all graph convolutions: the twin of the methods for graphs.
 
-    One block with the cross-entropy of the last layer.
+    One block with the cross-entropy of the last layer: of its units, one for each class; or of dot
+    products of pairs of nodes, where data are links.
     """
     # Lists of recipes and the help of the command do without torch.
     from torch import nn
 
     from onward.blocks import Block
     from onward.networks import Network
-    from onward.objectives import CrossEntropy
+    from onward.objectives import CrossEntropy, Objective
     from onward.readouts import SumOfHeads
     from onward.recipes.graph_layers import GraphLayers, check_graph, rule
-    from onward.samplers import Plain
+    from onward.recipes.pairs import Likeness, PairsOfNodes, check_pairs
+    from onward.samplers import Plain, Sampler
 
     check_graph(data, "gnn-backprop")
-    widths = (data.num_inputs, *config.widths[:-1], data.num_classes)
+    objective: Objective
+    sampler: Sampler
+    if "x" in data.structure:
+        widths = (check_pairs(data, "gnn-backprop"), *config.widths)
+        objective, sampler = Likeness(), PairsOfNodes()
+    else:
+        widths = (data.num_inputs, *config.widths[:-1], data.num_classes)
+        objective, sampler = CrossEntropy(nn.Identity()), Plain()
     module = GraphLayers(config.convolution, widths, is_unit_length=config.unit_length)
-    block = Block(module, CrossEntropy(nn.Identity()), rule(optimizer), structure=("edge_index",))
-    return Network([block], Plain(), SumOfHeads(), num_classes=data.num_classes)
+    block = Block(module, objective, rule(optimizer), structure=("edge_index",))
+    return Network([block], sampler, SumOfHeads(), num_classes=data.num_classes)
 
 
 gnn_backprop = replace(gnn_backprop, name="gnn-backprop")

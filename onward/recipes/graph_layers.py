@@ -133,7 +133,7 @@ class SAGE(nn.Module):
 
 
 class GraphLayers(nn.Module):
-    """Convolutions one after the other, with ReLU between them; the last has a unit for each class.
+    """Convolutions one after the other, with ReLU between them.
 
     Args:
         kind: gcn, sage or gat.
@@ -226,9 +226,9 @@ def layer_blocks(
     blocks = []
     for inputs, units in pairwise(widths):
         module, prepare = layer(kind, inputs, units)
-        structure = () if prepare else ("edge_index",)
         made = objective()
-        blocks.append(Block(module, made, rule(optimizer), structure=structure, prepare=prepare))
+        edges = ("edge_index",)
+        blocks.append(Block(module, made, rule(optimizer), structure=edges, prepare=prepare))
     return blocks
 
 

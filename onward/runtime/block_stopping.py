@@ -7,11 +7,13 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.blocks import Block, gathered
+from onward.evaluation import ordered
 from onward.networks import Forward, Network, in_chunks
+from onward.settings import Monitor
 
 
 class BlockStopping:
-    """Counts what the network up to a block gets right while the block learns; keeps its best.
+    """Validates the network up to a block while the block learns, and keeps its best weights.
 
     Blocks below stay as they are: validation samples pass through them once.
 
@@ -19,18 +21,27 @@ class BlockStopping:
         network: The network.
         number: The block that learns.
         validation: Validation samples.
+        monitor: What is compared.
         every: Epochs between validations.
         patience: Validations in a row without a better one, after which the block is done.
     """
 
     def __init__(
-        self, network: Network, number: int, validation: Batch, *, every: int, patience: int
+        self,
+        network: Network,
+        number: int,
+        validation: Batch,
+        *,
+        monitor: Monitor,
+        every: int,
+        patience: int,
     ) -> None:
         self.block: Block = network.all_blocks[number]
-        self.every, self.patience = every, patience
+        self.monitor, self.every, self.patience = monitor, every, patience
         self.epochs = self.since = 0
-        self.correct = -1
+        self.merit = -1
         self.best: list[Tensor] = []
+        self.label = validation.counted.label
         self.asked = []
         for chunk in in_chunks(validation):
             forward = Forward(network, chunk)
@@ -43,17 +54,20 @@ class BlockStopping:
         self.epochs += 1
         if self.epochs % self.every:
             return False
-        correct = sum(self._correct(ask(), chunk) for ask, chunk in self.asked)
-        if correct > self.correct:
-            self.correct, self.since = correct, 0
+        merit = self._merit()
+        if merit > self.merit:
+            self.merit, self.since = merit, 0
             self.best = [weights.detach().clone() for weights in self.block.weights()]
             return False
         self.since += 1
         return self.since >= self.patience
 
-    def _correct(self, scores: Tensor, samples: Batch) -> int:
-        index = slice(None) if samples.index is None else samples.index
-        return int((scores[index].argmax(dim=1) == samples.label[index]).sum())
+    def _merit(self) -> int:
+        """Return how good the network up to the block is now, see `Evaluation.merit`."""
+        each = [ask()[slice(None) if c.index is None else c.index] for ask, c in self.asked]
+        scores = torch.cat(each)
+        order = ordered(scores, self.label) if self.monitor == "roc-auc" else None
+        return int((scores.argmax(dim=1) == self.label).sum()) if order is None else order
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -93,6 +93,7 @@ class ChapterWorker(Worker):
             self.network,
             block,
             self.shards[plan.shard(chapter)].validation,
+            monitor=plan.monitor,
             every=plan.block_validate_every,
             patience=plan.block_patience,
         )

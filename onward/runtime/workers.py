@@ -340,7 +340,7 @@ class Worker(ABC):
         """
         plan, clock, cpu = self.plan, Clock(), time.process_time()
         before = plan.judged_with(task)
-        then = Standing(best=-1, correct=-1, since=0, end=NEVER)
+        then = Standing(best=-1, merit=-1, since=0, end=NEVER)
         if before:
             then = Standing.of(given[before[0]][0].tolist())
         trained = min(task.time, then.end - 1)
@@ -350,7 +350,7 @@ class Worker(ABC):
             found, now = Evaluation(0, 0, {}), then
         else:
             found = evaluate(self.network, self.shards[task.block].validation)
-            now = then.after(trained, found.correct, plan.patience, plan.stop_age)
+            now = then.after(trained, found.merit(plan.monitor), plan.patience, plan.stop_age)
         each = [found.correct_blocks.get(block, -1) for block in range(plan.num_blocks)]
         counts = [found.samples, found.correct, *each, *now]
         made = {

@@ -1,0 +1,83 @@
+"""Graph convolutions that read the layer above as it was a tick before."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from onward.batch import Tensors
+from onward.blocks import Block, Edge
+from onward.objectives import Objective
+from onward.recipes.graph_layers import Reading, layer, prepared, rule
+from onward.settings import OptimizerConfig
+
+
+def feedback_blocks(
+    kind: str,
+    widths: Sequence[int],
+    labels: int,
+    objective: Callable[[], Objective],
+    optimizer: OptimizerConfig,
+) -> list[Block]:
+    """Return a block for each layer: the first, third and so on, then the second, fourth and so on.
+
+    That is the order in which they are updated: those that come first see what the others were a
+    tick before.
+
+    Args:
+        kind: gcn, sage or gat.
+        widths: Features of a node, and units of each layer.
+        labels: Numbers at each node that the top layer reads, as `labels` beside `features`; 0: it
+            reads the layer below alone, and the input is the features.
+        objective: Makes the objective of a block.
+        optimizer: How weights follow their gradients.
+
+    Source:
+        Park et al. 2024, arXiv:2403.11004, section 3.3 (equation 7).
+    """
+    depth = len(widths) - 1
+    numbers = [*range(0, depth, 2), *range(1, depth, 2)]
+    place = {number: position for position, number in enumerate(numbers)}
+    above = (*widths[2:], labels)
+
+    def seen(source: int, reader: int, name: str) -> Edge:
+        """Return how a layer sees another one."""
+        if place[source] < place[reader]:
+            return Edge(place[source], name=name)
+        return Edge(place[source], delay=1, name=name, shape=(widths[source + 1],))
+
+    blocks = []
+    for number in numbers:
+        is_first, is_last = number == 0, number == depth - 1
+        reads = [] if is_first else [seen(number - 1, number, "below")]
+        reads += [] if is_last else [seen(number + 1, number, "above")]
+        reads += [Edge("input")] if is_first or (is_last and labels) else []
+        prefix = "input." if len(reads) > 1 else ""
+        features = f"{prefix}features" if labels else "input"
+        names = [features if is_first else "below"]
+        if above[number]:
+            names.append(f"{prefix}labels" if is_last else "above")
+        module, prepare = layer(kind, widths[number] + above[number], widths[number + 1])
+        if len(names) > 1:
+            module, prepare = _reading(tuple(names), module, prepare)
+        edges = ("edge_index",)
+        blocks.append(
+            Block(
+                module,
+                objective(),
+                rule(optimizer),
+                reads=tuple(reads),
+                structure=edges,
+                prepare=prepare,
+            )
+        )
+    return blocks
+
+
+def _reading(
+    names: tuple[str, ...], module: nn.Module, prepare: Callable[..., Tensors] | None
+) -> tuple[nn.Module, Callable[..., Tensors] | None]:
+    """Return a layer that reads some tensors by name, and what is done once for each view."""
+    if prepare is None:
+        return Reading(names, module), None
+    return module, partial(prepared, names, prepare)
