@@ -23,6 +23,7 @@ from onward.plan.streams import StreamPlan
 from onward.plan.tasks import INPUT, Node, Plan
 from onward.readouts import is_head
 from onward.recipes.blueprint import Blueprint, build_stages
+from onward.runtime.block_stopping import check_own_scores
 from onward.runtime.workers import Settings, Shard
 from onward.settings import Cut
 from onward.sharding import (
@@ -38,7 +39,13 @@ from onward.sharding import (
 )
 from onward.slices import check_cut
 from onward.stages import Stage
-from onward.trial import block_costs, check_augmentation, check_batch_norm, check_samples
+from onward.trial import (
+    block_costs,
+    check_augmentation,
+    check_batch_norm,
+    check_parts,
+    check_samples,
+)
 
 VALIDATION_SHARE = 0.05
 """Operations of a validation, as a share of those of a chapter, below which each is validated."""
@@ -125,11 +132,7 @@ def arrange(
     """
     set_arithmetic(network, config)
     plan = make_plan(config, network, summary)
-    if training.structure and plan.batch_size != len(training):
-        raise SettingError(
-            f"The samples belong together ({', '.join(training.structure)}), so one mini-batch is "
-            f"all of them. Set training.batch_size to {len(training)}; it is {plan.batch_size}."
-        )
+    check_parts(network, training, plan)
     check_samples(network, training, config)
     check_augmentation(network, training, make_settings(config), plan.batch_size)
     is_balanced = num_ranks > 1 and (config.placement.name or plan.usual_placement) in BALANCED
@@ -384,7 +387,7 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
         return StreamPlan(**shared, ticks=network.ticks)
     _check_cuts(config, network, plan.slices, plan.cut)
     if plan.block_patience is not None and network.readout is not None:
-        _check_own_scores(network)
+        check_own_scores(network)
     made = ChapterPlan(
         **shared,
         optimizer_state_age=state_age(plan.optimizer_state),
@@ -400,28 +403,6 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
             f"are not visited in turn. Use --plan stream."
         )
     return made
-
-
-def _check_own_scores(network: Network) -> None:
-    """Refuse blocks that are to stop by scores that are not their own, or have none."""
-    fold, learning = network.fold(), [b for b in network.line if not b.is_frozen]
-    scored = [network.all_blocks[visit % len(network.all_blocks)] for visit in fold.exits]
-    if not fold.is_own or len(network.line) < len(network.all_blocks):
-        raise SettingError(
-            f"plan.block_patience stops a block by its own class scores, and the readout "
-            f"{type(network.readout).__name__} has those of a head over several blocks, which "
-            f"learns later. Leave it out, or use another readout."
-        )
-    if any(block not in scored for block in learning):
-        raise SettingError(
-            "plan.block_patience stops a block by its own class scores, and not all blocks have "
-            "some. Leave it out."
-        )
-    if any(all(e.source != n for e in own) for n, own in enumerate(network.edges[1:])):
-        raise SettingError(
-            "plan.block_patience stops a block by what the blocks up to it get right, and here one "
-            "does not read the block before it. Leave it out."
-        )
 
 
 def _check_hints(network: Network) -> None:

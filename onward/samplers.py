@@ -40,6 +40,10 @@ class Sampler(ABC):
     draws_once: bool = False
     """Whether what is drawn is the same all through the run."""
 
+    takes_parts: bool = False
+    """Whether views of a batch with a structure are parts of it, around the samples that count, so
+    that it can be learned from in mini-batches. Otherwise it is one whole."""
+
     continues: Mapping[str, str] = {}
     """The view whose output is the next input of a view, where that is another one."""
 

@@ -1,5 +1,7 @@
 """The trial: a sample goes through a network before it is trained, so that mistakes show then."""
 
+import math
+import warnings
 from contextlib import nullcontext
 
 import torch
@@ -11,7 +13,15 @@ from onward.augmentation import augmented
 from onward.batch import Batch, mapped, parts
 from onward.blocks import Block
 from onward.config import RunConfig
-from onward.errors import OnwardError, SettingError, line_of, line_of_user, name_of, told
+from onward.errors import (
+    OnwardError,
+    OnwardWarning,
+    SettingError,
+    line_of,
+    line_of_user,
+    name_of,
+    told,
+)
 from onward.flop_counter import flop_counter
 from onward.networks import Network, passes
 from onward.plan.tasks import Plan
@@ -39,6 +49,45 @@ def check_samples(network: Network, training: Batch, config: RunConfig) -> None:
                 f"the losses by the weights of the batch and set uses_weights = True, or leave "
                 f"out the weights."
             )
+
+
+def check_parts(network: Network, training: Batch, plan: Plan) -> None:
+    """Refuse mini-batches of samples that belong together, where no sampler takes parts of them.
+
+    Warn of edges that no block reads.
+
+    Raises:
+        SettingError: There are some, or they would have no sample that counts.
+    """
+    if not training.structure:
+        return
+    named = ", ".join(training.structure)
+    if not any(block.structure for block in network.all_blocks):
+        warnings.warn(
+            f"The samples belong together ({named}), and no block of this network reads that.",
+            OnwardWarning,
+            stacklevel=2,
+        )
+    if plan.batch_size >= len(training):
+        return
+    sampler = type(network.sampler).__name__
+    if not network.sampler.takes_parts:
+        raise SettingError(
+            f"The samples belong together ({named}), and the sampler {sampler} takes them whole, "
+            f"so one mini-batch is all of them. Set training.batch_size to {len(training)}; it is "
+            f"{plan.batch_size}."
+        )
+    if plan.kind == "stream":
+        raise SettingError(
+            f"The sampler {sampler} takes parts of the samples, which belong together ({named}). "
+            f"In a stream plan they would be of other sizes in each message. Use --plan chapters."
+        )
+    if plan.batch_size * training.num_counted < len(training):
+        raise SettingError(
+            f"Of {len(training):,} samples {training.num_counted:,} are learned from, so that "
+            f"mini-batches of {plan.batch_size} have less than one of them each. Set "
+            f"training.batch_size to {math.ceil(len(training) / training.num_counted)} or more."
+        )
 
 
 def check_augmentation(network: Network, training: Batch, settings: Settings, size: int) -> None:

@@ -124,6 +124,7 @@ ORDER = [
     "recipes.byte_lm",
     "recipes.vit",
     "recipes.graph_layers",
+    "recipes.neighborhoods",
     "recipes.class_nodes",
     "recipes.forwardgnn_sf",
     "recipes.graph_worlds",

@@ -86,7 +86,7 @@ def test_undirected_edges_go_both_ways_once():
     found = graph(edge_index=edges).training.structure["edge_index"]
     one_way = graph(edge_index=[[0, 1], [1, 2]]).training.structure["edge_index"]
 
-    assert found.tolist() == one_way.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
+    assert found.tolist() == one_way.tolist() == [[1, 0, 2, 1], [0, 1, 1, 2]]
     directed = graph(edge_index=[[0, 1], [1, 2]], undirected=False)
     assert directed.training.structure["edge_index"].tolist() == [[0, 1], [1, 2]]
 

@@ -169,7 +169,10 @@ def edges_of(
             f"first, edge {int(wrong[0])}, goes from {first[0]} to {first[1]}. There are {nodes:,} "
             f"nodes, counted from 0."
         )
-    return torch.cat([found, found.flip(0)], dim=1).unique(dim=1) if undirected else found
+    if undirected:
+        found = torch.cat([found, found.flip(0)], dim=1).unique(dim=1)
+    # By the nodes they go to, so that those of a node are found at once.
+    return found[:, found[1].argsort(stable=True)]
 
 
 def _nodes(given: Numbers, nodes: int, what: str) -> Int[Tensor, " chosen"]:

@@ -15,6 +15,7 @@ from onward.batch import Batch
 from onward.errors import SettingError
 from onward.objectives import Losses, Metrics, Objective
 from onward.recipes.graph_layers import unit_length
+from onward.recipes.neighborhoods import neighborhood
 from onward.samplers import Sampler, Views
 
 Direction = Literal["to-classes", "both"]
@@ -89,9 +90,19 @@ class ClassNodes(Sampler):
     """Which way messages go between training nodes and class nodes. `both` shows each training node
     its own label, which test nodes do not have."""
 
+    neighbors: tuple[int, ...] | None = None
+    """Edges drawn for each node of a mini-batch, then for each that was reached, and so on. None:
+    the graph is one mini-batch, with all its edges."""
+
     names = ("graph",)
 
+    @property
+    def takes_parts(self) -> bool:  # type: ignore[override]
+        return self.neighbors is not None
+
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
+        if self.neighbors is not None:
+            batch = neighborhood(batch, self.neighbors, draw)
         return {"graph": self.neutral(batch)}
 
     def neutral(self, batch: Batch) -> Batch:

@@ -24,6 +24,10 @@ class SingleForwardConfig(Section):
     temperature: Positive = 1.0
     """What dot products with the nodes of the classes are divided by."""
 
+    neighbors: Counts | None = None
+    """Neighbors drawn for each node of a mini-batch, then for each of these, and so on, for graphs
+    that are too large for one mini-batch (training.batch_size). None: the graph is one."""
+
 
 @recipe(
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.2. Messages to the classes "
@@ -59,7 +63,7 @@ def forwardgnn_sf(config: SingleForwardConfig, data: Any, *, optimizer: Optimize
         lambda: NearestClassNode(data.num_classes, config.temperature),
         optimizer,
     )
-    sampler = ClassNodes(data.num_classes, config.direction)
+    sampler = ClassNodes(data.num_classes, config.direction, config.neighbors)
     return Network(blocks, sampler, SumOfHeads(), num_classes=data.num_classes)
 
 

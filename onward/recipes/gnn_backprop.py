@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from onward.errors import SettingError
 from onward.recipes.recipe import recipe
 from onward.settings import Counts, OptimizerConfig, Section
 
@@ -20,6 +21,11 @@ class GraphBackpropConfig(Section):
 
     unit_length: bool = True
     """Whether each layer reads vectors of length 1, as those of ForwardGNN do."""
+
+    neighbors: Counts | None = None
+    """Neighbors drawn for each node of a mini-batch, then for each of these, and so on, for graphs
+    that are too large for one mini-batch (training.batch_size). None: the graph is one. Not
+    for links."""
 
 
 @recipe(
@@ -49,6 +55,7 @@ def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: Optimizer
     from onward.objectives import CrossEntropy, Objective
     from onward.readouts import SumOfHeads
     from onward.recipes.graph_layers import GraphLayers, check_graph, rule
+    from onward.recipes.neighborhoods import Neighborhoods
     from onward.recipes.pairs import Likeness, PairsOfNodes, check_pairs
     from onward.samplers import Plain, Sampler
 
@@ -58,9 +65,12 @@ def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: Optimizer
     if "x" in data.structure:
         widths = (check_pairs(data, "gnn-backprop"), *config.widths)
         objective, sampler = Likeness(), PairsOfNodes()
+        if config.neighbors is not None:
+            raise SettingError("Links are learned from all edges at once. Leave out neighbors.")
     else:
         widths = (data.num_inputs, *config.widths[:-1], data.num_classes)
-        objective, sampler = CrossEntropy(nn.Identity()), Plain()
+        objective = CrossEntropy(nn.Identity())
+        sampler = Plain() if config.neighbors is None else Neighborhoods(config.neighbors)
     module = GraphLayers(config.convolution, widths, is_unit_length=config.unit_length)
     block = Block(module, objective, rule(optimizer), structure=("edge_index",))
     return Network([block], sampler, SumOfHeads(), num_classes=data.num_classes)

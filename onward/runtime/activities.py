@@ -47,7 +47,12 @@ class Activities:
         """What each block puts out, by portion."""
 
     def pass_to(self, block: int) -> None:
-        """Pass all samples through the blocks below, where what they put out is held."""
+        """Pass all samples through the blocks below, where what they put out is held.
+
+        Parts of a structure are not: each has a size of its own.
+        """
+        if self.worker.network.sampler.takes_parts:
+            return
         if self.worker.way != "again" or self.portions == 1:
             self._pass_to(block, block)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.blocks import Block, gathered
+from onward.errors import SettingError
 from onward.evaluation import ordered
 from onward.networks import Forward, Network, in_chunks
 from onward.settings import Monitor
@@ -103,3 +104,29 @@ def asker(forward: Forward) -> Callable[[], Tensor]:
         return scores
 
     return ask
+
+
+def check_own_scores(network: Network) -> None:
+    """Refuse blocks that are to stop by scores that are not their own, or have none.
+
+    Raises:
+        SettingError: There are some.
+    """
+    fold, learning = network.fold(), [b for b in network.line if not b.is_frozen]
+    scored = [network.all_blocks[visit % len(network.all_blocks)] for visit in fold.exits]
+    if not fold.is_own or len(network.line) < len(network.all_blocks):
+        raise SettingError(
+            f"plan.block_patience stops a block by its own class scores, and the readout "
+            f"{type(network.readout).__name__} has those of a head over several blocks, which "
+            f"learns later. Leave it out, or use another readout."
+        )
+    if any(block not in scored for block in learning):
+        raise SettingError(
+            "plan.block_patience stops a block by its own class scores, and not all blocks have "
+            "some. Leave it out."
+        )
+    if any(all(e.source != n for e in own) for n, own in enumerate(network.edges[1:])):
+        raise SettingError(
+            "plan.block_patience stops a block by what the blocks up to it get right, and here one "
+            "does not read the block before it. Leave it out."
+        )

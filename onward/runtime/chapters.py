@@ -181,8 +181,8 @@ class ChapterWorker(Worker):
 
     def _stretches(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
         """Yield the segments of a chapter, each with the mini-batches that a block reads."""
-        make = self._augmented if self.settings.augment else self._alike
-        return make(chapter, block)
+        differs = self.settings.augment or self.network.sampler.takes_parts
+        return (self._augmented if differs else self._alike)(chapter, block)
 
     def _alike(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
         """See `_stretches`; all epochs see the same samples, each in another order."""
@@ -211,7 +211,8 @@ class ChapterWorker(Worker):
     def _augmented(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
         """See `_stretches`; each epoch sees samples of its own, in portions of mini-batches."""
         shard, size = self.plan.shard(chapter), self.plan.batch_size
-        each = max(1, CHUNK_SAMPLES // size)
+        # Parts of a structure stay apart.
+        each = 1 if self.network.sampler.takes_parts else max(1, CHUNK_SAMPLES // size)
         for segment in self.plan.segments(chapter):
             order = self.order(segment.epoch, shard)
             numbers = range(segment.first, segment.last)

@@ -233,15 +233,28 @@ class Worker(ABC):
 
     def order(self, epoch: int, shard: int) -> Tensor:
         """Return the samples of a shard in the order of an epoch."""
-        if self.shards[shard].training.structure:
+        training = self.shards[shard].training
+        if training.structure and not self.network.sampler.takes_parts:
             return torch.arange(self.plan.samples[shard])
         draw = seeds.generator(self.settings.seed, "order", epoch)
-        return torch.randperm(self.plan.samples[shard], generator=draw)
+        order = torch.randperm(self.plan.samples[shard], generator=draw)
+        if training.index is None:
+            return order
+        # Each mini-batch has its share of those that count.
+        counts = torch.isin(order, training.index)
+        place = torch.where(counts, counts.cumsum(0) / counts.sum(), 1.0)
+        others = ~counts
+        place[others] = (others.cumsum(0) / others.sum())[others]
+        return order[place.argsort(stable=True)]
 
     def samples(self, shard: int, chosen: Tensor | slice) -> Batch:
-        """Return some training samples as they are, transformed; of a graph, all."""
+        """Return some training samples as they are, transformed; of a graph in one piece, all."""
+        return self.network.transformed(self._taken(shard, chosen))
+
+    def _taken(self, shard: int, chosen: Tensor | slice) -> Batch:
         training = self.shards[shard].training
-        return self.network.transformed(training if training.structure else training.take(chosen))
+        is_whole = training.structure and not self.network.sampler.takes_parts
+        return training if is_whole else training.take(chosen)
 
     def mini_batch(self, epoch: int, shard: int, number: int, chosen: Tensor) -> Batch:
         """Return a training mini-batch as its epoch sees it: transformed, augmented if asked for.
@@ -254,10 +267,8 @@ class Worker(ABC):
         """
         if not self.settings.augment:
             return self.samples(shard, chosen)
-        batch = self.shards[shard].training
-        if not batch.structure:
-            batch = batch.take(chosen)
-        else:
+        batch = self._taken(shard, chosen)
+        if batch.structure:
             # An augmentation may work in place, and so gets a copy.
             batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))
         draw = seeds.generator(self.settings.seed, "augment", epoch, shard, number)

@@ -1,0 +1,168 @@
+"""Graphs in mini-batches: nodes, and neighbors that are drawn for them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import onward
+from prepared import assert_same_weights
+from test_graphs import NODES, arrays, config_of, graph
+
+import onward as ow
+from onward.errors import OnwardWarning, SettingError
+from onward.recipes.class_nodes import ClassNodes
+from onward.recipes.neighborhoods import Neighborhoods, in_edges, neighborhood
+
+pytest.importorskip("torch_geometric")
+
+from onward.recipes.graph_layers import SAGE, Convolution, convolution
+
+pytestmark = pytest.mark.usefixtures("unchecked_module")
+
+PARTS = {"network.neighbors": (3, 2), "training.batch_size": 20, "network.convolution": "sage"}
+
+
+def drawn(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def trained(recipe, dataset=None, **changes):
+    usual = {"training.epochs": 6} | PARTS
+    return ow.run(config_of(recipe, **usual | changes), dataset=dataset or graph())
+
+
+def test_so_many_edges_of_each_node_are_drawn_and_each_as_often():
+    edges = graph().training.structure["edge_index"]
+    degree = edges[1].bincount(minlength=NODES)
+    nodes = degree.argsort(descending=True)[[4, 0, 30]]
+
+    every = in_edges(edges, nodes, 1000, drawn())
+    some = in_edges(edges, nodes, 2, drawn())
+
+    expected = edges[:, torch.isin(edges[1], nodes)]
+    assert every.equal(expected)
+    assert some[1].bincount(minlength=NODES)[nodes].equal(degree[nodes].clamp(max=2))
+    assert some.unique(dim=1).shape == some.shape
+    assert set(map(tuple, some.T.tolist())) <= set(map(tuple, expected.T.tolist()))
+    # Of a node with d edges, each is among two in 2 of d cases.
+    times, most = 3000, nodes[1]
+    draw = drawn()
+    sources = torch.cat([in_edges(edges, nodes[1:2], 2, draw)[0] for _ in range(times)])
+    often = sources.bincount(minlength=NODES)[edges[0, edges[1] == most]]
+    share = 2 / int(degree[most])
+    assert share < 0.5
+    assert (often / times - share).abs().max() < 4 * (share * (1 - share) / times) ** 0.5
+
+
+def test_nodes_without_edges_have_none_drawn():
+    edges = torch.tensor([[1], [0]])
+
+    assert in_edges(edges, torch.tensor([1, 2]), 5, drawn()).shape == (2, 0)
+
+
+@pytest.mark.parametrize("kind", ["sage", "gat"])
+def test_with_all_neighbors_of_all_hops_nodes_are_what_they_are_in_the_graph(kind):
+    batch = graph().training.take(torch.tensor([5, 20, 33, 41]))
+    torch.manual_seed(0)
+    layers = [Convolution(convolution(kind, *sizes)) for sizes in ((8, 16), (16, 8))]
+
+    def put_out(view):
+        x = view.tensor
+        for layer in layers:
+            x = layer(x, view.structure["edge_index"])
+        return x
+
+    part = neighborhood(batch, (1000, 1000), drawn())
+
+    assert len(part) < NODES
+    assert part.label[part.index].equal(batch.label[batch.index])
+    assert put_out(part)[part.index].allclose(put_out(batch)[batch.index], atol=1e-6)
+    # What is known is known of the same nodes.
+    known = {int(node): int(y) for node, y in zip(*known_in(batch), strict=True)}
+    here = dict(
+        zip(
+            part.ids[part.structure["known"]].tolist(),
+            part.structure["known_label"].tolist(),
+            strict=True,
+        )
+    )
+    assert here == {node: y for node, y in known.items() if node in part.ids.tolist()}
+
+
+def known_in(batch):
+    return batch.structure["known"], batch.structure["known_label"]
+
+
+def test_mini_batches_have_their_share_of_the_training_nodes_and_each_once(monkeypatch):
+    seen = []
+    views = ClassNodes.views
+
+    def noted(self, batch, draw, hints):
+        seen.append(batch.index)
+        return views(self, batch, draw, hints)
+
+    monkeypatch.setattr(ClassNodes, "views", noted)
+    dataset = graph()
+    settings = {"training.epochs": 2, "network.widths": (8,)}
+    trained("forwardgnn-sf", dataset, **settings)
+
+    epochs = [seen[-6:-3], seen[-3:]]
+    for epoch in epochs:
+        assert [len(index) for index in epoch] == [8, 8, 8]
+        assert torch.cat(epoch).sort().values.equal(dataset.training.index)
+    assert not epochs[0][0].equal(epochs[1][0])
+
+
+@pytest.mark.parametrize("recipe", ["forwardgnn-sf", "gnn-backprop"])
+def test_parts_of_a_graph_teach_what_the_graph_does(recipe):
+    result = trained(recipe, **{"training.epochs": 60, "optimizer.lr": 0.01})
+
+    assert result.accuracy > 0.75
+    again = trained(recipe, **{"training.epochs": 60, "optimizer.lr": 0.01})
+    assert_same_weights(result.network, again.network)
+
+
+def test_two_processes_end_in_the_weights_of_one(tmp_path):
+    x, edges, y, sets = arrays()
+    np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
+    given = ["train", "forwardgnn-sf", "--data", tmp_path / "own.npz", "--widths", "12,12"]
+    given += ["--set", "network.neighbors=3,2", "--batch-size", "20", "--epochs", "4"]
+    given += ["--chapters", "2"]
+
+    for name, more in (("one", []), ("two", ["--processes", "2"])):
+        assert onward(*given, *more, "--out", tmp_path / name) == 0
+
+    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
+    assert one["weights_sha256"] == two["weights_sha256"]
+    assert two["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        ("forwardgnn-sf", {"network.neighbors": None}, "ClassNodes takes them whole, so one mini"),
+        ("forwardgnn-sf", {"training.batch_size": 2}, "Set training.batch_size to 3 or more"),
+        ("forwardgnn-sf", {"plan.kind": "stream", "plan.block_patience": None}, "Use --plan chap"),
+    ],
+)
+def test_parts_that_cannot_be_learned_from_are_refused(recipe, changes, message):
+    with pytest.raises(SettingError, match=message):
+        trained(recipe, **changes)
+
+
+def test_edges_that_no_block_reads_are_warned_of():
+    with pytest.warns(OnwardWarning, match=r"belong together \(edge_index, known, .*no block"):
+        ow.run(
+            ow.RunConfig(recipe="one-pass").with_settings({"training.epochs": 1}), dataset=graph()
+        )
+
+
+def test_a_part_has_the_edges_that_were_drawn_and_no_other():
+    view = Neighborhoods((2,)).views(graph().training, drawn(), None)["input"]
+
+    edges = view.structure["edge_index"]
+    assert edges[1].bincount().max() <= 2
+    assert edges[1].max() < len(view.index)
+    assert edges.max() < len(view)
+    assert SAGE.prepare(view.tensor, edges)["own"].shape == (len(view), 8)
