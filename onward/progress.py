@@ -25,7 +25,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-UNSHOWN = ("dead_fraction", "seconds", "cpu_seconds")
+UNSHOWN = ("dead_fraction", "epochs", "seconds", "cpu_seconds")
 """Figures of a report that a line of progress leaves out."""
 
 

@@ -198,6 +198,14 @@ class Log:
         """What all validations have shown; None where they decide nothing."""
         return self.standings[max(self.standings)] if self.standings else None
 
+    def block_epochs(self) -> list[float]:
+        """Return for how many epochs each block has learned."""
+        found = [0.0] * len(self.fields)
+        for entry in self.entries:
+            if entry.block is not None:
+                found[entry.block] += entry.figures["epochs"] or 0.0
+        return found
+
     @property
     def chapters_trained(self) -> int:
         """Chapters that were trained: all, where no validation has ended training."""

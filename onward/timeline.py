@@ -39,6 +39,11 @@ class Span(NamedTuple):
     """The same; a receive has no length, since nobody knows when a message began to come in."""
 
 
+def spans_kept(num_ranks: int) -> int:
+    """Return the spans that each rank keeps for the timeline, so that its file stays small."""
+    return min(10_000, max(200, 200_000 // num_ranks))
+
+
 class Recorder:
     """Notes what one rank does.
 

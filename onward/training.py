@@ -52,7 +52,7 @@ from onward.sharding import (
 )
 from onward.stages import Stage
 from onward.starting import Ready, check_alike, closed_on_error, get_ready, num_done
-from onward.timeline import Recorder, Span, is_whole, merged
+from onward.timeline import Recorder, Span, is_whole, merged, spans_kept
 from onward.trained_on import TrainedOn
 from onward.version import VERSION
 from onward.world import current_rank
@@ -370,14 +370,14 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
     placed += f" and blocks of {','.join(map(str, placement.owners)) or 'no team'}"
     check_alike(replace(ready.stage, network=network), config, placed, transport)
-    fields = [report_fields(block) for block in network.all_blocks]
     # Others hear of reports where all ranks gather them.
-    log = Log(plan, fields, listener if transport.rank == 0 else Listener())
+    listening = listener if transport.rank == 0 else Listener()
+    log = Log(plan, [report_fields(block) for block in network.all_blocks], listening)
     worker = make_worker(plan, network, shards, make_settings(config))
     worker.way = ready.held[transport.rank].way or worker.way
     recorder = Recorder(transport.rank, most=spans_kept(transport.num_ranks))
-    store, holders = ready.store, ready.holders
-    runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, holders)
+    store = ready.store
+    runtime = Runtime(plan, placement, worker, transport, log.take, recorder, store, ready.holders)
     transport.all_gather("start", None)
     recorder.start()
     cpu_start = time.process_time()
@@ -427,6 +427,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "augmentation": [name_of(each) for each in make_settings(config).augment],
         "epochs": plan.epochs,
         "chapters": plan.chapters,
+        "block_epochs": log.block_epochs(),
         "chapters_trained": log.chapters_trained,
         "best_chapter": log.standing.best if log.standing else None,
         "plan": config.plan.kind,
@@ -460,11 +461,6 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     is_known = transport.rank == 0 and not is_private(config)
     known = [shard.training for shard in ready.shards.values()] if is_known else []
     return Trained(log, facts, merged(text), TrainedOn.of(known))
-
-
-def spans_kept(num_ranks: int) -> int:
-    """Return the spans that each rank keeps for the timeline, so that its file stays small."""
-    return min(10_000, max(200, 200_000 // num_ranks))
 
 
 def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:

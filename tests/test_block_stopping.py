@@ -51,6 +51,14 @@ def test_a_block_ends_with_the_weights_that_were_best():
     # More epochs than it takes change nothing.
     assert_same_weights(result.network, longer.network)
     assert result.facts["weights_sha256"] != unstopped.facts["weights_sha256"]
+    # Blocks end at a validation, before the last epoch, and the result says when.
+    epochs = result.facts["block_epochs"]
+    assert epochs == longer.facts["block_epochs"]
+    assert all(n % 2 == 0 and 0 < n < 24 for n in epochs)
+    assert [
+        entry.figures["epochs"] for entry in result.progress if entry.block is not None
+    ] == epochs
+    assert unstopped.facts["block_epochs"] == [24.0] * 3
     assert result.accuracy > 0.85
 
 

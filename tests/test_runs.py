@@ -112,6 +112,7 @@ RESULT = {
     "seed": is_count,
     "epochs": is_count,
     "chapters_trained": is_count,
+    "block_epochs": listed(is_number),
     "best_chapter": either(is_count, is_nothing),
     "chapters": is_count,
     "plan": {"chapters", "stream"}.__contains__,
@@ -236,6 +237,7 @@ FIGURES = {
     "accuracy": is_share,
     "goodness_gap": is_number,
     "dead_fraction": either(is_share, is_nothing),
+    "epochs": is_number,
     "seconds": is_number,
     "cpu_seconds": is_number,
 }

@@ -11,8 +11,7 @@ from onward.cli.report import draw_timelines
 from onward.plan.tasks import TaskKind
 from onward.results import Listener
 from onward.runs import read_timeline
-from onward.timeline import Recorder, Span, from_chrome, merged, to_chrome
-from onward.training import spans_kept
+from onward.timeline import Recorder, Span, from_chrome, merged, spans_kept, to_chrome
 
 SPANS = [
     Span(0, "train", "0T0", 0.0, 1.5),

@@ -45,23 +45,24 @@ class ChapterWorker(Worker):
         self._begin(chapter, given)
         learner = self.blocks[block]
         self._give_optimizer_state(task, given)
-        total = StepReport.of_nothing(learner.objective)
+        total, epochs = StepReport.of_nothing(learner.objective), 0.0
         if not learner.is_frozen:
-            total = self._learned(chapter, block)
+            total, epochs = self._learned(chapter, block)
         made = {
             Product(ProductKind.WEIGHTS, chapter, block): self.weights(block),
             Product(ProductKind.OPTIMIZER_STATE, chapter, block): learner.optimizer_tensors(),
-            **self.report(task, total, clock.read()),
+            **self.report(task, total, epochs, clock.read()),
         }
         # The product alone holds that memory from here.
         learner.reset_optimizer()
         return made
 
-    def _learned(self, chapter: int, block: int) -> StepReport:
-        """Let a block learn from the samples of a chapter, and return its figures."""
+    def _learned(self, chapter: int, block: int) -> tuple[StepReport, float]:
+        """Let a block learn from the samples of a chapter; return its figures, and the epochs."""
         learner, shard = self.blocks[block], self.plan.shard(chapter)
         training, batches = self.training(block), self.plan.batches(shard)
         step, total, stopping = None, None, self._stopping(chapter, block)
+        learned = 0
         for segment, stretch in self._stretches(chapter, block):
             views = next(stretch)
             if step is None:
@@ -76,13 +77,14 @@ class ChapterWorker(Worker):
                 step=step,
             )
             total = report.added_to(total)
+            learned += segment.last - segment.first
             is_epoch = segment.last == batches
             if stopping is not None and is_epoch and stopping.is_done():
                 break
         assert total is not None
         if stopping is not None:
             stopping.restore()
-        return total
+        return total, learned / batches
 
     def _stopping(self, chapter: int, block: int) -> BlockStopping | None:
         """Return what ends the training of a block early, where that is asked for."""

@@ -122,6 +122,11 @@ class StreamWorker(Worker):
             for name, like in view.tensors().items()
         ]
 
+    def _epochs(self, step: int) -> float:
+        """Return the epochs of the chapter that ends with a tick."""
+        segments = self.plan.segments(self.plan.chapter_ends[step])
+        return sum(part.last - part.first for part in segments) / self.plan.batches(0)
+
     # What blocks read
 
     def _samples(self, step: int, lead: int = 0) -> Batch:
@@ -232,5 +237,5 @@ class StreamWorker(Worker):
         return {
             Product(ProductKind.WEIGHTS, step, block): self.weights(block),
             Product(ProductKind.OPTIMIZER_STATE, step, block): learner.optimizer_tensors(),
-            **self.report(task, report, elapsed),
+            **self.report(task, report, self._epochs(step), elapsed),
         }

@@ -326,8 +326,14 @@ class Worker(ABC):
             for name, view in read.items()
         }
 
-    def report(self, task: Task, total: StepReport, elapsed: Tensor) -> Made:
+    def report(self, task: Task, total: StepReport, epochs: float, elapsed: Tensor) -> Made:
         """Return the report of a task, its figures in the order of `report_fields`.
+
+        Args:
+            task: The task.
+            total: Figures of what was learned.
+            epochs: Over how many epochs.
+            elapsed: Seconds, of the clock and of the processor.
 
         Raises:
             DivergedError: A weight of the block is not finite.
@@ -340,7 +346,7 @@ class Worker(ABC):
                     f"chapter {self.plan.chapter(task)}. {ADVICE}"
                 )
         dead = math.nan if is_head(block) else 1 - total.active.double().mean().item()
-        figures = [*total.means(), dead, *elapsed.tolist()]
+        figures = [*total.means(), dead, epochs, *elapsed.tolist()]
         report = Product(ProductKind.REPORT, task.time, task.block)
         return {report: [torch.tensor(figures, dtype=torch.float64)]}
 
@@ -399,6 +405,7 @@ def report_fields(block: Block) -> tuple[str, ...]:
         "loss",
         *block.objective.metric_names,
         "dead_fraction",
+        "epochs",
         "seconds",
         "cpu_seconds",
     )
