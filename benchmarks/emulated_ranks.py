@@ -5,6 +5,7 @@
     sudo python benchmarks/emulated_ranks.py --hints       1 pair with adaptive negatives, 6 minutes
     sudo python benchmarks/emulated_ranks.py --replicas    8 ranks on 4 blocks, 10 minutes
     sudo python benchmarks/emulated_ranks.py --conv        convolutions, both plans, 20 minutes
+    sudo python benchmarks/emulated_ranks.py --graph       a graph, 3 minutes; needs --data-dir
 
 Four processes on two cores say nothing about four machines, unless each gets the same fixed share
 of a core. So every rank is put into a control group (cgroup v1, cpu controller, root only) with a
@@ -38,6 +39,9 @@ chapters of 16 mini-batches of 128, and a stream of 192. Figures for each, media
     NAME_schedule_efficiency    as above; costs are those of a block's chapter, spread evenly over
                                 its mini-batches
 
+--graph: forwardgnn-sf on CitationFull CiteSeer, four layers, 20 chapters of 10 epochs; figures as
+of --conv, of one pair.
+
 --replicas: eight ranks in four teams of two, which share each task by samples or by units, beside
 one rank that trains without slices, all under a quota of an eighth of a core; 32 chapters of 16
 mini-batches. One rank does 8 of them, and its time counts four times: its chapters are alike.
@@ -58,12 +62,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import common
 import control_groups
 import torch
+from graphs import made_up
 
 import onward as ow
 from onward.checkpoint import PRECISIONS
@@ -169,23 +175,45 @@ class Noted(ow.Listener):
         self.plan, self.placement = plan, placement
 
 
-def conv_body(work: Mapping[str, Any]) -> None:
-    """Train convolutions as one rank of a run; rank 0 writes times, and what they should be."""
-    torch.set_num_threads(1)
+def images(work: Mapping[str, Any]) -> ow.Dataset:
+    """Return images of CIFAR-10's size, filled at random."""
     draw = torch.Generator().manual_seed(0)
     x = torch.rand(work["samples"], 3, 32, 32, generator=draw)
     y = torch.randint(CLASSES, (len(x),), generator=draw)
-    info = ow.DataInfo(input_shape=(3, 32, 32), num_classes=CLASSES, is_image=True)
-    recipe, noted = ow.RECIPES["conv"], Noted()
+    return ow.dataset(x, y, x_test=x[:100], y_test=y[:100])
+
+
+def graph(work: Mapping[str, Any]) -> ow.Dataset:
+    """Return a graph without validation nodes."""
+    if work["data_dir"] is None:
+        found = made_up()
+    else:
+        found = ow.load_data("citeseer-full", data_dir=work["data_dir"])
+    return replace(found, validation=None)
+
+
+def recipe_body(work: Mapping[str, Any]) -> None:
+    """Train a recipe as one rank of a run; rank 0 writes times, and what they should be."""
+    torch.set_num_threads(1)
+    dataset, noted = (graph if work["recipe"] == "forwardgnn-sf" else images)(work), Noted()
+    shapes = {name: tuple(each.shape) for name, each in dataset.training.structure.items()}
+    info = ow.DataInfo(
+        input_shape=dataset.input_shape,
+        num_classes=dataset.num_classes,
+        is_image=dataset.is_image,
+        structure=shapes,
+    )
+    recipe = ow.RECIPES[work["recipe"]]
     torch.manual_seed(0)
-    network = recipe(recipe.settings(**work["network"]), info)
+    rules = {"optimizer": ow.OptimizerConfig()} if recipe.takes("optimizer") else {}
+    network = recipe(recipe.settings(**work["network"]), info, **rules)
     groups = work["groups"]
     control_groups.join(groups[int(os.environ.get("RANK", "0"))] if groups else None)
     result = ow.train(
         network,
-        ow.dataset(x, y, x_test=x[:100], y_test=y[:100]),
+        dataset,
         training=ow.TrainingConfig(epochs=work["epochs"], batch_size=work["batch_size"]),
-        plan=ow.PlanConfig(kind=work["kind"]),
+        plan=ow.PlanConfig(kind=work["kind"], chapters=work.get("chapters")),
         placement=ow.PlacementConfig(name=work["placement"]),
         validation=0,
         listener=noted,
@@ -207,9 +235,9 @@ def conv_body(work: Mapping[str, Any]) -> None:
 def convolutions(form: str, out: Path) -> dict[str, Any]:
     """Compare four ranks with one, in chapters and in a stream."""
     is_smoke = form == "smoke"
-    pairs, ranks = {"full": 3, "quick": 1, "smoke": 1}[form], 2 if is_smoke else 4
     small = {"channels": (4, 4, 4), "pooled": (1, 2)}
     work = {"network": small if is_smoke else {}, "batch_size": 8 if is_smoke else 128}
+    work["recipe"] = "conv"
     kinds = {
         "all-layers": {"kind": "chapters", "epochs": 4, "samples": 16 * work["batch_size"]},
         "stream": {
@@ -218,6 +246,24 @@ def convolutions(form: str, out: Path) -> dict[str, Any]:
             "samples": (8 if is_smoke else 192) * work["batch_size"],
         },
     }
+    pairs = {"full": 3, "quick": 1, "smoke": 1}[form]
+    return compared(work, kinds, pairs, form, out / "emulated_ranks_conv.json")
+
+
+def graphs(form: str, data_dir: str | None, out: Path) -> dict[str, Any]:
+    """Compare four ranks with one that learn from a graph."""
+    work = {"recipe": "forwardgnn-sf", "network": {}, "data_dir": data_dir}
+    work["batch_size"] = len(graph(work).training)
+    chapters = 4 if form == "smoke" else 20
+    kinds = {"all-layers": {"kind": "chapters", "epochs": 10 * chapters, "chapters": chapters}}
+    return compared(work, kinds, 1, form, out / "emulated_ranks_graph.json")
+
+
+def compared(
+    work: dict[str, Any], kinds: dict[str, Any], pairs: int, form: str, path: Path
+) -> dict[str, Any]:
+    """Compare four ranks with one, by placement."""
+    ranks = 2 if form == "smoke" else 4
     figures: dict[str, Any] = {"load": os.getloadavg()[0]}
     runs = []
     for name, kind in kinds.items():
@@ -237,7 +283,7 @@ def convolutions(form: str, out: Path) -> dict[str, Any]:
         figures[f"{name}_speedup"] = statistics.median(speedups)
         figures[f"{name}_schedule_efficiency"] = statistics.median(efficiencies)
     if form == "full":
-        common.record(out / "emulated_ranks_conv.json", {"figures": figures, "runs": runs})
+        common.record(path, {"figures": figures, "runs": runs})
     return {name: round(value, 4) for name, value in figures.items()}
 
 
@@ -356,18 +402,21 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--replicas", action="store_true", help="8 ranks on 4 blocks")
     parser.add_argument("--conv", action="store_true", help="convolutions, both plans")
+    parser.add_argument("--graph", action="store_true", help="layers of a graph")
     parser.add_argument("--hints", action="store_true", help="adaptive negatives by goodness")
     parser.add_argument("--pairs", type=int, default=5, help="of the full form")
     parser.add_argument("--body", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.body:
         work = json.loads(options.body)
-        return conv_body(work) if "network" in work else train_body(work)
+        return recipe_body(work) if "network" in work else train_body(work)
     torch.set_num_threads(1)
     form = common.form_of(options)
     control_groups.need("cpu")
     if options.conv:
         return common.last_line(convolutions(form, options.out), form)
+    if options.graph:
+        return common.last_line(graphs(form, options.data_dir, options.out), form)
     chapters = {"full": 5, "quick": 4, "smoke": 4}[form]
     pairs = options.pairs if form == "full" else 1
     batch_size = 32 if form == "smoke" else BATCH_SIZE

@@ -379,5 +379,7 @@ def test_a_network_that_is_read_in_another_way_does_not_take_the_weights(path):
 
     save(network("all"), path)
 
-    with pytest.raises(FileError, match=r"read by SumOfHeads\(heads='all'\), 1 ticks, and this"):
+    with pytest.raises(
+        FileError, match=r"read by SumOfHeads\(heads='all', ticks=None\), 1 ticks, and this"
+    ):
         load(path, network("last"))
