@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onward.data import DataInfo, Dataset, graph, graph_links
     from onward.data import from_arrays as dataset
     from onward.data import load as load_data
+    from onward.data.graph_tables import graph_tables, graphs
     from onward.errors import (
         DataError,
         DivergedError,
@@ -74,6 +75,7 @@ else:
                 "from_arrays as dataset",
                 "load as load_data",
             ),
+            "onward.data.graph_tables": ("graph_tables", "graphs"),
             "onward.errors": (
                 "DataError",
                 "DivergedError",
@@ -158,6 +160,8 @@ __all__ = [
     "GoodnessSweep",
     "graph",
     "graph_links",
+    "graph_tables",
+    "graphs",
     "LabelEmbedding",
     "Listener",
     "load",

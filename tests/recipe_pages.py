@@ -20,6 +20,7 @@ NODES = ow.DataInfo(input_shape=(602,), num_classes=6, structure=EDGES)
 PAIRS = ow.DataInfo(input_shape=(2,), num_classes=2, structure=EDGES | {"x": (4230, 602)})
 DATA = {"byte-lm": WINDOWS} | {name: NODES for name in RECIPES if "gnn" in name}
 DATA |= {name: PAIRS for name in RECIPES if "links" in name}
+DATA["gff"] = ow.DataInfo(input_shape=(28, 7 + 28), num_classes=2)
 
 
 def networks_of(recipe):

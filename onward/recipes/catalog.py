@@ -13,6 +13,7 @@ from onward.recipes.forwardgnn_links_top_to_input import forwardgnn_links_top_to
 from onward.recipes.forwardgnn_sf import forwardgnn_sf
 from onward.recipes.forwardgnn_top_to_input import forwardgnn_top_to_input
 from onward.recipes.forwardgnn_top_to_loss import forwardgnn_top_to_loss
+from onward.recipes.gff import gff
 from onward.recipes.gnn_backprop import gnn_backprop
 from onward.recipes.hinton import hinton
 from onward.recipes.hinton_recurrent import hinton_recurrent
@@ -49,6 +50,7 @@ FAMILIES = {
         forwardgnn_top_to_loss,
         forwardgnn_links,
         forwardgnn_links_top_to_input,
+        gff,
     ),
     "to compare with": (backprop, gnn_backprop),
 }
