@@ -258,6 +258,7 @@ def _twins(entries: Sequence[Entry], common: Mapping[str, Any]) -> list[Entry]:
         known, lacking = _known(config, common)
         config = config.with_settings(known)
         changes = {f"training.{name}": getattr(like.config.training, name) for name in ALIKE}
+        changes["plan.monitor"] = like.config.plan.monitor
         widths = settings_of(like.config).get("network.widths")
         if isinstance(widths, tuple) and all(isinstance(width, int) for width in widths):
             changes["network.widths"] = widths

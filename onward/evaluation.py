@@ -134,8 +134,12 @@ class Evaluation:
         return self.ordered / (2 * math.prod(self.tally.samples))
 
     def merit(self, monitor: Monitor) -> int:
-        """Return how good this is, to compare with others of the same samples: more is better."""
-        return self.correct if monitor == "accuracy" or self.ordered is None else self.ordered
+        """Return how good this is, to compare with others of the same samples: more is better.
+
+        Raises:
+            DataError: It is an area under a curve, and samples are of one class.
+        """
+        return merit(self.correct, self.ordered, monitor)
 
     @property
     def block_accuracy(self) -> list[float]:
@@ -175,6 +179,18 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     correct = {block: sum(tally.right) for block, tally in tallies.items()}
     order = ordered(scores.network[index], label)
     return Evaluation(len(label), sum(whole.right), correct, whole, tallies, order)
+
+
+def merit(correct: int, order: int | None, monitor: Monitor) -> int:
+    """See `Evaluation.merit`."""
+    if monitor == "accuracy":
+        return correct
+    if order is None:
+        raise DataError(
+            "plan.monitor = roc-auc compares areas under a curve, and all validation samples are "
+            "of one class. Use other validation samples, or accuracy."
+        )
+    return order
 
 
 def roc_auc(scores: Float[Tensor, "samples classes"], label: Tensor) -> float | None:

@@ -42,7 +42,8 @@ def count_steps(plan: Plan, network: Network, shard: Shard, settings: Settings) 
     found = measure(network, shard, plan.batch_size, settings, count)
     train = list(found.train)
     training = shard.training
-    batch = training if training.structure else training.take(slice(0, plan.batch_size))
+    is_whole = training.structure and not network.sampler.takes_parts
+    batch = training if is_whole else training.take(slice(0, plan.batch_size))
     # Every mini-batch is transformed before the first block; some plans keep what comes out, and
     # others make it again.
     train[0] += count(network.transformed, batch)

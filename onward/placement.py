@@ -194,7 +194,8 @@ def place(
         many = most * (replicas or 1)
         raise PlacementError(
             f"The placement {name} has work for {many} {'rank' if many == 1 else 'ranks'} at most "
-            f"({unit}), but there are {num_ranks}. Start fewer, or choose another placement."
+            f"({unit}), but there are {num_ranks}. Start fewer, or choose another placement"
+            + (", or more chapters (--chapters)." if name == "all-layers" else ".")
         )
     shards = len(plan.samples)
     if name == "federated" and (shards < 2 or shards % num_teams):

@@ -64,11 +64,20 @@ def check_parts(network: Network, training: Batch, plan: Plan) -> None:
     named = ", ".join(training.structure)
     if not any(block.structure for block in network.all_blocks):
         warnings.warn(
-            f"The samples belong together ({named}), and no block of this network reads that.",
+            f"The samples belong together ({named}), and no block of this network reads that. "
+            f"forwardgnn-sf and the other recipes for graphs do.",
             OnwardWarning,
             stacklevel=2,
         )
     if plan.batch_size >= len(training):
+        if network.sampler.takes_parts:
+            warnings.warn(
+                f"Parts of the samples are drawn, and one mini-batch is all {len(training):,} of "
+                f"them. Set training.batch_size, to another number than 100, which is what it is "
+                f"where nothing is said.",
+                OnwardWarning,
+                stacklevel=2,
+            )
         return
     sampler = type(network.sampler).__name__
     if not network.sampler.takes_parts:
@@ -82,11 +91,12 @@ def check_parts(network: Network, training: Batch, plan: Plan) -> None:
             f"The sampler {sampler} takes parts of the samples, which belong together ({named}). "
             f"In a stream plan they would be of other sizes in each message. Use --plan chapters."
         )
-    if plan.batch_size * training.num_counted < len(training):
+    least = math.ceil((len(training) + 1) / training.num_counted)
+    if plan.batch_size < least:
         raise SettingError(
-            f"Of {len(training):,} samples {training.num_counted:,} are learned from, so that "
-            f"mini-batches of {plan.batch_size} have less than one of them each. Set "
-            f"training.batch_size to {math.ceil(len(training) / training.num_counted)} or more."
+            f"Of {len(training):,} samples {training.num_counted:,} are learned from, so that some "
+            f"mini-batches of {plan.batch_size} would have none. Set training.batch_size to "
+            f"{least} or more."
         )
 
 

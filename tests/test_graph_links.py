@@ -115,6 +115,11 @@ def test_a_graph_of_pytorch_geometric_and_a_file_are_read(tmp_path):
             {"x": np.ones((6, 2)), "edge_index": np.stack(np.triu_indices(6, 1))},
             "15 of 15 pairs of nodes have an edge, and as many without one are needed; there are 0",
         ),
+        (
+            {"test": 20},
+            "0.16 of the edges are for validation and 20 for the test. These are shares",
+        ),
+        ({"test": 0.9, "validation": 0.2}, "some edges are left to learn from"),
         ({"edge_index": [[0], [NODES]]}, "1 of 1 edges are of nodes that do not exist"),
         ({"x": np.full((NODES, 2), np.nan)}, "NaN or infinite"),
     ],
@@ -122,6 +127,39 @@ def test_a_graph_of_pytorch_geometric_and_a_file_are_read(tmp_path):
 def test_graphs_without_enough_pairs_are_refused(changes, message):
     with pytest.raises(DataError, match=message):
         links(**changes)
+
+
+def test_validation_pairs_may_be_left_out():
+    dataset = links(validation=0)
+
+    assert dataset.validation is None
+    assert len(dataset.training) + len(dataset.test) == 2 * 271
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([[0.0, 1.0]], r"Pairs are whole numbers, of shape \(pairs, 2\); got torch.float32"),
+        ([[0, 1, 2]], r"Pairs are whole numbers, of shape \(pairs, 2\); got .* of shape \(1, 3\)"),
+        ([[0, NODES]], "Pairs are of nodes from 0 to 59; got 0 to 60"),
+        ([[-1, 3]], "Pairs are of nodes from 0 to 59; got -1 to 3"),
+    ],
+)
+def test_pairs_that_are_none_are_refused(pairs, message):
+    batch = Batch(torch.tensor(pairs), structure=links().test.structure)
+
+    with pytest.raises(SettingError, match=message):
+        PairsOfNodes().neutral(batch)
+
+
+def test_an_area_under_a_curve_takes_samples_of_both_classes():
+    dataset = links()
+    ones = dataset.validation.replace(targets={"label": torch.ones_like(dataset.validation.label)})
+    odd = ow.Dataset(training=dataset.training, validation=ones, test=dataset.test, num_classes=2)
+
+    for recipe in (LINKS, TOP):
+        with pytest.raises(DataError, match="all validation samples are of one class"):
+            trained(recipe, odd)
 
 
 def test_data_that_are_no_pairs_are_refused():
@@ -266,7 +304,7 @@ def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
     assert two["world_size"] == 2
 
 
-def test_the_command_compares_with_the_twin(tmp_path):
+def test_the_command_compares_with_the_twin(tmp_path, capsys):
     x, edges = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges)
     data = ["--data", tmp_path / "own.npz", "--set", "network.widths=16,12", "--epochs", "20"]
@@ -276,3 +314,7 @@ def test_the_command_compares_with_the_twin(tmp_path):
     found = json.loads((tmp_path / "both" / "compare.json").read_text())
     assert [entry["recipe"] for entry in found["entries"]] == [LINKS, TWIN]
     assert onward("evaluate", tmp_path / "both" / "forwardgnn-links-0") == 0
+    twin = (tmp_path / "both" / "gnn-backprop-0" / "config.toml").read_text()
+    assert 'monitor = "roc-auc"' in twin
+    assert onward("predict", tmp_path / "both" / "forwardgnn-links-0", tmp_path / "own.npz") == 2
+    assert "onward predict reads each by itself" in capsys.readouterr().err

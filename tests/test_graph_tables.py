@@ -71,12 +71,35 @@ def test_graphs_of_pytorch_geometric_bring_their_class():
             "graph 1 has 3 features a node, and graph 0 has 1",
         ),
         ([(np.ones((4, 1)), [[0], [1]])], {"y": [0], "nodes": 3}, "has 4 nodes, and tables have 3"),
+        (
+            [(np.ones((2, 1)),)],
+            {"y": [0]},
+            "graph 0 is a tuple of 1. A graph is a pair of features",
+        ),
         ([(np.full((2, 1), np.nan), [[0], [1]])], {"y": [0]}, "graph 0: x holds .* NaN"),
     ],
 )
 def test_graphs_that_do_not_fit_are_refused(graphs, more, message):
     with pytest.raises(DataError, match=message):
         ow.graphs(graphs, **more)
+
+
+def test_one_graph_and_classes_that_are_no_numbers_are_refused():
+    data = pytest.importorskip("torch_geometric.data")
+    x, edges = torch.ones(2, 1), torch.tensor([[0], [1]])
+
+    with pytest.raises(DataError, match=r"This is one graph\. Give a list of graphs"):
+        ow.graphs(data.Data(x, edges))
+    for y, told in ((torch.tensor([0.5]), r"\[0.5\]"), (torch.tensor([[1, 2]]), r"\[\[1, 2\]\]")):
+        with pytest.raises(DataError, match=f"The y of graph 0 is {told}"):
+            ow.graphs([data.Data(x, edges, y=y)])
+    with pytest.raises(DataError, match=r"these are several graphs\. For those, see ow\.graphs"):
+        ow.graph([data.Data(x, edges)])
+
+
+def test_tables_whose_edges_were_scaled_are_refused():
+    with pytest.raises(SettingError, match="Edges in tables of graphs are 0 or 1, and these"):
+        trained(**{"data.standardize": "feature"})
 
 
 def test_other_samples_are_refused():

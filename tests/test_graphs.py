@@ -173,7 +173,7 @@ X, EDGES, Y, SETS = arrays()
         ({"x": X[:, :, None]}, "Nodes have vectors of features"),
         ({"y": Y[:5]}, r"y has the shape \(5,\), but there are 60 nodes"),
         ({"y": None}, "there is no y"),
-        ({"train": None}, "there is no train"),
+        ({"train": None}, "no nodes are given as train"),
         ({"train": SETS["train"][Y[SETS["train"]] != 1]}, "no node in train has the class 1, whi"),
         ({"train": [60]}, "train has node 60, and there are 60, counted from 0"),
         ({"train": [1, 1]}, "train has node 1 more than once"),

@@ -13,6 +13,8 @@ import onward as ow
 from onward.errors import OnwardWarning, SettingError
 from onward.recipes.class_nodes import ClassNodes
 from onward.recipes.neighborhoods import Neighborhoods, in_edges, neighborhood
+from onward.runtime.chapters import ChapterWorker
+from onward.runtime.workers import spread_out
 
 pytest.importorskip("torch_geometric")
 
@@ -104,7 +106,7 @@ def test_mini_batches_have_their_share_of_the_training_nodes_and_each_once(monke
 
     monkeypatch.setattr(ClassNodes, "views", noted)
     dataset = graph()
-    settings = {"training.epochs": 2, "network.widths": (8,)}
+    settings = {"training.epochs": 2, "network.widths": (8,), "network.neighbors": (3,)}
     trained("forwardgnn-sf", dataset, **settings)
 
     epochs = [seen[-6:-3], seen[-3:]]
@@ -149,6 +151,42 @@ def test_two_processes_end_in_the_weights_of_one(tmp_path):
 def test_parts_that_cannot_be_learned_from_are_refused(recipe, changes, message):
     with pytest.raises(SettingError, match=message):
         trained(recipe, **changes)
+
+
+@pytest.mark.parametrize("size", [3, 5, 7, 20, 29, 59])
+def test_no_mini_batch_is_without_a_node_that_counts(size):
+    for number in range(200):
+        draw = torch.Generator().manual_seed(number)
+        nodes = int(torch.randint(size + 1, 61, (), generator=draw)) if size < 59 else 60
+        least = -(-(nodes + 1) // size)
+        order = torch.randperm(nodes, generator=draw)
+        counted = torch.randperm(nodes, generator=draw)[:least]
+
+        found = spread_out(order, counted)
+
+        assert found.sort().values.equal(torch.arange(nodes))
+        assert all(torch.isin(batch, counted).any() for batch in found.split(size))
+
+
+def test_parts_are_not_held(monkeypatch):
+    held = []
+    learned = ChapterWorker._in_portions
+
+    def noted(self, activities, block):
+        held.append(sum(len(known) for each in self.activities.values() for known in each.known))
+        return learned(self, activities, block)
+
+    monkeypatch.setattr(ChapterWorker, "_in_portions", noted)
+    with pytest.warns(OnwardWarning, match="one mini-batch is all 60 of them"):
+        trained("forwardgnn-sf", **{"training.batch_size": NODES})
+
+    assert held
+    assert set(held) == {0}
+
+
+def test_neighbors_are_drawn_over_as_many_hops_as_there_are_layers():
+    with pytest.raises(SettingError, match=r"there are 2 layers \(network.widths\), and it has 1"):
+        trained("forwardgnn-sf", **{"network.neighbors": (5,)})
 
 
 def test_edges_that_no_block_reads_are_warned_of():

@@ -300,6 +300,13 @@ def predict_command(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix != ".npz":
         raise FileError(f"--out takes a name that ends in .npz; got {options.out}.")
     network, _ = _load(options, f'onward.load("{options.run}", network).predict(x)')
+    built = network.blueprint.data.structure if network.blueprint else {}
+    if built:
+        raise SettingError(
+            f"The samples of this network belong together ({', '.join(built)}), and onward predict "
+            f"reads each by itself. Ask from Python, network.predict(dataset.test): see "
+            f"docs/graphs.md."
+        )
     is_grey = (network.inputs.shape or (3,))[0] == 1
     asked, files = data.read_asked(options.input, channels=1 if is_grey else 3)
     x = network.checked(asked, str(options.input))

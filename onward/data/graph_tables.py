@@ -47,13 +47,26 @@ def graphs(
         >>> dataset.input_shape, dataset.num_samples
         ((3, 6), 16)
     """
+    if hasattr(given, "edge_index"):
+        raise DataError("This is one graph. Give a list of graphs; for nodes of one, see ow.graph.")
+    given = list(given)
     if y is None:
-        lacking = [n for n, each in enumerate(given) if getattr(each, "y", None) is None]
-        if lacking:
-            raise DataError(f"There is no y, and graph {lacking[0]} does not bring its class.")
-        y = [int(each.y) for each in given]
+        y = [_class(number, each) for number, each in enumerate(given)]
     tables = graph_tables(given, nodes=nodes, undirected=undirected)
     return from_arrays(tables, y, is_image=False, **{"name": "graphs", **more})
+
+
+def _class(number: int, graph: Graph) -> int:
+    """Return the class that a graph brings."""
+    own = getattr(graph, "y", None)
+    if own is None:
+        raise DataError(f"There is no y, and graph {number} does not bring its class.")
+    found = torch.as_tensor(own)
+    if found.numel() != 1 or float(found) != int(found):
+        raise DataError(
+            f"The y of graph {number} is {found.tolist()}. A class is one whole number for a graph."
+        )
+    return int(found)
 
 
 def graph_tables(
@@ -84,8 +97,12 @@ def graph_tables(
     each = []
     for number, graph in enumerate(given):
         name = f"graph {number}"
-        has_names = hasattr(graph, "edge_index")
-        x, edge_index = (graph.x, graph.edge_index) if has_names else graph
+        if not hasattr(graph, "edge_index") and len(graph) != 2:
+            raise DataError(
+                f"{name} is a {type(graph).__name__} of {len(graph)}. A graph is a pair of "
+                f"features and edges, or a Data of PyTorch Geometric."
+            )
+        x, edge_index = (graph.x, graph.edge_index) if hasattr(graph, "edge_index") else graph
         features = features_of(x, name).float()
         each.append((features, edges_of(edge_index, len(features), name, undirected=undirected)))
         if features.shape[1] != each[0][0].shape[1]:

@@ -85,6 +85,8 @@ def graph(
             train, validation, test = (
                 getattr(data, f"{part}_mask", None) for part in ("train", "val", "test")
             )
+    if isinstance(x, list | tuple) and any(hasattr(each, "edge_index") for each in x):
+        raise DataError(f"{name}: these are several graphs. For those, see ow.graphs.")
     features = features_of(x, name)
     edges = edges_of(edge_index, len(features), name, undirected=undirected)
     if y is None:
@@ -93,8 +95,8 @@ def graph(
     for part in ("train", "test"):
         if given[part] is None:
             raise DataError(
-                f"{name}: there is no {part}. Say which nodes are in it, as a mask or by their "
-                f"numbers."
+                f"{name}: no nodes are given as {part}. Say which are in it, as a mask or by their "
+                f"numbers; a Data of PyTorch Geometric says so by {part}_mask."
             )
     sets = {
         part: _nodes(nodes, len(features), f"{name}: {part}")
@@ -151,7 +153,7 @@ def edges_of(
         raise DataError(f"{name}: there is no edge_index. Give the edges, shape (2, edges).")
     array = real(edge_index, f"{name}: edge_index")
     if array.ndim != 2 or array.shape[0] != 2:
-        turned = ", and this looks turned: give edge_index.T" if array.shape[1:] == (2,) else ""
+        turned = ", and this looks transposed: give edge_index.T" if array.shape[1:] == (2,) else ""
         raise DataError(
             f"{name}: edge_index has the shape {array.shape}, and (2, edges) is needed{turned}."
         )

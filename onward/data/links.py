@@ -38,7 +38,7 @@ def graph_links(
     Args:
         x: Features of the nodes, shape (nodes, features). Or a `Data` of PyTorch Geometric.
         edge_index: Edges, shape (2, edges), each both ways.
-        validation: Share of the edges for validation.
+        validation: Share of the edges for validation; 0: none.
         test: Share of the edges for the test.
         undirected: Whether each edge is also added the other way round, where it is missing.
         split_seed: Decides which edges are held out, and which pairs without an edge are taken.
@@ -63,6 +63,11 @@ def graph_links(
     if hasattr(x, "edge_index"):
         edge_index = x.edge_index if edge_index is None else edge_index
         x = x.x
+    if not (0 <= validation < 1 and 0 < test < 1 and validation + test < 1):
+        raise DataError(
+            f"{name}: {validation:g} of the edges are for validation and {test:g} for the test. "
+            f"These are shares, and some edges are left to learn from; validation may be 0."
+        )
     features = features_of(x, name).float()
     nodes = len(features)
     edges = edges_of(edge_index, nodes, name, undirected=undirected)
@@ -78,7 +83,9 @@ def graph_links(
     count = linked.shape[1]
     held = {"validation": int(validation * count), "test": int(test * count)}
     held["train"] = count - sum(held.values())
-    few = [part for part in ("train", "validation", "test") if held[part] < 1]
+    few = [
+        p for p in ("train", "validation", "test") if held[p] < 1 and (validation or p[0] != "v")
+    ]
     if few:
         raise DataError(
             f"{name}: of {count:,} edges, loops left out, none would be for {few[0]}. It takes "
@@ -104,7 +111,7 @@ def graph_links(
     return Dataset(
         name=name,
         training=pairs("train", "train"),
-        validation=pairs("validation", "train"),
+        validation=pairs("validation", "train") if validation else None,
         test=pairs("test", "train", "validation"),
         num_classes=2,
         class_names=LINKED,

@@ -21,8 +21,8 @@ class LinksTopToInputConfig(Section):
     ticks: Annotated[int, Range(2)] = 10
     """How often all layers are updated, and learn, from one look at the graph."""
 
-    counted: tuple[Annotated[int, Range(0)], ...] = (2, 3, 4, 5, 6, 7, 8, 9)
-    """Ticks, from 0, at which classes are read off, and added up."""
+    counted: tuple[Annotated[int, Range(0)], ...] | None = None
+    """Ticks, from 0, at which classes are read off, and added up. None: all but the first two."""
 
 
 @recipe(
@@ -56,8 +56,9 @@ def forwardgnn_links_top_to_input(
 
     features = check_pairs(data, "forwardgnn-links-top-to-input")
     blocks = feedback_blocks(config.convolution, (features, *config.widths), 0, Likeness, optimizer)
+    counted = config.counted or tuple(range(min(2, config.ticks - 1), config.ticks))
     return Network(
-        blocks, PairsOfNodes(), SumOfHeads(ticks=config.counted), num_classes=2, ticks=config.ticks
+        blocks, PairsOfNodes(), SumOfHeads(ticks=counted), num_classes=2, ticks=config.ticks
     )
 
 

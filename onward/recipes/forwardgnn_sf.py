@@ -25,8 +25,9 @@ class SingleForwardConfig(Section):
     """What dot products with the nodes of the classes are divided by."""
 
     neighbors: Counts | None = None
-    """Neighbors drawn for each node of a mini-batch, then for each of these, and so on, for graphs
-    that are too large for one mini-batch (training.batch_size). None: the graph is one."""
+    """Neighbors drawn for each node of a mini-batch, then for each of these, a number for each
+    layer: for graphs that are too large for one mini-batch (training.batch_size). None: the graph
+    is one."""
 
 
 @recipe(
@@ -54,9 +55,10 @@ def forwardgnn_sf(config: SingleForwardConfig, data: Any, *, optimizer: Optimize
     from onward.networks import Network
     from onward.readouts import SumOfHeads
     from onward.recipes.class_nodes import ClassNodes, NearestClassNode
-    from onward.recipes.graph_layers import check_graph, layer_blocks
+    from onward.recipes.graph_layers import check_graph, check_hops, layer_blocks
 
     check_graph(data, "forwardgnn-sf")
+    check_hops(config.neighbors, len(config.widths))
     blocks = layer_blocks(
         config.convolution,
         (data.num_inputs, *config.widths),

@@ -28,8 +28,8 @@ class TopToInputConfig(Section):
     ticks: Annotated[int, Range(2)] = 10
     """How often all layers are updated, and learn, from one look at the graph."""
 
-    counted: tuple[Annotated[int, Range(0)], ...] = (2, 3, 4, 5, 6, 7, 8, 9)
-    """Ticks, from 0, at which classes are read off, and added up."""
+    counted: tuple[Annotated[int, Range(0)], ...] | None = None
+    """Ticks, from 0, at which classes are read off, and added up. None: all but the first two."""
 
 
 @recipe(
@@ -74,7 +74,7 @@ def forwardgnn_top_to_input(
     return Network(
         blocks,
         ClassNodesBelowLabels(data.num_classes, config.direction),
-        SumOfHeads(ticks=config.counted),
+        SumOfHeads(ticks=config.counted or tuple(range(min(2, config.ticks - 1), config.ticks))),
         num_classes=data.num_classes,
         ticks=config.ticks,
     )

@@ -37,7 +37,7 @@ class TopToLossConfig(Section):
         "training.epochs": 1000,
         "training.precision": "fp32",
         "plan.kind": "stream",
-        "plan.chapters": 500,
+        "plan.validate_every": 2,
         "plan.patience": 100,
         "plan.keep_best": True,
         "optimizer.weight_decay": 5e-4,

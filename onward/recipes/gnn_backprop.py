@@ -23,8 +23,9 @@ class GraphBackpropConfig(Section):
     """Whether each layer reads vectors of length 1, as those of ForwardGNN do."""
 
     neighbors: Counts | None = None
-    """Neighbors drawn for each node of a mini-batch, then for each of these, and so on, for graphs
-    that are too large for one mini-batch (training.batch_size). None: the graph is one. Not
+    """Neighbors drawn for each node of a mini-batch, then for each of these, a number for each
+    layer: for graphs that are too large for one mini-batch (training.batch_size). None: the graph
+    is one. Not
     for links."""
 
 
@@ -54,12 +55,13 @@ def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: Optimizer
     from onward.networks import Network
     from onward.objectives import CrossEntropy, Objective
     from onward.readouts import SumOfHeads
-    from onward.recipes.graph_layers import GraphLayers, check_graph, rule
+    from onward.recipes.graph_layers import GraphLayers, check_graph, check_hops, rule
     from onward.recipes.neighborhoods import Neighborhoods
     from onward.recipes.pairs import Likeness, PairsOfNodes, check_pairs
     from onward.samplers import Plain, Sampler
 
     check_graph(data, "gnn-backprop")
+    check_hops(config.neighbors, len(config.widths))
     objective: Objective
     sampler: Sampler
     if "x" in data.structure:

@@ -272,6 +272,19 @@ def check_graph(data: DataInfo, recipe: str) -> None:
         )
 
 
+def check_hops(neighbors: Sequence[int] | None, layers: int) -> None:
+    """Refuse neighbors that are drawn over other hops than layers read.
+
+    Raises:
+        SettingError: They are.
+    """
+    if neighbors is not None and len(neighbors) != layers:
+        raise SettingError(
+            f"network.neighbors is drawn hop by hop, one for each layer: there are {layers} layers "
+            f"(network.widths), and it has {len(neighbors)} numbers."
+        )
+
+
 def rule(optimizer: OptimizerConfig) -> Optimizer:
     """Return Adam with the decay added to the gradient, as ForwardGNN has it; or SGD."""
     if optimizer.name != "adam":

@@ -53,9 +53,19 @@ class PairsOfNodes(Sampler):
                 "Pairs of nodes need the graph they are of (structure: x, edge_index). Make the "
                 "data set with ow.graph_links."
             )
-        graph, x = dict(batch.structure), batch.structure["x"]
+        graph, x, pairs = dict(batch.structure), batch.structure["x"], batch.tensor
+        if pairs.is_floating_point() or pairs.shape[1:] != (2,):
+            raise SettingError(
+                f"Pairs are whole numbers, of shape (pairs, 2); got {pairs.dtype} of shape "
+                f"{tuple(pairs.shape)}."
+            )
+        if len(pairs) and (int(pairs.min()) < 0 or int(pairs.max()) >= len(x)):
+            raise SettingError(
+                f"Pairs are of nodes from 0 to {len(x) - 1}; got {int(pairs.min())} to "
+                f"{int(pairs.max())}."
+            )
         del graph["x"]
-        return Batch(x, structure={**graph, "pairs": batch.tensor})
+        return Batch(x, structure={**graph, "pairs": pairs})
 
 
 class Likeness(Objective):
@@ -66,7 +76,7 @@ class Likeness(Objective):
 
     The probability of a link is the sigmoid of that. All are above 1/2 where outputs are, so that
     classes are told apart at the middle between the mean probabilities of linked and of other pairs
-    in training. It changes no order, and so no area under a curve.
+    in training, before its last step. It changes no order, and so no area under a curve.
 
     Args:
         loss: What is learned.

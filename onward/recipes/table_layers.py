@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onward.batch import Batch
+from onward.errors import SettingError
 from onward.layers import normalize_length
 from onward.objectives import Threshold
 from onward.samplers import LabelEmbedding
@@ -32,6 +33,11 @@ def aggregated(table: Tensor) -> Tensor:
         Kipf & Welling 2017, arXiv:1609.02907, equation 2.
     """
     x, edges = parts_of(table)
+    if not bool(((edges == 0) | (edges == 1)).all()):
+        raise SettingError(
+            "Edges in tables of graphs are 0 or 1, and these are not. Leave out data.standardize, "
+            "and augmentations."
+        )
     scale = edges.sum(dim=2).clamp(min=1).rsqrt()
     x = normalize_length(x.flatten(0, 1)).view(x.shape)
     found = scale[:, :, None] * (edges @ (scale[:, :, None] * x))

@@ -51,7 +51,7 @@ class Activities:
 
         Parts of a structure are not: each has a size of its own.
         """
-        if self.worker.network.sampler.takes_parts:
+        if self.worker.takes_parts:
             return
         if self.worker.way != "again" or self.portions == 1:
             self._pass_to(block, block)
@@ -75,7 +75,7 @@ class Activities:
             source = INPUT if isinstance(edge.source, str) else edge.source
             if source not in found and source == INPUT:
                 found[INPUT] = self.first(portion)
-                if self.portions == 1:
+                if self.portions == 1 and not self.worker.takes_parts:
                     self.known[INPUT] = [found[INPUT]]
             elif source not in found:
                 views = self._read(source, portion, found)

@@ -8,7 +8,7 @@ from torch import Tensor
 from onward.batch import Batch
 from onward.blocks import Block, gathered
 from onward.errors import SettingError
-from onward.evaluation import ordered
+from onward.evaluation import merit, ordered
 from onward.networks import Forward, Network, in_chunks
 from onward.settings import Monitor
 
@@ -67,8 +67,9 @@ class BlockStopping:
         """Return how good the network up to the block is now, see `Evaluation.merit`."""
         each = [ask()[slice(None) if c.index is None else c.index] for ask, c in self.asked]
         scores = torch.cat(each)
+        correct = int((scores.argmax(dim=1) == self.label).sum())
         order = ordered(scores, self.label) if self.monitor == "roc-auc" else None
-        return int((scores.argmax(dim=1) == self.label).sum()) if order is None else order
+        return merit(correct, order, self.monitor)
 
     @torch.no_grad()
     def restore(self) -> None:

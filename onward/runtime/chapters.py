@@ -183,7 +183,7 @@ class ChapterWorker(Worker):
 
     def _stretches(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
         """Yield the segments of a chapter, each with the mini-batches that a block reads."""
-        differs = self.settings.augment or self.network.sampler.takes_parts
+        differs = self.settings.augment or self.takes_parts
         return (self._augmented if differs else self._alike)(chapter, block)
 
     def _alike(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
@@ -214,7 +214,7 @@ class ChapterWorker(Worker):
         """See `_stretches`; each epoch sees samples of its own, in portions of mini-batches."""
         shard, size = self.plan.shard(chapter), self.plan.batch_size
         # Parts of a structure stay apart.
-        each = 1 if self.network.sampler.takes_parts else max(1, CHUNK_SAMPLES // size)
+        each = 1 if self.takes_parts else max(1, CHUNK_SAMPLES // size)
         for segment in self.plan.segments(chapter):
             order = self.order(segment.epoch, shard)
             numbers = range(segment.first, segment.last)
@@ -238,6 +238,9 @@ class ChapterWorker(Worker):
             activities = self._activities((segment, self._is_head(block)), samples, first)
             activities.pass_to(block)
             yield segment, self._in_portions(activities, block)
+            if self.takes_parts:
+                # Nothing of them is held.
+                self.activities.clear()
 
     def _in_portions(self, activities: Activities, block: int) -> Iterator[Views]:
         for portion in range(activities.portions):

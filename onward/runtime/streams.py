@@ -122,8 +122,10 @@ class StreamWorker(Worker):
             for name, like in view.tensors().items()
         ]
 
-    def _epochs(self, step: int) -> float:
+    def _epochs(self, step: int, block: int) -> float:
         """Return the epochs of the chapter that ends with a tick."""
+        if self.blocks[block].is_frozen:
+            return 0.0
         segments = self.plan.segments(self.plan.chapter_ends[step])
         return sum(part.last - part.first for part in segments) / self.plan.batches(0)
 
@@ -237,5 +239,5 @@ class StreamWorker(Worker):
         return {
             Product(ProductKind.WEIGHTS, step, block): self.weights(block),
             Product(ProductKind.OPTIMIZER_STATE, step, block): learner.optimizer_tensors(),
-            **self.report(task, report, self._epochs(step), elapsed),
+            **self.report(task, report, self._epochs(step, block), elapsed),
         }

@@ -234,18 +234,16 @@ class Worker(ABC):
     def order(self, epoch: int, shard: int) -> Tensor:
         """Return the samples of a shard in the order of an epoch."""
         training = self.shards[shard].training
-        if training.structure and not self.network.sampler.takes_parts:
+        if training.structure and not self.takes_parts:
             return torch.arange(self.plan.samples[shard])
         draw = seeds.generator(self.settings.seed, "order", epoch)
         order = torch.randperm(self.plan.samples[shard], generator=draw)
-        if training.index is None:
-            return order
-        # Each mini-batch has its share of those that count.
-        counts = torch.isin(order, training.index)
-        place = torch.where(counts, counts.cumsum(0) / counts.sum(), 1.0)
-        others = ~counts
-        place[others] = (others.cumsum(0) / others.sum())[others]
-        return order[place.argsort(stable=True)]
+        return order if training.index is None else spread_out(order, training.index)
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether views are parts of a structure, made for each mini-batch."""
+        return self.network.sampler.takes_parts
 
     def samples(self, shard: int, chosen: Tensor | slice) -> Batch:
         """Return some training samples as they are, transformed; of a graph in one piece, all."""
@@ -253,7 +251,7 @@ class Worker(ABC):
 
     def _taken(self, shard: int, chosen: Tensor | slice) -> Batch:
         training = self.shards[shard].training
-        is_whole = training.structure and not self.network.sampler.takes_parts
+        is_whole = training.structure and not self.takes_parts
         return training if is_whole else training.take(chosen)
 
     def mini_batch(self, epoch: int, shard: int, number: int, chosen: Tensor) -> Batch:
@@ -397,6 +395,25 @@ class Worker(ABC):
                 likes = self.layout(product)
                 made[product] = [torch.zeros(like.shape, dtype=like.dtype) for like in likes]
         return made
+
+
+def spread_out(order: Tensor, counted: Tensor) -> Tensor:
+    """Return samples so that each mini-batch has its share of those that count, as in order else.
+
+    The last sample counts, so that the last mini-batch has one, however short it is.
+
+    Example:
+        >>> spread_out(torch.tensor([3, 1, 0, 2, 4]), torch.tensor([0, 3]))
+        tensor([1, 3, 2, 4, 0])
+    """
+    counts = torch.isin(order, counted)
+    others = ~counts
+    place = torch.where(
+        counts,
+        counts.cumsum(0).double() / counts.sum(),
+        others.cumsum(0).double() / (others.sum() + 1),
+    )
+    return order[place.argsort(stable=True)]
 
 
 def report_fields(block: Block) -> tuple[str, ...]:
