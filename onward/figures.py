@@ -86,6 +86,9 @@ class RunFigures:
     accuracy: float | None
     """Share of test samples that are right."""
 
+    roc_auc: float | None
+    """Area under the ROC curve of the test samples, of two classes."""
+
     validation_accuracy: float | None
     """Share of validation samples that are right."""
 
@@ -107,6 +110,10 @@ class RunFigures:
 
     weights_sha256: str
     """Digest of the weights."""
+
+
+SPREAD = ("accuracy", "roc_auc", "core_seconds", "peak_memory_bytes")
+"""Figures of runs whose mean and standard deviation are told."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +190,10 @@ class EntryFigures:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
         found = asdict(self) | {"traffic": self.traffic and self.traffic._asdict()}
-        spreads = {
-            name: self.spread(name) for name in ("accuracy", "core_seconds", "peak_memory_bytes")
-        } | {"macs_ratio": self.macs_ratio, "error_change": self.error_change}
+        spreads = {name: self.spread(name) for name in SPREAD} | {
+            "macs_ratio": self.macs_ratio,
+            "error_change": self.error_change,
+        }
         return found | {name: each and each._asdict() for name, each in spreads.items()}
 
 
@@ -239,6 +247,7 @@ def figures_of(folder: Path, network: Network, early: EarlyExit | None) -> RunFi
             seed=result["seed"],
             folder=str(folder),
             accuracy=result["accuracy"]["test"],
+            roc_auc=result["accuracy"].get("roc_auc"),
             validation_accuracy=result["accuracy"]["validation"],
             core_seconds=seconds - validating if is_whole else None,
             peak_memory_bytes=peak if is_whole else None,

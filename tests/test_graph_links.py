@@ -313,6 +313,10 @@ def test_the_command_compares_with_the_twin(tmp_path, capsys):
 
     found = json.loads((tmp_path / "both" / "compare.json").read_text())
     assert [entry["recipe"] for entry in found["entries"]] == [LINKS, TWIN]
+    areas = [entry["runs"][0]["roc_auc"] for entry in found["entries"]]
+    said = capsys.readouterr().out
+    assert "ROC curve, %" in said
+    assert all(f"{100 * area:.2f}" in said for area in areas)
     assert onward("evaluate", tmp_path / "both" / "forwardgnn-links-0") == 0
     twin = (tmp_path / "both" / "gnn-backprop-0" / "config.toml").read_text()
     assert 'monitor = "roc-auc"' in twin

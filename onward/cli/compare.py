@@ -68,6 +68,7 @@ NAME = 18
 COLUMNS = (
     "recipe",
     "test\naccuracy, %",
+    "area under\nROC curve, %",
     "\nepochs",
     "core-\nseconds",
     "training,\nFLOP",
@@ -85,7 +86,12 @@ def table(found: Comparison) -> Table:
     equal = "" if found.pflop is None else f", {found.pflop:g} PFLOP a training"
     shown = Table(title=f"{found.data}{equal}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     lines = [(entry.name, *_cells(entry)) for entry in found.entries]
-    for name, cells in zip(COLUMNS, zip(*lines, strict=True), strict=True):
+    columns: tuple[str, ...] = COLUMNS
+    if all(entry.spread("roc_auc") is None for entry in found.entries):
+        # There are other classes than two.
+        columns = tuple(name for name in COLUMNS if name != COLUMNS[2])
+        lines = [(*line[:2], *line[3:]) for line in lines]
+    for name, cells in zip(columns, zip(*lines, strict=True), strict=True):
         if name == COLUMNS[0]:
             shown.add_column(name, overflow="fold")
         else:
@@ -105,6 +111,7 @@ def _cells(entry: EntryFigures) -> list[str]:
         early += f", {100 * entry.error_change.mean:+.2f} points"
     return [
         told(entry.spread("accuracy"), 100, 2),
+        told(entry.spread("roc_auc"), 100, 2),
         "-" if entry.training_flops is None else str(entry.epochs),
         told(entry.spread("core_seconds"), 1, 1),
         prefixed(entry.training_flops),
