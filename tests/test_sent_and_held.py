@@ -38,8 +38,8 @@ def size(prepared, product):
         case ProductKind.OPTIMIZER_STATE:
             return num_bytes(*network.all_blocks[block].optimizer_tensors())
         case ProductKind.REPORT:
-            # Loss and metrics, dead units, seconds and processor seconds.
-            return 8 * (4 + len(network.all_blocks[block].objective.metric_names))
+            # Loss and metrics, dead units, epochs, seconds and processor seconds.
+            return 8 * (5 + len(network.all_blocks[block].objective.metric_names))
         case ProductKind.COUNTS:
             # And the best chapter, its count, validations since, the end.
             return 8 * (2 + plan.num_blocks + 4)
