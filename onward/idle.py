@@ -66,6 +66,8 @@ def _without_effect(
     elif plan.epochs / plan.chapters < 2 * config.plan.block_validate_every:
         reason = "blocks learn for too few epochs a chapter to be validated twice (plan.chapters)"
         yield "plan.block_patience", reason
+    if not plan.is_judged and config.plan.block_patience is None:
+        yield "plan.monitor", "no validation decides anything (plan.patience, plan.keep_best)"
     if plan.patience is None:
         yield "plan.stop_age", "nothing ends training early (plan.patience)"
     schedules = {block.schedule or config.training.schedule for block in network.all_blocks}

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 import onward as ow
 from onward.batch import Batch
-from onward.errors import DataError, SettingError
+from onward.errors import DataError, OnwardWarning, SettingError
 from onward.recipes.pairs import Likeness, PairsOfNodes
 
 pytest.importorskip("torch_geometric")
@@ -267,6 +267,13 @@ def test_what_is_monitored_decides_which_weights_are_kept():
         by_accuracy, by_area = areas(recipe, "accuracy"), areas(recipe, "roc-auc")
         assert by_accuracy[0] >= by_area[0]
         assert by_accuracy[1] < by_area[1]
+
+
+def test_a_monitor_that_decides_nothing_is_told():
+    changes = {"data.links": True, "plan.monitor": "roc-auc", "plan.block_patience": None}
+
+    with pytest.warns(OnwardWarning, match="plan.monitor = roc-auc has no effect: no validation"):
+        trained(TWIN, **changes)
 
 
 def test_an_area_under_a_curve_takes_two_classes():
