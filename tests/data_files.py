@@ -110,3 +110,10 @@ def of_classes(y, **settings):
     """Make a data set of these labels whose only input is the number of the sample."""
     y = np.asarray(y)
     return from_arrays(np.arange(len(y), dtype=np.float32)[:, None], y, **settings)
+
+
+def with_values(array, **values):
+    """Return an array with other values in some rows, `row7=nan` for instance."""
+    array = np.array(array)
+    array[[int(row.removeprefix("row")) for row in values]] = list(values.values())
+    return array

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import QUICK, arrays, idx_bytes, write_cifar10, write_mnist
+from data_files import QUICK, arrays, idx_bytes, with_values, write_cifar10, write_mnist
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -19,13 +19,6 @@ from onward.cli.main import main
 from onward.data import published
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
-
-
-def with_values(array, **values):
-    array = np.array(array)
-    for row, value in values.items():
-        array[int(row.removeprefix("row"))] = value
-    return array
 
 
 # Data
@@ -498,5 +491,5 @@ def test_predictions_are_written_to_npz_files_only(refused, finished):
 def test_predictions_into_a_folder_that_is_not_there_are_refused(refused, finished):
     np.savez("new.npz", x=np.zeros((2, 4)))
 
-    message = "nowhere/found.npz cannot be written: No such file or directory."
-    assert message in refused("predict", finished, "new.npz", "--out", "nowhere/found.npz")
+    said = refused("predict", finished, "new.npz", "--out", "nowhere/found.npz")
+    assert "nowhere/found.npz cannot be written: No such file or directory." in said

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import onward
+from commands import assert_two_processes_end_as_one, onward
 from prepared import assert_same_weights
 from sklearn.metrics import roc_auc_score
 
@@ -300,15 +300,10 @@ def test_answers_to_validation_and_test_pairs_teach_nothing(recipe):
 def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
     x, edges = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges)
-    given = ["train", recipe, "--data", tmp_path / "own.npz", "--widths", "12,12", "--epochs", "4"]
+    given = [recipe, "--data", tmp_path / "own.npz", "--widths", "12,12", "--epochs", "4"]
     given += ["--chapters", "2"]
 
-    for name, more in (("one", []), ("two", ["--processes", "2"])):
-        assert onward(*given, *more, "--out", tmp_path / name) == 0
-
-    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
-    assert one["weights_sha256"] == two["weights_sha256"]
-    assert two["world_size"] == 2
+    assert_two_processes_end_as_one(tmp_path, *given)
 
 
 def test_the_command_compares_with_the_twin(tmp_path, capsys):

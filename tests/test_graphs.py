@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import onward
+from commands import assert_two_processes_end_as_one, onward
 from prepared import assert_same_weights
 from sklearn.model_selection import KFold, train_test_split
 
@@ -406,15 +406,10 @@ def test_classes_of_validation_and_test_nodes_teach_nothing(recipe):
 def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
     x, edges, y, sets = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
-    given = ["train", recipe, "--data", tmp_path / "own.npz", "--widths", "16,12"]
+    given = [recipe, "--data", tmp_path / "own.npz", "--widths", "16,12"]
     given += ["--epochs", "8", "--chapters", "2"]
 
-    for name, more in (("one", []), ("two", ["--processes", "2"])):
-        assert onward(*given, *more, "--out", tmp_path / name) == 0
-
-    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
-    assert one["weights_sha256"] == two["weights_sha256"]
-    assert two["world_size"] == 2
+    assert_two_processes_end_as_one(tmp_path, *given)
 
 
 def test_the_command_tests_the_test_nodes_and_compares_with_the_twin(tmp_path, capsys):

@@ -1,12 +1,10 @@
 """Graphs whose layers look at the layers above: in what they read, or in their loss."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import onward
+from commands import assert_two_processes_end_as_one
 from prepared import assert_same_weights
 from test_graphs import NODES, arrays, config_of, graph
 
@@ -166,15 +164,10 @@ def test_classes_of_validation_and_test_nodes_teach_nothing(recipe):
 def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
     x, edges, y, sets = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
-    given = ["train", recipe, "--data", tmp_path / "own.npz", "--widths", "12,12", "--epochs", "4"]
+    given = [recipe, "--data", tmp_path / "own.npz", "--widths", "12,12", "--epochs", "4"]
     given += ["--chapters", "4"]
 
-    for name, more in (("one", []), ("two", ["--processes", "2"])):
-        assert onward(*given, *more, "--out", tmp_path / name) == 0
-
-    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
-    assert one["weights_sha256"] == two["weights_sha256"]
-    assert two["world_size"] == 2
+    assert_two_processes_end_as_one(tmp_path, *given)
 
 
 def test_layers_that_are_averaged_have_the_same_units():

@@ -1,11 +1,9 @@
 """Graphs in mini-batches: nodes, and neighbors that are drawn for them."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from commands import onward
+from commands import assert_two_processes_end_as_one
 from prepared import assert_same_weights
 from test_graphs import NODES, arrays, config_of, graph
 
@@ -128,16 +126,11 @@ def test_parts_of_a_graph_teach_what_the_graph_does(recipe):
 def test_two_processes_end_in_the_weights_of_one(tmp_path):
     x, edges, y, sets = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
-    given = ["train", "forwardgnn-sf", "--data", tmp_path / "own.npz", "--widths", "12,12"]
+    given = ["forwardgnn-sf", "--data", tmp_path / "own.npz", "--widths", "12,12"]
     given += ["--set", "network.neighbors=3,2", "--batch-size", "20", "--epochs", "4"]
     given += ["--chapters", "2"]
 
-    for name, more in (("one", []), ("two", ["--processes", "2"])):
-        assert onward(*given, *more, "--out", tmp_path / name) == 0
-
-    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
-    assert one["weights_sha256"] == two["weights_sha256"]
-    assert two["world_size"] == 2
+    assert_two_processes_end_as_one(tmp_path, *given)
 
 
 @pytest.mark.parametrize(
