@@ -58,13 +58,13 @@ class Translate:
                 f"{' x '.join(map(str, sizes))}. Use fewer pixels than that."
             )
         steps = 2 * self.pixels + 1
-        drawn = torch.randint(steps ** len(sizes), (len(x),), generator=draw)
+        drawn = torch.randint(steps ** len(sizes), (len(x),), generator=draw, device=x.device)
         mode = "constant" if self.fill == "zeros" else self.fill
         windows = F.pad(x, (self.pixels,) * 2 * len(sizes), mode=mode)
         for dim, size in enumerate(sizes, start=2):
             windows = windows.unfold(dim, size, 1)
         # The window of each sample among all there are.
-        rows = torch.arange(len(x))
+        rows = torch.arange(len(x), device=x.device)
         at = (drawn // steps, drawn % steps) if len(sizes) == 2 else (drawn,)
         return batch.replace(inputs=windows[(rows, slice(None), *at)].contiguous())
 
@@ -84,7 +84,7 @@ class Flip:
     def __call__(self, batch: Batch, draw: torch.Generator, epoch: int) -> Batch:
         x = _pixels(self, batch, dims=(2,))
         if not self.alternating:
-            is_turned = torch.randint(2, (len(x),), generator=draw) == 1
+            is_turned = torch.randint(2, (len(x),), generator=draw, device=x.device) == 1
         elif batch.ids is None:
             raise SettingError(
                 "ow.Flip(alternating=True) turns images by their ids, and the batch has none. "
@@ -120,8 +120,9 @@ class Cutout:
             )
 
         def inside(size: int) -> Tensor:
-            first = torch.randint(size, (len(x), 1), generator=draw) - self.pixels // 2
-            place = torch.arange(size)
+            middle = torch.randint(size, (len(x), 1), generator=draw, device=x.device)
+            first = middle - self.pixels // 2
+            place = torch.arange(size, device=x.device)
             return (place >= first) & (place < first + self.pixels)
 
         rows, columns = (inside(size) for size in x.shape[2:])
@@ -222,16 +223,23 @@ def _applied(augment: Augmentation, batch: Batch, draw: torch.Generator, epoch: 
     return found
 
 
+def _are_alike(before: Tensor | None, after: Tensor | None) -> bool:
+    """Return whether what there was is there still."""
+    if before is None or after is before:
+        return True
+    return after is not None and after.equal(before)
+
+
 def _wrong(found: object, batch: Batch) -> str | None:
     """Say what is wrong with what an augmentation has made of a batch; None for nothing."""
     if not isinstance(found, Batch):
         return f"returns {said(found)}; an augmentation returns an ow.Batch"
     if len(found) != len(batch):
         return f"returns {len(found)} samples of {len(batch)}; it returns as many as it gets"
-    if batch.ids is not None and (found.ids is None or not found.ids.equal(batch.ids)):
+    # A GPU is not asked about what is the same tensor.
+    if not _are_alike(batch.ids, found.ids):
         return "returns samples with other ids; it returns each sample in its place"
-    labels = batch.targets.get("label"), found.targets.get("label")
-    if labels[0] is not None and (labels[1] is None or not labels[1].equal(labels[0])):
+    if not _are_alike(batch.targets.get("label"), found.targets.get("label")):
         return (
             "changes label, the classes of the data; give what an objective is to learn instead "
             "as a target of another name"

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from onward.errors import SettingError
 
+CHUNK_SAMPLES = 500
+"""Samples of a forward pass that does not train. Rounding depends on it, so it is the same wherever
+a pass is made."""
+
 Tensors = Tensor | dict[str, Tensor]
 """One tensor, or several by name; samples first."""
 
@@ -160,6 +164,11 @@ class Batch:
         return replace(self, structure={}, index=None).take(self.index)
 
     @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return parts(self.inputs)[0].device
+
+    @property
     def is_plain(self) -> bool:
         """Whether it is one tensor whose samples all count, and count the same."""
         has_more = self.structure or self.context or self.index is not None
@@ -168,12 +177,12 @@ class Batch:
     def take(self, samples: Int[Tensor, " chosen"] | slice) -> "Batch":
         """Return some samples; of a batch with a structure, all of it, where only these count."""
         if self.structure:
-            chosen = torch.arange(len(self))[samples]
+            chosen = torch.arange(len(self), device=self.device)[samples]
             counts = torch.isin(chosen, self.index) if self.index is not None else slice(None)
             return replace(self, index=chosen[counts])
         index = None
         if self.index is not None:
-            counts = torch.zeros(len(self), dtype=torch.bool)
+            counts = torch.zeros(len(self), dtype=torch.bool, device=self.device)
             counts[self.index] = True
             index = counts[samples].nonzero().squeeze(1)
         return Batch(
@@ -194,8 +203,11 @@ class Batch:
         return replace(self, targets={**self.targets, **targets})
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Return the batch on a device."""
-        return Batch.from_tensors({n: t.to(device) for n, t in self.tensors().items()})
+        """Return the batch on a device, itself where it lies there."""
+        before = self.tensors()
+        moved = {name: tensor.to(device) for name, tensor in before.items()}
+        is_there = all(moved[name] is tensor for name, tensor in before.items())
+        return self if is_there else Batch.from_tensors(moved)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all of it as named tensors, for `from_tensors`."""
@@ -255,7 +267,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
         return found
     counts, first = [], 0
     for batch in batches:
-        own = torch.arange(len(batch)) if batch.index is None else batch.index
+        own = batch.index
+        own = torch.arange(len(batch), device=batch.device) if own is None else own
         counts.append(own + first)
         first += len(batch)
     return found.replace(index=torch.cat(counts))
@@ -269,3 +282,12 @@ def concatenated(several: list[Tensors]) -> Tensors:
     if isinstance(first, Tensor):
         return torch.cat([tensor for tensor in several if isinstance(tensor, Tensor)])
     return {name: torch.cat([dict(t)[name] for t in several]) for name in first}
+
+
+def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
+    """Return a batch in parts of `CHUNK_SAMPLES` or another size; one with a structure as one."""
+    if batch.structure:
+        return [batch]
+    size = size or CHUNK_SAMPLES
+    starts = range(0, max(len(batch), 1), size)
+    return [batch.take(slice(start, start + size)) for start in starts]

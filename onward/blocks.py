@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -54,10 +55,10 @@ class Edge:
         """What it is called among several."""
         return self.name or str(self.source)
 
-    def zeros(self, samples: int) -> Tensor:
-        """Return what a delayed edge brings before the first visit."""
+    def zeros(self, like: Batch) -> Tensor:
+        """Return what a delayed edge brings some samples before the first visit."""
         assert self.shape is not None
-        return torch.zeros(samples, *self.shape)
+        return torch.zeros(len(like), *self.shape, device=like.device)
 
 
 Choice = Callable[[str, nn.Parameter], bool]
@@ -297,10 +298,15 @@ class Block(nn.Module):
             nothing = math.nan if tensor.is_floating_point() else 0
             tensor.data = tensor.detach().new_full((), nothing).expand(tensor.shape)
 
+    @property
+    def device(self) -> torch.device:
+        """What the block computes on: where its weights lie, if it has some."""
+        return device_of(self)
+
     def autocast(self) -> torch.autocast:
         """Return the context in which the block computes: bf16 products where it is set so."""
-        device = next((p.device.type for p in self.parameters()), "cpu")
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision is torch.bfloat16)
+        is_bf16 = self.precision is torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16)
 
     @torch.no_grad()
     def infer(self, batch: Batch) -> Batch:
@@ -329,6 +335,12 @@ class Block(nn.Module):
         ships = {f"objective.{name}" for name in self.objective.shipped()}
         state = self.state_dict()
         return {n: t for n, t in state.items() if not n.startswith("objective.") or n in ships}
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where the weights of a module lie; the processor, where there are none."""
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _rules(

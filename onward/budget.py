@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import psutil
+import torch
 
 from onward import memory
 from onward.batch import Batch
+from onward.devices import free_bytes
 from onward.errors import SettingError
 from onward.networks import Network
 from onward.placement import Placement
@@ -71,10 +73,15 @@ class Held(NamedTuple):
         return next(fits, None) if self.chunk <= self.memory else None
 
 
-def place(gigabytes: float | None = None) -> Place:
-    """Return what this process has for activities; see `placement.memory`."""
+def place(gigabytes: float | None = None, device: torch.device | None = None) -> Place:
+    """Return what this process has for activities; see `placement.memory`.
+
+    On a GPU they are held in its own memory, and in no file.
+    """
     limit = memory.limits()
     machine = next(name for name in limit if name.endswith(memory.MACHINE))
+    if device is not None and device.type != "cpu":
+        return Place(f"{machine}, {device}", free_bytes(device), 0, str(device), gigabytes)
     where = folder()
     disk = 0 if is_in_memory(where) else shutil.disk_usage(where).free
     left = max(min(limit.values()) - memory.resident(), 0)

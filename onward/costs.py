@@ -20,7 +20,8 @@ from onward.networks import Network, passes
 from onward.plan.standing import Standing
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
-from onward.runtime.workers import Settings, Shard, pass_through, report_fields
+from onward.runtime.passing import pass_through
+from onward.runtime.workers import Settings, Shard, report_fields
 from onward.samplers import NEUTRAL, Views
 from onward.simulation import Costs
 from onward.slices import SampleSlicesStep

@@ -1,9 +1,10 @@
 """The engine: trains one block for a stretch of mini-batches. It knows no ranks and no files."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import torch
 
 from onward import seeds
 from onward.batch import Batch
@@ -21,6 +22,9 @@ from onward.team import Alone, Team
 
 ADVICE = "A smaller learning rate usually helps."
 """What to do about training that leaves the finite numbers."""
+
+CHECK_EVERY = 1000
+"""Mini-batches after which losses are looked at, at the latest: looking waits for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +131,7 @@ def learn(
         tick: How often this mini-batch has visited the block before.
 
     Returns:
-        What it puts out, by view, and the figures of the step.
-
-    Raises:
-        DivergedError: The loss is not finite.
+        What it puts out, by view, and the figures of the step, for `added`.
     """
     outputs, report = step(
         views,
@@ -142,12 +143,42 @@ def learn(
             training.epochs,
         ),
     )
-    if not step.block.is_frozen and not math.isfinite(report.loss):
-        raise DivergedError(
-            f"The loss of block {number} is no longer finite ({report.loss}) in mini-batch "
-            f"{at.batch} of epoch {at.epoch}, both counted from 0. {ADVICE}"
-        )
+    if not step.block.is_frozen:
+        report.losses.append((at, report.sums[0].clone()))
     return outputs, report
+
+
+def added(report: StepReport, total: StepReport | None, number: int) -> StepReport:
+    """Return the figures of some mini-batches of a block with those of one more.
+
+    Raises:
+        DivergedError: A loss is not finite; it is looked for every `CHECK_EVERY` mini-batches.
+    """
+    total = report.added_to(total)
+    if len(total.losses) >= CHECK_EVERY:
+        check_finite(total, number)
+    return total
+
+
+def check_finite(total: StepReport, number: int) -> None:
+    """Refuse losses that are not finite, among those not looked at yet.
+
+    Args:
+        total: The figures of some mini-batches, at least one.
+        number: Number of the block.
+
+    Raises:
+        DivergedError: One is not.
+    """
+    losses, total.losses = total.losses, []
+    is_finite = torch.stack([loss for _, loss in losses]).isfinite().tolist() if losses else []
+    if all(is_finite):
+        return
+    (epoch, batch), loss = losses[is_finite.index(False)]
+    raise DivergedError(
+        f"The loss of block {number} is no longer finite ({float(loss)}) in mini-batch {batch} of "
+        f"epoch {epoch}, both counted from 0. {ADVICE}"
+    )
 
 
 def train_block(
@@ -195,8 +226,9 @@ def train_block(
     for views in stretch:
         step = step or make_step(block, training, views)
         _, report = learn(step, views, training, number=number, at=at, batches=batches)
-        total = report.added_to(total)
+        total = added(report, total, number)
         at = at.after(batches)
     if total is None or step is None:
         raise ValueError("A block cannot be trained for no mini-batch at all.")
+    check_finite(total, number)
     return at, step.finish(total)

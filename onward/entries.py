@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from onward.config import CUSTOM, RENAMED, RunConfig, no_recipe, read_run, read_settings
+from onward.devices import find_device, resolve_precision
 from onward.errors import FileError, SettingError
-from onward.preparation import resolve_precision
 from onward.recipes import RECIPES
 from onward.recipes.user import is_named, load_recipe
 from onward.runs import is_finished
@@ -114,7 +114,9 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     for section, settings in vars(config).items():
         if is_dataclass(settings) and section not in ("method", "placement"):
             found |= {f"{section}.{name}": value for name, value in asdict(settings).items()}  # type: ignore[arg-type]
-    found["training.precision"] = resolve_precision(config.training.precision)
+    device = find_device(config.training.device)
+    found["training.device"] = device.type
+    found["training.precision"] = resolve_precision(config.training.precision, device)
     return found
 
 

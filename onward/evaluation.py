@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from onward.batch import Batch
+from onward.batch import Batch, in_chunks
 from onward.data import Dataset
 from onward.data.labels import as_names, numbers_of, whole_numbers
 from onward.data.numbers import Numbers, real
 from onward.data.tables import places
 from onward.errors import DataError
-from onward.networks import Network, in_chunks, passes
-from onward.readouts import Readout
+from onward.networks import Network, passes
+from onward.readouts import Readout, Scores
 from onward.samplers import NEUTRAL
 from onward.settings import Monitor
 
@@ -164,8 +164,9 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
         return Evaluation(0, 0, {})
     counted = batch.counted
     label = checked_labels(network, counted.label, len(counted))
-    scores = network.scores_of(batch, readout)
-    index = slice(None) if batch.index is None else batch.index
+    found = network.scores_of(batch, readout)
+    scores = Scores(found.network.cpu(), tuple(own.cpu() for own in found.blocks))
+    index = slice(None) if batch.index is None else batch.index.cpu()
 
     def counts(labels: Tensor) -> tuple[int, ...]:
         return tuple(labels.bincount(minlength=network.num_classes).tolist())

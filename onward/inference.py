@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from onward import evaluation, exits, onnx_files, runs
-from onward.batch import Batch
+from onward.batch import CHUNK_SAMPLES, Batch
 from onward.checkpoint import load
 from onward.data.dataset import Dataset
 from onward.data.numbers import Numbers
@@ -16,7 +16,7 @@ from onward.exits.answers import Answers
 from onward.exits.calibration import Calibrated, choose, held_out
 from onward.exits.macs import Like
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.networks import CHUNK_SAMPLES, Network
+from onward.networks import Network
 from onward.readouts import Readout
 
 Trained = Network | Path | str

@@ -33,7 +33,7 @@ def normalize_length(x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples 
 
 
 def keep_mask(
-    shape: torch.Size, dropout: float, *, generator: torch.Generator, dtype: torch.dtype
+    shape: torch.Size, dropout: float, *, generator: torch.Generator | None, like: Tensor
 ) -> Tensor:
     """Draw what dropout multiplies by: 0 for a share of the places, 1 / (1 - share) elsewhere.
 
@@ -43,18 +43,18 @@ def keep_mask(
     Args:
         shape: Shape of the mask.
         dropout: Share of zeros, below 1.
-        generator: Draws them.
-        dtype: Floating type of the mask.
+        generator: Draws them. None: torch's global generator of the device.
+        like: Has the type and the device of the mask.
 
     Example:
-        >>> keep_mask(torch.Size((6,)), 0.5, generator=torch.Generator(), dtype=torch.float32)
+        >>> keep_mask(torch.Size((6,)), 0.5, generator=torch.Generator(), like=torch.zeros(0))
         tensor([2., 2., 2., 0., 2., 0.])
     """
     size = shape.numel()
-    words = torch.empty(-(-size // 4), dtype=torch.int64)
+    words = torch.empty(-(-size // 4), dtype=torch.int64, device=like.device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:size]
     kept = bits >= min(round(dropout * 2**16), 2**16 - 1) - 2**15
-    return kept.to(dtype).mul_(1 / (1 - dropout)).view(shape)
+    return kept.to(like.dtype).mul_(1 / (1 - dropout)).view(shape)
 
 
 class Dense(nn.Module):
@@ -94,8 +94,7 @@ class Dense(nn.Module):
         """Return what goes into the ReLU."""
         x = normalize_length(x.flatten(1))
         if self.training and self.dropout:
-            draw = torch.default_generator
-            x = x * keep_mask(x.shape, self.dropout, generator=draw, dtype=x.dtype)
+            x = x * keep_mask(x.shape, self.dropout, generator=None, like=x)
         return F.linear(x, self.weight, self.bias)
 
     def forward(self, x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples units"]:

@@ -5,8 +5,8 @@ import gc
 import socket
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import islice
@@ -16,10 +16,11 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from onward.batch import Batch, Tensors, parts
+from onward.batch import CHUNK_SAMPLES, Batch, Tensors, parts
+from onward.devices import device_name, free_bytes
 from onward.errors import SettingError
 from onward.kernels.closed_form import SLICE_BYTES, has_closed_form
-from onward.networks import CHUNK_SAMPLES, Network, passes
+from onward.networks import Network, passes
 from onward.placement import Placement
 from onward.plan.tasks import INPUT, Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.holding import Way
@@ -52,6 +53,32 @@ def room(needed: int) -> Room:
     """Return the room of this process, whose part of a run needs so many bytes at its peak."""
     shared = getattr(psutil.Process().memory_info(), "shared", 0)
     return Room(needed, min(shared, needed), limits())
+
+
+def device_room(needed: int, device: torch.device) -> Room:
+    """Return the room of this process on a GPU, of which it needs so many bytes."""
+    if device.type == "cpu":
+        return Room(0, 0, {})
+    (machine,) = (name.split()[0] for name in limits() if name.endswith(MACHINE))
+    name = f"{machine} what is free of the memory of {device_name(device)}, {device}"
+    return Room(needed, 0, {name: free_bytes(device)})
+
+
+@contextmanager
+def advice(needed: int) -> Iterator[None]:
+    """Where a GPU has no room, say how many bytes were expected to be needed, and what to lower.
+
+    Raises:
+        SettingError: It has none.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SettingError(
+            f"The GPU has no room left: about {needed / 1e6:,.0f} MB were expected to be needed. "
+            f"Use a smaller --batch-size or --widths, or more GPUs, which share the blocks with "
+            f"--plan stream. Torch says: {error}"
+        ) from error
 
 
 def check(rooms: Sequence[Room]) -> None:

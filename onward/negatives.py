@@ -21,7 +21,7 @@ def wrong_labels(
         tensor([1, 0])
     """
     _check_several(num_classes)
-    step = torch.randint(1, num_classes, labels.shape, generator=generator)
+    step = torch.randint(1, num_classes, labels.shape, generator=generator, device=labels.device)
     return (labels + step) % num_classes
 
 
@@ -41,11 +41,12 @@ def fixed_wrong_labels(batch: Batch, *, num_classes: int, seed: int) -> Int[Tens
         tensor([1, 0])
     """
     _check_several(num_classes)
-    ids = torch.arange(len(batch)) if batch.ids is None else batch.ids
+    device = batch.device
+    ids = torch.arange(len(batch), device=device) if batch.ids is None else batch.ids
     # One draw for every id up to the largest here, so that a sample's is the same in any batch.
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator(device).manual_seed(seed)
     most = int(ids.max()) + 1 if len(batch) else 0
-    step = torch.randint(1, num_classes, (most,), generator=draw)
+    step = torch.randint(1, num_classes, (most,), generator=draw, device=device)
     return (batch.label + step[ids]) % num_classes
 
 
@@ -76,7 +77,8 @@ def likely_wrong_labels(
     if generator is None:
         return allowed.argmax(dim=1)
     # The largest of scores with Gumbel noise, -log(-log u), is a sample of their softmax.
-    uniform = torch.rand(allowed.shape, generator=generator).clamp_min(1e-20)
+    uniform = torch.rand(allowed.shape, generator=generator, device=allowed.device)
+    uniform = uniform.clamp_min(1e-20)
     return (allowed - (-uniform.log()).log()).argmax(dim=1)
 
 
@@ -104,7 +106,7 @@ def gradually_likely_wrong_labels(
     """
     right = (hints.argmax(dim=1) == labels).float().mean()
     uniform = wrong_labels(labels, num_classes=hints.shape[1], generator=generator)
-    is_likely = torch.rand(labels.shape, generator=generator) < right
+    is_likely = torch.rand(labels.shape, generator=generator, device=labels.device) < right
     return torch.where(is_likely, likely_wrong_labels(labels, hints), uniform)
 
 
@@ -125,7 +127,8 @@ def nearest_wrong_labels(
     """
     found = wrong_labels(batch.label, num_classes=num_classes, generator=generator)
     # In a random order, since samples may come sorted by class.
-    for some in torch.randperm(len(batch), generator=generator).split(NEIGHBORS):
+    order = torch.randperm(len(batch), generator=generator, device=batch.device)
+    for some in order.split(NEIGHBORS):
         x, label = batch.tensor[some].flatten(1).float(), batch.label[some]
         distance = torch.cdist(x, x).masked_fill(label[:, None] == label, torch.inf)
         nearest, place = distance.min(dim=1)

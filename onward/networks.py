@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onward.arguments import check_arguments
-from onward.batch import Batch, Tensors, laid_out, mapped
-from onward.blocks import Block, Edge, gathered
+from onward.batch import Batch, Tensors, in_chunks, laid_out, mapped
+from onward.blocks import Block, Edge, device_of, gathered
 from onward.data.numbers import Numbers
 from onward.errors import SettingError
 from onward.inputs import InputTransformation
@@ -22,10 +22,6 @@ from onward.readouts import Fold, Readout, Scores, is_head
 from onward.samplers import Sampler
 from onward.trained_on import TrainedOn
 from onward.wiring import check_edges, check_parameters, check_readout, check_views, edges_of
-
-CHUNK_SAMPLES = 500
-"""Samples of a forward pass that does not train. Rounding depends on it, so it is the same wherever
-a pass is made."""
 
 
 class Network(nn.Module):
@@ -103,6 +99,11 @@ class Network(nn.Module):
         last = self.all_blocks[-1]
         return last if is_head(last) else None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return device_of(self)
+
     def fold(self, readout: Readout | None = None) -> Fold:
         """Return how the scores of blocks become class scores, by its readout or another one.
 
@@ -128,7 +129,11 @@ class Network(nn.Module):
         Args:
             batch: The samples.
             augment: Changes those of a training mini-batch, before they are preprocessed.
+
+        Returns:
+            The samples, on the device of the network.
         """
+        batch = batch.to(self.device)
         if isinstance(batch.inputs, Tensor):
             # Laid out before numbers take more bytes.
             batch = batch.replace(inputs=self.inputs(self._laid_out(batch.inputs)))
@@ -252,7 +257,10 @@ class Network(nn.Module):
 
     def named(self, labels: Int[Tensor, " samples"]) -> Int[Tensor, " samples"] | NDArray[Any]:
         """Return the names of classes, where the network knows some, else their numbers."""
-        return labels if self.class_names is None else np.array(self.class_names)[labels.numpy()]
+        if self.class_names is None:
+            return labels
+        found: NDArray[Any] = np.array(self.class_names)[labels.cpu().numpy()]
+        return found
 
 
 @contextmanager
@@ -266,15 +274,6 @@ def in_fp32(network: Network) -> Iterator[None]:
     finally:
         for block, kept in zip(network.all_blocks, before, strict=True):
             block.precision, block.memory_format = kept
-
-
-def in_chunks(batch: Batch, size: int | None = None) -> list[Batch]:
-    """Return a batch in parts of `CHUNK_SAMPLES` or another size; one with a structure as one."""
-    if batch.structure:
-        return [batch]
-    size = size or CHUNK_SAMPLES
-    starts = range(0, max(len(batch), 1), size)
-    return [batch.take(slice(start, start + size)) for start in starts]
 
 
 class Passed(NamedTuple):
@@ -300,7 +299,7 @@ def passes(network: Network, view: Batch) -> Iterator[Passed]:
     outputs: dict[int | str, Tensors] = {"input": view.inputs}
     for number, block in enumerate(network.all_blocks):
         edges = network.edges[number]
-        reads = [(e, e.zeros(len(view)) if e.delay else outputs[e.source]) for e in edges]
+        reads = [(e, e.zeros(view) if e.delay else outputs[e.source]) for e in edges]
         read = gathered(reads, view)
         passed = block.infer(read)
         outputs[number] = passed.inputs
@@ -347,8 +346,9 @@ class Forward:
         # Not `len`, which an export would take for a constant.
         self.num_samples, self.visit, self.exit = batch.__len__(), 0, 0
         self.found: list[Tensor] = []
-        self.total = torch.zeros(self.num_samples, network.num_classes)
         batch = network.transformed(Batch(batch.inputs, structure=batch.structure))
+        device = batch.device
+        self.total = torch.zeros(self.num_samples, network.num_classes, device=device)
         if shares and readout.sweeps:
             self.first = self._shared(batch)
         self.seen = batch if self.first is not None else self.view(batch)
@@ -361,10 +361,10 @@ class Forward:
                 f"The sampler {type(network.sampler).__name__} makes {len(self.seen)} candidates "
                 f"of {self.num_samples} samples, and its num_candidates is {each}."
             )
-        self.samples = torch.arange(self.num_samples).repeat_interleave(each)
-        self.labels = torch.arange(each).repeat(self.num_samples)
+        self.samples = torch.arange(self.num_samples, device=device).repeat_interleave(each)
+        self.labels = torch.arange(each, device=device).repeat(self.num_samples)
         # Where these passes are among all that are passed along.
-        self._places = torch.arange(self.samples.shape[0])
+        self._places = torch.arange(self.samples.shape[0], device=device)
         self._now: dict[int, Tensors] = {}
         self._before: dict[int, Tensors] = {}
 
@@ -431,7 +431,7 @@ class Forward:
         if edge.delay == 0:
             return self._now[edge.source]
         before = self._before.get(edge.source)
-        return edge.zeros(len(self.seen)) if before is None else before
+        return edge.zeros(self.seen) if before is None else before
 
     def read(self, number: int, outputs: Batch) -> Tensor:
         found = self.readout.scores(self.blocks, self.network.edges, number, outputs)
@@ -463,8 +463,8 @@ class Forward:
 
     def keep(self, samples: Int[Tensor, " kept"]) -> None:
         """Go on with some of the samples, in ascending order."""
-        place = torch.full((self.num_samples,), -1)
-        place[samples] = torch.arange(len(samples))
+        place = torch.full((self.num_samples,), -1, device=samples.device)
+        place[samples] = torch.arange(len(samples), device=samples.device)
         self._go_on_with(place[self.samples] >= 0)
         self.samples = place[self.samples]
         self.total, self.num_samples = self.total[samples], len(samples)

@@ -73,7 +73,8 @@ class Adam(Optimizer):
         return {
             "exp_avg": _zeros_like(parameter),
             "exp_avg_sq": _zeros_like(parameter),
-            "step": torch.zeros(()),
+            # There, for the fused rules of a GPU read it there.
+            "step": torch.zeros((), device=parameter.device),
         }
 
     def count(self, state: OptimizerState) -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from onward import budget, memory
@@ -14,6 +13,7 @@ from onward.batch import Batch
 from onward.checkpoint import MEMORY_FORMATS, PRECISIONS, load
 from onward.config import RunConfig
 from onward.data import DataInfo, Dataset
+from onward.devices import find_device, resolve_precision
 from onward.errors import MisfitError, PlacementError, SettingError
 from onward.kernels.closed_form import has_closed_form
 from onward.networks import Network
@@ -107,7 +107,8 @@ def preview(
         plan, placement = arrange(own, network, shard.training, summary, num_ranks)
         costs = block_costs(network, shard.training)
         settings = make_settings(own)
-        places = [budget.place(own.placement.memory)] * num_ranks
+        device = find_device(own.training.device)
+        places = [budget.place(own.placement.memory, device)] * num_ranks
         put_out, needed = budget.estimate(
             plan, placement, network, shard.training, settings, places, keeps=keeps
         )
@@ -169,14 +170,6 @@ def _check_cuts(config: RunConfig, network: Network, slices: int, cut: Cut) -> N
         check_cut(block, closed_form=closed_form, slices=slices, cut=cut, is_head=is_head(block))
 
 
-def resolve_precision(name: str) -> str:
-    """Return the arithmetic that `auto` stands for on this machine."""
-    if name != "auto":
-        return name
-    known = torch.cpu.get_capabilities()
-    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
-
-
 def resolve_memory_format(name: str, network: Network) -> str:
     """Return the memory format that `auto` stands for with a network."""
     if name != "auto":
@@ -188,7 +181,9 @@ def resolve_memory_format(name: str, network: Network) -> str:
 
 def set_arithmetic(network: Network, config: RunConfig) -> None:
     """Have a network compute as a run says."""
-    network.set_precision(PRECISIONS[resolve_precision(config.training.precision)])
+    training = config.training
+    device = find_device(training.device)
+    network.set_precision(PRECISIONS[resolve_precision(training.precision, device)])
     layout = resolve_memory_format(config.plan.memory_format, network)
     network.set_memory_format(MEMORY_FORMATS[layout])
 

@@ -14,7 +14,6 @@ from onward.errors import FileError, SettingError
 from onward.exits.calibration import Calibrated
 from onward.files import PARTIAL, atomic_write, flush
 from onward.networks import Network
-from onward.preparation import resolve_precision
 from onward.results import Result
 from onward.runtime.store import ENDING, check_idle
 from onward.timeline import Span, from_chrome, to_chrome
@@ -323,7 +322,8 @@ def read_timeline(folder: Path) -> list[Span]:
 
 def _complete(config: RunConfig, result: Result) -> RunConfig:
     changes: dict[str, Any] = {
-        "training.precision": resolve_precision(config.training.precision),
+        "training.device": result.facts["device"],
+        "training.precision": result.facts["precision"],
         "placement.processes": result.facts["world_size"],
     }
     if config.method is not None:

@@ -58,8 +58,9 @@ class Sampler(ABC):
 
         Args:
             batch: Samples with their targets. A view may set other targets.
-            draw: Draws whatever is random. Its first seed is the same for all batches of a run
-                where `draws_once` says so; draw by `batch.ids` then.
+            draw: Draws whatever is random, on the device of the batch: give `device=batch.device`
+                beside `generator=draw`. Its first seed is the same for all batches of a run where
+                `draws_once` says so; draw by `batch.ids` then.
             hints: Class scores of these samples, by an earlier network; None before there are any.
         """
 
@@ -166,10 +167,11 @@ class LabelEmbedding(Sampler):
     def _mixed(self, batch: Batch, draw: torch.Generator) -> dict[str, Batch]:
         """Return samples mixed two by two, with the mixture of their labels, and of wrong ones."""
         x, true = batch.tensor, F.one_hot(batch.label, self.num_classes).float()
-        other = torch.randperm(len(batch), generator=draw)
+        other = torch.randperm(len(batch), generator=draw, device=x.device)
         # Half the samples stay as inference sees them.
-        share = 1 - 0.5 * torch.rand(len(batch), generator=draw)
-        share = share.where(torch.rand(len(batch), generator=draw) < 0.5, 1.0)[:, None]
+        share = 1 - 0.5 * torch.rand(len(batch), generator=draw, device=x.device)
+        is_mixed = torch.rand(len(batch), generator=draw, device=x.device) < 0.5
+        share = share.where(is_mixed, 1.0)[:, None]
         mixed = x.lerp(x[other], (1 - share).view(-1, *[1] * (x.ndim - 1)).to(x.dtype))
         wrong = wrong_labels(batch.label, num_classes=self.num_classes, generator=draw)
         false = F.one_hot(wrong, self.num_classes).float()
@@ -204,7 +206,7 @@ class LabelEmbedding(Sampler):
 
     def candidates(self, batch: Batch) -> Batch:
         x = batch.tensor
-        labels = torch.arange(self.num_classes).repeat(x.shape[0])
+        labels = torch.arange(self.num_classes, device=x.device).repeat(x.shape[0])
         every = Batch(x.repeat_interleave(self.num_classes, dim=0))
         return self.with_label(every, labels)
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+PROCESSOR = torch.device("cpu")
+
 
 def derive(seed: int, purpose: str, *numbers: int) -> int:
     """Mix a seed, a purpose and some numbers into a new seed of 63 bits.
@@ -27,28 +29,41 @@ def derive(seed: int, purpose: str, *numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
-def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
-    """Return a CPU generator seeded by `derive`.
+def generator(
+    seed: int, purpose: str, *numbers: int, device: torch.device = PROCESSOR
+) -> torch.Generator:
+    """Return a generator of a device, seeded by `derive`.
 
     Example:
         >>> torch.randperm(4, generator=generator(0, "order", 0)).tolist()
         [2, 3, 0, 1]
     """
-    return torch.Generator().manual_seed(derive(seed, purpose, *numbers))
+    return torch.Generator(device).manual_seed(derive(seed, purpose, *numbers))
 
 
 @contextmanager
-def global_generator_kept() -> Iterator[None]:
-    """Restore torch's global generator at the end.
+def global_generator_kept(device: torch.device = PROCESSOR) -> Iterator[None]:
+    """Restore torch's global generators, of the processor and of a device, at the end.
 
     Modules such as `torch.nn.Dropout` know no other generator, so it is seeded before each of
     their steps; the caller of the library should not notice.
     """
+    own = None if device.type == "cpu" else torch.get_device_module(device)
     state = torch.get_rng_state()
+    on_device = None if own is None else own.get_rng_state(device)
     try:
         yield
     finally:
         torch.set_rng_state(state)
+        if own is not None:
+            own.set_rng_state(on_device, device)
+
+
+def seed_global_generator(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators, of the processor and of a device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 @contextmanager

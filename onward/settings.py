@@ -220,8 +220,13 @@ class TrainingConfig(Section):
     along cosines. cooldown: flat for half of the epochs, then down in a line, as in Hinton's
     code."""
 
+    device: Literal["cpu", "cuda", "auto", "mps"] = "cpu"
+    """What blocks compute on; rounding and draws depend on it. cuda: a GPU of NVIDIA's, one a rank
+    where there are enough. auto: cuda where torch finds one, else cpu; the choice is written into
+    the run folder. mps: a GPU of Apple's, experimental and untested."""
+
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the processor has
+    """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the device has
     instructions for it; the choice is written into the run folder."""
 
     gradients: Literal["closed-form", "shared-pass", "autograd"] = "closed-form"

@@ -17,6 +17,7 @@ from onward.errors import SettingError
 from onward.kernels.closed_form import has_closed_form
 from onward.layers import Dense
 from onward.samplers import Views
+from onward.seeds import seed_global_generator
 from onward.settings import Cut
 from onward.steps import Step, StepReport
 from onward.team import Team, in_order
@@ -92,7 +93,7 @@ class SampleSlicesStep(Step):
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, Batch], StepReport]:
         (samples,) = {view.num_counted for view in views.values()}
-        parts = torch.arange(samples).tensor_split(self.slices)
+        parts = torch.arange(samples, device=self.block.device).tensor_split(self.slices)
         state = [(buffer, buffer._version) for buffer in self.block.buffers()]
         own, names = [], []
         for number in self.team.own(self.slices):
@@ -108,7 +109,7 @@ class SampleSlicesStep(Step):
             )
         every = self.team.share(own)
         # A rule that draws then draws the same on every rank, whichever slices were its own.
-        torch.default_generator.manual_seed(seed)
+        seed_global_generator(seed, self.block.device)
         self.follow(every, names, [len(part) / samples for part in parts], lr_scale)
         active = torch.stack([active for _, active, *_ in every]).amax(dim=0).bool()
         return {}, StepReport(in_order([sums for sums, *_ in every]), active)

@@ -13,18 +13,14 @@ from onward import budget, memory
 from onward.blocks import Block
 from onward.config import RunConfig
 from onward.data import Dataset
+from onward.devices import find_device, resolve_precision
 from onward.digests import tensors_sha256
 from onward.errors import FileError, OnwardWarning, SettingError, name_of
 from onward.idle import idle
 from onward.networks import Network
 from onward.placement import Placement
 from onward.plan.tasks import Plan
-from onward.preparation import (
-    arrange,
-    make_settings,
-    resolve_memory_format,
-    resolve_precision,
-)
+from onward.preparation import arrange, make_settings, resolve_memory_format
 from onward.results import Listener
 from onward.runtime.resume import Holders, agree_on_rest, open_store
 from onward.runtime.runtime import make_worker
@@ -67,7 +63,10 @@ class Ready:
     """Where."""
 
     memory: int
-    """Bytes that this rank will hold at its peak, about."""
+    """Bytes that this rank will hold at its peak, about, what is on a GPU left out."""
+
+    on_device: int
+    """Bytes that it will hold on a GPU at its peak, about."""
 
     held: list[budget.Held]
     """Outputs of frozen blocks on each rank, and how they are held."""
@@ -109,10 +108,11 @@ def get_ready(
         folder = None  # Ranks that keep nothing could not say what is done.
     keeps = folder is not None or not transport.carries
     peak = memory.resident()
-    gigabytes = config.placement.memory
-    places = [
-        budget.Place(*other) for other in transport.all_gather("place", budget.place(gigabytes))
-    ]
+    device, on_device = find_device(config.training.device), 0
+    if warns and transport.rank == 0 and device.type == "cpu" and torch.cuda.is_available():
+        listener.note("A GPU is not used. --device cuda (training.device) uses it.")
+    own_place = budget.place(config.placement.memory, device)
+    places = [budget.Place(*other) for other in transport.all_gather("place", own_place)]
     # This one last: stages may have blocks in common, which take on its precision.
     for each, own in (*later, (stage, config)):
         training = dataset.training if each.sees_labels else without_labels(dataset.training)
@@ -125,9 +125,14 @@ def get_ready(
         )
         idles.append(idle(own, each.network, plan, ranks))
         budget.check(held, places)
-        peak = max(peak, before + needed[transport.rank])
+        if device.type == "cpu":
+            peak = max(peak, before + needed[transport.rank])
+        else:
+            peak, on_device = max(peak, before), max(on_device, needed[transport.rank])
     room = memory.room(peak)
     memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
+    rooms = transport.all_gather("room of devices", memory.device_room(on_device, device))
+    memory.check([memory.Room(*other) for other in rooms])
     store: Store | None = None
     holders: Holders = {}
     for text in idles[-1] if warns and transport.rank == 0 else ():
@@ -182,6 +187,7 @@ def get_ready(
         plan,
         placement,
         room.needed,
+        on_device,
         held,
         transport,
         store,
@@ -227,19 +233,22 @@ def _check_labelled(config: RunConfig, summary: DataSummary) -> None:
 
 def _settings(stage: Stage, config: RunConfig) -> str:
     """Return all settings that decide the weights, a line each."""
-    network = stage.network
+    network, training = stage.network, config.training
+    device = find_device(training.device)
     # Where data lie may differ, and their content has been compared.
     settings = config.with_settings(
         {
             "data.name": "",
             "data.dir": None,
-            "training.precision": resolve_precision(config.training.precision),
+            "training.device": "cpu",
+            "training.precision": resolve_precision(training.precision, device),
             "plan.memory_format": resolve_memory_format(config.plan.memory_format, network),
         }
     )
     settings = replace(settings, placement=PlacementConfig())
     # The settings do not know what a user has built.
     parts = [
+        f"device: {device.type}",
         f"sees labels: {stage.sees_labels}",
         f"sampler: {_described(network.sampler)}",
         f"ticks: {network.ticks}",
@@ -307,8 +316,12 @@ def _first_weights(network: Network) -> list[str | None]:
     ]
 
 
-def check_alike(stage: Stage, config: RunConfig, placed: str, transport: Transport) -> None:
+def check_alike(
+    stage: Stage, config: RunConfig, placement: Placement, transport: Transport
+) -> None:
     """Refuse ranks that would train something else than the others."""
+    placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
+    placed += f" and blocks of {','.join(map(str, placement.owners)) or 'no team'}"
     notes = transport.all_gather(
         "start from",
         {

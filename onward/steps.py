@@ -14,6 +14,7 @@ from onward.errors import SettingError
 from onward.objectives import Metrics, Objective
 from onward.optimizers import with_strides
 from onward.samplers import Views
+from onward.seeds import seed_global_generator
 
 CLIP_EPSILON = 1e-6
 """Added to the length of a gradient before it is clipped, as torch does."""
@@ -30,15 +31,19 @@ class StepReport:
     def __init__(self, sums: Tensor, active: Tensor | Callable[[], Tensor]) -> None:
         self.sums = sums
         self._active = active
+        self.steps = 1
+        self.all_are_active = False
+        self.losses: list[tuple[tuple[int, int], Tensor]] = []
+        """Where mini-batches stand, and their losses, that were not looked at yet."""
 
     @staticmethod
     def of(
         loss: Tensor, samples: int, metrics: Metrics, active: Tensor | Callable[[], Tensor]
     ) -> "StepReport":
         """Return the report of a step, from its mean loss over so many samples."""
-        sums = [loss.detach() * samples, loss.new_tensor(samples)]
+        sums = [loss.detach() * samples, loss.new_full((), samples)]
         for total, number in metrics.values():
-            sums += [total, loss.new_tensor(number)]
+            sums += [total, loss.new_full((), number)]
         return StepReport(torch.stack([figure.double() for figure in sums]), active)
 
     @staticmethod
@@ -67,13 +72,20 @@ class StepReport:
     def added_to(self, total: "StepReport | None") -> "StepReport":
         """Return the sum of several reports with this one added, in place; itself as the first.
 
-        Which units were active is not looked for once all have been.
+        Which units were active is not looked for once all have been, which is asked after 1, 2, 4,
+        8 and so on, for asking waits for the device.
         """
         if total is None:
-            return StepReport(self.sums, self.active)
-        total.sums += self.sums
-        if not total.active.all():
-            total.active.logical_or_(self.active)
+            total = StepReport(self.sums, self.active)
+            total.losses = self.losses
+        else:
+            total.sums += self.sums
+            total.losses += self.losses
+            total.steps += 1
+            if not total.all_are_active:
+                total.active.logical_or_(self.active)
+        if total.steps.bit_count() == 1 and not total.all_are_active:
+            total.all_are_active = bool(total.active.all())
         return total
 
 
@@ -184,8 +196,8 @@ class AutogradStep(Step):
     def gradients(self, views: Views, *, seed: int) -> Gradients:
         block, objective = self.block, self.block.objective
         # Modules such as Dropout know the global generator only.
-        torch.default_generator.manual_seed(seed)
-        draw = torch.Generator().manual_seed(seed)
+        seed_global_generator(seed, block.device)
+        draw = torch.Generator(block.device).manual_seed(seed)
         block.train()
         inputs = self.learned(views)
         with block.autocast():

@@ -1,6 +1,5 @@
 """Training: the one entry, for one process or, under torchrun, for many."""
 
-import os
 import platform
 import time
 import warnings
@@ -10,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import psutil
 import torch
 
 from onward import memory, runs
@@ -19,12 +17,14 @@ from onward.augmentation import Augmentation
 from onward.checkpoint import weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
+from onward.devices import find_device, machine, peak_bytes, reproducible, resolve_precision
 from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError, name_of
 from onward.evaluation import block_metrics, evaluate
 from onward.fitting import fit_inputs, fit_preprocessing, inputs_kept_on_error
 from onward.joining import join_ranks
 from onward.listeners import Listeners
+from onward.moving import moved
 from onward.networks import Network
 from onward.placement import Placement, first_blocks
 from onward.preparation import (
@@ -32,7 +32,6 @@ from onward.preparation import (
     make_stages,
     of_stage,
     resolve_memory_format,
-    resolve_precision,
     set_arithmetic,
 )
 from onward.results import Listener, Log, Result
@@ -307,17 +306,23 @@ def _train_stages(
                     network = make(config, dataset, summary, own)[number].network
                     set_arithmetic(network, part)
                 with closed_on_error(ready.store):
-                    trained = _train(network, ready, listener)
-                # A model knows what its blocks have learned from in any stage.
-                known = known.wider(trained.samples)
-                trained = trained._replace(samples=known.after(before))
-            if name:
-                trained.facts["stage"] = number
-            if transport.rank == 0:
-                results.append(_test(network, dataset, trained))
-                if folder is not None:
-                    written = part if config.method is None else config
-                    runs.write(folder if is_last else folder / name, written, results[-1])
+                    with threads_kept(part.training.threads):
+                        fit_preprocessing(network, part, ready.shards, transport)
+                    ready = replace(ready, stage=replace(ready.stage, network=network))
+                    check_alike(ready.stage, part, ready.placement, transport)
+                    device = find_device(part.training.device)
+                    with moved(network, device), reproducible(device):
+                        trained = _train(network, ready, listener)
+                        # A model knows what its blocks have learned from in any stage.
+                        known = known.wider(trained.samples)
+                        trained = trained._replace(samples=known.after(before))
+                        if name:
+                            trained.facts["stage"] = number
+                        if transport.rank == 0:
+                            results.append(_test(network, dataset, trained))
+            if transport.rank == 0 and folder is not None:
+                written = part if config.method is None else config
+                runs.write(folder if is_last else folder / name, written, results[-1])
             number += 1
         if folder is not None and results:
             where = config.placement
@@ -362,14 +367,9 @@ class Trained(NamedTuple):
 def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     config, dataset, shards, summary = ready.config, ready.dataset, ready.shards, ready.summary
     plan, placement, transport = ready.plan, ready.placement, ready.transport
-    with threads_kept(config.training.threads):
-        fit_preprocessing(network, config, shards, transport)
     if placement.name == "federated":
         team = placement.team_of(transport.rank)
         shards = {s: own for s, own in shards.items() if s % len(placement.teams) == team}
-    placed = f"{placement.name} with {','.join(map(str, placement.teams))} ranks a task"
-    placed += f" and blocks of {','.join(map(str, placement.owners)) or 'no team'}"
-    check_alike(replace(ready.stage, network=network), config, placed, transport)
     # Others hear of reports where all ranks gather them.
     listening = listener if transport.rank == 0 else Listener()
     log = Log(plan, [report_fields(block) for block in network.all_blocks], listening)
@@ -384,7 +384,11 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     try:
         if transport.rank == 0:
             listener.begin(plan, placement)
-        with global_generator_kept(), threads_kept(config.training.threads):
+        with (
+            global_generator_kept(network.device),
+            threads_kept(config.training.threads),
+            memory.advice(ready.on_device),
+        ):
             runtime.run()
         if store is not None:
             store.close()
@@ -403,6 +407,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "validation_cpu_seconds": worker.validation_cpu_seconds,
         "estimated_memory_bytes": ready.memory,
         "peak_memory_bytes": memory.peak(),
+        "estimated_device_bytes": ready.on_device,
+        "peak_device_bytes": peak_bytes(network.device),
         "seconds": seconds - worker.validation_seconds,
     }
     everywhere = transport.all_gather("figures", figures)
@@ -436,7 +442,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "shards": len(plan.samples),
         "slices": config.plan.slices,
         "teams": list(placement.teams),
-        "precision": resolve_precision(config.training.precision),
+        "device": network.device.type,
+        "precision": resolve_precision(config.training.precision, network.device),
         "memory_format": resolve_memory_format(config.plan.memory_format, network),
         "placement": placement.name,
         "world_size": transport.num_ranks,
@@ -450,12 +457,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": {
-            "platform": platform.platform(),
-            "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
-            "cores": os.cpu_count(),
-            "load": psutil.getloadavg()[0],
-        },
+        "machine": machine(network.device),
     }
     # Rank 0 has the network; of samples that stay where they are, not even digests travel.
     is_known = transport.rank == 0 and not is_private(config)

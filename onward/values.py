@@ -87,18 +87,13 @@ def kinds(owner: type) -> dict[str, Any]:
 
 
 USUAL = {"learning_rate": "lr", "wd": "weight_decay", "batchsize": "batch_size"}
+USUAL |= dict.fromkeys(("gpu", "gpus", "cuda", "accelerator"), "device")
 """What settings are called elsewhere, and what they are called here."""
-
-
-ABSENT = dict.fromkeys(("device", "gpu", "gpus", "cuda"), "Onward computes on processors alone.")
-"""What others have and Onward has not, and what it says of it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Ask whether something known was meant that is spelled much like a name."""
     section, _, last = name.lstrip("-").rpartition(".")
-    if last in ABSENT:
-        return f" {ABSENT[last]}"
     last = USUAL.get(last, last)
     # A section that is right says nothing of which of its settings was meant.
     inside = [full for full in known if section and full.startswith(f"{section}.")]

@@ -67,8 +67,9 @@ def recipe_of(name, **settings):
 
 def blended(batch, draw, epoch):
     """Blend each image with another, ever less, and let the class of both count."""
-    other = torch.randperm(len(batch), generator=draw)
-    share = torch.rand(len(batch), 1, 1, 1, generator=draw) / (2 + epoch)
+    device = batch.device
+    other = torch.randperm(len(batch), generator=draw, device=device)
+    share = torch.rand(len(batch), 1, 1, 1, generator=draw, device=device) / (2 + epoch)
     inputs = (1 - share) * batch.inputs + share * batch.inputs[other]
     return batch.replace(inputs=inputs).with_targets(other=batch.label[other])
 

@@ -26,7 +26,7 @@ def with_neighbors(nodes, edge_index):
     AGGREGATED.append(nodes.shape[1])
     source, target = edge_index
     total = torch.zeros_like(nodes).index_add_(0, target, nodes[source])
-    degree = torch.zeros(len(nodes)).index_add_(0, target, torch.ones(len(target)))
+    degree = nodes.new_zeros(len(nodes)).index_add_(0, target, nodes.new_ones(len(target)))
     return torch.cat([nodes, total / degree.clamp_min(1)[:, None]], dim=1)
 
 
@@ -189,18 +189,19 @@ class Clamped(ow.Sampler):
         return self.shown(batch, F.one_hot(labels, CLASSES).float())
 
     def views(self, batch, draw, hints):
-        step = torch.randint(1, CLASSES, batch.label.shape, generator=draw)
+        shape = batch.label.shape
+        step = torch.randint(1, CLASSES, shape, generator=draw, device=batch.device)
         return {
             "positive": self.with_label(batch, batch.label),
             "negative": self.with_label(batch, (batch.label + step) % CLASSES),
         }
 
     def neutral(self, batch):
-        return self.shown(batch, torch.full((len(batch), CLASSES), 1 / CLASSES))
+        return self.shown(batch, batch.tensor.new_full((len(batch), CLASSES), 1 / CLASSES))
 
     def candidates(self, batch):
-        every = batch.take(torch.arange(len(batch)).repeat_interleave(CLASSES))
-        return self.with_label(every, torch.arange(CLASSES).repeat(len(batch)))
+        every = batch.take(torch.arange(len(batch), device=batch.device).repeat_interleave(CLASSES))
+        return self.with_label(every, torch.arange(CLASSES, device=batch.device).repeat(len(batch)))
 
 
 class Gathering(nn.Module):

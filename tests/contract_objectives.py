@@ -84,7 +84,8 @@ class Pairs(ow.Sampler):
     names = ("first", "second")
 
     def views(self, batch, draw, hints):
-        second = batch.take(torch.randperm(len(batch), generator=draw))
+        order = torch.randperm(len(batch), generator=draw, device=batch.device)
+        second = batch.take(order)
         sign = torch.where(batch.label == second.label, 1, -1)
         return {"first": batch.with_targets(sign=sign), "second": second.with_targets(sign=sign)}
 
@@ -118,7 +119,7 @@ class Corrupted(ow.Sampler):
     continues: ClassVar = {"noisy": "clean"}
 
     def views(self, batch, draw, hints):
-        noise = torch.randn(batch.tensor.shape, generator=draw)
+        noise = torch.randn(batch.tensor.shape, generator=draw, device=batch.device)
         return {"clean": batch, "noisy": batch.replace(inputs=batch.tensor + 0.3 * noise)}
 
 
@@ -131,7 +132,7 @@ class Denoising(ow.Objective):
 
     def loss(self, inputs, outputs, draw):
         code = outputs["noisy"].tensor
-        kept = torch.rand(code.shape, generator=draw) < 0.8
+        kept = torch.rand(code.shape, generator=draw, device=code.device) < 0.8
         return F.mse_loss(self.decoder(code * kept), inputs["clean"].tensor)
 
 
@@ -168,7 +169,8 @@ class Adversarial(ow.Objective):
 
     def loss(self, inputs, outputs, draw):
         real, code = inputs["input"].tensor, outputs["input"].tensor
-        made = self.decoder(code + 0.1 * torch.randn(code.shape, generator=draw))
+        noise = torch.randn(code.shape, generator=draw, device=code.device)
+        made = self.decoder(code + 0.1 * noise)
         # softplus(-z) is -log(sigmoid(z)).
         found = F.softplus(-self.discriminator(real)) + F.softplus(
             self.discriminator(made.detach())
@@ -223,7 +225,7 @@ class Agreement(ow.Objective):
     def loss(self, inputs, outputs, draw):
         sides = outputs["input"].inputs
         left, right = F.normalize(sides["left"]), F.normalize(sides["right"])
-        return F.cross_entropy(5 * left @ right.T, torch.arange(len(left)))
+        return F.cross_entropy(5 * left @ right.T, torch.arange(len(left), device=left.device))
 
 
 @seeded

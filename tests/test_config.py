@@ -330,9 +330,9 @@ def test_a_setting_that_was_renamed_is_read_by_its_old_name(old, name):
     assert setting(RunConfig().with_settings({old: 3}), name) == 3
 
 
-@pytest.mark.parametrize("name", ["training.device", "device", "placement.gpus"])
-def test_what_there_is_not_is_said_to_be_missing(name):
-    with pytest.raises(SettingError, match="Onward computes on processors alone"):
+@pytest.mark.parametrize("name", ["training.gpu", "device", "training.cuda"])
+def test_what_a_gpu_is_called_elsewhere_leads_to_the_device(name):
+    with pytest.raises(SettingError, match=r"Did you mean training\.device"):
         RunConfig().with_settings({name: "cuda"})
 
 

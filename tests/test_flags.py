@@ -34,6 +34,7 @@ VALUES = {
     "--epochs": ("training.epochs", "12", 12),
     "--batch-size": ("training.batch_size", "64", 64),
     "--seed": ("training.seed", "7", 7),
+    "--device": ("training.device", "auto", "auto"),
     "--precision": ("training.precision", "fp32", "fp32"),
     "--threads": ("training.threads", "2", 2),
     "--plan": ("plan.kind", "stream", "stream"),

@@ -194,7 +194,9 @@ def test_a_layer_prints_its_widths_and_dropout():
 
 
 def mask_of(*shape, dropout=0.5, seed=0, dtype=torch.float32):
-    return keep_mask(torch.Size(shape), dropout, generator=draw(seed), dtype=dtype)
+    return keep_mask(
+        torch.Size(shape), dropout, generator=draw(seed), like=torch.zeros(0, dtype=dtype)
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.01, 0.2, 0.5, 0.9])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import onward as ow
-from onward.networks import CHUNK_SAMPLES
+from onward.batch import CHUNK_SAMPLES
 
 SHAPE = (1, 8, 8)
 GOODNESS = {"objective": "threshold", "negatives": "random"}

@@ -375,7 +375,7 @@ def goodness_by_tick(network, x):
                 if edge.source == "input":
                     reads |= {f"input.{name}": part for name, part in batch.inputs.items()}
                 elif edge.delay:
-                    reads[edge.key] = before.get(edge.source, edge.zeros(len(batch)))
+                    reads[edge.key] = before.get(edge.source, edge.zeros(batch))
                 else:
                     reads[edge.key] = now[edge.source]
             outputs = block.infer(ow.Batch(reads))

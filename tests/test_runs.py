@@ -122,6 +122,7 @@ RESULT = {
     "teams": listed(is_count),
     "timeline_is_whole": lambda value: value is True,
     "tasks_done_before": lambda value: value == 0,
+    "device": {"cpu"}.__contains__,
     "precision": {"fp32", "bf16"}.__contains__,
     "memory_format": {"contiguous", "channels-last"}.__contains__,
     "augmentation": lambda value: value == [],
@@ -139,6 +140,8 @@ RESULT = {
     "validation_cpu_seconds": listed(is_number),
     "estimated_memory_bytes": listed(is_count),
     "peak_memory_bytes": listed(is_count),
+    "estimated_device_bytes": listed(is_count),
+    "peak_device_bytes": listed(is_count),
     "weights_sha256": is_digest,
     "versions": {"onward": is_text, "torch": is_text, "python": is_text},
     "machine": {
@@ -146,6 +149,7 @@ RESULT = {
         "processor": is_text,
         "cores": is_count,
         "load": is_number,
+        "gpu": is_nothing,
     },
 }
 """Every field of `result.json`, and what it may be."""
@@ -158,6 +162,8 @@ PER_RANK = (
     "validation_cpu_seconds",
     "estimated_memory_bytes",
     "peak_memory_bytes",
+    "estimated_device_bytes",
+    "peak_device_bytes",
 )
 
 

@@ -9,13 +9,12 @@ from small_blocks import close, dense, draw, linear, state_of, step_of, views_of
 from torch import nn
 
 import onward as ow
-from onward.batch import Batch
+from onward.batch import CHUNK_SAMPLES, Batch
 from onward.blocks import Block
 from onward.errors import SettingError
-from onward.networks import CHUNK_SAMPLES
 from onward.objectives import CrossEntropy, Threshold
 from onward.optimizers import SGD, Adam
-from onward.runtime.workers import in_chunks
+from onward.runtime.passing import in_chunks
 from onward.slices import SampleSlicesStep
 from onward.team import Alone
 

@@ -185,11 +185,12 @@ def test_active_units_are_looked_for_until_all_have_been():
         return StepReport.of(torch.zeros(()), 1, {}, find)
 
     total = report(True, False, False).added_to(None)
-    for each in (report(False, True, False), report(False, False, True), report(True, True, True)):
-        total = each.added_to(total)
+    for units in ([False, True, False], [False, False, True], [False] * 3, [True] * 3, [True] * 3):
+        total = report(*units).added_to(total)
 
     assert total.active.tolist() == [True, True, True]
-    assert len(asked) == 3
+    # Whether all have been is asked after the first, second and fourth.
+    assert len(asked) == 4
 
 
 # What a step changes

@@ -11,6 +11,7 @@ import torch
 import onward as ow
 from onward.config import RunConfig
 from onward.errors import SettingError
+from onward.placement import Placement
 from onward.settings import PlacementConfig
 from onward.starting import check_alike
 from onward.transport.messages import SingleProcessTransport
@@ -33,7 +34,7 @@ def check(transport, **settings):
     network = ow.mlp((4,), num_classes=3, widths=(8,))
     config = RunConfig().with_settings(settings)
     config = config.with_settings({"training.precision": "fp32"})
-    check_alike(ow.Stage(network=network), config, "on 2 ranks", transport)
+    check_alike(ow.Stage(network=network), config, Placement("all-layers", (1, 1)), transport)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def check(transport, **settings):
         ),
         ("settings", '"fp32"', '"bf16"', 'rank 1 has precision = "bf16"'),
         ("settings", "Adam(lr=0.001", "Adam(lr=0.01", "rank 1 has block 0: Adam(lr=0.01"),
-        ("placements", "2", "4", "rank 0 has on 2 ranks; rank 1 has on 4 ranks"),
+        ("placements", "1,1", "1,2", "rank 0 has all-layers with 1,1 ranks a task"),
         ("versions", "torch 2", "torch 3", "The ranks have different versions"),
         ("weights", "a", "b", "The ranks start from different weights."),
     ],

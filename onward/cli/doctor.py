@@ -19,10 +19,10 @@ from torch import Tensor
 
 from onward import world
 from onward.config import RunConfig
-from onward.errors import PeerLostError
+from onward.devices import find_device, resolve_precision
+from onward.errors import PeerLostError, SettingError
 from onward.joining import join_ranks
 from onward.launcher import launch
-from onward.preparation import resolve_precision
 from onward.progress import Bars
 from onward.transport.messages import Transport
 from onward.version import VERSION
@@ -121,9 +121,10 @@ def check_machine() -> list[Finding]:
         check_packages(),
         Finding(
             "processor",
-            f"{cores} cores, {resolve_precision('auto')} products",
+            f"{cores} cores, {resolve_precision('auto', torch.device('cpu'))} products",
             "" if load < cores else f"Its load is {load:.1f}: other work slows a training down.",
         ),
+        _check_gpus(),
         Finding(
             "interfaces",
             interfaces or "none",
@@ -131,6 +132,18 @@ def check_machine() -> list[Finding]:
         ),
         _check_name(others),
     ]
+
+
+def _check_gpus() -> Finding:
+    """Look for GPUs that torch can use."""
+    try:
+        device = find_device("cuda")
+    except SettingError as error:
+        reason = str(error).removeprefix("training.device = cuda, and ").partition(";")[0]
+        return Finding("GPUs", f"none: {reason}")
+    names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    text = f"{', '.join(names)}, {resolve_precision('auto', device)} products"
+    return Finding("GPUs", text)
 
 
 def check_packages() -> Finding:

@@ -38,6 +38,7 @@ FLAGS = {
     "--epochs": ("training.epochs", "passes of each block over the samples"),
     "--batch-size": ("training.batch_size", "samples of a mini-batch"),
     "--seed": ("training.seed", "decides all randomness"),
+    "--device": ("training.device", "cpu, cuda, auto or mps"),
     "--precision": ("training.precision", "auto, fp32 or bf16"),
     "--threads": ("training.threads", "threads of each rank"),
     "--plan": ("plan.kind", "chapters or stream"),

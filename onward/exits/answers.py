@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from onward.arguments import check_arguments
-from onward.batch import Batch
+from onward.batch import CHUNK_SAMPLES, Batch, in_chunks
 from onward.data.numbers import Numbers
 from onward.exits.policies import ExitPolicy
-from onward.networks import CHUNK_SAMPLES, Forward, Network, in_chunks
+from onward.networks import Forward, Network
 
 
 @dataclass(frozen=True, slots=True)

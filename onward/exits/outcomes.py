@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from onward import seeds
-from onward.batch import Batch
+from onward.batch import Batch, in_chunks
 from onward.exits.macs import StageCost, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.networks import Forward, Network, in_chunks
+from onward.networks import Forward, Network
 
 RISKS = ("lost", "net")
 """What is counted against a policy, by name: samples that the whole network gets right and the

@@ -83,7 +83,7 @@ class OfLinearHead(LocalGradient):
         weight = self.head.weight[:, units].to(activities.dtype)
         log_p = total.log_softmax(dim=1)
         error = log_p.exp()
-        error[torch.arange(len(error)), view.label] -= 1
+        error[torch.arange(len(error), device=error.device), view.label] -= 1
         error = (error / len(error)).to(activities.dtype)
         return Gradient(
             F.nll_loss(log_p, view.label),
@@ -169,8 +169,9 @@ class ClosedFormStep(Step):
         self.product_weight = self.weight.to(self.dtype)
         units, inputs = self.weight.shape
         slices = math.ceil(units * inputs * self.weight.element_size() / SLICE_BYTES)
-        self.slice = math.ceil(units / slices)
-        self.gradient = torch.empty(self.slice, inputs, dtype=self.weight.dtype)
+        # A GPU has no such cache, and starts each of its kernels slowly.
+        self.slice = math.ceil(units / slices) if self.weight.is_cpu else units
+        self.gradient = self.weight.new_empty(self.slice, inputs)
         # One product is faster than one a slice, and in bf16 it takes little memory.
         self.product = torch.empty_like(self.product_weight) if bf16 else None
 
@@ -251,7 +252,7 @@ class ClosedFormStep(Step):
 
     def summed(self, x: Tensor) -> Tensor:
         """Return the sum over the samples, as a product: a sum in another type would copy first."""
-        return (torch.ones(1, len(x), dtype=self.dtype) @ x)[0].to(self.weight.dtype)
+        return (x.new_ones(1, len(x), dtype=self.dtype) @ x)[0].to(self.weight.dtype)
 
     @torch.no_grad()
     def infer(self, batch: Batch) -> Batch:
@@ -264,8 +265,8 @@ class ClosedFormStep(Step):
     def _dropped(self, x: Tensor, seed: int) -> Tensor:
         if not self.layer.dropout:
             return x
-        draw = torch.Generator().manual_seed(seed)
-        return x * keep_mask(x.shape, self.layer.dropout, generator=draw, dtype=self.dtype)
+        draw = torch.Generator(x.device).manual_seed(seed)
+        return x * keep_mask(x.shape, self.layer.dropout, generator=draw, like=x)
 
     def update_weight(self, units: slice, derivative: Tensor, x: Tensor, lr_scale: float) -> None:
         """Update the weights of some units from the derivative by their pre-activations."""

@@ -48,7 +48,7 @@ class UnitsStep(Step):
         for name in ("module.weight", "module.bias", *(f"objective.{n}" for n in parameters)):
             if name in self.block.optimizer_state:
                 self.count(name)
-        active = torch.zeros(len(step.weight), dtype=torch.bool)
+        active = torch.zeros(len(step.weight), dtype=torch.bool, device=x.device)
         for units, activities, own in zip(self.own, every, outputs, strict=True):
             gradient = step.local.gradient(total, own, units)
             active[units] = step.summed(activities) > 0

@@ -42,7 +42,8 @@ def known_labels(batch: Batch) -> tuple[Tensor, Tensor]:
 def class_features(num_classes: int, like: Tensor) -> Float[Tensor, "classes features"]:
     """Return features of nodes that stand for classes, as wide as those of other nodes."""
     draw = torch.Generator().manual_seed(FEATURES_SEED)
-    return torch.randn(num_classes, like.shape[1], generator=draw).to(like.dtype)
+    # The same on all devices.
+    return torch.randn(num_classes, like.shape[1], generator=draw).to(like)
 
 
 def with_class_nodes(batch: Batch, num_classes: int, direction: Direction) -> Batch:
@@ -70,7 +71,7 @@ def with_class_nodes(batch: Batch, num_classes: int, direction: Direction) -> Ba
         ids=None,
         weights=None if batch.weights is None else F.pad(batch.weights, (0, num_classes)),
         structure={"edge_index": torch.cat(edges, dim=1)},
-        index=torch.arange(nodes) if batch.index is None else batch.index,
+        index=torch.arange(nodes, device=x.device) if batch.index is None else batch.index,
     )
 
 
@@ -123,7 +124,8 @@ class ClassNodesBelowLabels(ClassNodes):
         x, (known, label) = batch.tensor, known_labels(batch)
         labels = x.new_full((len(x), self.num_classes), 1 / self.num_classes)
         labels[known] = F.one_hot(label, self.num_classes).to(x.dtype)
-        labels = torch.cat([labels, torch.eye(self.num_classes, dtype=x.dtype)])
+        own = torch.eye(self.num_classes, dtype=x.dtype, device=x.device)
+        labels = torch.cat([labels, own])
         graph = super().neutral(batch)
         return graph.replace(inputs={"features": graph.tensor, "labels": labels})
 

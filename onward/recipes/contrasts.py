@@ -91,7 +91,7 @@ class SupervisedContrast(Objective):
         check_has_others(sum(map(len, each)))
         units = torch.cat([F.normalize(view.tensor.flatten(1).float()) for view in each])
         labels = torch.cat([view.label for view in each])
-        is_other = ~torch.eye(len(units), dtype=torch.bool)
+        is_other = ~torch.eye(len(units), dtype=torch.bool, device=units.device)
         # In float32, also where the block computes in bf16.
         with torch.autocast(units.device.type, enabled=False):
             cosines = (units @ units.T / self.temperature).masked_fill(~is_other, float("-inf"))
@@ -121,7 +121,7 @@ class Pairs(Sampler):
 
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
         check_has_others(len(batch))
-        order = torch.randperm(len(batch), generator=draw)
+        order = torch.randperm(len(batch), generator=draw, device=batch.device)
         partner = torch.empty_like(order)
         partner[order] = order.roll(-1)
         second = batch.take(partner)

@@ -69,10 +69,11 @@ class ShownLabels(Sampler):
         known, true = known_labels(batch)
         index = known if batch.index is None else batch.index
         # A random order of the wrong classes for each node, a world for each place in it.
-        order = torch.rand(len(known), self.num_classes - 1, generator=draw).argsort(dim=1)
+        shape, device = (len(known), self.num_classes - 1), batch.device
+        order = torch.rand(shape, generator=draw, device=device).argsort(dim=1)
         wrong = (true[:, None] + 1 + order) % self.num_classes
         worlds = self.num_classes - 1
-        every = (index[:, None] * worlds + torch.arange(worlds)).flatten()
+        every = (index[:, None] * worlds + torch.arange(worlds, device=device)).flatten()
         return {
             "positive": self._shown(batch, self._known(batch, true[:, None])).replace(index=index),
             "negative": self._shown(batch, self._known(batch, wrong)).replace(index=every),
@@ -86,13 +87,15 @@ class ShownLabels(Sampler):
         known, true = known_labels(batch)
         labels = self._known(batch, true[:, None].expand(-1, self.num_classes))
         # Where nothing is said, all others are asked.
-        asked = batch.structure.get("asked", torch.arange(len(batch)))
-        labels[asked[~torch.isin(asked, known)]] = torch.arange(self.num_classes)
+        device = batch.device
+        asked = batch.structure.get("asked", torch.arange(len(batch), device=device))
+        every = torch.arange(self.num_classes, device=device)
+        labels[asked[~torch.isin(asked, known)]] = every
         return self._shown(batch, labels)
 
     def _known(self, batch: Batch, labels: Int[Tensor, "known worlds"]) -> Tensor:
         """Return labels of all nodes in each world, where the known ones have some."""
-        found = torch.full((len(batch), labels.shape[1]), UNKNOWN)
+        found = torch.full((len(batch), labels.shape[1]), UNKNOWN, device=batch.device)
         found[batch.structure["known"]] = labels
         return found
 
@@ -101,7 +104,8 @@ class ShownLabels(Sampler):
         worlds, every = labels.shape[1], labels.flatten()
         x = batch.tensor.repeat_interleave(worlds, dim=0)
         edges = batch.structure["edge_index"]
-        edges = (edges[:, None] * worlds + torch.arange(worlds)[:, None]).flatten(1)
+        world = torch.arange(worlds, device=edges.device)[:, None]
+        edges = (edges[:, None] * worlds + world).flatten(1)
         if self.place == "features":
             codes = F.one_hot(every.clamp(min=0), self.num_classes).to(x.dtype)
             codes[every == UNKNOWN] = 1 / self.num_classes

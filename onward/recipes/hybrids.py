@@ -45,7 +45,7 @@ class Hybrids(Sampler):
             )
         check_has_others(len(images))
         # Each with the one that follows it in a random order, which is never the same one.
-        order = torch.randperm(len(images), generator=draw)
+        order = torch.randperm(len(images), generator=draw, device=images.device)
         others = torch.empty_like(images)
         others[order] = images[order.roll(-1)]
         shows = self._masks(len(images), images.shape[2:], draw)
@@ -81,7 +81,7 @@ def masks(samples: int, size: torch.Size, *, smoothing: int, draw: torch.Generat
     Returns:
         Booleans, samples first.
     """
-    bits = torch.randint(2, (samples, *size), generator=draw).float()
+    bits = torch.randint(2, (samples, *size), generator=draw, device=draw.device).float()
     for _ in range(smoothing):
         for axis in range(1, bits.ndim):
             length = bits.shape[axis]

@@ -34,12 +34,14 @@ def in_edges(
     first = torch.searchsorted(target, nodes)
     degree = torch.searchsorted(target, nodes, right=True) - first
     # A row for each edge of these nodes: which node, and which of its edges.
-    owner = torch.arange(len(nodes)).repeat_interleave(degree)
+    device = nodes.device
+    owner = torch.arange(len(nodes), device=device).repeat_interleave(degree)
     start = degree.cumsum(0) - degree
-    edge = torch.arange(len(owner)) - start[owner] + first[owner]
+    edge = torch.arange(len(owner), device=device) - start[owner] + first[owner]
     # In random order within each node, of which the first are taken.
-    order = torch.rand(len(owner), generator=draw, dtype=torch.float64).add_(owner).argsort()
-    place = torch.arange(len(owner)) - start[owner]
+    drawn = torch.rand(len(owner), generator=draw, dtype=torch.float64, device=device)
+    order = drawn.add_(owner).argsort()
+    place = torch.arange(len(owner), device=device) - start[owner]
     return edge_index[:, edge[order[place < most]].sort().values]
 
 
@@ -61,15 +63,16 @@ def neighborhood(batch: Batch, neighbors: Sequence[int], draw: torch.Generator) 
     edges = batch.structure["edge_index"]
     if edges.shape[1] > 1 and bool((edges[1, 1:] < edges[1, :-1]).any()):
         edges = edges[:, edges[1].argsort(stable=True)]
-    seeds = torch.arange(len(batch)) if batch.index is None else batch.index
-    place = torch.full((len(batch),), -1)
-    place[seeds] = torch.arange(len(seeds))
+    device, seeds = batch.device, batch.index
+    seeds = torch.arange(len(batch), device=device) if seeds is None else seeds
+    place = torch.full((len(batch),), -1, device=device)
+    place[seeds] = torch.arange(len(seeds), device=device)
     reached, fresh, drawn = [seeds], seeds, []
     for most in neighbors:
         drawn.append(in_edges(edges, fresh, most, draw))
         fresh = drawn[-1][0].unique()
         fresh = fresh[place[fresh] < 0]
-        place[fresh] = sum(map(len, reached)) + torch.arange(len(fresh))
+        place[fresh] = sum(map(len, reached)) + torch.arange(len(fresh), device=device)
         reached.append(fresh)
     nodes = torch.cat(reached)
     structure = {"edge_index": place[torch.cat(drawn, dim=1)]}
@@ -78,7 +81,7 @@ def neighborhood(batch: Batch, neighbors: Sequence[int], draw: torch.Generator) 
         structure["known"] = known[known >= 0]
         structure["known_label"] = batch.structure["known_label"][known >= 0]
     whole = batch.replace(structure={}, index=None)
-    return whole.take(nodes).replace(structure=structure, index=torch.arange(len(seeds)))
+    return whole.take(nodes).replace(structure=structure, index=place[seeds])
 
 
 @dataclass(frozen=True)

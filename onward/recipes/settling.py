@@ -47,7 +47,7 @@ class LabelAtTheTop(Sampler):
 
     def candidates(self, batch: Batch) -> Batch:
         x = batch.tensor
-        labels = torch.arange(self.num_classes).repeat(len(x))
+        labels = torch.arange(self.num_classes, device=x.device).repeat(len(x))
         return self.shown(Batch(x.repeat_interleave(self.num_classes, dim=0)), labels)
 
 

@@ -36,9 +36,9 @@ class PairOfInputs(Sampler):
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
         labels, size = batch.label, len(batch)
         check_has_others(size)
-        is_other = ~torch.eye(size, dtype=torch.bool)
+        is_other = ~torch.eye(size, dtype=torch.bool, device=batch.device)
         is_alike = (labels[:, None] == labels) & is_other
-        wanted = torch.rand(size, generator=draw) < 0.5
+        wanted = torch.rand(size, generator=draw, device=batch.device) < 0.5
         fits = torch.where(wanted[:, None], is_alike, is_other & ~is_alike)
         # Where there is none that fits, any other.
         fits = torch.where(fits.any(dim=1, keepdim=True), fits, is_other)

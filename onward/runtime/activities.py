@@ -14,7 +14,8 @@ from onward.batch import Batch, mapped, parts
 from onward.blocks import gathered
 from onward.plan.tasks import INPUT
 from onward.runtime.holding import HOLDS, Hold, in_memory
-from onward.runtime.workers import Worker, pass_through
+from onward.runtime.passing import pass_through
+from onward.runtime.workers import Worker
 from onward.samplers import Views
 from onward.team import Alone, Team
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from onward.batch import Batch
+from onward.batch import Batch, in_chunks
 from onward.blocks import Block, gathered
 from onward.errors import SettingError
 from onward.evaluation import merit, ordered
-from onward.networks import Forward, Network, in_chunks
+from onward.networks import Forward, Network
 from onward.settings import Monitor
 
 
@@ -65,7 +65,8 @@ class BlockStopping:
 
     def _merit(self) -> int:
         """Return how good the network up to the block is now, see `Evaluation.merit`."""
-        each = [ask()[slice(None) if c.index is None else c.index] for ask, c in self.asked]
+        every = [(ask().cpu(), counted.index) for ask, counted in self.asked]
+        each = [scores if index is None else scores[index] for scores, index in every]
         scores = torch.cat(each)
         correct = int((scores.argmax(dim=1) == self.label).sum())
         order = ordered(scores, self.label) if self.monitor == "roc-auc" else None

@@ -6,14 +6,15 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from onward.batch import Batch, joined
+from onward.batch import CHUNK_SAMPLES, Batch, joined
 from onward.engine import Position, make_step, train_block
-from onward.networks import CHUNK_SAMPLES, Network
+from onward.networks import Network
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import Product, ProductKind, Segment, Task
 from onward.runtime.activities import Activities
 from onward.runtime.block_stopping import BlockStopping
-from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker, in_chunks
+from onward.runtime.passing import in_chunks
+from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker
 from onward.samplers import NEUTRAL, Views
 from onward.steps import StepReport
 
@@ -194,7 +195,8 @@ class ChapterWorker(Worker):
             order = self.order(segment.epoch, shard)[segment.first * size : segment.last * size]
             if segment.last - segment.first == self.plan.batches(shard):
                 # All of them, though another epoch may leave out others at its end.
-                samples, positions = torch.arange(self.plan.samples[shard]), order
+                samples = torch.arange(self.plan.samples[shard], device=self.device)
+                positions = order
             else:
                 samples, positions = order.unique(return_inverse=True)
 
@@ -245,7 +247,7 @@ class ChapterWorker(Worker):
     def _in_portions(self, activities: Activities, block: int) -> Iterator[Views]:
         for portion in range(activities.portions):
             views = self._prepared(block, activities.read(block, portion))
-            samples = torch.arange(len(next(iter(views.values()))))
+            samples = torch.arange(len(next(iter(views.values()))), device=self.device)
             yield from self._mini_batches(views, samples)
 
     def _mini_batches(self, views: Views, positions: Tensor) -> Iterator[Views]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onward.batch import Batch, laid_out
 from onward.blocks import Edge, gathered
-from onward.engine import Position, learn, make_step
+from onward.engine import Position, added, check_finite, learn, make_step
 from onward.networks import Network, passes
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Product, ProductKind, Task
@@ -39,7 +39,8 @@ class StreamWorker(Worker):
         self.seen = lru_cache(maxsize=2)(self._seen)
         # Of some samples: what each block reads and hands on, for the sizes of messages.
         training = shards[0].training
-        samples = self.mini_batch(0, 0, 0, torch.arange(min(2, len(training))))
+        first = torch.arange(min(2, len(training)), device=self.device)
+        samples = self.mini_batch(0, 0, 0, first)
         views = self.sampled(samples, None, 0, 0)
         views = {**views, NEUTRAL: network.sampler.neutral(samples)}
         passed = {name: list(passes(network, view)) for name, view in views.items()}
@@ -174,7 +175,7 @@ class StreamWorker(Worker):
         like = next((views for _, views in each if views is not None), None) or first()
         return {
             name: gathered(
-                [(e, e.zeros(len(view)) if vs is None else vs[name].inputs) for e, vs in each], view
+                [(e, e.zeros(view) if vs is None else vs[name].inputs) for e, vs in each], view
             )
             for name, view in like.items()
         }
@@ -229,12 +230,13 @@ class StreamWorker(Worker):
     def _end(self, task: Task, report: StepReport, clock: Clock) -> Made:
         """Return what is made at the end of a chapter; add up figures until then."""
         step, block = task.time, task.block
-        report = report.added_to(self.totals.get(block))
+        report = added(report, self.totals.get(block), block)
         elapsed = self.elapsed.pop(block, torch.zeros(2, dtype=torch.float64)) + clock.read()
         if step not in self.plan.chapter_ends:
             self.totals[block], self.elapsed[block] = report, elapsed
             return {}
         self.totals.pop(block, None)
+        check_finite(report, block)
         learner = self.blocks[block]
         return {
             Product(ProductKind.WEIGHTS, step, block): self.weights(block),

@@ -7,8 +7,8 @@ task needs, and returns what it makes.
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,17 +16,18 @@ from torch import Tensor
 from onward import seeds
 from onward.arguments import fits, said
 from onward.augmentation import Augmentation, augmented
-from onward.batch import Batch, Tensors, mapped, parts
+from onward.batch import Batch, mapped
 from onward.blocks import Block
+from onward.devices import free_bytes
 from onward.engine import ADVICE, Training
 from onward.errors import DivergedError, SettingError
 from onward.evaluation import Evaluation, evaluate
-from onward.networks import CHUNK_SAMPLES, Network
+from onward.networks import Network
 from onward.optimizers import with_strides
 from onward.plan.standing import NEVER, Standing
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.readouts import is_head
-from onward.runtime.holding import Hold, Way, in_memory
+from onward.runtime.holding import Way
 from onward.samplers import Views
 from onward.steps import StepReport
 from onward.team import Alone, Team
@@ -35,8 +36,15 @@ from onward.timeline import Recorder
 Given = Mapping[Product, list[Tensor]]
 """What a task needs."""
 
+SHARE_OF_SAMPLES = 0.25
+"""Part of the free memory of a device that training samples may take; others are brought there
+mini-batch by mini-batch."""
+
 Made = dict[Product, list[Tensor]]
 """What a task has made."""
+
+NOTES = (ProductKind.REPORT, ProductKind.COUNTS)
+"""Products that lie with the processor, wherever blocks compute."""
 
 LAID_OUT = (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE, ProductKind.BEST)
 """Products whose tensors lie in memory as those of a block do."""
@@ -111,7 +119,8 @@ class Worker(ABC):
             # Of what learns now, by the rule of now: the layouts of messages follow it.
             block.reset_optimizer()
         self.layouts = [block.layouts() for block in self.blocks]
-        self.shards = shards
+        self.device = network.device
+        self.shards = {number: _near(shard, self.device) for number, shard in shards.items()}
         self.settings = settings
         self.released: list[int] = []
         self.end = NEVER
@@ -182,7 +191,9 @@ class Worker(ABC):
         raise NotImplementedError
 
     def received(self, product: Product, tensors: list[Tensor]) -> list[Tensor]:
-        """Return a product that another rank has made, laid out in memory as here."""
+        """Return a product that another rank has made, on the device, and laid out as here."""
+        if product.kind not in NOTES:
+            tensors = [tensor.to(self.device) for tensor in tensors]
         if product.kind in LAID_OUT:
             likes = self.layout(product)
             return [with_strides(t, like) for t, like in zip(tensors, likes, strict=True)]
@@ -235,10 +246,13 @@ class Worker(ABC):
         """Return the samples of a shard in the order of an epoch."""
         training = self.shards[shard].training
         if training.structure and not self.takes_parts:
-            return torch.arange(self.plan.samples[shard])
+            return torch.arange(self.plan.samples[shard], device=self.device)
+        # The same on all devices.
         draw = seeds.generator(self.settings.seed, "order", epoch)
-        order = torch.randperm(self.plan.samples[shard], generator=draw)
-        return order if training.index is None else spread_out(order, training.index)
+        order = torch.randperm(self.plan.samples[shard], generator=draw).to(self.device)
+        if training.index is None:
+            return order
+        return spread_out(order, training.index.to(self.device))
 
     @property
     def takes_parts(self) -> bool:
@@ -251,8 +265,11 @@ class Worker(ABC):
 
     def _taken(self, shard: int, chosen: Tensor | slice) -> Batch:
         training = self.shards[shard].training
-        is_whole = training.structure and not self.takes_parts
-        return training if is_whole else training.take(chosen)
+        if training.structure and not self.takes_parts:
+            return training
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(training.device)
+        return training.take(chosen).to(self.device)
 
     def mini_batch(self, epoch: int, shard: int, number: int, chosen: Tensor) -> Batch:
         """Return a training mini-batch as its epoch sees it: transformed, augmented if asked for.
@@ -269,7 +286,8 @@ class Worker(ABC):
         if batch.structure:
             # An augmentation may work in place, and so gets a copy.
             batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))
-        draw = seeds.generator(self.settings.seed, "augment", epoch, shard, number)
+        drawn_at = (epoch, shard, number)
+        draw = seeds.generator(self.settings.seed, "augment", *drawn_at, device=self.device)
         own = self.plan.epochs_before(epoch, shard)
         return self.network.transformed(
             batch, lambda seen: augmented(seen, self.settings.augment, draw, own)
@@ -289,10 +307,10 @@ class Worker(ABC):
         """
         sampler = self.network.sampler
         drawn_at = (0, shard) if sampler.draws_once else (time, shard, *mini_batch)
-        draw = seeds.generator(self.settings.seed, "negatives", *drawn_at)
-        with seeds.global_generator_kept():
+        draw = seeds.generator(self.settings.seed, "negatives", *drawn_at, device=self.device)
+        with seeds.global_generator_kept(self.device):
             # A sampler that draws from it after all draws the same on every rank.
-            torch.default_generator.manual_seed(draw.initial_seed())
+            seeds.seed_global_generator(draw.initial_seed(), self.device)
             views = sampler.views(batch, draw, hints)
         if not fits(views, dict[str, Batch]):
             raise SettingError(
@@ -393,8 +411,17 @@ class Worker(ABC):
             else:
                 # Nothing is learned from it: later chapters are not trained, either.
                 likes = self.layout(product)
-                made[product] = [torch.zeros(like.shape, dtype=like.dtype) for like in likes]
+                zeros = [torch.zeros(like.shape, dtype=like.dtype) for like in likes]
+                made[product] = self.received(product, zeros)
         return made
+
+
+def _near(shard: Shard, device: torch.device) -> Shard:
+    """Return a shard with its training samples on a device, where they take little of its room."""
+    bytes_of_all = sum(tensor.nbytes for tensor in shard.training.tensors().values())
+    if device.type == "cpu" or bytes_of_all > SHARE_OF_SAMPLES * free_bytes(device):
+        return shard
+    return replace(shard, training=shard.training.to(device))
 
 
 def spread_out(order: Tensor, counted: Tensor) -> Tensor:
@@ -426,60 +453,3 @@ def report_fields(block: Block) -> tuple[str, ...]:
         "seconds",
         "cpu_seconds",
     )
-
-
-def pass_through(
-    block: Block, batch: Batch, team: Team | None = None, hold: Hold = in_memory
-) -> Batch:
-    """Pass samples through a block in chunks, without training it."""
-    if batch.structure:
-        return block.infer(batch)
-    outputs = in_chunks(
-        len(batch), lambda part: block.infer(batch.take(part)).inputs, team or Alone(), hold
-    )
-    return batch.replace(inputs=outputs, context={})
-
-
-def in_chunks(
-    samples: int, work: Callable[[slice], Tensors], team: Team, hold: Hold = in_memory
-) -> Tensors:
-    """Do something with samples, chunk by chunk, and join what it yields.
-
-    Chunks of `CHUNK_SAMPLES` are assigned to the ranks of a team, each of which gets all results.
-
-    Args:
-        samples: Number of samples.
-        work: Returns a row for each sample of a chunk.
-        team: Who shares the work.
-        hold: Makes room for the results.
-    """
-    firsts = range(0, samples, CHUNK_SAMPLES)
-
-    def bounds(member: int) -> range:
-        chunks = firsts[member * len(firsts) // team.size : (member + 1) * len(firsts) // team.size]
-        return range(chunks[0], min(chunks[-1] + CHUNK_SAMPLES, samples)) if chunks else range(0)
-
-    own = bounds(team.index)
-    # A rank without a chunk looks at a sample, to know what others will send.
-    first = work(slice(own.start, min(own.start + CHUNK_SAMPLES, own.stop)) if own else slice(0, 1))
-    found = mapped(lambda tensor: hold([samples], tensor)[0], first)
-
-    def put(start: int, tensors: Tensors) -> None:
-        for target, tensor in zip(parts(found), parts(tensors), strict=True):
-            target[start : start + len(tensor)] = tensor
-
-    if own:
-        put(own.start, first)
-    for start in own[CHUNK_SAMPLES::CHUNK_SAMPLES]:
-        put(start, work(slice(start, min(start + CHUNK_SAMPLES, own.stop))))
-    if team.size > 1:
-        every = [bounds(member) for member in range(team.size)]
-        layouts: list[Sequence[Tensor]] = [
-            [tensor[r.start : r.stop] for tensor in parts(found)] for r in every
-        ]
-        sent = team.all_gather(layouts[team.index], layouts)
-        for tensors, theirs in zip(sent, every, strict=True):
-            if theirs != own:
-                for target, tensor in zip(parts(found), tensors, strict=True):
-                    target[theirs.start : theirs.stop] = tensor
-    return found

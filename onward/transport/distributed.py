@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
+from onward.devices import Copies
 from onward.errors import PeerLostError, SettingError
 from onward.launcher import LISTEN_FD
 from onward.team import Alone, Team
@@ -52,6 +53,8 @@ class Sent(NamedTuple):
     tensors: list[Tensor]
     label: str
     start: float
+    copies: Copies | None = None
+    """Of tensors of a GPU, which are sent when they are there."""
 
 
 class DistributedTransport(Transport):
@@ -142,11 +145,17 @@ class DistributedTransport(Transport):
         if not tensors:
             return
         if dest not in self._outgoing:
-            self._outgoing[dest] = Outgoing(self)
+            self._outgoing[dest] = Outgoing(self, dest)
         outgoing = self._outgoing[dest]
         with self.doing.wait("room for a message", dest):
             outgoing.take_room()
-        sent = Sent([], [tensor.detach().contiguous() for tensor in tensors], label, start)
+        detached = [tensor.detach().contiguous() for tensor in tensors]
+        outgoing.is_of_device |= not all(tensor.is_cpu for tensor in detached)
+        if outgoing.is_of_device:
+            # The thread sends those that come after as well, in their order.
+            outgoing.sent.put(Sent([], [], label, start, Copies(detached)))
+            return
+        sent = Sent([], detached, label, start)
         try:
             for tensor in sent.tensors:
                 sent.works.append(dist.isend(tensor, dest))
@@ -262,8 +271,9 @@ class DistributedTransport(Transport):
 class Outgoing:
     """The messages to one rank: so many at once, each kept until it has arrived."""
 
-    def __init__(self, transport: DistributedTransport) -> None:
-        self.transport = transport
+    def __init__(self, transport: DistributedTransport, dest: int) -> None:
+        self.transport, self.dest = transport, dest
+        self.is_of_device = False
         self.sent: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(IN_FLIGHT)
         self._thread = threading.Thread(target=self._wait, daemon=True)
@@ -286,6 +296,11 @@ class Outgoing:
     def _wait(self) -> None:
         while (sent := self.sent.get()) is not None:
             try:
+                if sent.copies is not None:
+                    copies = sent.copies.wait()
+                    sent = sent._replace(
+                        tensors=copies, works=[dist.isend(copy, self.dest) for copy in copies]
+                    )
                 _wait_for(sent.works)
             except RuntimeError as error:
                 self.transport.fail(error)
@@ -306,7 +321,7 @@ class DistributedTeam(Team):
     def _all_gather(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
-        mine = [tensor.detach().contiguous() for tensor in own]
+        mine = Copies([tensor.detach().contiguous() for tensor in own]).wait()
         works: dict[int, list[dist.Work | None]] = {}
         every: list[Sequence[Tensor]] = []
         with self.transport.reached("another of its team"):
@@ -322,7 +337,10 @@ class DistributedTeam(Team):
             for rank, exchanged in works.items():
                 with self.transport.doing.wait("its part of a step", rank):
                     _wait_for(exchanged)
-        return every
+        return [
+            [theirs.to(like.device) for theirs, like in zip(tensors, layout, strict=True)]
+            for tensors, layout in zip(every, layouts, strict=True)
+        ]
 
 
 def _wait_for(works: Iterable[dist.Work | None]) -> None:

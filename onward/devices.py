@@ -1,0 +1,162 @@
+"""Devices: what the blocks of a process compute on."""
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from onward.errors import SettingError
+
+WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""What cuBLAS needs for products that are the same each time."""
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device that the setting `training.device` stands for in this process.
+
+    The ranks of a machine take its GPUs in turn; where there are fewer, several share one.
+
+    Args:
+        name: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        SettingError: This machine has none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        built_for = torch.version.cuda
+        reason = (
+            f"this torch, {torch.__version__}, is built without CUDA. Install one that is built "
+            f"with it (pytorch.org, Get Started)"
+            if built_for is None
+            else f"torch sees no GPU. There is none, or its driver is older than CUDA {built_for}, "
+            f"for which torch is built: nvidia-smi shows both"
+        )
+        raise SettingError(f"training.device = cuda, and {reason}; or set training.device to cpu.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise SettingError(
+            f"training.device = mps, and torch {torch.__version__} finds no GPU of Apple's here. "
+            f"Set training.device to cpu."
+        )
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device("mps" if name == "mps" else "cpu")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return the arithmetic that `auto` stands for on a device of this machine."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        has_bf16 = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    return "bf16" if has_bf16 else "fp32"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what there is to know of what a run computes on."""
+    return {
+        "platform": platform.platform(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cores": os.cpu_count(),
+        "load": psutil.getloadavg()[0],
+        "gpu": device_name(device),
+    }
+
+
+def device_name(device: torch.device) -> str | None:
+    """Return what a GPU is called; None of a processor."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU that is free."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return int(torch.get_device_module(device).mem_get_info(device)[0])
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most that tensors have taken of the memory of a GPU; 0 where that is not known."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Have a GPU compute the same bits each time, where its kernels can; the processor does anyway.
+
+    Torch warns of kernels that cannot.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault(*WORKSPACE)
+    cudnn: Any = torch.backends.cudnn
+    fill: Any = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        (cudnn.benchmark, cudnn.deterministic),
+        fill.fill_uninitialized_memory,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.benchmark, cudnn.deterministic = False, True
+    # All that is read has been written before.
+    fill.fill_uninitialized_memory = False
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.benchmark, cudnn.deterministic = before[2]
+        fill.fill_uninitialized_memory = before[3]
+
+
+class Copies:
+    """Copies of tensors of a GPU for the processor, made beside what the GPU computes.
+
+    Args:
+        tensors: Must not change until the copies are there.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._done: torch.cuda.Event | None = None
+        device = next((tensor.device for tensor in tensors if not tensor.is_cpu), None)
+        if device is None or device.type != "cuda":
+            self._copies = [tensor.cpu() for tensor in tensors]
+            return
+        stream = STREAMS.setdefault(device, torch.cuda.Stream(device))
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            self._copies = [_pinned(tensor) for tensor in tensors]
+            self._done = stream.record_event()
+        for tensor in tensors:
+            if tensor.is_cuda:
+                tensor.record_stream(stream)
+
+    def wait(self) -> list[Tensor]:
+        """Return the copies, once they are there."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copies
+
+
+STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+"""On which tensors of a GPU are copied."""
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """Begin a copy to memory that the GPU can write to by itself."""
+    if tensor.is_cpu:
+        return tensor
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)

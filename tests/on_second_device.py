@@ -1,0 +1,142 @@
+"""Runs on another device than the processor: all of them is there, and no step waits for it.
+
+`test_devices` runs these tests in a process of their own, in which nothing was differentiated
+before torch hears of the device.
+"""
+
+import importlib
+from copy import deepcopy
+
+import pytest
+import torch
+from contract_cases import CASES, train
+from contract_cases import RUNS as CONTRACT
+from prepared import CHAPTERS, SLICED, STREAMS, prepare
+from second_device import second_device, waits
+from test_methods import LATER, METHODS, QUICK
+from thinned import thinned
+
+import onward as ow
+
+pytestmark = [
+    pytest.mark.usefixtures("unchecked"),
+    # The fallback writes where a GPU has kernels of its own.
+    pytest.mark.filterwarnings("ignore:An output with one or more elements was resized"),
+]
+
+DEVICE = second_device()
+IN_FP32 = {"training.precision": "fp32"}
+RUNS = {name: (recipe, QUICK | changes, 0) for name, (recipe, changes) in METHODS.items()}
+RUNS |= {name: (recipe, QUICK | changes, 1) for name, (recipe, changes) in LATER.items()}
+for kind, cases in {"chapters": CHAPTERS, "stream": STREAMS, "sliced": SLICED}.items():
+    RUNS |= {f"{kind}, {name}": (*run, 0) for name, run in cases.items()}
+
+
+def prepared(name, **more):
+    recipe, changes, stage = RUNS[name]
+    return prepare(recipe, changes | IN_FP32 | more, stage)
+
+
+def on_second_device(made, name="sequential", num_ranks=1):
+    """Return the network of a run there, back on the processor."""
+    made.network.to(DEVICE)
+    first, *_ = made.run(name, num_ranks)
+    network = first.worker.network
+    assert {t.device.type for t in (*network.parameters(), *network.buffers())} == {"second"}
+    return network.to("cpu")
+
+
+def assert_nearly_the_same(actual, expected):
+    """The draws are the same; some products of a device are rounded in another order."""
+    theirs = expected.state_dict()
+    for name, tensor in actual.state_dict().items():
+        if tensor.is_floating_point():
+            assert (tensor - theirs[name]).norm() <= 1e-5 * theirs[name].norm() + 1e-9, name
+
+
+@pytest.fixture
+def by_itself(monkeypatch):
+    """Let runs find the second device."""
+    for name in ("preparation", "starting", "training"):
+        module = importlib.import_module(f"onward.{name}")
+        monkeypatch.setattr(module, "find_device", lambda name: DEVICE)
+
+
+@pytest.mark.parametrize("name", thinned(RUNS, every=4))
+def test_a_second_device_ends_in_the_weights_of_the_processor(name):
+    made = prepared(name)
+    expected, *_ = deepcopy(made).run("sequential", 1)
+
+    assert_nearly_the_same(on_second_device(made), expected.worker.network)
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "num_ranks"),
+    [
+        ("chapters, adaptive, softmax", "all-layers", 2),
+        ("chapters, shifted", "single-layer", 3),
+        ("sliced, samples", "all-layers", 2),
+        ("stream, hints of age 5", "stream", 4),
+    ],
+)
+def test_placements_on_a_second_device_end_in_the_same_weights(name, placement, num_ranks):
+    expected = on_second_device(prepared(name))
+
+    found = on_second_device(prepared(name), placement, num_ranks)
+
+    for tensor, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert tensor.equal(other)
+
+
+@pytest.mark.parametrize(("case", "kind"), thinned(CONTRACT, every=3))
+def test_all_that_networks_are_made_of_is_on_the_second_device(case, kind, by_itself, monkeypatch):
+    _, there = train(CASES[case], kind=kind)
+    monkeypatch.undo()
+    _, here = train(CASES[case], kind=kind)
+
+    assert there.facts["device"] == "second"
+    assert {tensor.device.type for tensor in there.network.parameters()} == {"cpu"}
+    # All together: what has no gradient, such as the bias of a key, follows rounding alone.
+    weights = [
+        torch.cat([tensor.detach().flatten() for tensor in result.network.parameters()])
+        for result in (there, here)
+    ]
+    assert (weights[0] - weights[1]).norm() <= 1e-3 * weights[1].norm()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chapters, one-pass",
+        "chapters, one-pass by autograd",
+        "chapters, adaptive, softmax",
+        "chapters, shifted",
+        "stream, hints of age 1",
+        "symba",
+        "supcon",
+        "iffcl",
+    ],
+)
+def test_no_step_waits_for_the_device(name):
+    found = []
+    for size in (40, 10):
+        made = prepared(name, **{"training.batch_size": size})
+        made.network.to(DEVICE)
+        before = waits()
+        made.run("sequential", 1)
+        found.append(waits() - before)
+
+    epochs = made.plan.epochs * len(made.network.all_blocks)
+    # Each has 44 mini-batches more, and asks twice more which units were active.
+    assert found[1] - found[0] <= 3 * epochs
+
+
+def test_what_a_user_asks_is_brought_to_the_network():
+    network, x = ow.mlp((4,), num_classes=3, widths=(8, 8)), torch.randn(5, 4)
+    expected = network.predict_proba(x)
+
+    network.to(DEVICE)
+
+    assert torch.allclose(network.predict_proba(x).cpu(), expected)
+    assert network.predict(x.numpy()).device.type == "second"
+    assert ow.evaluate(network, x, network.predict(x)).accuracy == 1
