@@ -56,6 +56,7 @@ def environment() -> dict[str, Any]:
         "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "commit": commit.stdout.strip() or "unknown",
     }
 
@@ -101,13 +102,17 @@ def pflop(config: ow.RunConfig) -> float:
 
 
 def stream_step(
-    config: ow.RunConfig, network: ow.Network, dataset: ow.Dataset
+    config: ow.RunConfig,
+    network: ow.Network,
+    dataset: ow.Dataset,
+    device: torch.device | None = None,
 ) -> Callable[[], None]:
     """Return a function that trains all blocks on the next mini-batch, as the runtime does it."""
     transport = SingleProcessTransport()
     shards, summary = load_shards(config, split(config, dataset), transport)
     network.inputs = summary.inputs
     plan, placement = arrange(config, network, dataset.training, summary, 1)
+    network.to(device or torch.device("cpu"))
     worker = make_worker(plan, network, shards, make_settings(config))
     runtime = Runtime(plan, placement, worker, transport)
     tasks: Iterator[Task] = plan.tasks()
