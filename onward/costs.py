@@ -10,9 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onward import seeds
 from onward.batch import Batch, parts
 from onward.blocks import Block
+from onward.devices import CPU, wait_for
 from onward.engine import Training, make_step
 from onward.errors import FileError, SettingError
 from onward.evaluation import evaluate
@@ -223,6 +226,8 @@ def measure(
     batch_size: int,
     settings: Settings,
     timer: "Gauge | None" = None,
+    *,
+    device: torch.device = CPU,
 ) -> BlockCosts:
     """Time a few steps of each block, on a copy of the network.
 
@@ -232,11 +237,12 @@ def measure(
         batch_size: Samples of a mini-batch.
         settings: How it would be trained.
         timer: Says what a call takes, in seconds or in another unit. None: a `Timer`.
+        device: Where.
     """
-    network, timer = deepcopy(network), timer or Timer(REPEATS)
+    network, timer = deepcopy(network).to(device), timer or Timer(REPEATS, device)
     sampler = network.sampler
     batch = network.transformed(_first(network, shard.training, batch_size))
-    draw = seeds.generator(settings.seed, "costs")
+    draw = seeds.generator(settings.seed, "costs", device=device)
     views = {name: list(passes(network, v)) for name, v in sampler.views(batch, draw, None).items()}
     neutral = list(passes(network, sampler.neutral(batch)))
     train, forward, of_neutral, gradients, update = [], [], [], [], []
@@ -323,16 +329,18 @@ Gauge = Callable[..., float]
 class Timer:
     """Says how long a call takes: the median of some, after one that is not counted."""
 
-    def __init__(self, repeats: int) -> None:
-        self.repeats = repeats
+    def __init__(self, repeats: int, device: torch.device) -> None:
+        self.repeats, self.device = repeats, device
 
     def __call__(self, work: Callable[..., object], *given: Any, **named: Any) -> float:
         """Return the seconds of a call."""
         work(*given, **named)
         seconds = []
         for _ in range(self.repeats):
+            wait_for(self.device)
             start = time.perf_counter()
             work(*given, **named)
+            wait_for(self.device)
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds)
 

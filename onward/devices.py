@@ -12,6 +12,9 @@ from torch import Tensor
 
 from onward.errors import SettingError
 
+CPU = torch.device("cpu")
+"""The processor, on which data lie and finished networks rest."""
+
 WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 """What cuBLAS needs for products that are the same each time."""
 
@@ -45,7 +48,7 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         return torch.device("cuda", rank % torch.cuda.device_count())
-    return torch.device("mps" if name == "mps" else "cpu")
+    return torch.device("mps") if name == "mps" else CPU
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
@@ -76,6 +79,12 @@ def device_name(device: torch.device) -> str | None:
     if device.type == "cpu":
         return None
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until all that was asked of a device is done."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -5,18 +5,23 @@ before torch hears of the device.
 """
 
 import importlib
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from contract_cases import CASES, train
 from contract_cases import RUNS as CONTRACT
-from prepared import CHAPTERS, SLICED, STREAMS, prepare
+from prepared import CHAPTERS, SLICED, SMALL, STREAMS, prepare
 from second_device import second_device, waits
 from test_methods import LATER, METHODS, QUICK
 from thinned import thinned
 
 import onward as ow
+from onward.costs import measure
+from onward.launcher import launch
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),
@@ -88,6 +93,39 @@ def test_placements_on_a_second_device_end_in_the_same_weights(name, placement, 
         assert tensor.equal(other)
 
 
+def test_a_run_that_was_cut_goes_on_in_the_same_bits(by_itself, monkeypatch, tmp_path):
+    class Cut(ow.Listener):
+        def progress(self, entry):
+            if entry.chapter == 2:
+                raise KeyboardInterrupt
+
+    # No run file names this device.
+    monkeypatch.setattr("onward.runs._complete", lambda config, result: config)
+    config = ow.RunConfig(recipe="pff").with_settings(SMALL)
+    expected = ow.run(config, ow.Listener())
+    with pytest.raises(KeyboardInterrupt):
+        ow.run(config, Cut(), tmp_path / "run")
+
+    found = ow.run(config, ow.Listener(), tmp_path / "run")
+
+    assert found.facts["tasks_done_before"] > 0
+    assert found.facts["weights_sha256"] == expected.facts["weights_sha256"]
+
+
+def test_ranks_of_several_processes_end_in_the_weights_of_one(tmp_path):
+    file = tmp_path / "digests"
+    script = Path(__file__).with_name("device_ranks.py")
+    # One rank that has all slices to itself.
+    alone = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "alone")], capture_output=True, text=True
+    )
+    assert alone.returncode == 0, alone.stderr
+
+    assert launch(2, [str(script), str(file)]) == 0
+
+    assert file.read_text() == (tmp_path / "alone").read_text()
+
+
 @pytest.mark.parametrize(("case", "kind"), thinned(CONTRACT, every=3))
 def test_all_that_networks_are_made_of_is_on_the_second_device(case, kind, by_itself, monkeypatch):
     _, there = train(CASES[case], kind=kind)
@@ -140,3 +178,28 @@ def test_what_a_user_asks_is_brought_to_the_network():
     assert torch.allclose(network.predict_proba(x).cpu(), expected)
     assert network.predict(x.numpy()).device.type == "second"
     assert ow.evaluate(network, x, network.predict(x)).accuracy == 1
+
+
+def test_early_exit_is_the_same_there():
+    test = ow.load_data("digits").test
+    network = ow.run(ow.RunConfig().with_settings(SMALL), ow.Listener()).network
+    expected = ow.calibrate(network, test, max_error_increase=0.01)
+    answers = ow.answer(network, test, expected.policy)
+
+    network.to(DEVICE)
+    found = ow.calibrate(network, test, max_error_increase=0.01)
+    again = ow.answer(network, test, found.policy)
+
+    assert found.policy == expected.policy
+    assert again.labels.equal(answers.labels)
+    assert again.exits.equal(answers.exits)
+    assert answers.exits.unique().numel() > 1
+
+
+def test_costs_are_measured_there():
+    made = prepared("chapters, adaptive, softmax")
+
+    costs = measure(made.network, made.shards[0], 100, made.settings, device=DEVICE)
+
+    assert min(costs.train) > 0
+    assert made.network.device.type == "cpu"

@@ -35,6 +35,9 @@ class Module:
     def device_count(self):
         return 1
 
+    def synchronize(self, device=None):
+        pass
+
     def get_amp_supported_dtype(self):
         return [torch.bfloat16]
 

@@ -17,6 +17,7 @@ from onward.cli.drawing import (
 from onward.cli.flags import read_config
 from onward.cli.output import Output
 from onward.cli.planner import choices, read_links, read_speeds
+from onward.devices import find_device
 from onward.errors import SettingError
 from onward.placement import stall
 from onward.simulation import Link, simulate
@@ -67,7 +68,13 @@ def _show(
         return
     if options.measure:
         with training.threads_kept(begun.config.training.threads):
-            found = costs.measure(begun.network, begun.shard, plan.batch_size, begun.settings)
+            found = costs.measure(
+                begun.network,
+                begun.shard,
+                plan.batch_size,
+                begun.settings,
+                device=find_device(begun.config.training.device),
+            )
         if options.costs:
             runs.write_atomically(options.costs, lambda file: file.write(found.to_json().encode()))
     else:

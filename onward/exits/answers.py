@@ -77,7 +77,8 @@ def _answer(network: Network, batch: Batch, policy: ExitPolicy) -> Answers:
     exits = torch.zeros(num_samples, dtype=torch.int64)
     scores = torch.zeros(num_samples, network.num_classes)
     passes = torch.zeros(num_exits, num_samples, dtype=torch.int64)
-    each = forward.samples.bincount(minlength=num_samples)
+    # Policies are asked on the processor.
+    each, device = forward.samples.cpu().bincount(minlength=num_samples), network.device
     left, history = torch.arange(num_samples), torch.zeros(0, num_samples, network.num_classes)
     while len(left):
         found = forward.step()
@@ -86,18 +87,18 @@ def _answer(network: Network, batch: Batch, policy: ExitPolicy) -> Answers:
         number = len(history)
         passed = slice(None) if batch.structure else left
         passes[number, passed] = each[passed]
-        history = torch.cat([history, found[None].to(history.dtype)])
+        history = torch.cat([history, found[None].to(history)])
         leaves = policy.leaves(history)
         exits[left[leaves]], scores[left[leaves]] = number, history[-1, leaves]
         if bool(leaves.all()):
             break
         if bool(leaves.any()):
             stays = (~leaves).nonzero().squeeze(1)
-            forward.keep(stays)
+            forward.keep(stays.to(device))
             left, history = left[stays], history[:, stays]
         if forward.readout.sweeps and policy.drops:
             alive = policy.stays(history)
-            forward.drop(alive)
+            forward.drop(alive.to(device))
             if not batch.structure:
                 each[left] = alive.sum(dim=1)
     return Answers(scores.argmax(dim=1), exits, scores, passes)

@@ -92,12 +92,12 @@ def look_at(network: Network, batch: Batch) -> HeldOut:
         batch: Samples with their classes.
     """
     chunks = [
-        torch.stack([scores.float() for scores in Forward(network, part)])
+        torch.stack([scores.float() for scores in Forward(network, part)]).cpu()
         for part in in_chunks(batch)
     ]
     costs = tuple(stage_costs(network, batch))
     is_sweep = network.readout is not None and network.readout.sweeps
-    return HeldOut(torch.cat(chunks, dim=1), batch.label, costs, is_sweep)
+    return HeldOut(torch.cat(chunks, dim=1), batch.label.cpu(), costs, is_sweep)
 
 
 def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
