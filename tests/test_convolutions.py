@@ -12,7 +12,7 @@ from onward.data import DataInfo
 from onward.errors import SettingError
 from onward.preprocessing import total_sums
 from onward.recipes.conv import ConvConfig, conv
-from onward.recipes.convolutions import Maps, pooled_head
+from onward.recipes.convolutions import GridAverage, Maps, averaged, pooled_head
 
 IMAGES = DataInfo(input_shape=(3, 9, 9), num_classes=4, is_image=True)
 SMALL = {"channels": (4, 6, 8), "pooled": (1, 3)}
@@ -61,6 +61,14 @@ def test_a_head_averages_over_a_grid_of_places_or_over_every_place():
     assert fine(maps).equal(maps)
     assert linear.weight.shape == (3, 8)
     assert not linear.weight.any()
+
+
+@pytest.mark.parametrize("shape", [(13,), (8, 7), (4, 5), (9, 6, 5)])
+def test_averages_by_products_are_those_of_torch(shape):
+    x = torch.rand(2, 3, *shape, dtype=torch.float64)
+    size = (4, 3, 2)[: len(shape)]
+
+    assert torch.allclose(averaged(x, size), GridAverage(size)(x))
 
 
 @pytest.mark.parametrize("units", [0, 7])

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onward.blocks import Block
@@ -25,10 +26,10 @@ T = TypeVar("T")
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-AVERAGES: tuple[type[nn.Module], ...] = (
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
+AVERAGES: tuple[Callable[..., Tensor], ...] = (
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
 )
 
 
@@ -112,14 +113,51 @@ def pooled_head(maps: Maps, num_classes: int, *, grid: int, units: int = 0) -> n
     """
     size = [min(grid, places) for places in maps.size]
     features = maps.channels * math.prod(size)
-    pool = AVERAGES[len(size) - 1](size if len(size) > 1 else size[0])
     hidden: list[nn.Module] = []
     if units:
         hidden = [nn.Linear(features, units, bias=False), nn.BatchNorm1d(units), nn.GELU()]
     last = nn.Linear(units or features, num_classes)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(pool, nn.Flatten(), *hidden, last)
+    return nn.Sequential(GridAverage(tuple(size)), nn.Flatten(), *hidden, last)
+
+
+class GridAverage(nn.Module):
+    """Averages over the cells of a grid, as torch's `AdaptiveAvgPool2d` and its like.
+
+    Their derivative differs from call to call on a GPU, where this is a product for each axis.
+
+    Args:
+        size: Cells along each axis.
+
+    Example:
+        >>> GridAverage((2, 2))(torch.ones(5, 3, 7, 7)).shape
+        torch.Size([5, 3, 2, 2])
+    """
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return AVERAGES[len(self.size) - 1](x, self.size) if x.is_cpu else averaged(x, self.size)
+
+    def extra_repr(self) -> str:
+        return " x ".join(map(str, self.size))
+
+
+def averaged(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return averages over the cells of a grid, axis by axis, by products."""
+    for axis, cells in enumerate(size, start=2):
+        places = x.shape[axis]
+        cell = torch.arange(cells, device=x.device)[:, None]
+        place = torch.arange(places, device=x.device)
+        # Cells of torch's averages: as many places as fit, and they may overlap by one.
+        first, last = cell * places // cells, (cell + 1) * places
+        is_inside = (place >= first) & (place * cells < last)
+        shares = is_inside / is_inside.sum(dim=1, keepdim=True)
+        x = (x.movedim(axis, -1) @ shares.T.to(x.dtype)).movedim(-1, axis)
+    return x
 
 
 def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
