@@ -5,6 +5,7 @@ GPU would be waited for. So that what is written for one is tested where there i
 """
 
 import functools
+import re
 import shutil
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def built():
             "The second device is built by a C++ compiler and ninja, and one is missing.",
             allow_module_level=True,
         )
-    found = cpp_extension.load("second_device", [str(SOURCE)], extra_cflags=["-O0"])
+    # One for each version of torch.
+    name = "second_device_" + re.sub(r"\W", "_", torch.__version__)
+    found = cpp_extension.load(name, [str(SOURCE)], extra_cflags=["-O0"])
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, Module())
     torch.utils.generate_methods_for_privateuse1_backend()

@@ -281,7 +281,7 @@ def test_an_edge_is_called_by_its_source_unless_it_has_a_name():
 
 
 def test_before_the_first_visit_a_delayed_edge_brings_zeros():
-    assert Edge(1, delay=1, shape=(2, 3)).zeros(5).equal(torch.zeros(5, 2, 3))
+    assert Edge(1, delay=1, shape=(2, 3)).zeros(Batch(torch.ones(5, 1))).equal(torch.zeros(5, 2, 3))
 
 
 def test_a_module_puts_out_tensors():

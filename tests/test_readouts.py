@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import onward as ow
-from onward import networks
 from onward.errors import SettingError
 from onward.evaluation import Evaluation, evaluate
 from onward.networks import Forward
@@ -227,7 +226,7 @@ def test_the_size_of_chunks_changes_rounding_only(monkeypatch, make, size):
     network, x = make(), draw(ROWS, 5)
     whole = network.scores(x)
 
-    monkeypatch.setattr(networks, "CHUNK_SAMPLES", size)
+    monkeypatch.setattr("onward.batch.CHUNK_SAMPLES", size)
     chunked = network.scores(x)
 
     close(chunked.network, whole.network)
