@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:An output with one or more elements was resized"),
 ]
 
-DEVICE = second_device()
 IN_FP32 = {"training.precision": "fp32"}
 RUNS = {name: (recipe, QUICK | changes, 0) for name, (recipe, changes) in METHODS.items()}
 RUNS |= {name: (recipe, QUICK | changes, 1) for name, (recipe, changes) in LATER.items()}
@@ -44,7 +43,7 @@ def prepared(name, **more):
 
 def on_second_device(made, name="sequential", num_ranks=1):
     """Return the network of a run there, back on the processor."""
-    made.network.to(DEVICE)
+    made.network.to(second_device())
     first, *_ = made.run(name, num_ranks)
     network = first.worker.network
     assert {t.device.type for t in (*network.parameters(), *network.buffers())} == {"second"}
@@ -59,12 +58,18 @@ def assert_nearly_the_same(actual, expected):
             assert (tensor - theirs[name]).norm() <= 1e-5 * theirs[name].norm() + 1e-9, name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def known_to_torch():
+    # Not by an import: whoever collects tests would have it as well.
+    second_device()
+
+
 @pytest.fixture
 def by_itself(monkeypatch):
     """Let runs find the second device."""
     for name in ("preparation", "starting", "training"):
         module = importlib.import_module(f"onward.{name}")
-        monkeypatch.setattr(module, "find_device", lambda name: DEVICE)
+        monkeypatch.setattr(module, "find_device", lambda name: second_device())
 
 
 @pytest.mark.parametrize("name", thinned(RUNS, every=4))
@@ -159,7 +164,7 @@ def test_no_step_waits_for_the_device(name):
     found = []
     for size in (40, 10):
         made = prepared(name, **{"training.batch_size": size})
-        made.network.to(DEVICE)
+        made.network.to(second_device())
         before = waits()
         made.run("sequential", 1)
         found.append(waits() - before)
@@ -173,7 +178,7 @@ def test_what_a_user_asks_is_brought_to_the_network():
     network, x = ow.mlp((4,), num_classes=3, widths=(8, 8)), torch.randn(5, 4)
     expected = network.predict_proba(x)
 
-    network.to(DEVICE)
+    network.to(second_device())
 
     assert torch.allclose(network.predict_proba(x).cpu(), expected)
     assert network.predict(x.numpy()).device.type == "second"
@@ -186,7 +191,7 @@ def test_early_exit_is_the_same_there():
     expected = ow.calibrate(network, test, max_error_increase=0.01)
     answers = ow.answer(network, test, expected.policy)
 
-    network.to(DEVICE)
+    network.to(second_device())
     found = ow.calibrate(network, test, max_error_increase=0.01)
     again = ow.answer(network, test, found.policy)
 
@@ -199,7 +204,7 @@ def test_early_exit_is_the_same_there():
 def test_costs_are_measured_there():
     made = prepared("chapters, adaptive, softmax")
 
-    costs = measure(made.network, made.shards[0], 100, made.settings, device=DEVICE)
+    costs = measure(made.network, made.shards[0], 100, made.settings, device=second_device())
 
     assert min(costs.train) > 0
     assert made.network.device.type == "cpu"

@@ -238,9 +238,9 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       value = c10::IValue(found);
     }
   }
-  // What was written to with another size than before.
+  // What was resized has memory of its own.
   for (auto& [own, host] : shared)
-    if (own.sizes() != host.sizes()) {
+    if (own.sizes() != host.sizes() || own.storage().data() != host.storage().data()) {
       own.resize_(host.sizes());
       on_host(own).copy_(host);
     }

@@ -61,10 +61,7 @@ class Module:
 def built():
     """Build it, which takes half a minute the first time, and tell torch of it."""
     if not shutil.which("c++") or not cpp_extension.is_ninja_available():
-        pytest.skip(
-            "The second device is built by a C++ compiler and ninja, and one is missing.",
-            allow_module_level=True,
-        )
+        pytest.skip("The second device is built by a C++ compiler and ninja, and one is missing.")
     # One for each version of torch.
     name = "second_device_" + re.sub(r"\W", "_", torch.__version__)
     found = cpp_extension.load(name, [str(SOURCE)], extra_cflags=["-O0"])
