@@ -271,7 +271,9 @@ class Block(nn.Module):
         """Give the optimizer its state, in the order of `optimizer_tensors`."""
         rest = iter(tensors)
         self.optimizer_state = {
-            name: {part: next(rest) for part in sorted(self.optimizer_state[name])}
+            name: self.rules[name].placed(
+                {part: next(rest) for part in sorted(self.optimizer_state[name])}, self.device
+            )
             for name in sorted(self.optimizer_state)
         }
 

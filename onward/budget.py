@@ -10,7 +10,7 @@ import torch
 
 from onward import memory
 from onward.batch import Batch
-from onward.devices import free_bytes
+from onward.devices import device_key, free_bytes
 from onward.errors import SettingError
 from onward.networks import Network
 from onward.placement import Placement
@@ -81,7 +81,7 @@ def place(gigabytes: float | None = None, device: torch.device | None = None) ->
     limit = memory.limits()
     machine = next(name for name in limit if name.endswith(memory.MACHINE))
     if device is not None and device.type != "cpu":
-        return Place(f"{machine}, {device}", free_bytes(device), 0, str(device), gigabytes)
+        return Place(device_key(device), free_bytes(device), 0, str(device), gigabytes)
     where = folder()
     disk = 0 if is_in_memory(where) else shutil.disk_usage(where).free
     left = max(min(limit.values()) - memory.resident(), 0)

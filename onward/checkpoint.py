@@ -181,7 +181,7 @@ def load(
     network.set_precision(PRECISIONS[header["precision"]])
     network.set_memory_format(MEMORY_FORMATS[header.get("memory_format", "contiguous")])
     network.eval()
-    network.inputs, network.trained_on = inputs, trained_on
+    network.inputs, network.trained_on = inputs.to(network.device), trained_on
     network.class_names = None if names is None else tuple(names)
     if network.preprocessing is not None:
         network.preprocessing.set_extra_state(weights["preprocessing._extra_state"])

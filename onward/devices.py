@@ -39,11 +39,11 @@ def find_device(name: str) -> torch.device:
             else f"torch sees no GPU. There is none, or its driver is older than CUDA {built_for}, "
             f"for which torch is built: nvidia-smi shows both"
         )
-        raise SettingError(f"training.device = cuda, and {reason}; or set training.device to cpu.")
+        raise SettingError(f"training.device is cuda, and {reason}; or set training.device to cpu.")
     if name == "mps" and not torch.backends.mps.is_available():
         raise SettingError(
-            f"training.device = mps, and torch {torch.__version__} finds no GPU of Apple's here. "
-            f"Set training.device to cpu."
+            f"training.device is mps, and torch {torch.__version__} finds no Apple GPU on this "
+            f"machine. Set training.device to cpu."
         )
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -56,7 +56,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         has_bf16 = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
@@ -88,15 +89,37 @@ def wait_for(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory of a GPU that is free."""
+    """Return the memory of a GPU that is free, or held by torch for tensors to come."""
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return int(torch.get_device_module(device).mem_get_info(device)[0])
+    free = int(torch.get_device_module(device).mem_get_info(device)[0])
+    if device.type == "cuda":
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free
+
+
+def device_key(device: torch.device) -> str:
+    """Return what tells a GPU from all others, whatever number it has in this process."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device_name(device)} {torch.cuda.get_device_properties(device).uuid}"
 
 
 def peak_bytes(device: torch.device) -> int:
     """Return the most that tensors have taken of the memory of a GPU; 0 where that is not known."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_bytes` begin anew from what tensors take now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what torch holds of the memory of a GPU and no tensor uses."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -111,6 +134,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
     os.environ.setdefault(*WORKSPACE)
     cudnn: Any = torch.backends.cudnn
     fill: Any = torch.utils.deterministic
+    products: Any = (torch.backends.cuda.matmul, cudnn.conv)
+    precisions = [each.fp32_precision for each in products]
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -119,6 +144,9 @@ def reproducible(device: torch.device) -> Iterator[None]:
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
     cudnn.benchmark, cudnn.deterministic = False, True
+    for each in products:
+        # Not in TF32, which would be less precise than fp32 says.
+        each.fp32_precision = "ieee"
     # All that is read has been written before.
     fill.fill_uninitialized_memory = False
     try:
@@ -127,6 +155,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.benchmark, cudnn.deterministic = before[2]
+        for each, precision in zip(products, precisions, strict=True):
+            each.fp32_precision = precision
         fill.fill_uninitialized_memory = before[3]
 
 
@@ -143,11 +173,14 @@ class Copies:
         if device is None or device.type != "cuda":
             self._copies = [tensor.cpu() for tensor in tensors]
             return
-        stream = STREAMS.setdefault(device, torch.cuda.Stream(device))
+        if device not in STREAMS:
+            STREAMS[device] = torch.cuda.Stream(device)
+        stream = STREAMS[device]
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             self._copies = [_pinned(tensor) for tensor in tensors]
-            self._done = stream.record_event()
+            self._done = torch.cuda.Event(blocking=True)
+            self._done.record(stream)
         for tensor in tensors:
             if tensor.is_cuda:
                 tensor.record_stream(stream)

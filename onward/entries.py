@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onward.config import CUSTOM, RENAMED, RunConfig, no_recipe, read_run, read_settings
 from onward.devices import find_device, resolve_precision
 from onward.errors import FileError, SettingError
@@ -114,9 +116,12 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     for section, settings in vars(config).items():
         if is_dataclass(settings) and section not in ("method", "placement"):
             found |= {f"{section}.{name}": value for name, value in asdict(settings).items()}  # type: ignore[arg-type]
-    device = find_device(config.training.device)
+    training = config.training
+    # Where it is named, there may be none: a run on a GPU is compared on any machine.
+    device = find_device("auto") if training.device == "auto" else torch.device(training.device)
     found["training.device"] = device.type
-    found["training.precision"] = resolve_precision(config.training.precision, device)
+    if training.precision == "auto":
+        found["training.precision"] = resolve_precision("auto", find_device(training.device))
     return found
 
 

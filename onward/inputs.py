@@ -232,9 +232,13 @@ class InputTransformation(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Become what `get_extra_state` has returned."""
-        found = json.loads(bytes(state.tolist()))
+        found, device = json.loads(bytes(state.tolist())), state.device
+        if self.mean is not None:
+            device = self.mean.device
         arrays = [found.get(name) for name in ("mean", "std")]
-        tensors = [None if a is None else torch.tensor(a[1]).view(a[0]) for a in arrays]
+        tensors = [
+            None if a is None else torch.tensor(a[1], device=device).view(a[0]) for a in arrays
+        ]
         other = InputTransformation.from_json(found, *tensors)
         for name in (*self.to_json(), "mean", "std"):
             setattr(self, name, getattr(other, name))
@@ -392,6 +396,8 @@ class InputTransformation(nn.Module):
                 f"samples were."
             )
         elif self.reach is not None:
+            if self.mean is not None:
+                ends = ends.to(self.mean.device)
             away = self(ends)[..., None].abs()
             if float(away.max()) > FAR * self.reach:
                 kind = "Feature" if x.ndim == 2 else "Channel"

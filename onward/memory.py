@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from onward.batch import CHUNK_SAMPLES, Batch, Tensors, parts
-from onward.devices import device_name, free_bytes
+from onward.devices import device_key, device_name, free_bytes
 from onward.errors import SettingError
 from onward.kernels.closed_form import SLICE_BYTES, has_closed_form
 from onward.networks import Network, passes
@@ -59,9 +59,8 @@ def device_room(needed: int, device: torch.device) -> Room:
     """Return the room of this process on a GPU, of which it needs so many bytes."""
     if device.type == "cpu":
         return Room(0, 0, {})
-    (machine,) = (name.split()[0] for name in limits() if name.endswith(MACHINE))
-    name = f"{machine} what is free of the memory of {device_name(device)}, {device}"
-    return Room(needed, 0, {name: free_bytes(device)})
+    key = device_key(device).replace(" ", "-")
+    return Room(needed, 0, {f"{key} free memory of {device_name(device)}": free_bytes(device)})
 
 
 @contextmanager
@@ -75,9 +74,9 @@ def advice(needed: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise SettingError(
-            f"The GPU has no room left: about {needed / 1e6:,.0f} MB were expected to be needed. "
-            f"Use a smaller --batch-size or --widths, or more GPUs, which share the blocks with "
-            f"--plan stream. Torch says: {error}"
+            f"Out of GPU memory (estimated need: {needed / 1e6:,.0f} MB). Use a smaller "
+            f"--batch-size or --widths, or several GPUs, which share the blocks with --plan "
+            f"stream; that changes the weights. Torch says: {error}"
         ) from error
 
 

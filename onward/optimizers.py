@@ -47,6 +47,10 @@ class Optimizer(ABC):
     def count(self, state: OptimizerState) -> None:  # noqa: B027 (most rules count in `step`)
         """Count a step; called once a step and parameter, before `step`."""
 
+    def placed(self, state: OptimizerState, device: torch.device) -> OptimizerState:
+        """Return a state, wherever it came from, where a parameter on a device has it."""
+        return {name: tensor.to(device) for name, tensor in state.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
@@ -73,7 +77,7 @@ class Adam(Optimizer):
         return {
             "exp_avg": _zeros_like(parameter),
             "exp_avg_sq": _zeros_like(parameter),
-            # There, for the fused rules of a GPU read it there.
+            # Where the parameter is: a fused rule reads it there.
             "step": torch.zeros((), device=parameter.device),
         }
 
@@ -167,6 +171,7 @@ class TorchOptimizer(Optimizer):
     ) -> None:
         self.kind, self.arguments = kind, dict(arguments)
         self.flattens, self.project = flattens, project
+        self.counts_there = bool(arguments.get("fused") or arguments.get("capturable"))
         self.numbers: dict[str, type] = {}
         """Parts of the state that are plain numbers in torch, and their types."""
         self._layouts: dict[tuple[torch.Size, torch.dtype], OptimizerState] = {}
@@ -179,10 +184,14 @@ class TorchOptimizer(Optimizer):
             if part.ndim and part.shape == parameter.shape:
                 state[name] = torch.zeros_like(parameter, dtype=part.dtype)
             else:
-                # Single numbers stay on the processor, as torch has them.
-                device = parameter.device if part.ndim else None
+                device = parameter.device if part.ndim or self.counts_there else None
                 state[name] = torch.zeros(part.shape, dtype=part.dtype, device=device)
         return state
+
+    def placed(self, state: OptimizerState, device: torch.device) -> OptimizerState:
+        # Single numbers stay on the processor, as torch has them: it asks for them in each step.
+        is_there = {n: t.ndim > 0 or (self.counts_there and n != BEGUN) for n, t in state.items()}
+        return {n: t.to(device) if is_there[n] else t for n, t in state.items()}
 
     def _layout(self, shape: torch.Size, dtype: torch.dtype) -> OptimizerState:
         """Return tensors like those of the state, found by steps of zeros.
@@ -223,7 +232,8 @@ class TorchOptimizer(Optimizer):
     def step(
         self, parameter: Tensor, gradient: Tensor, state: OptimizerState, *, lr_scale: float
     ) -> None:
-        known = {n: self._as_kept(n, t) for n, t in state.items() if n != BEGUN and state[BEGUN]}
+        has_begun = bool(state[BEGUN])
+        known = {n: self._as_kept(n, t) for n, t in state.items() if n != BEGUN and has_begun}
         made = self._made(self._shaped(parameter), known, lr_scale)
         stepped = self._let_step(made, self._shaped(gradient))
         if stepped.data_ptr() != parameter.data_ptr():
@@ -265,7 +275,9 @@ class TorchOptimizer(Optimizer):
         parameter.grad = gradient
         try:
             made.step()
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
             raise self._unsuited(parameter, error) from error
         finally:
             parameter.grad = None

@@ -104,5 +104,5 @@ def _scores(network: Network, window: Tensor, confidence: float | int | None) ->
     for number, scores in enumerate(forward, 1):
         sure = float(scores.softmax(dim=1).max())
         if number == network.num_exits or (confidence is not None and sure >= confidence):
-            return scores[0], number
+            return scores[0].cpu(), number
     raise AssertionError("A network that names classes has an exit.")

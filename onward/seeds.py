@@ -62,7 +62,9 @@ def global_generator_kept(device: torch.device = PROCESSOR) -> Iterator[None]:
 def seed_global_generator(seed: int, device: torch.device) -> None:
     """Seed torch's global generators, of the processor and of a device."""
     torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
 

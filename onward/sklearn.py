@@ -259,7 +259,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "network_")
         X = validate_data(self, X, reset=False, accept_sparse=True, dtype=np.float32)
         X = densified(X, "X") if is_sparse(X) else X
-        found: NDArray[Any] = self.network_.scores(X).network.float().numpy()
+        found: NDArray[Any] = self.network_.scores(X).network.float().cpu().numpy()
         return found
 
     def __sklearn_tags__(self) -> Tags:

@@ -13,7 +13,7 @@ from onward import budget, memory
 from onward.blocks import Block
 from onward.config import RunConfig
 from onward.data import Dataset
-from onward.devices import find_device, resolve_precision
+from onward.devices import device_name, find_device, resolve_precision
 from onward.digests import tensors_sha256
 from onward.errors import FileError, OnwardWarning, SettingError, name_of
 from onward.idle import idle
@@ -109,8 +109,6 @@ def get_ready(
     keeps = folder is not None or not transport.carries
     peak = memory.resident()
     device, on_device = find_device(config.training.device), 0
-    if warns and transport.rank == 0 and device.type == "cpu" and torch.cuda.is_available():
-        listener.note("A GPU is not used. --device cuda (training.device) uses it.")
     own_place = budget.place(config.placement.memory, device)
     places = [budget.Place(*other) for other in transport.all_gather("place", own_place)]
     # This one last: stages may have blocks in common, which take on its precision.
@@ -128,7 +126,9 @@ def get_ready(
         if device.type == "cpu":
             peak = max(peak, before + needed[transport.rank])
         else:
-            peak, on_device = max(peak, before), max(on_device, needed[transport.rank])
+            held_there = sum(tensor.nbytes for tensor in training.tensors().values())
+            on_device = max(on_device, needed[transport.rank] + held_there)
+            peak = max(peak, before)
     room = memory.room(peak)
     memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
     rooms = transport.all_gather("room of devices", memory.device_room(on_device, device))
@@ -327,7 +327,7 @@ def check_alike(
         {
             "settings": _settings(stage, config),
             "placements": placed,
-            "versions": VERSIONS,
+            "versions": f"{VERSIONS}, {device_name(find_device(config.training.device)) or 'cpu'}",
             "weights": _first_weights(stage.network),
         },
     )

@@ -44,7 +44,9 @@ class StepReport:
         sums = [loss.detach() * samples, loss.new_full((), samples)]
         for total, number in metrics.values():
             sums += [total, loss.new_full((), number)]
-        return StepReport(torch.stack([figure.double() for figure in sums]), active)
+        # A GPU of Apple's knows no float64.
+        dtype = torch.float32 if loss.device.type == "mps" else torch.float64
+        return StepReport(torch.stack([figure.to(dtype) for figure in sums]), active)
 
     @staticmethod
     def of_nothing(objective: Objective) -> "StepReport":

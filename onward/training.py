@@ -17,7 +17,7 @@ from onward.augmentation import Augmentation
 from onward.checkpoint import weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.data import Dataset
-from onward.devices import find_device, machine, peak_bytes, reproducible, resolve_precision
+from onward.devices import find_device, machine, peak_bytes, resolve_precision
 from onward.doubts import doubts
 from onward.errors import OnwardWarning, SettingError, name_of
 from onward.evaluation import block_metrics, evaluate
@@ -274,7 +274,8 @@ def _train_stages(
                     before = stages[-1].network.trained_on
                     parts = [_of_stage(config, stage, n) for n, stage in enumerate(stages)]
                 stage, part = stages[number], parts[number]
-                network = stage.network
+                # Wherever a user has put it: it is prepared on the processor.
+                network = stage.network.to("cpu")
                 shards = seen(part, local, summary, sees_labels=stage.sees_labels)
                 name = f"stage-{number}" if len(stages) > 1 else ""
                 is_last = number + 1 == len(stages)
@@ -311,7 +312,7 @@ def _train_stages(
                     ready = replace(ready, stage=replace(ready.stage, network=network))
                     check_alike(ready.stage, part, ready.placement, transport)
                     device = find_device(part.training.device)
-                    with moved(network, device), reproducible(device):
+                    with memory.advice(ready.on_device), moved(network, device):
                         trained = _train(network, ready, listener)
                         # A model knows what its blocks have learned from in any stage.
                         known = known.wider(trained.samples)
@@ -384,11 +385,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     try:
         if transport.rank == 0:
             listener.begin(plan, placement)
-        with (
-            global_generator_kept(network.device),
-            threads_kept(config.training.threads),
-            memory.advice(ready.on_device),
-        ):
+        with global_generator_kept(network.device), threads_kept(config.training.threads):
             runtime.run()
         if store is not None:
             store.close()

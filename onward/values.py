@@ -93,13 +93,16 @@ USUAL |= dict.fromkeys(("gpu", "gpus", "cuda", "accelerator"), "device")
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Ask whether something known was meant that is spelled much like a name."""
-    section, _, last = name.lstrip("-").rpartition(".")
-    last = USUAL.get(last, last)
+    section, _, given = name.lstrip("-").rpartition(".")
+    last = USUAL.get(given.lower(), given)
+    if last == "device" and "cuda" in known:
+        return " Did you mean cuda?"
     # A section that is right says nothing of which of its settings was meant.
     inside = [full for full in known if section and full.startswith(f"{section}.")]
     ends = {full.rpartition(".")[2]: full for full in inside}
     close = [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
-    found = close if inside else difflib.get_close_matches(name, known, n=1)
+    spelled = name.removesuffix(given) + last
+    found = close if inside else difflib.get_close_matches(spelled, known, n=1)
     return f" Did you mean {found[0]}?" if found else ""
 
 

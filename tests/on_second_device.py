@@ -21,11 +21,14 @@ from thinned import thinned
 
 import onward as ow
 from onward.costs import measure
+from onward.engine import Training, train_block
 from onward.launcher import launch
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),
     # The fallback writes where a GPU has kernels of its own.
+    # Many learn little.
+    pytest.mark.filterwarnings("ignore::onward.errors.OnwardWarning"),
     pytest.mark.filterwarnings("ignore:An output with one or more elements was resized"),
 ]
 
@@ -174,15 +177,57 @@ def test_no_step_waits_for_the_device(name):
     assert found[1] - found[0] <= 3 * epochs
 
 
-def test_what_a_user_asks_is_brought_to_the_network():
-    network, x = ow.mlp((4,), num_classes=3, widths=(8, 8)), torch.randn(5, 4)
-    expected = network.predict_proba(x)
+def test_what_a_user_asks_is_brought_to_the_network(tmp_path):
+    whole = ow.load_data("digits")
+    # Of such features each is standardized.
+    x = whole.x[:300].flatten(1).float() * torch.logspace(0, 3, 64)
+    data = ow.dataset(x, whole.y[:300], x_test=x[:9], y_test=whole.y[:9])
+    config = ow.RunConfig().with_settings(IN_FP32 | {"network.widths": (8, 8)})
+    network = ow.run(config, ow.Listener(), dataset=data).network
+    expected = network.predict_proba(x[:9])
 
     network.to(second_device())
 
-    assert torch.allclose(network.predict_proba(x).cpu(), expected)
-    assert network.predict(x.numpy()).device.type == "second"
-    assert ow.evaluate(network, x, network.predict(x)).accuracy == 1
+    assert network.inputs.mean.device.type == "second"
+    assert torch.allclose(network.predict_proba(x[:9]).cpu(), expected, atol=1e-5)
+    assert network.predict(x[:9].numpy()).device.type == "second"
+    assert network.predict(x[:9].to(second_device())).device.type == "second"
+    ow.save(network, tmp_path / "model")
+    assert ow.load(tmp_path / "model", network).inputs.mean.device.type == "second"
+    assert torch.allclose(network.predict_proba(x[:9]).cpu(), expected, atol=1e-5)
+
+
+def test_a_network_that_a_user_has_moved_is_trained(by_itself):
+    network = ow.mlp((1, 8, 8), num_classes=10, widths=(16, 16)).to(second_device())
+
+    found = ow.train(
+        network,
+        ow.load_data("digits"),
+        training=ow.TrainingConfig(epochs=4),
+        shift=1,
+        standardize="feature",
+    )
+
+    assert found.facts["device"] == "second"
+    assert found.network.device.type == "cpu"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizers_of_torch_do_not_wait_there_either(fused):
+    found = []
+    for batches in (4, 16):
+        rule = ow.optimizer(torch.optim.AdamW, lr=1e-3, fused=fused)
+        block = ow.Block(torch.nn.Linear(4, 8), ow.CrossEntropy(torch.nn.Linear(8, 3)), rule)
+        block.to(second_device())
+        block.init_optimizer()
+        # As it comes from another rank, or a file.
+        block.set_optimizer_tensors([tensor.cpu() for tensor in block.optimizer_tensors()])
+        batch = ow.Batch(torch.rand(6, 4), {"label": torch.arange(6) % 3}).to(second_device())
+        before = waits()
+        train_block(block, [{"input": batch}] * batches, Training(seed=0), batches=batches)
+        found.append(waits() - before)
+
+    assert found[1] - found[0] <= 2
 
 
 def test_early_exit_is_the_same_there():

@@ -177,7 +177,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto first = stack->size() - count;
   bool is_index = schema.name().find("aten::index") == 0 || schema.name().find("aten::_index") == 0;
   std::vector<std::pair<at::Tensor, at::Tensor>> shared;
-  auto moved = [&](const at::Tensor& t) -> at::Tensor {
+  auto moved = [&](const at::Tensor& t, bool is_of_list) -> at::Tensor {
     if (!t.defined()) return t;
     if (t.device().type() == kType) {
       auto host = on_host(t);
@@ -186,7 +186,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     }
     TORCH_CHECK(t.device().is_cpu(), name, ": a tensor on ", t.device());
     // As on a GPU: single numbers of the processor are let in.
-    TORCH_CHECK(t.dim() == 0 && !is_index,
+    TORCH_CHECK(t.dim() == 0 && !is_index && !is_of_list,
                 "Expected all tensors to be on the same device, but ", name, " got one on cpu and one on ",
                 kDevice);
     return t;
@@ -196,15 +196,15 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     if (value.isNone() && schema.arguments()[i - first].name() == "generator") {
       value = c10::IValue(static_cast<Draws*>(usual().unsafeGetGeneratorImpl())->own);
     } else if (value.isTensor()) {
-      value = moved(value.toTensor());
+      value = moved(value.toTensor(), false);
     } else if (value.isTensorList()) {
       std::vector<at::Tensor> found;
-      for (const at::Tensor& t : value.toTensorVector()) found.push_back(moved(t));
+      for (const at::Tensor& t : value.toTensorVector()) found.push_back(moved(t, true));
       value = c10::IValue(found);
     } else if (value.isOptionalTensorList()) {
       c10::List<std::optional<at::Tensor>> found;
       for (std::optional<at::Tensor> t : value.toOptionalTensorList())
-        found.push_back(t.has_value() ? std::optional<at::Tensor>(moved(*t)) : std::nullopt);
+        found.push_back(t.has_value() ? std::optional<at::Tensor>(moved(*t, true)) : std::nullopt);
       value = c10::IValue(found);
     } else if (value.isDevice()) {
       value = c10::IValue(at::Device(at::kCPU));

@@ -139,7 +139,7 @@ def _check_gpus() -> Finding:
     try:
         device = find_device("cuda")
     except SettingError as error:
-        reason = str(error).removeprefix("training.device = cuda, and ").partition(";")[0]
+        reason = str(error).removeprefix("training.device is cuda, and ").partition(";")[0]
         return Finding("GPUs", f"none: {reason}")
     names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     text = f"{', '.join(names)}, {resolve_precision('auto', device)} products"

@@ -83,7 +83,7 @@ class OfLinearHead(LocalGradient):
         weight = self.head.weight[:, units].to(activities.dtype)
         log_p = total.log_softmax(dim=1)
         error = log_p.exp()
-        error[torch.arange(len(error), device=error.device), view.label] -= 1
+        error -= F.one_hot(view.label, error.shape[1])
         error = (error / len(error)).to(activities.dtype)
         return Gradient(
             F.nll_loss(log_p, view.label),

@@ -1,12 +1,14 @@
 """Layers of transformers in blocks, which the recipes for text and images share."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onward.batch import Batch
 from onward.blocks import Block
@@ -111,7 +113,9 @@ class Attention(nn.Module):
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         if self.is_causal:
             query, key = (rotated(part).to(value.dtype) for part in (query, key))
-        found = F.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
+        # The faster ways of a GPU have derivatives that differ from call to call.
+        with nullcontext() if query.is_cpu else sdpa_kernel(SDPBackend.MATH):
+            found = F.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
         read: Tensor = self.outputs(found.transpose(1, 2).flatten(2))
         return read
 

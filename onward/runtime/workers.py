@@ -191,8 +191,11 @@ class Worker(ABC):
         raise NotImplementedError
 
     def received(self, product: Product, tensors: list[Tensor]) -> list[Tensor]:
-        """Return a product that another rank has made, on the device, and laid out as here."""
-        if product.kind not in NOTES:
+        """Return a product that another rank has made, on the device, and laid out as here.
+
+        Optimizer state is brought there by the block that it is given to.
+        """
+        if product.kind not in (*NOTES, ProductKind.OPTIMIZER_STATE):
             tensors = [tensor.to(self.device) for tensor in tensors]
         if product.kind in LAID_OUT:
             likes = self.layout(product)
