@@ -15,6 +15,7 @@ from onward.devices import Copies, find_device, machine, resolve_precision
 CPU = torch.device("cpu")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_runs_on_a_second_device(which):
     if not shutil.which("c++") or not cpp_extension.is_ninja_available():
