@@ -56,8 +56,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         has_bf16 = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
