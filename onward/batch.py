@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from onward.devices import brought
 from onward.errors import SettingError
 
 CHUNK_SAMPLES = 500
@@ -205,7 +206,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device, itself where it lies there."""
         before = self.tensors()
-        moved = {name: tensor.to(device) for name, tensor in before.items()}
+        moved = {name: brought(tensor, device) for name, tensor in before.items()}
         is_there = all(moved[name] is tensor for name, tensor in before.items())
         return self if is_there else Batch.from_tensors(moved)
 

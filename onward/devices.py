@@ -81,6 +81,13 @@ def device_name(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def brought(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on a device, itself where it lies there; a GPU is not waited for."""
+    if tensor.is_cpu and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def wait_for(device: torch.device) -> None:
     """Wait until all that was asked of a device is done."""
     if device.type != "cpu":

@@ -84,6 +84,18 @@ def test_a_second_device_ends_in_the_weights_of_the_processor(name):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["chapters, adaptive, softmax", "chapters, shifted", "stream, hints of age 1"],
+)
+def test_samples_that_there_is_no_room_for_are_brought_there_as_needed(name, monkeypatch):
+    expected = on_second_device(prepared(name))
+
+    monkeypatch.setattr("onward.runtime.workers.free_bytes", lambda device: 0)
+
+    assert_nearly_the_same(on_second_device(prepared(name)), expected)
+
+
+@pytest.mark.parametrize(
     ("name", "placement", "num_ranks"),
     [
         ("chapters, adaptive, softmax", "all-layers", 2),

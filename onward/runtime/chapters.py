@@ -195,7 +195,7 @@ class ChapterWorker(Worker):
             order = self.order(segment.epoch, shard)[segment.first * size : segment.last * size]
             if segment.last - segment.first == self.plan.batches(shard):
                 # All of them, though another epoch may leave out others at its end.
-                samples = torch.arange(self.plan.samples[shard], device=self.device)
+                samples = torch.arange(self.plan.samples[shard], device=order.device)
                 positions = order
             else:
                 samples, positions = order.unique(return_inverse=True)
@@ -210,7 +210,7 @@ class ChapterWorker(Worker):
                 activities = self._activities(key, [len(samples)], first)
                 activities.pass_to(block)
                 views = self._prepared(block, activities.read(block, 0))
-            yield segment, self._mini_batches(views, positions)
+            yield segment, self._mini_batches(views, positions.to(self.device))
 
     def _augmented(self, chapter: int, block: int) -> Iterator[tuple[Segment, Iterator[Views]]]:
         """See `_stretches`; each epoch sees samples of its own, in portions of mini-batches."""
@@ -270,7 +270,8 @@ class ChapterWorker(Worker):
         """
         if self._is_head(block):
             return {NEUTRAL: self.network.sampler.neutral(batch)}
-        return self.sampled(batch, None if self.hints is None else self.hints[samples], *drawn)
+        hints = None if self.hints is None else self.hints[samples.to(self.device)]
+        return self.sampled(batch, hints, *drawn)
 
     def _is_head(self, block: int) -> bool:
         return self.plan.nodes[block].is_head

@@ -39,7 +39,7 @@ class StreamWorker(Worker):
         self.seen = lru_cache(maxsize=2)(self._seen)
         # Of some samples: what each block reads and hands on, for the sizes of messages.
         training = shards[0].training
-        first = torch.arange(min(2, len(training)), device=self.device)
+        first = torch.arange(min(2, len(training)), device=self.shards[0].training.device)
         samples = self.mini_batch(0, 0, 0, first)
         views = self.sampled(samples, None, 0, 0)
         views = {**views, NEUTRAL: network.sampler.neutral(samples)}

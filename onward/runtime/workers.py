@@ -246,16 +246,14 @@ class Worker(ABC):
         )
 
     def order(self, epoch: int, shard: int) -> Tensor:
-        """Return the samples of a shard in the order of an epoch."""
+        """Return the samples of a shard in the order of an epoch, where they lie."""
         training = self.shards[shard].training
         if training.structure and not self.takes_parts:
-            return torch.arange(self.plan.samples[shard], device=self.device)
+            return torch.arange(self.plan.samples[shard], device=training.device)
         # The same on all devices.
         draw = seeds.generator(self.settings.seed, "order", epoch)
-        order = torch.randperm(self.plan.samples[shard], generator=draw).to(self.device)
-        if training.index is None:
-            return order
-        return spread_out(order, training.index.to(self.device))
+        order = torch.randperm(self.plan.samples[shard], generator=draw).to(training.device)
+        return order if training.index is None else spread_out(order, training.index)
 
     @property
     def takes_parts(self) -> bool:
@@ -270,8 +268,6 @@ class Worker(ABC):
         training = self.shards[shard].training
         if training.structure and not self.takes_parts:
             return training
-        if isinstance(chosen, Tensor):
-            chosen = chosen.to(training.device)
         return training.take(chosen).to(self.device)
 
     def mini_batch(self, epoch: int, shard: int, number: int, chosen: Tensor) -> Batch:
