@@ -26,6 +26,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -37,19 +38,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import onward as ow
-from onward.devices import find_device
+from onward.devices import find_device, reproducible, wait_for
 from onward.layers import Dense
 
 BATCH, CLASSES, SAMPLES = 512, 10, 20_480
 
 Parts = list[tuple[nn.Module, nn.Module]]
 """Layers of each block, and its head."""
-
-
-def wait(device: torch.device) -> None:
-    """Wait until all that was asked of a GPU is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # Bits
@@ -170,7 +165,9 @@ def steps(device: torch.device, form: str) -> Iterator[tuple[str, Any]]:
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(rounds):
             for name, step in contestants.items():
-                times[name].append(_seconds(step, each, device))
+                # With the kernels that a training of the library has.
+                with reproducible(device) if name == "onward" else nullcontext():
+                    times[name].append(_seconds(step, each, device))
         for name, found in times.items():
             yield f"{case}, {name}, ms", round(1e3 * statistics.median(found), 3)
             ratios = [a / b for a, b in zip(found, times["onward"], strict=True)]
@@ -179,11 +176,11 @@ def steps(device: torch.device, form: str) -> Iterator[tuple[str, Any]]:
 
 
 def _seconds(step: Callable[[], None], count: int, device: torch.device) -> float:
-    wait(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(count):
         step()
-    wait(device)
+    wait_for(device)
     return (time.perf_counter() - start) / count
 
 
