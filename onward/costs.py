@@ -329,7 +329,7 @@ Gauge = Callable[..., float]
 class Timer:
     """Says how long a call takes: the median of some, after one that is not counted."""
 
-    def __init__(self, repeats: int, device: torch.device) -> None:
+    def __init__(self, repeats: int, device: torch.device = CPU) -> None:
         self.repeats, self.device = repeats, device
 
     def __call__(self, work: Callable[..., object], *given: Any, **named: Any) -> float:
