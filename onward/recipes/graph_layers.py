@@ -46,10 +46,9 @@ def summed_over(
         # Sparse products of a GPU differ from call to call.
         return x.new_zeros(x.shape).index_add_(0, target, weights[:, None].to(x.dtype) * x[source])
     shape = (len(x), len(x))
-    matrix = torch.sparse_coo_tensor(
-        torch.stack([target, source]), weights, shape, check_invariants=False
-    )
-    found: Tensor = torch.sparse.mm(matrix.coalesce(), x)
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):
+        matrix = torch.sparse_coo_tensor(torch.stack([target, source]), weights, shape)
+        found: Tensor = torch.sparse.mm(matrix.coalesce(), x)
     return found
 
 
