@@ -16,14 +16,14 @@ def moved(network: Network, device: torch.device) -> Iterator[None]:
     A network in bf16 that comes from a GPU computes in fp32 on a processor without bf16.
     """
     forget_peak(device)
-    for block in network.all_blocks:
-        was_released = block.is_released
-        block.to(device)
-        if was_released:
-            # There may be no room for all of them.
-            block.release()
-    network.to(device)
     try:
+        for block in network.all_blocks:
+            was_released = block.is_released
+            block.to(device)
+            if was_released:
+                # There may be no room for all of them.
+                block.release()
+        network.to(device)
         with reproducible(device):
             yield
     finally:
