@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,16 +30,12 @@ def find_device(name: str) -> torch.device:
     Raises:
         SettingError: This machine has none.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        built_for = torch.version.cuda
-        reason = (
-            f"this torch, {torch.__version__}, is built without CUDA. Install one that is built "
-            f"with it (pytorch.org, Get Started)"
-            if built_for is None
-            else f"torch sees no GPU. There is none, or its driver is older than CUDA {built_for}, "
-            f"for which torch is built: nvidia-smi shows both"
+    reason = why_no_gpu() if name == "cuda" else None
+    if reason is not None:
+        raise SettingError(
+            f"training.device is cuda, and {reason}; or set training.device to cpu. A run that was "
+            f"begun on a GPU can go on only on one."
         )
-        raise SettingError(f"training.device is cuda, and {reason}; or set training.device to cpu.")
     if name == "mps" and not torch.backends.mps.is_available():
         raise SettingError(
             f"training.device is mps, and torch {torch.__version__} finds no Apple GPU on this "
@@ -49,6 +45,22 @@ def find_device(name: str) -> torch.device:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         return torch.device("cuda", rank % torch.cuda.device_count())
     return torch.device("mps") if name == "mps" else CPU
+
+
+def why_no_gpu() -> str | None:
+    """Return why torch can use no GPU here, and what to do; None where it can."""
+    if torch.cuda.is_available():
+        return None
+    built_for = torch.version.cuda
+    if built_for is None:
+        return (
+            f"this torch, {torch.__version__}, is built without CUDA. Install one that is built "
+            f"with it (pytorch.org, Get Started)"
+        )
+    return (
+        f"torch sees no GPU. There is none, or its driver is older than CUDA {built_for}, for "
+        f"which torch is built: nvidia-smi shows both"
+    )
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
@@ -164,47 +176,3 @@ def reproducible(device: torch.device) -> Iterator[None]:
         for each, precision in zip(products, precisions, strict=True):
             each.fp32_precision = precision
         fill.fill_uninitialized_memory = before[3]
-
-
-class Copies:
-    """Copies of tensors of a GPU for the processor, made beside what the GPU computes.
-
-    Args:
-        tensors: Must not change until the copies are there.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._done: torch.cuda.Event | None = None
-        device = next((tensor.device for tensor in tensors if not tensor.is_cpu), None)
-        if device is None or device.type != "cuda":
-            self._copies = [tensor.cpu() for tensor in tensors]
-            return
-        if device not in STREAMS:
-            STREAMS[device] = torch.cuda.Stream(device)
-        stream = STREAMS[device]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            self._copies = [_pinned(tensor) for tensor in tensors]
-            self._done = torch.cuda.Event(blocking=True)
-            self._done.record(stream)
-        for tensor in tensors:
-            if tensor.is_cuda:
-                tensor.record_stream(stream)
-
-    def wait(self) -> list[Tensor]:
-        """Return the copies, once they are there."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._copies
-
-
-STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-"""On which tensors of a GPU are copied."""
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    """Begin a copy to memory that the GPU can write to by itself."""
-    if tensor.is_cpu:
-        return tensor
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return copy.copy_(tensor, non_blocking=True)

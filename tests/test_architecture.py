@@ -167,6 +167,7 @@ ORDER = [
     "launcher",
     "transport",
     "transport.buffers",
+    "transport.copies",
     "transport.waiting",
     "transport.messages",
     "transport.distributed",

@@ -10,7 +10,8 @@ import torch
 from torch.utils import cpp_extension
 
 import onward as ow
-from onward.devices import Copies, find_device, machine, resolve_precision
+from onward.devices import find_device, machine, resolve_precision
+from onward.transport.copies import Copies
 
 CPU = torch.device("cpu")
 

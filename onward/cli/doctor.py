@@ -19,8 +19,8 @@ from torch import Tensor
 
 from onward import world
 from onward.config import RunConfig
-from onward.devices import find_device, resolve_precision
-from onward.errors import PeerLostError, SettingError
+from onward.devices import find_device, resolve_precision, why_no_gpu
+from onward.errors import PeerLostError
 from onward.joining import join_ranks
 from onward.launcher import launch
 from onward.progress import Bars
@@ -136,11 +136,10 @@ def check_machine() -> list[Finding]:
 
 def _check_gpus() -> Finding:
     """Look for GPUs that torch can use."""
-    try:
-        device = find_device("cuda")
-    except SettingError as error:
-        reason = str(error).removeprefix("training.device is cuda, and ").partition(";")[0]
+    reason = why_no_gpu()
+    if reason is not None:
         return Finding("GPUs", f"none: {reason}")
+    device = find_device("cuda")
     names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     text = f"{', '.join(names)}, {resolve_precision('auto', device)} products"
     return Finding("GPUs", text)
