@@ -25,7 +25,7 @@ from onward.inputs import (
     kind_of,
 )
 from onward.runtime.workers import Shard
-from onward.settings import DataConfig, TrainingConfig
+from onward.settings import TrainingConfig
 from onward.transport.messages import Transport
 
 
@@ -102,15 +102,30 @@ def load_data(config: RunConfig, rank: int, *, allow_one_class: bool = False) ->
         ("test", dataset.has_own_test),
         ("validation", dataset.validation is not None),
     ):
-        chosen = getattr(config.data, name)
-        if is_idle and chosen != getattr(DataConfig, name) and rank == 0:
-            warnings.warn(
-                f"data.{name} = {chosen} has no effect: {dataset.name} has {name} samples of its "
-                f"own.",
-                OnwardWarning,
-                stacklevel=2,
-            )
+        if is_idle and rank == 0:
+            _warn_if_chosen(config, name, f"{dataset.name} has {name} samples of its own")
     return dataset
+
+
+def handed_over(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """Return the settings of a run whose data set is there already.
+
+    Those that say what is read, and how, have no effect, unless it was read by them.
+    """
+    if Path(config.data.name).name != dataset.name:
+        for name in ("name", "label", "dir", "test", "context", "links"):
+            _warn_if_chosen(config, name, f"the data set was handed over, {dataset.name}")
+    if dataset.validation is not None:
+        _warn_if_chosen(config, "validation", f"{dataset.name} has validation samples of its own")
+    return config.with_settings({"data.name": dataset.name})
+
+
+def _warn_if_chosen(config: RunConfig, name: str, reason: str) -> None:
+    """Warn of a setting of the data that has no effect, where it is not that of the recipe."""
+    chosen = getattr(config.data, name)
+    if chosen != getattr(RunConfig(recipe=config.recipe, method=config.method).data, name):
+        text = f"data.{name} = {chosen} has no effect: {reason}."
+        warnings.warn(text, OnwardWarning, stacklevel=2)
 
 
 def is_private(config: RunConfig) -> bool:

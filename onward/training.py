@@ -42,6 +42,7 @@ from onward.settings import DataConfig, PlacementConfig, PlanConfig, Standardize
 from onward.sharding import (
     DataSummary,
     counted,
+    handed_over,
     is_private,
     load_data,
     load_shards,
@@ -95,7 +96,7 @@ def run(
     check_arguments(run, locals())
     if dataset is None:
         return _train_stages(config, load_data, make_stages, listener, folder, overwrite=overwrite)
-    given, config = dataset, config.with_settings({"data.name": dataset.name})
+    given, config = dataset, handed_over(config, dataset)
     return _train_stages(
         config, lambda *_: given, make_stages, listener, folder, overwrite=overwrite
     )

@@ -117,9 +117,33 @@ def test_every_name_that_may_be_idle_is_a_setting():
 @pytest.mark.parametrize(("name", "value"), [("test", 0.3), ("validation", 0.3)])
 def test_a_share_that_is_not_taken_is_named_where_data_have_such_samples(said, name, value):
     x, y = np.random.default_rng(0).normal(size=(200, 3)), np.arange(200) % 2
-    np.savez("own.npz", x=x, y=y, x_val=x, y_val=y, x_test=x, y_test=y)
+    np.savez("own.npz", x=x, y=y, x_val=x, y_val=y, name="samples", x_test=x, y_test=y)
 
     assert said("one-pass", "data.name=own.npz") == []
     assert said("one-pass", "data.name=own.npz", f"data.{name}={value}") == [
         f"data.{name} = {value} has no effect: own.npz has {name} samples of its own."
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("name", "mnist", "the data set was handed over, samples"),
+        ("test", 0.3, "the data set was handed over, samples"),
+        ("links", True, "the data set was handed over, samples"),
+        ("validation", 0.3, "samples has validation samples of its own"),
+    ],
+)
+def test_what_says_how_data_are_read_is_named_where_they_are_handed_over(name, value, reason):
+    x, y = np.random.default_rng(0).normal(size=(200, 3)), np.arange(200) % 2
+    samples = ow.dataset(x, y, x_test=x, y_test=y, x_val=x, y_val=y, name="samples")
+    usual = ow.RunConfig().with_settings({"network.widths": (8,), "training.epochs": 1})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*has no effect.*")
+        ow.run(usual, dataset=samples)
+
+    with pytest.warns(ow.OnwardWarning) as found:
+        ow.run(usual.with_settings({f"data.{name}": value}), dataset=samples)
+
+    texts = [str(each.message) for each in found if "has no effect" in str(each.message)]
+    assert texts == [f"data.{name} = {value} has no effect: {reason}."]
