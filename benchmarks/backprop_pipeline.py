@@ -43,8 +43,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import onward as ow
 from onward import seeds
-from onward.engine import Training, make_step
-from onward.optimizers import lr_scale
+from onward.engine.stretches import Training, make_step
+from onward.network.optimizers import lr_scale
 from onward.placement import Placement
 from onward.plan.tasks import Plan
 from onward.timeline import Span

@@ -19,11 +19,11 @@ import common
 import torch
 
 import onward as ow
-from onward.costs import BlockCosts, measure
+from onward.costs.times import BlockCosts, measure
 from onward.placement import place
-from onward.preparation import preview
+from onward.runs.preparation import preview
+from onward.runs.training import run
 from onward.simulation import Link, simulate
-from onward.training import run
 
 RANKS = 4
 EPOCHS = 6

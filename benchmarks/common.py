@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 import onward as ow
-from onward import flops
+from onward.costs import flops
 from onward.plan.tasks import Task, TaskKind
-from onward.preparation import arrange, make_settings, preview
+from onward.runs.preparation import arrange, make_settings, preview
+from onward.runs.sharding import load_shards, split
 from onward.runtime.runtime import Runtime, make_worker
-from onward.sharding import load_shards, split
 from onward.transport.messages import SingleProcessTransport
 
 RESULTS = Path(__file__).parent / "results"

@@ -73,12 +73,12 @@ from graphs import made_up
 
 import onward as ow
 from onward.checkpoint import PRECISIONS
-from onward.engine import Training, make_step
+from onward.engine.stretches import Training, make_step
 from onward.launcher import launch
 from onward.placement import Placement, place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import Plan, Task, TaskKind, line
-from onward.preparation import resolve_precision
+from onward.runs.preparation import resolve_precision
 from onward.simulation import KnownCosts, simulate
 from onward.timeline import Span
 

@@ -22,7 +22,7 @@ from onward.exits import latency
 from onward.exits.calibration import choose
 from onward.exits.outcomes import HeldOut, follow, look_at
 from onward.exits.policies import full_depth
-from onward.sharding import load_data, split
+from onward.runs.sharding import load_data, split
 
 ASKED: dict[str, dict[str, Any]] = {
     "none": {},

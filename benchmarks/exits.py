@@ -65,10 +65,10 @@ from onward.exits.calibration import candidates, choose, mean_minus_std
 from onward.exits.macs import macs_spent, stage_costs
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, look_at, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, full_depth
+from onward.network.optimizers import lr_scale
 from onward.onnx_files import export, run_exported
-from onward.optimizers import lr_scale
-from onward.preparation import resolve_precision
-from onward.sharding import split
+from onward.runs.preparation import resolve_precision
+from onward.runs.sharding import split
 
 ALLOWED = 0.0005
 """Share of the held-out samples that may become wrong."""

@@ -36,11 +36,13 @@ with (
     else contextlib.nullcontext()
 ):
     import onward as ow
-    from onward import checkpoint, costs, runs
+    from onward import checkpoint
     from onward.config import RunConfig, read_run, read_settings
+    from onward.costs import times
     from onward.data import cifar, idx
     from onward.errors import OnwardError
     from onward.plan.tasks import Product, ProductKind, Task, TaskKind
+    from onward.runs import folders
     from onward.runtime.store import Store
 
 import common  # noqa: E402
@@ -104,11 +106,11 @@ def readers() -> dict[str, Reader]:
         "state": (look, state, [written(keep, state)]),
         "toml": (settings, "run.toml", [RunConfig().to_toml().encode()]),
         "result": (
-            lambda path: runs.read_result(path.parent),
+            lambda path: folders.read_result(path.parent),
             "result.json",
             [written(evaluation, "result.json")],
         ),
-        "costs": (costs.read, "costs.json", [b'{"train": [1.0]}']),
+        "costs": (times.read, "costs.json", [b'{"train": [1.0]}']),
     }
 
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 import onward as ow
 from onward.devices import find_device, reproducible, wait_for
-from onward.layers import Dense
+from onward.network.layers import Dense
 
 BATCH, CLASSES, SAMPLES = 512, 10, 20_480
 

@@ -28,7 +28,7 @@ from graphs import DEPTHS, made_up
 from torch import Tensor, nn
 
 import onward as ow
-from onward.memory import peak
+from onward.costs.memory import peak
 
 UNITS = 128
 LR, DECAY = 1e-3, 5e-4

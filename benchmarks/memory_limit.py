@@ -28,8 +28,8 @@ import torch
 
 import onward as ow
 from onward.launcher import launch
-from onward.preparation import preview
-from onward.training import run
+from onward.runs.preparation import preview
+from onward.runs.training import run
 
 RANKS = 4
 ROWS = 1000

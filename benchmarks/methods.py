@@ -25,7 +25,7 @@ from rich.console import Console
 import onward as ow
 from onward.cli.compare import remarks, table
 from onward.cli.report import draw_comparison
-from onward.progress import Bars
+from onward.runs.progress import Bars
 
 PFLOP = 0.03
 """Operations of a training, in 1e15."""

@@ -7,16 +7,17 @@ from onward.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from onward import data, exits
-    from onward.augmentation import Cutout, Flip, Translate
     from onward.batch import Batch
-    from onward.blocks import Block, Edge
     from onward.checkpoint import load, save
-    from onward.comparison import compare
+    from onward.comparison.contests import compare
+    from onward.comparison.figures import Comparison
     from onward.config import RunConfig
     from onward.data import DataInfo, Dataset, graph, graph_links
     from onward.data import from_arrays as dataset
     from onward.data import load as load_data
+    from onward.data.augmentation import Cutout, Flip, Translate
     from onward.data.graph_tables import graph_tables, graphs
+    from onward.data.preprocessing import Preprocessing, Whitening
     from onward.errors import (
         DataError,
         DivergedError,
@@ -28,23 +29,31 @@ if TYPE_CHECKING:
     )
     from onward.evaluation import Evaluation
     from onward.exits import Answers, Calibrated, ExitPolicy
-    from onward.figures import Comparison
     from onward.inference import answer, calibrate, evaluate, export
-    from onward.layers import Dense, ReadoutLayer, normalize_length
-    from onward.listeners import CSVLog, TensorBoard
-    from onward.networks import Network
-    from onward.objectives import CrossEntropy, Objective, Threshold
-    from onward.optimizers import SGD, Adam, Optimizer, optimizer
+    from onward.network.blocks import Block, Edge
+    from onward.network.layers import Dense, ReadoutLayer, normalize_length
+    from onward.network.networks import Network
+    from onward.network.objectives import CrossEntropy, Objective, Threshold
+    from onward.network.optimizers import SGD, Adam, Optimizer, optimizer
+    from onward.network.readouts import (
+        Fold,
+        GoodnessSweep,
+        Readout,
+        Scores,
+        SoftmaxHead,
+        SumOfHeads,
+    )
+    from onward.network.samplers import LabelEmbedding, Plain, Sampler, Views
+    from onward.network.stages import Stage
     from onward.placement import Placement
-    from onward.preprocessing import Preprocessing, Whitening
-    from onward.progress import Bars
-    from onward.readouts import Fold, GoodnessSweep, Readout, Scores, SoftmaxHead, SumOfHeads
     from onward.recipes.catalog import RECIPES
     from onward.recipes.mlp import mlp
     from onward.recipes.recipe import Recipe, recipe
     from onward.recipes.user import load_recipe
-    from onward.results import Listener, Progress, Result
-    from onward.samplers import LabelEmbedding, Plain, Sampler, Views
+    from onward.runs.listeners import CSVLog, TensorBoard
+    from onward.runs.progress import Bars
+    from onward.runs.results import Listener, Progress, Result
+    from onward.runs.training import run, train
     from onward.sampling import Sampled, sample
     from onward.settings import (
         DataConfig,
@@ -54,18 +63,16 @@ if TYPE_CHECKING:
         PlanConfig,
         TrainingConfig,
     )
-    from onward.stages import Stage
-    from onward.training import run, train
 else:
     __getattr__, __dir__ = on_demand(
         __name__,
         {
             "onward": ("data", "exits"),
-            "onward.augmentation": ("Cutout", "Flip", "Translate"),
+            "onward.data.augmentation": ("Cutout", "Flip", "Translate"),
             "onward.batch": ("Batch",),
-            "onward.blocks": ("Block", "Edge"),
+            "onward.network.blocks": ("Block", "Edge"),
             "onward.checkpoint": ("load", "save"),
-            "onward.comparison": ("compare",),
+            "onward.comparison.contests": ("compare",),
             "onward.config": ("RunConfig",),
             "onward.data": (
                 "DataInfo",
@@ -87,17 +94,17 @@ else:
             ),
             "onward.evaluation": ("Evaluation",),
             "onward.exits": ("Answers", "Calibrated", "ExitPolicy"),
-            "onward.figures": ("Comparison",),
+            "onward.comparison.figures": ("Comparison",),
             "onward.inference": ("answer", "calibrate", "evaluate", "export"),
-            "onward.listeners": ("CSVLog", "TensorBoard"),
-            "onward.progress": ("Bars",),
-            "onward.layers": ("Dense", "ReadoutLayer", "normalize_length"),
-            "onward.networks": ("Network",),
-            "onward.objectives": ("CrossEntropy", "Objective", "Threshold"),
-            "onward.optimizers": ("SGD", "Adam", "Optimizer", "optimizer"),
+            "onward.runs.listeners": ("CSVLog", "TensorBoard"),
+            "onward.runs.progress": ("Bars",),
+            "onward.network.layers": ("Dense", "ReadoutLayer", "normalize_length"),
+            "onward.network.networks": ("Network",),
+            "onward.network.objectives": ("CrossEntropy", "Objective", "Threshold"),
+            "onward.network.optimizers": ("SGD", "Adam", "Optimizer", "optimizer"),
             "onward.placement": ("Placement",),
-            "onward.preprocessing": ("Preprocessing", "Whitening"),
-            "onward.readouts": (
+            "onward.data.preprocessing": ("Preprocessing", "Whitening"),
+            "onward.network.readouts": (
                 "Fold",
                 "GoodnessSweep",
                 "Readout",
@@ -109,8 +116,8 @@ else:
             "onward.recipes.mlp": ("mlp",),
             "onward.recipes.recipe": ("Recipe", "recipe"),
             "onward.recipes.user": ("load_recipe",),
-            "onward.results": ("Listener", "Progress", "Result"),
-            "onward.samplers": ("LabelEmbedding", "Plain", "Sampler", "Views"),
+            "onward.runs.results": ("Listener", "Progress", "Result"),
+            "onward.network.samplers": ("LabelEmbedding", "Plain", "Sampler", "Views"),
             "onward.sampling": ("Sampled", "sample"),
             "onward.settings": (
                 "DataConfig",
@@ -120,8 +127,8 @@ else:
                 "PlanConfig",
                 "TrainingConfig",
             ),
-            "onward.stages": ("Stage",),
-            "onward.training": ("run", "train"),
+            "onward.network.stages": ("Stage",),
+            "onward.runs.training": ("run", "train"),
         },
     )
 

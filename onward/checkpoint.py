@@ -14,20 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onward.arguments import fits
-from onward.blocks import Block
 from onward.config import check_same, no_recipe
 from onward.data import DataInfo
+from onward.data.inputs import InputTransformation
 from onward.digests import tensors_sha256
 from onward.errors import FileError, MisfitError
 from onward.files import atomic_write
-from onward.inputs import InputTransformation
-from onward.layers import Dense
-from onward.networks import Network
+from onward.network.blocks import Block
+from onward.network.layers import Dense
+from onward.network.networks import Network
+from onward.network.trained_on import TrainedOn
 from onward.recipes import BUILT_IN, Recipe
 from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.dense import dense
 from onward.settings import NetworkConfig
-from onward.trained_on import TrainedOn
 from onward.values import changed
 from onward.version import VERSION
 

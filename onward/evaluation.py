@@ -17,9 +17,10 @@ from onward.data.labels import as_names, numbers_of, whole_numbers
 from onward.data.numbers import Numbers, real
 from onward.data.tables import places
 from onward.errors import DataError
-from onward.networks import Network, passes
-from onward.readouts import Readout, Scores
-from onward.samplers import NEUTRAL
+from onward.network.networks import Network
+from onward.network.passes import passes
+from onward.network.readouts import Readout, Scores
+from onward.network.samplers import NEUTRAL
 from onward.settings import Monitor
 
 CHUNK = 100

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from onward import evaluation, exits, onnx_files, runs
+from onward import evaluation, exits, onnx_files
 from onward.batch import CHUNK_SAMPLES, Batch
 from onward.checkpoint import load
 from onward.data.dataset import Dataset
@@ -16,8 +16,9 @@ from onward.exits.answers import Answers
 from onward.exits.calibration import Calibrated, choose, held_out
 from onward.exits.macs import Like
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.networks import Network
-from onward.readouts import Readout
+from onward.network.networks import Network
+from onward.network.readouts import Readout
+from onward.runs import folders
 
 Trained = Network | Path | str
 """A trained network, or the path of a run folder or model file."""
@@ -159,9 +160,9 @@ def calibrate(
         warnings.warn(calibrated.failure, OnwardWarning, stacklevel=2)
     folder = _folder(trained)
     if folder is not None:
-        runs.write_exits(folder, asked, calibrated)
+        folders.write_exits(folder, asked, calibrated)
         # It would show what was calibrated before.
-        (folder / runs.EXITS_PICTURE).unlink(missing_ok=True)
+        (folder / folders.EXITS_PICTURE).unlink(missing_ok=True)
     return calibrated
 
 
@@ -262,5 +263,5 @@ def _folder(trained: Trained) -> Path | None:
 def _calibrated(trained: Trained, network: Network) -> ExitPolicy | None:
     """Return the policy that is kept in a run folder, where one is given and was calibrated."""
     folder = _folder(trained)
-    found = None if folder is None else runs.read_exits(folder, network)
+    found = None if folder is None else folders.read_exits(folder, network)
     return None if found is None else found.policy

@@ -23,7 +23,7 @@ from onward.checkpoint import weights_sha256
 from onward.errors import FileError, SettingError
 from onward.exits.macs import Like, example
 from onward.exits.policies import ExitPolicy
-from onward.networks import Forward, Network, in_fp32
+from onward.network.networks import Forward, Network, in_fp32
 
 FORMAT = 3
 """Version of the layout of the folder."""

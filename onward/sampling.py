@@ -11,7 +11,7 @@ from onward.batch import Batch
 from onward.data.text import BYTES
 from onward.errors import SettingError
 from onward.inference import Trained, opened
-from onward.networks import Forward, Network
+from onward.network.networks import Forward, Network
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from onward.config import RunConfig
 from onward.data import Dataset
 from onward.data.tables import densified, is_sparse
 from onward.errors import DataError, SettingError
-from onward.networks import Network
+from onward.network.networks import Network
 from onward.recipes import RECIPES
-from onward.results import Listener
-from onward.training import run, train
+from onward.runs.results import Listener
+from onward.runs.training import run, train
 
 MODEL = "model.safetensors"
 """Name of the file that a pickled estimator holds."""

@@ -1,6 +1,6 @@
 """Runs that are cut before their end."""
 
-from onward.results import Listener
+from onward.runs.results import Listener
 
 
 class Cut(Exception):

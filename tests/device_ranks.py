@@ -7,9 +7,9 @@ from pathlib import Path
 from second_device import second_device
 
 import onward as ow
-import onward.preparation
-import onward.starting
-import onward.training
+import onward.runs.preparation
+import onward.runs.starting
+import onward.runs.training
 from onward.world import is_distributed
 
 RUNS = {
@@ -26,7 +26,7 @@ RUNS = {
 def digests():
     """Return the digests of the weights of all runs, by this rank and those beside it."""
     device = second_device()
-    for module in (onward.preparation, onward.starting, onward.training):
+    for module in (onward.runs.preparation, onward.runs.starting, onward.runs.training):
         module.find_device = lambda name: device
     found = []
     for recipe, changes in RUNS.values():

@@ -9,9 +9,9 @@ import threading
 
 import torch
 
+from onward.engine.team import Alone, Team
 from onward.errors import PeerLostError
 from onward.runtime.runtime import Runtime, make_worker
-from onward.team import Alone, Team
 from onward.transport.messages import Transport
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import onward as ow
 from onward.config import RunConfig
-from onward.objectives import CrossEntropy
-from onward.optimizers import Adam
+from onward.network.objectives import CrossEntropy
+from onward.network.optimizers import Adam
 from onward.recipes.blueprint import Blueprint, build
 
 INPUTS, CLASSES = 5, 3

@@ -20,8 +20,8 @@ from test_methods import LATER, METHODS, QUICK
 from thinned import thinned
 
 import onward as ow
-from onward.costs import measure
-from onward.engine import Training, train_block
+from onward.costs.times import measure
+from onward.engine.stretches import Training, train_block
 from onward.launcher import launch
 
 pytestmark = [
@@ -120,7 +120,7 @@ def test_a_run_that_was_cut_goes_on_in_the_same_bits(by_itself, monkeypatch, tmp
                 raise KeyboardInterrupt
 
     # No run file names this device.
-    monkeypatch.setattr("onward.runs._complete", lambda config, result: config)
+    monkeypatch.setattr("onward.runs.folders._complete", lambda config, result: config)
     config = ow.RunConfig(recipe="pff").with_settings(SMALL)
     expected = ow.run(config, ow.Listener())
     with pytest.raises(KeyboardInterrupt):

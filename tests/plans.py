@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onward.costs import BlockCosts
+from onward.costs.times import BlockCosts
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import INPUT, Node, line

@@ -9,15 +9,15 @@ from in_memory import run_in_memory
 import onward as ow
 from onward.checkpoint import weights_sha256
 from onward.config import RunConfig
-from onward.networks import Network
+from onward.network.networks import Network
 from onward.placement import place
 from onward.plan.tasks import Plan
-from onward.preparation import make_plan, make_settings, make_stages, of_stage, set_arithmetic
+from onward.runs.preparation import make_plan, make_settings, make_stages, of_stage, set_arithmetic
+from onward.runs.sharding import load_data, load_shards, seen, split
+from onward.runs.trial import block_costs
 from onward.runtime.workers import Settings, Shard
 from onward.seeds import global_generator_kept
-from onward.sharding import load_data, load_shards, seen, split
 from onward.transport.messages import SingleProcessTransport
-from onward.trial import block_costs
 
 SMALL = {
     "network.widths": (24, 20, 16, 12),

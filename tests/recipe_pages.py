@@ -7,7 +7,7 @@ from textwrap import fill
 from torch import nn
 
 import onward as ow
-from onward.readouts import is_head
+from onward.network.readouts import is_head
 from onward.recipes import RECIPES
 from onward.recipes.blueprint import Blueprint, build_stages
 

@@ -6,10 +6,10 @@ from torch import nn
 
 import onward as ow
 from onward.batch import Batch
-from onward.blocks import Block
-from onward.engine import Training, make_step
-from onward.objectives import CrossEntropy, Threshold
-from onward.optimizers import SGD, Adam
+from onward.engine.stretches import Training, make_step
+from onward.network.blocks import Block
+from onward.network.objectives import CrossEntropy, Threshold
+from onward.network.optimizers import SGD, Adam
 
 UNITS, INPUTS, CLASSES = 7, 5, 3
 

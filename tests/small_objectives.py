@@ -5,8 +5,8 @@ from torch import nn
 
 import onward as ow
 from onward.batch import Batch
-from onward.blocks import Block
-from onward.objectives import CrossEntropy, Threshold
+from onward.network.blocks import Block
+from onward.network.objectives import CrossEntropy, Threshold
 
 
 def draw(*shape, seed=0):

@@ -9,9 +9,9 @@ from samples import SHORT, classes, draw, pixels, trained
 from torch import nn
 
 import onward as ow
+from onward.data.inputs import InputTransformation
 from onward.errors import DataError, OnwardWarning
 from onward.exits.policies import full_depth
-from onward.inputs import InputTransformation
 from onward.onnx_files import run_exported
 
 # What is asked

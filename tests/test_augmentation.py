@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from samples import SHORT, classes, images, network, pixels, seeded
 
 import onward as ow
-from onward.augmentation import augmented, with_augmentation
 from onward.batch import Batch
+from onward.data.augmentation import augmented, with_augmentation
 from onward.errors import SettingError
 
 few = settings(max_examples=25, deadline=None, derandomize=True)

@@ -11,11 +11,11 @@ from samples import classes, draw, images, network, pixels, seeded
 from test_preprocessing import whitened
 
 import onward as ow
-from onward.augmentation import augmented, with_augmentation
 from onward.batch import Batch
 from onward.checkpoint import weights_sha256
+from onward.data.augmentation import augmented, with_augmentation
 from onward.errors import SettingError
-from onward.preparation import preview
+from onward.runs.preparation import preview
 
 # In a run
 

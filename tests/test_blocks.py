@@ -7,11 +7,11 @@ from torch import nn
 
 import onward as ow
 from onward.batch import Batch, laid_out
-from onward.blocks import Block, Edge, gathered
-from onward.engine import Position, Training, train_block
+from onward.engine.stretches import Position, Training, train_block
 from onward.errors import SettingError
-from onward.objectives import CrossEntropy, Objective
-from onward.optimizers import SGD
+from onward.network.blocks import Block, Edge, gathered
+from onward.network.objectives import CrossEntropy, Objective
+from onward.network.optimizers import SGD
 
 SAMPLES = 6
 

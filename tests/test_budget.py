@@ -19,16 +19,16 @@ from prepared import (
 from weight_jobs import convolutions
 
 import onward as ow
-from onward import budget, memory
-from onward.budget import Held, Place, check, held_on_ranks, with_room
 from onward.checkpoint import weights_sha256
 from onward.config import RunConfig
+from onward.costs import budget, memory
+from onward.costs.budget import Held, Place, check, held_on_ranks, with_room
 from onward.errors import FileError, SettingError
 from onward.placement import Placement, place
+from onward.runs.sharding import load_shards, split
 from onward.runtime import holding, workers
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.holding import in_file, in_memory
-from onward.sharding import load_shards, split
 from onward.transport.messages import SingleProcessTransport
 
 

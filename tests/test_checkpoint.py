@@ -17,8 +17,8 @@ from onward import checkpoint
 from onward.checkpoint import FORMAT, PRECISIONS, load, save, shipped, weights_sha256
 from onward.config import RunConfig
 from onward.errors import FileError
-from onward.objectives import CrossEntropy
-from onward.optimizers import Adam
+from onward.network.objectives import CrossEntropy
+from onward.network.optimizers import Adam
 
 DENSE = ("one-pass", "hinton", "pff", "backprop")
 recipes = pytest.mark.parametrize("recipe", DENSE)

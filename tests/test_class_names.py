@@ -272,7 +272,7 @@ def test_ranks_with_data_of_their_own_name_the_same_classes(tmp_path):
     config = ow.RunConfig().with_settings({"data.name": "shard-{rank}.npz"})
     x, y = samples()
     notes = []
-    from onward.sharding import agree, describe, local_shards, split
+    from onward.runs.sharding import agree, describe, local_shards, split
 
     for rank, (own, names) in enumerate(((slice(0, 30), None), (slice(30, 60), None))):
         classes = y[own] if rank == 0 else np.char.replace(y[own], "eel", "cat")

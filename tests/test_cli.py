@@ -16,15 +16,15 @@ import torch
 from commands import SMALL, onward
 
 import onward as ow
-from onward import training
 from onward.cli import train
 from onward.cli.main import COMMANDS, main
 from onward.cli.parser import BOUNDS, POLICIES, RISKS, make_parser
 from onward.data import read_shared
 from onward.recipes import RECIPES
 from onward.recipes.catalog import FAMILIES
-from onward.runs import FILES, read_result
-from onward.sharding import SHARED
+from onward.runs import training
+from onward.runs.folders import FILES, read_result
+from onward.runs.sharding import SHARED
 
 
 @pytest.fixture(autouse=True)

@@ -21,12 +21,12 @@ from small_blocks import (
 from torch import nn
 
 import onward as ow
-from onward.blocks import Block
-from onward.kernels import closed_form
-from onward.kernels.closed_form import ClosedFormStep, has_closed_form
-from onward.objectives import CrossEntropy, Threshold
-from onward.optimizers import SGD, Adam
-from onward.steps import AutogradStep
+from onward.engine.kernels import closed_form
+from onward.engine.kernels.closed_form import ClosedFormStep, has_closed_form
+from onward.engine.steps import AutogradStep
+from onward.network.blocks import Block
+from onward.network.objectives import CrossEntropy, Threshold
+from onward.network.optimizers import SGD, Adam
 
 # Closed form and autograd
 

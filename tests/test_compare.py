@@ -10,12 +10,13 @@ import torch
 from commands import onward
 
 import onward as ow
-from onward import flops, preparation
 from onward.cli.compare import remarks
+from onward.costs import flops
 from onward.errors import FileError, SettingError, Stopped
-from onward.runs import read_result
+from onward.runs import preparation
+from onward.runs.folders import read_result
+from onward.runs.trial import block_costs
 from onward.runtime.chapters import ChapterWorker
-from onward.trial import block_costs
 
 SMALL = {"training.epochs": 2, "network.widths": (24, 16), "training.batch_size": 200}
 """Settings of short runs."""
@@ -381,7 +382,7 @@ def test_early_exit_is_measured_once(finished, monkeypatch):
         raise AssertionError("It has been measured.")
 
     before, _ = compare("one-pass", folder=finished, settings=FIVE, seeds=2)
-    monkeypatch.setattr("onward.comparison.early_exit", again)
+    monkeypatch.setattr("onward.comparison.contests.early_exit", again)
     after, _ = compare("one-pass", folder=finished, settings=FIVE, seeds=2)
 
     assert after.errors == []
@@ -394,7 +395,7 @@ def test_early_exit_is_measured_once(finished, monkeypatch):
 
 
 def test_each_run_says_its_own_peak_of_memory():
-    from onward import memory
+    from onward.costs import memory
 
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not forget a peak")

@@ -10,8 +10,8 @@ import onward as ow
 from onward.cli import report
 from onward.cli.compare import prefixed, table, told
 from onward.cli.output import Output
-from onward.figures import Spread
-from onward.runs import read_result
+from onward.comparison.figures import Spread
+from onward.runs.folders import read_result
 
 SMALL = {"training.epochs": 2, "network.widths": (24, 16), "training.batch_size": 200}
 """Settings of short runs."""

@@ -9,8 +9,8 @@ from torch import nn
 import onward as ow
 from onward.checkpoint import load, save
 from onward.data import DataInfo
+from onward.data.preprocessing import total_sums
 from onward.errors import SettingError
-from onward.preprocessing import total_sums
 from onward.recipes.conv import ConvConfig, conv
 from onward.recipes.convolutions import GridAverage, Maps, averaged, pooled_head
 

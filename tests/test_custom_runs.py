@@ -20,7 +20,7 @@ from onward.config import read_settings
 from onward.errors import FileError, SettingError
 from onward.files import PARTIAL
 from onward.onnx_files import run_exported
-from onward.runs import FILES, read_exits, read_result, remove_state
+from onward.runs.folders import FILES, read_exits, read_result, remove_state
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
 

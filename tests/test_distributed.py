@@ -20,9 +20,9 @@ from weight_jobs import (
 
 from onward.checkpoint import weights_sha256
 from onward.plan.streams import QUEUE
-from onward.preparation import make_stages
-from onward.sharding import agree, describe, load_data, load_shards, local_shards, split
-from onward.training import run
+from onward.runs.preparation import make_stages
+from onward.runs.sharding import agree, describe, load_data, load_shards, local_shards, split
+from onward.runs.training import run
 from onward.transport.messages import SingleProcessTransport
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("unchecked")]

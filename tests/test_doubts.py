@@ -11,12 +11,12 @@ from torch import nn
 
 import onward as ow
 from onward.cli.main import main
-from onward.doubts import doubts
 from onward.errors import SettingError
 from onward.evaluation import Evaluation, Tally
-from onward.results import Progress
-from onward.runs import read_result
-from onward.sharding import agree, describe, local_shards, split, weighted
+from onward.runs.doubts import doubts
+from onward.runs.folders import read_result
+from onward.runs.results import Progress
+from onward.runs.sharding import agree, describe, local_shards, split, weighted
 
 
 def tally(right, samples=50):

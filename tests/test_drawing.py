@@ -4,8 +4,8 @@ import pytest
 from placements import for_all_placements, plans
 from plans import chapters_of_two_blocks, stream_of_two_blocks
 
-from onward.budget import Held
 from onward.cli.drawing import STYLES, clock_times, legend, passed_on, plan_table, staircase
+from onward.costs.budget import Held
 from onward.placement import place
 
 

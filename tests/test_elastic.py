@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from onward.cli.main import main
-from onward.runs import read_result
+from onward.runs.folders import read_result
 
 RUN = ("--epochs", "4", "--widths", "8,8", "--placement", "single-layer")
 

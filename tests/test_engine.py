@@ -16,13 +16,13 @@ from small_blocks import (
 from torch import nn
 
 from onward.batch import Batch
-from onward.blocks import Block
-from onward.engine import Position, Training, make_step, train_block
+from onward.engine.kernels.closed_form import ClosedFormStep
+from onward.engine.steps import AutogradStep
+from onward.engine.stretches import Position, Training, make_step, train_block
 from onward.errors import DivergedError
-from onward.kernels.closed_form import ClosedFormStep
-from onward.objectives import CrossEntropy
-from onward.optimizers import SGD
-from onward.steps import AutogradStep
+from onward.network.blocks import Block
+from onward.network.objectives import CrossEntropy
+from onward.network.optimizers import SGD
 
 
 def mini_batches(name, number):

@@ -1,6 +1,6 @@
 """What is compared: recipes with settings, run files, and twins."""
 
-from onward.entries import read_entries
+from onward.comparison.entries import read_entries
 
 
 def test_dense_blocks_have_backprop_for_a_twin_with_layers_and_data_like_theirs():

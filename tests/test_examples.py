@@ -8,7 +8,7 @@ import pytest
 
 from onward.cli.main import main
 from onward.launcher import launch
-from onward.runs import read_result
+from onward.runs.folders import read_result
 
 # As users run them.
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -7,11 +7,11 @@ from commands import onward
 from own_recipe import LOOP, SOURCE, changed
 
 import onward as ow
-from onward import runs
 from onward.cli.main import main
 from onward.config import RunConfig
 from onward.errors import SettingError
 from onward.recipes.user import load_recipe
+from onward.runs import folders
 
 pytestmark = pytest.mark.usefixtures("own_recipe")
 
@@ -98,7 +98,7 @@ def test_the_whole_traceback_is_shown_where_it_is_asked_for(capsys):
 
 
 def test_a_bug_of_ours_shows_its_traceback_whatever_the_recipe(monkeypatch):
-    monkeypatch.setattr(runs, "write", None)
+    monkeypatch.setattr(folders, "write", None)
 
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         main(["train", "mine.py:small", "--out", "run"])

@@ -6,11 +6,11 @@ import torch
 import onward as ow
 from onward.config import RunConfig
 from onward.data import DataInfo
+from onward.engine.steps import AutogradStep
 from onward.exits.macs import stage_costs
 from onward.recipes.convolutions import Maps
 from onward.recipes.ff_conv import FFConvConfig, ff_conv
 from onward.recipes.labelled import MapThreshold
-from onward.steps import AutogradStep
 
 IMAGES = DataInfo(input_shape=(1, 8, 8), num_classes=3, is_image=True)
 

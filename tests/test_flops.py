@@ -7,7 +7,8 @@ import torch
 from prepared import prepare
 
 import onward as ow
-from onward import flops, preparation
+from onward.costs import flops
+from onward.runs import preparation
 from onward.simulation import simulate
 
 SMALL = {"data.validation": 0, "network.widths": (24, 16), "training.epochs": 4}

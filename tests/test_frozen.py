@@ -11,13 +11,13 @@ from prepared import assert_same_weights, prepare
 from torch import nn
 
 import onward as ow
-from onward import flops
-from onward.memory import sizes_of
+from onward.costs import flops
+from onward.costs.memory import sizes_of
 from onward.placement import Placement
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import Node, Task, TaskKind
-from onward.preparation import make_plan, make_settings
-from onward.sharding import load_shards, split
+from onward.runs.preparation import make_plan, make_settings
+from onward.runs.sharding import load_shards, split
 from onward.transport.messages import SingleProcessTransport
 
 SHORT = ow.TrainingConfig(epochs=2, batch_size=16, precision="fp32")

@@ -12,7 +12,7 @@ import pytest
 from commands import onward
 
 from onward.errors import DivergedError
-from onward.runs import read_result
+from onward.runs.folders import read_result
 from onward.runtime.chapters import ChapterWorker
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")

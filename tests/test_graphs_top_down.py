@@ -10,9 +10,10 @@ from test_graphs import NODES, arrays, config_of, graph
 
 import onward as ow
 from onward.batch import Batch
-from onward.engine import Training, make_step
+from onward.engine.slices import check_cut
+from onward.engine.stretches import Training, make_step
 from onward.errors import SettingError
-from onward.layers import Dense
+from onward.network.layers import Dense
 from onward.recipes.class_nodes import (
     ClassNodesBelowLabels,
     NearestClassNode,
@@ -20,7 +21,6 @@ from onward.recipes.class_nodes import (
     with_class_nodes,
 )
 from onward.recipes.graph_layers import unit_length
-from onward.slices import check_cut
 
 pytest.importorskip("torch_geometric")
 

@@ -108,7 +108,7 @@ class Hinton:
 @pytest.fixture
 def in_float64(monkeypatch):
     """Compute everything in float64, with nothing added to lengths."""
-    monkeypatch.setattr("onward.layers.TINY", 0.0)
+    monkeypatch.setattr("onward.network.layers.TINY", 0.0)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

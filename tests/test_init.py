@@ -9,7 +9,7 @@ import torch
 from commands import onward
 
 import onward as ow
-from onward.runs import read_result
+from onward.runs.folders import read_result
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
 

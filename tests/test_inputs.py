@@ -16,12 +16,12 @@ import onward as ow
 from onward.checkpoint import load, save
 from onward.cli.main import main
 from onward.data import Dataset
+from onward.data.inputs import Moments
 from onward.errors import OnwardWarning, SettingError
 from onward.exits.policies import full_depth
-from onward.inputs import Moments
 from onward.onnx_files import export, run_exported
-from onward.runs import read_result
-from onward.sharding import agree, describe, local_shards, split
+from onward.runs.folders import read_result
+from onward.runs.sharding import agree, describe, local_shards, split
 
 # Moments
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onward.layers import Dense, ReadoutLayer, keep_mask, normalize_length
+from onward.network.layers import Dense, ReadoutLayer, keep_mask, normalize_length
 
 several = settings(max_examples=40, deadline=None, derandomize=True)
 

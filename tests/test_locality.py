@@ -6,16 +6,16 @@ from in_memory import run_in_memory
 from torch import nn
 
 import onward as ow
-from onward import engine
 from onward.batch import Batch
-from onward.blocks import Block
 from onward.config import RunConfig
-from onward.objectives import CrossEntropy, Threshold
-from onward.optimizers import SGD, Adam
+from onward.engine import stretches
+from onward.network.blocks import Block
+from onward.network.objectives import CrossEntropy, Threshold
+from onward.network.optimizers import SGD, Adam
 from onward.placement import Placement
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
-from onward.preparation import nodes_of, preview
+from onward.runs.preparation import nodes_of, preview
 from onward.runtime import streams
 from onward.runtime.workers import Settings, Shard
 
@@ -147,14 +147,14 @@ def test_what_a_softmax_head_learns_changes_no_block_while_there_are_no_hints(ki
 @families
 def test_no_block_is_given_inputs_with_a_graph_in_training(monkeypatch, kind, family, closed_form):
     given = []
-    learn = engine.learn
+    learn = stretches.learn
 
     def watched(step, views, training, **where):
         outputs, report = learn(step, views, training, **where)
         given.extend(view.inputs for view in (*views.values(), *outputs.values()))
         return outputs, report
 
-    for module in (engine, streams):
+    for module in (stretches, streams):
         monkeypatch.setattr(module, "learn", watched)
     trained(kind, network_of(family), closed_form=closed_form)
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import onward as ow
-from onward import memory
 from onward.checkpoint import PRECISIONS
-from onward.inputs import InputTransformation
-from onward.memory import Room, check, estimate
+from onward.costs import memory
+from onward.costs.memory import Room, check, estimate
+from onward.data.inputs import InputTransformation
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import QUEUE, StreamPlan
 from onward.plan.tasks import Node, line
-from onward.preparation import nodes_of
+from onward.runs.preparation import nodes_of
 from onward.runtime.store import MOST_UNWRITTEN
 from onward.runtime.workers import Settings
 from onward.transport.distributed import IN_FLIGHT, POSTED

@@ -8,13 +8,13 @@ import torch
 from prepared import assert_same_weights, prepare
 
 import onward as ow
-from onward.engine import Training, make_step
+from onward.engine.stretches import Training, make_step
 from onward.errors import SettingError
 from onward.recipes.contrasts import Pairs, SupervisedContrast
 from onward.recipes.hybrids import Hybrids
 from onward.recipes.local_fields import LocalFields, LocalLinear
 from onward.recipes.towers import PairOfInputs
-from onward.sharding import load_data
+from onward.runs.sharding import load_data
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

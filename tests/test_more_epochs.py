@@ -7,8 +7,8 @@ from commands import onward
 from prepared import assert_same_weights
 
 import onward as ow
-from onward import runs
 from onward.errors import FileError, SettingError
+from onward.runs import folders
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
 
@@ -57,7 +57,7 @@ def test_more_epochs_end_in_the_weights_of_as_many_at_once(case, tmp_path):
     assert told == [(p.chapter, p.block) for p in once.progress]
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["weights_sha256"] == once.facts["weights_sha256"]
-    assert runs.is_finished(tmp_path)
+    assert folders.is_finished(tmp_path)
 
 
 def test_what_was_trained_is_not_trained_again(tmp_path):
@@ -119,7 +119,7 @@ def test_where_the_schedule_knows_the_end_it_says_why_not_and_the_run_stays_fini
     ):
         ow.run(config_of("chapters", 6, **{"training.schedule": "warmup"}), folder=warm)
 
-    assert runs.is_finished(warm)
+    assert folders.is_finished(warm)
     assert {path for path in before if not path.exists()} == set()
     assert (warm / "result.json").read_bytes() == before[warm / "result.json"]
     assert (warm / "kept-state").exists()
@@ -178,7 +178,7 @@ def test_fewer_epochs_do_not_replace_a_finished_run(tmp_path):
         ow.run(config_of("chapters", 3), folder=tmp_path)
 
     assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert runs.is_finished(tmp_path)
+    assert folders.is_finished(tmp_path)
 
 
 def test_calibrated_exits_stay_where_the_weights_do(tmp_path):

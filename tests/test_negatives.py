@@ -12,7 +12,7 @@ from samples import assert_wrong
 import onward as ow
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.negatives import (
+from onward.network.negatives import (
     NEIGHBORS,
     fixed_wrong_labels,
     gradually_likely_wrong_labels,
@@ -20,7 +20,7 @@ from onward.negatives import (
     nearest_wrong_labels,
     wrong_labels,
 )
-from onward.samplers import LabelEmbedding
+from onward.network.samplers import LabelEmbedding
 from onward.settings import Negatives
 
 several = settings(max_examples=60, deadline=None, derandomize=True)

@@ -9,15 +9,15 @@ from samples import assert_wrong
 
 import onward as ow
 from onward.batch import Batch
+from onward.network.samplers import LabelEmbedding
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import line
-from onward.preparation import nodes_of
+from onward.runs.preparation import nodes_of
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import Settings, Shard
-from onward.samplers import LabelEmbedding
 from onward.settings import Negatives
 from onward.transport.messages import SingleProcessTransport
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import onward as ow
 from onward.errors import SettingError
-from onward.trial import block_costs
+from onward.runs.trial import block_costs
 
 
 def block(module=None, *, reads=None):

@@ -17,10 +17,10 @@ from torch import nn
 
 import onward as ow
 from onward.batch import Batch
-from onward.blocks import Block
-from onward.engine import Training, make_step
-from onward.kernels.closed_form import ALL, OfLinearHead, OfThreshold
-from onward.objectives import CrossEntropy, Objective, Threshold
+from onward.engine.kernels.closed_form import ALL, OfLinearHead, OfThreshold
+from onward.engine.stretches import Training, make_step
+from onward.network.blocks import Block
+from onward.network.objectives import CrossEntropy, Objective, Threshold
 
 
 def loss_of(objective, outputs):

@@ -12,7 +12,7 @@ from torch import nn
 import onward as ow
 from onward.errors import SettingError
 from onward.exits.policies import full_depth
-from onward.networks import Forward
+from onward.network.networks import Forward
 from onward.onnx_files import export, run_exported
 
 

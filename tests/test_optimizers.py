@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from onward.optimizers import SGD, Adam, lr_scale
+from onward.network.optimizers import SGD, Adam, lr_scale
 
 RULES = [
     Adam(lr=0.01, weight_decay=0.1),

@@ -12,8 +12,8 @@ from small_objectives import (
     two_views,
 )
 
-from onward.engine import Training, make_step
-from onward.objectives import Threshold
+from onward.engine.stretches import Training, make_step
+from onward.network.objectives import Threshold
 
 
 def test_the_running_mean_starts_at_a_half_and_keeps_nine_tenths():

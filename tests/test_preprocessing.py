@@ -9,12 +9,12 @@ from torch import nn
 
 import onward as ow
 from onward.checkpoint import load, save
+from onward.data.preprocessing import total_sums
 from onward.errors import SettingError
 from onward.exits.policies import full_depth
-from onward.fitting import fit_preprocessing
 from onward.onnx_files import export, run_exported
-from onward.preprocessing import total_sums
-from onward.sharding import local_shards, split
+from onward.runs.fitting import fit_preprocessing
+from onward.runs.sharding import local_shards, split
 from onward.transport.messages import SingleProcessTransport
 
 

@@ -9,8 +9,8 @@ from commands import SMALL, config_of, onward
 from rich.console import Console
 
 import onward as ow
-from onward import preparation, progress
-from onward.progress import Bars
+from onward.runs import preparation, progress
+from onward.runs.progress import Bars
 
 
 class Telling:

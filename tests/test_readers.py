@@ -14,11 +14,13 @@ from models import header_of
 from test_bad_models import rewrite, with_changed
 
 import onward as ow
-from onward import checkpoint, costs, runs
+from onward import checkpoint
 from onward.config import RunConfig, read_run, read_settings
+from onward.costs import times
 from onward.data import arrays, cifar, idx
 from onward.errors import DataError, FileError, OnwardError
 from onward.plan.tasks import Product, ProductKind, Task, TaskKind
+from onward.runs import folders
 from onward.runtime.store import Store
 
 WEIGHTS = Product(ProductKind.WEIGHTS, 1, 0)
@@ -74,11 +76,11 @@ READERS = {
         lambda folder: RunConfig().to_toml().encode(),
     ),
     "result": (
-        lambda path: runs.read_result(path.parent),
+        lambda path: folders.read_result(path.parent),
         "result.json",
         lambda folder: b'{"accuracy": {"test": 0.5}}',
     ),
-    "costs": (costs.read, "costs.json", lambda folder: b'{"train": [1.0], "samples": 5}'),
+    "costs": (times.read, "costs.json", lambda folder: b'{"train": [1.0], "samples": 5}'),
 }
 """How each kind of file is read, its name, and a valid one."""
 

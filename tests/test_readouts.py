@@ -7,8 +7,8 @@ from torch import nn
 import onward as ow
 from onward.errors import SettingError
 from onward.evaluation import Evaluation, evaluate
-from onward.networks import Forward
-from onward.readouts import GoodnessSweep, SoftmaxHead
+from onward.network.networks import Forward
+from onward.network.readouts import GoodnessSweep, SoftmaxHead
 
 ROWS, CLASSES = 11, 3
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import onward as ow
-from onward import runs
 from onward.checkpoint import weights_sha256
 from onward.cli.main import main
 from onward.config import RunConfig, read_run, read_settings
 from onward.errors import FileError
-from onward.runs import FILES, read_result
+from onward.runs import folders
+from onward.runs.folders import FILES, read_result
 from onward.runtime.workers import report_fields
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
@@ -332,8 +332,8 @@ def test_the_settings_say_how_many_ranks_there_were_and_where_the_data_lie(tmp_p
     four = replace(result, facts={**result.facts, "world_size": 4})
     private = config.with_settings({"data.name": "shard-{rank}.npz", "data.dir": "here"})
 
-    with runs.prepared(tmp_path / "run"):
-        runs.write(tmp_path / "run", private, four)
+    with folders.prepared(tmp_path / "run"):
+        folders.write(tmp_path / "run", private, four)
 
     found = read_settings(tmp_path / "run" / "config.toml")
     assert found["placement.processes"] == 4
@@ -369,7 +369,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "file").write_text("before")
 
     with pytest.raises(KeyboardInterrupt):
-        runs.write_atomically(tmp_path / "file", fail)
+        folders.write_atomically(tmp_path / "file", fail)
 
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
@@ -377,14 +377,14 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
 def test_a_folder_that_was_made_goes_away_where_the_run_fails(tmp_path):
     folder = tmp_path / "several" / "run"
 
-    with pytest.raises(KeyboardInterrupt), runs.prepared(folder):
+    with pytest.raises(KeyboardInterrupt), folders.prepared(folder):
         raise KeyboardInterrupt
 
     assert not folder.exists()
 
 
 def test_an_empty_folder_is_taken_and_stays_where_the_run_fails(tmp_path):
-    with pytest.raises(KeyboardInterrupt), runs.prepared(tmp_path):
+    with pytest.raises(KeyboardInterrupt), folders.prepared(tmp_path):
         raise KeyboardInterrupt
 
     assert list(tmp_path.iterdir()) == []
@@ -394,9 +394,9 @@ def test_a_finished_run_is_replaced_where_that_is_asked_for(run):
     message = f"The run in {run} is finished: onward.load reads its network. Name another folder, "
     message += "or replace the run with overwrite=True."
 
-    with pytest.raises(FileError, match=re.escape(message)), runs.prepared(run):
+    with pytest.raises(FileError, match=re.escape(message)), folders.prepared(run):
         pass
-    with runs.prepared(run, overwrite=True):
+    with folders.prepared(run, overwrite=True):
         assert sorted(path.name for path in run.iterdir()) == sorted(FILES)
 
 
@@ -405,12 +405,12 @@ def test_a_file_and_a_folder_with_something_else_are_no_run_folders(tmp_path):
 
     with (
         pytest.raises(FileError, match=r"holds something else\. Name another\."),
-        runs.prepared(tmp_path, overwrite=True),
+        folders.prepared(tmp_path, overwrite=True),
     ):
         pass
     with (
         pytest.raises(FileError, match=r"is a file, not a folder\. Name another\."),
-        runs.prepared(tmp_path / "notes.txt", overwrite=True),
+        folders.prepared(tmp_path / "notes.txt", overwrite=True),
     ):
         pass
 
@@ -419,7 +419,7 @@ def test_what_an_interrupted_run_left_behind_is_removed(tmp_path):
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "config.toml").touch()
 
-    with runs.prepared(tmp_path):
+    with folders.prepared(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 

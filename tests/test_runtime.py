@@ -11,12 +11,12 @@ from onward.config import RunConfig
 from onward.placement import place
 from onward.plan.streams import QUEUE
 from onward.plan.tasks import Product, ProductKind
-from onward.preparation import make_plan, make_stages
+from onward.runs.preparation import make_plan, make_stages
+from onward.runs.sharding import load_shards, split
 from onward.runtime.products import Products
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.store import Store
 from onward.runtime.workers import Settings
-from onward.sharding import load_shards, split
 from onward.transport.directory import DirectoryTransport
 from onward.transport.messages import OPEN, SingleProcessTransport
 

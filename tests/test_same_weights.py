@@ -22,11 +22,11 @@ from weight_jobs import convolutions
 import onward as ow
 from onward.checkpoint import MEMORY_FORMATS, weights_sha256
 from onward.config import RunConfig
-from onward.negatives import wrong_labels
-from onward.networks import passes
+from onward.network.negatives import wrong_labels
+from onward.network.passes import passes
+from onward.runs.sharding import load_shards, split
 from onward.runtime.workers import Worker
 from onward.seeds import generator
-from onward.sharding import load_shards, split
 from onward.transport.messages import SingleProcessTransport
 
 

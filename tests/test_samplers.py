@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import onward as ow
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.networks import Network
-from onward.readouts import GoodnessSweep
-from onward.samplers import LabelEmbedding, Plain, Sampler
+from onward.network.networks import Network
+from onward.network.readouts import GoodnessSweep
+from onward.network.samplers import LabelEmbedding, Plain, Sampler
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -8,10 +8,10 @@ from torch import nn
 
 import onward as ow
 from onward.checkpoint import weights_sha256
-from onward.engine import Position, Training, learn
+from onward.engine.steps import Step, StepReport
+from onward.engine.stretches import Position, Training, learn
 from onward.errors import DivergedError
 from onward.seeds import derive, generator, global_generator_kept
-from onward.steps import Step, StepReport
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 whole = st.integers(-(2**70), 2**70)

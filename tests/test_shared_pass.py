@@ -6,8 +6,8 @@ from small_blocks import INPUTS, RULES, UNITS, block_of, close, draw, step_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from onward.batch import Batch
-from onward.kernels.closed_form import SharedPassStep
-from onward.steps import AutogradStep
+from onward.engine.kernels.closed_form import SharedPassStep
+from onward.engine.steps import AutogradStep
 
 LABELS = 3
 

@@ -17,14 +17,14 @@ from thinned import thinned
 import onward as ow
 from onward.checkpoint import PRECISIONS
 from onward.config import RunConfig
-from onward.costs import Timer, measure
+from onward.costs.times import Timer, measure
 from onward.errors import PlacementError
 from onward.placement import place
 from onward.plan.chapters import ChapterPlan
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Node, Product, ProductKind, Task, TaskKind, line
-from onward.preparation import make_plan, make_settings, make_stages
-from onward.sharding import load_shards, split
+from onward.runs.preparation import make_plan, make_settings, make_stages
+from onward.runs.sharding import load_shards, split
 from onward.simulation import Costs, KnownCosts, Link, simulate
 from onward.transport.messages import SingleProcessTransport
 

@@ -10,13 +10,13 @@ from torch import nn
 
 import onward as ow
 from onward.batch import CHUNK_SAMPLES, Batch
-from onward.blocks import Block
+from onward.engine.slices import SampleSlicesStep
+from onward.engine.team import Alone
 from onward.errors import SettingError
-from onward.objectives import CrossEntropy, Threshold
-from onward.optimizers import SGD, Adam
+from onward.network.blocks import Block
+from onward.network.objectives import CrossEntropy, Threshold
+from onward.network.optimizers import SGD, Adam
 from onward.runtime.passing import in_chunks
-from onward.slices import SampleSlicesStep
-from onward.team import Alone
 
 UNITS, SAMPLES = 12, 6
 

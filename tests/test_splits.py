@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import onward as ow
 from onward.data import shards, split_validation
 from onward.errors import DataError, SettingError
-from onward.sharding import labelled, split
+from onward.runs.sharding import labelled, split
 
 any_seed = st.integers(0, 2**40)
 several = settings(max_examples=50, deadline=None, derandomize=True)

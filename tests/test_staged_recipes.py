@@ -14,10 +14,11 @@ import torch
 from commands import onward
 
 import onward as ow
-from onward import memory, preparation
 from onward.checkpoint import weights_sha256
 from onward.config import RunConfig
-from onward.runs import FILES
+from onward.costs import memory
+from onward.runs import preparation
+from onward.runs.folders import FILES
 from onward.runtime.chapters import ChapterWorker
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")

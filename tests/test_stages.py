@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 import onward as ow
-from onward.blocks import Block
 from onward.errors import SettingError
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.outcomes import follow, look_at
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.networks import Forward
-from onward.readouts import Fold, Readout
+from onward.network.blocks import Block
+from onward.network.networks import Forward
+from onward.network.readouts import Fold, Readout
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
 

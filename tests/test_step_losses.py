@@ -20,11 +20,11 @@ from small_blocks import (
 from torch import nn
 
 import onward as ow
-from onward.blocks import Block
+from onward.engine.steps import AutogradStep
 from onward.errors import SettingError
-from onward.objectives import Objective
-from onward.optimizers import SGD
-from onward.steps import AutogradStep
+from onward.network.blocks import Block
+from onward.network.objectives import Objective
+from onward.network.optimizers import SGD
 
 # Several losses
 

@@ -24,12 +24,12 @@ from torch import nn
 
 import onward as ow
 from onward.batch import Batch
-from onward.blocks import Block
 from onward.checkpoint import weights_sha256
-from onward.kernels.closed_form import ClosedFormStep
-from onward.objectives import CrossEntropy, Threshold
-from onward.optimizers import SGD
-from onward.steps import AutogradStep, StepReport
+from onward.engine.kernels.closed_form import ClosedFormStep
+from onward.engine.steps import AutogradStep, StepReport
+from onward.network.blocks import Block
+from onward.network.objectives import CrossEntropy, Threshold
+from onward.network.optimizers import SGD
 
 both_ways = pytest.mark.parametrize("closed_form", [True, False])
 

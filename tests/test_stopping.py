@@ -11,7 +11,7 @@ import onward as ow
 from onward.errors import SettingError
 from onward.placement import place, stall
 from onward.plan.standing import NEVER, Standing
-from onward.preparation import preview
+from onward.runs.preparation import preview
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
 

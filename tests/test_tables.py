@@ -9,10 +9,10 @@ import torch
 
 import onward as ow
 from onward.data import read_shared, tables, write_shared
+from onward.data.inputs import InputTransformation
 from onward.data.numbers import real
 from onward.data.tables import in_order, places, table_numbers
-from onward.inputs import InputTransformation
-from onward.sharding import agree, describe, local_shards, split
+from onward.runs.sharding import agree, describe, local_shards, split
 
 pandas = pytest.importorskip("pandas")
 

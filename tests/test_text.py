@@ -15,7 +15,7 @@ from onward.batch import Batch
 from onward.data.text import read_text
 from onward.exits.macs import stage_costs
 from onward.flop_counter import flop_counter
-from onward.networks import passes
+from onward.network.passes import passes
 from onward.recipes.transformer import NextByte, rotated
 
 COUNTING = Path(__file__).parent / "counting.txt"

@@ -9,8 +9,8 @@ import onward as ow
 from onward.cli.main import main
 from onward.cli.report import draw_timelines
 from onward.plan.tasks import TaskKind
-from onward.results import Listener
-from onward.runs import read_timeline
+from onward.runs.folders import read_timeline
+from onward.runs.results import Listener
 from onward.timeline import Recorder, Span, from_chrome, merged, spans_kept, to_chrome
 
 SPANS = [

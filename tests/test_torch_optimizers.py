@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 import onward as ow
-from onward.engine import BEGINNING, Training, train_block
+from onward.engine.kernels.closed_form import has_closed_form
+from onward.engine.stretches import BEGINNING, Training, train_block
 from onward.errors import SettingError
-from onward.kernels.closed_form import has_closed_form
-from onward.optimizers import lr_scale
+from onward.network.optimizers import lr_scale
 
 KINDS = {
     "ASGD": {},

@@ -12,8 +12,8 @@ import onward as ow
 from onward.config import RunConfig
 from onward.errors import SettingError
 from onward.placement import Placement
+from onward.runs.starting import check_alike
 from onward.settings import PlacementConfig
-from onward.starting import check_alike
 from onward.transport.messages import SingleProcessTransport
 
 
@@ -124,7 +124,7 @@ def test_data_of_more_classes_than_the_network_tells_apart_are_refused():
 
 
 def test_the_peak_of_memory_is_that_of_the_rank_and_not_of_what_launched_it():
-    told = "from onward.memory import peak; print(peak())"
+    told = "from onward.costs.memory import peak; print(peak())"
     launch = f"os.execv(sys.executable, [sys.executable, '-c', {told!r}])"
     fat = f"import os, sys; x = b'x' * 10**9; {launch}"
 

@@ -12,11 +12,12 @@ from cuts import Cut, CutAfter
 from torch import nn
 
 import onward as ow
-from onward import runs, trained_on
 from onward.errors import OnwardError, SettingError
-from onward.samplers import Plain
-from onward.sharding import agree, describe, load_shards, local_shards, seen, split
-from onward.trained_on import TrainedOn
+from onward.network import trained_on
+from onward.network.samplers import Plain
+from onward.network.trained_on import TrainedOn
+from onward.runs import folders
+from onward.runs.sharding import agree, describe, load_shards, local_shards, seen, split
 from onward.transport.messages import SingleProcessTransport
 
 SHORT = ow.TrainingConfig(epochs=2, batch_size=16, precision="fp32")
@@ -288,7 +289,7 @@ def test_a_run_that_replaces_one_of_several_stages_has_one(tmp_path):
 
     ow.run(config, folder=tmp_path, overwrite=True)
 
-    assert runs.stages(tmp_path, runs.read_result(tmp_path)) == []
+    assert folders.stages(tmp_path, folders.read_result(tmp_path)) == []
 
 
 def test_the_digest_of_all_ranks_tells_other_samples_of_another_rank_apart():

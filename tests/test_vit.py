@@ -5,7 +5,7 @@ import torch
 
 import onward as ow
 from onward.batch import Batch
-from onward.networks import passes
+from onward.network.passes import passes
 
 SMALL = {"layers": 3, "layers_per_block": 1, "dim": 16, "heads": 2}
 

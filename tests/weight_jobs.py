@@ -12,10 +12,10 @@ from torch import nn
 import onward as ow
 from onward.config import RunConfig
 from onward.plan.tasks import ProductKind
+from onward.runs.training import run
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.runtime import Runtime
 from onward.runtime.streams import StreamWorker
-from onward.training import run
 
 EXIT_STATUS = 7
 """That of the rank that dies on purpose, in the last job."""

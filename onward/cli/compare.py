@@ -12,10 +12,10 @@ from rich.table import Table
 from onward.cli.flags import given_settings
 from onward.cli.output import Output
 from onward.cli.report import draw_comparison
-from onward.comparison import FILE, compare
+from onward.comparison.contests import FILE, compare
+from onward.comparison.figures import ALLOWED, Comparison, EntryFigures, Spread
 from onward.errors import SettingError, Stopped
-from onward.figures import ALLOWED, Comparison, EntryFigures, Spread
-from onward.progress import Bars
+from onward.runs.progress import Bars
 from onward.settings import DataConfig
 
 PICTURE = "compare.png"

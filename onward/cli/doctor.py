@@ -21,9 +21,9 @@ from onward import world
 from onward.config import RunConfig
 from onward.devices import find_device, resolve_precision, why_no_gpu
 from onward.errors import PeerLostError
-from onward.joining import join_ranks
 from onward.launcher import launch
-from onward.progress import Bars
+from onward.runs.joining import join_ranks
+from onward.runs.progress import Bars
 from onward.transport.messages import Transport
 from onward.version import VERSION
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from onward.budget import Held, told_size
 from onward.cli.planner import Choice, alone
+from onward.costs.budget import Held, told_size
 from onward.placement import Placement, messages
 from onward.plan.tasks import Plan, Product, Task, TaskKind
 from onward.simulation import Simulation

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from onward import runs, seeds, sharding
+from onward import seeds
 from onward.cli.inference import EARLY, exits_table, load_run, told_macs
 from onward.cli.output import Output
 from onward.cli.report import Curve, draw_exits
@@ -16,7 +16,8 @@ from onward.exits.calibration import Calibrated, candidates, choose, held_out, m
 from onward.exits.outcomes import HeldOut, fixed_depths, follow, oracle, shuffled
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 from onward.onnx_files import WHOLE, check_whole, export, export_whole, run_exported
-from onward.progress import count
+from onward.runs import folders, sharding
+from onward.runs.progress import count
 
 
 def exits_command(options: argparse.Namespace) -> None:
@@ -50,13 +51,13 @@ def exits_command(options: argparse.Namespace) -> None:
         bound=options.bound,
         risk=options.risk,
     )
-    picture = options.out or options.run / runs.EXITS_PICTURE
+    picture = options.out or options.run / folders.EXITS_PICTURE
     try:
         draw(seen, calibrated, picture)
         text = f"Picture: {picture}."
     except SettingError as error:  # The exits are calibrated all the same.
         text = f"There is no picture. {error}"
-    runs.write_exits(options.run, network, calibrated)
+    folders.write_exits(options.run, network, calibrated)
     console = Output()
     console.print(
         f"{options.run}: {calibrated.policy.confidence}, calibrated on the {len(seen.labels):,} "
@@ -164,7 +165,7 @@ def export_command(options: argparse.Namespace) -> None:
     network, dataset, config = load_run(options, call)
     if options.one_graph:
         check_whole(network)
-    calibrated = runs.read_exits(options.run, network)
+    calibrated = folders.read_exits(options.run, network)
     network.set_precision(EARLY)
     policy = calibrated.policy if calibrated else full_depth(network.num_exits)
     files = export(network, options.onnx, policy, int8=options.int8)

@@ -15,10 +15,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from onward import checkpoint, data, runs, sharding
+from onward import checkpoint, data
 from onward.batch import Batch, joined, mapped
 from onward.cli.output import Output, close_output
 from onward.config import CUSTOM, RunConfig, read_run, read_settings
+from onward.data.inputs import as_floats
 from onward.data.quoting import class_name
 from onward.data.table_files import is_table_file
 from onward.errors import DataError, FileError, SettingError
@@ -28,11 +29,11 @@ from onward.exits.answers import answer
 from onward.exits.calibration import MOST_OVERLAP
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.inputs import as_floats
-from onward.networks import Network
-from onward.progress import count
+from onward.network.networks import Network
 from onward.recipes import Recipe
 from onward.recipes.user import load_recipe
+from onward.runs import folders, sharding
+from onward.runs.progress import count
 from onward.sampling import sample
 
 MOST_CLASSES = 20
@@ -56,7 +57,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     test = dataset.test
     counted = slice(None) if test.index is None else test.index
     y = dataset.y_test[counted]
-    calibrated = None if options.full_depth else runs.read_exits(options.run, network)
+    calibrated = None if options.full_depth else folders.read_exits(options.run, network)
     scores, metrics = network.scores(test), block_metrics(network, test)
     columns = {"full depth": scores.network.argmax(dim=1)[counted]}
     if calibrated is not None:
@@ -226,7 +227,7 @@ def _note_known(network: Network, dataset: data.Dataset) -> None:
 
 def data_changed(folder: Path, dataset: data.Dataset) -> bool:
     """Return whether the samples of a run's data set are others than when it was trained."""
-    known = runs.read_result(folder).get("data_sha256")
+    known = folders.read_result(folder).get("data_sha256")
     if known is None or known == dataset.sha256():
         return False
     # Version 0.1 divided uint8 by 255 before it computed the digest.
@@ -312,7 +313,7 @@ def predict_command(options: argparse.Namespace) -> None:
     x = network.checked(asked, str(options.input))
     torch.set_num_threads(1)
     is_run = options.run.is_dir() and not options.full_depth
-    calibrated = runs.read_exits(options.run, network) if is_run else None
+    calibrated = folders.read_exits(options.run, network) if is_run else None
     columns: dict[str, Tensor] = {}
     if calibrated is None:
         scores = network.scores(x).network.float()
@@ -325,7 +326,7 @@ def predict_command(options: argparse.Namespace) -> None:
         arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
         arrays |= {"labels": network.named(labels), "scores": scores.numpy()}
         arrays |= {} if files is None else {"files": np.array(files)}
-        runs.write_atomically(options.out, lambda file: np.savez(file, **arrays))
+        folders.write_atomically(options.out, lambda file: np.savez(file, **arrays))
         what = "labels and scores" if calibrated is None else "labels, scores and exits"
         print(f"{len(labels):,} {what} in {options.out}")
         return

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from onward import costs, preparation, runs, training
 from onward.cli.drawing import (
     advice,
     choices_table,
@@ -17,9 +16,11 @@ from onward.cli.drawing import (
 from onward.cli.flags import read_config
 from onward.cli.output import Output
 from onward.cli.planner import choices, read_links, read_speeds
+from onward.costs import times
 from onward.devices import find_device
 from onward.errors import SettingError
 from onward.placement import stall
+from onward.runs import folders, preparation, training
 from onward.simulation import Link, simulate
 
 
@@ -68,7 +69,7 @@ def _show(
         return
     if options.measure:
         with training.threads_kept(begun.config.training.threads):
-            found = costs.measure(
+            found = times.measure(
                 begun.network,
                 begun.shard,
                 plan.batch_size,
@@ -76,9 +77,11 @@ def _show(
                 device=find_device(begun.config.training.device),
             )
         if options.costs:
-            runs.write_atomically(options.costs, lambda file: file.write(found.to_json().encode()))
+            folders.write_atomically(
+                options.costs, lambda file: file.write(found.to_json().encode())
+            )
     else:
-        found = costs.read(options.costs)
+        found = times.read(options.costs)
     found.check(begun.network, plan.batch_size)
     simulation = simulate(plan, placement, found, links, speeds)
     console.print(forecast_table(simulation))

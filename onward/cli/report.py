@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.comparison.figures import Comparison
 from onward.errors import FileError, SettingError
-from onward.figures import Comparison
 from onward.timeline import Span
 
 COLOURS = {

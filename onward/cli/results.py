@@ -5,12 +5,12 @@ from typing import Any
 
 from rich.table import Table
 
-from onward import runs
 from onward.cli.inference import MOST_CLASSES, told_metrics
 from onward.cli.output import Output
 from onward.data.quoting import class_name
-from onward.progress import count
-from onward.results import ended_early
+from onward.runs import folders
+from onward.runs.progress import count
+from onward.runs.results import ended_early
 
 UNEVEN = 2
 """How many times as many samples as the smallest class the largest one has from which on accuracy
@@ -56,7 +56,7 @@ def print_result(found: dict[str, Any], folder: Path, startup: float, total: flo
     if ended := ended_early(found):
         table.add_row("chapters trained", ended)
     table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
-    stages = runs.stages(folder, found)
+    stages = folders.stages(folder, found)
     seconds = sum(each["seconds"] for each in (*stages, found))
     what = f"training time of all {len(stages) + 1} stages" if stages else "training time"
     table.add_row(what, f"{seconds:.1f} s")

@@ -2,18 +2,18 @@
 
 import argparse
 
-from onward import preparation, runs
 from onward.cli.report import draw_timelines
 from onward.config import CUSTOM, read_run, read_settings
 from onward.errors import FileError, SettingError
 from onward.recipes.user import load_recipe
+from onward.runs import folders, preparation
 from onward.simulation import KnownCosts, simulate
 
 
 def trace_command(options: argparse.Namespace) -> None:
     """Draw the timeline of a run, and the one that follows from its tasks alone."""
-    timelines = {"measured": runs.read_timeline(options.run)}
-    result = runs.read_result(options.run)
+    timelines = {"measured": folders.read_timeline(options.run)}
+    result = folders.read_result(options.run)
     is_whole = result.get("timeline_is_whole", True)
     if options.simulate and not is_whole:
         raise FileError(

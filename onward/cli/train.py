@@ -6,15 +6,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from onward import data, preparation, runs, sharding, training, world
+from onward import data, world
 from onward.cli.flags import read_config
 from onward.cli.results import print_result
 from onward.config import RunConfig
 from onward.errors import FileError, SettingError, Stopped
 from onward.launcher import launch
-from onward.listeners import TensorBoard
-from onward.progress import Bars
-from onward.results import Listener
+from onward.runs import folders, preparation, sharding, training
+from onward.runs.listeners import TensorBoard
+from onward.runs.progress import Bars
+from onward.runs.results import Listener
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -22,7 +23,7 @@ def train_command(options: argparse.Namespace) -> None:
     if options.resume is not None and options.out is not None:
         raise SettingError("--resume names the run folder already; leave out --out.")
     if options.resume is not None and options.recipe is None:
-        options.recipe = str(runs.unfinished_config(options.resume))
+        options.recipe = str(folders.unfinished_config(options.resume))
     config = read_config(options)
     if options.resume is None and world.may_restart_apart():
         raise SettingError(
@@ -36,7 +37,7 @@ def train_command(options: argparse.Namespace) -> None:
         _check_folder(folder, config, resume=resume, overwrite=options.overwrite)
     try:
         if config.placement.processes > 1 and not world.is_distributed():
-            with runs.prepared(folder, config.training.epochs, overwrite=not resume):
+            with folders.prepared(folder, config.training.epochs, overwrite=not resume):
                 _launch(config, options, folder, resume=resume)
             return
         # Ranks of several machines know no common name where none is given.
@@ -44,7 +45,7 @@ def train_command(options: argparse.Namespace) -> None:
         bars, before = Bars(), list[Path]()
         listeners: list[Listener] = [bars]
         if options.tensorboard and is_first:
-            events = folder / runs.TENSORBOARD
+            events = folder / folders.TENSORBOARD
             listeners.append(TensorBoard(events))
             # A run that goes on reports all chapters again.
             before = list(events.glob("*"))
@@ -55,7 +56,7 @@ def train_command(options: argparse.Namespace) -> None:
             times = bars.first - world.started(), time.time() - world.started()
             print_result(result.to_json(), folder, *times)
     except Stopped as stopped:
-        if runs.is_unfinished(folder):
+        if folders.is_unfinished(folder):
             code = "" if options.code is None else f" --recipe {options.code}"
             code += " --changed-recipe" if options.changed_recipe else ""
             stopped.add_note(f"Resume with: onward train --resume {folder}{code}")
@@ -69,8 +70,8 @@ def _check_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: b
         FileError: It holds one, or another process writes into it.
     """
     if resume:
-        runs.check_unfinished(folder)
-    elif runs.is_unfinished(folder):
+        folders.check_unfinished(folder)
+    elif folders.is_unfinished(folder):
         if not overwrite:
             raise FileError(
                 f"The folder {folder} holds a run that is not finished. Go on with `onward train "
@@ -79,8 +80,8 @@ def _check_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: b
         if not world.is_distributed():
             # Mistakes show before the run that is there goes.
             preparation.preview(config, config.placement.processes)
-        runs.remove_state(folder, None)
-    elif runs.is_finished(folder) and not overwrite:
+        folders.remove_state(folder, None)
+    elif folders.is_finished(folder) and not overwrite:
         raise FileError(
             f"The folder {folder} holds a run already. Name another with --out, or replace it "
             f"with --overwrite."

@@ -10,7 +10,7 @@ from onward.arguments import check_arguments
 from onward.batch import CHUNK_SAMPLES, Batch, in_chunks
 from onward.data.numbers import Numbers
 from onward.exits.policies import ExitPolicy
-from onward.networks import Forward, Network
+from onward.network.networks import Forward, Network
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from onward.evaluation import checked_labels
 from onward.exits.bounds import BOUNDS, num_kept, samples_needed
 from onward.exits.outcomes import RISKS, HeldOut, dropped, follow, look_at
 from onward.exits.policies import ExitPolicy, max_score
-from onward.networks import Network
+from onward.network.networks import Network
 
 PRICES = tuple(np.geomspace(1e4, 1e-3, 57).tolist())
 """What a newly wrong sample counts, in full passes: the policies to choose from, safest first."""

@@ -13,7 +13,7 @@ from onward.batch import Batch
 from onward.data.numbers import Numbers
 from onward.exits.answers import answer
 from onward.exits.policies import ExitPolicy
-from onward.networks import Network
+from onward.network.networks import Network
 
 BATCHES = {1: 400, 32: 100, 1024: 12}
 """Batches that are timed, by their size: so many that a 99th percentile, or for the largest the

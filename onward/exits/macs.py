@@ -12,7 +12,7 @@ from onward.batch import Batch, mapped, parts
 from onward.errors import SettingError
 from onward.exits.answers import Answers
 from onward.flop_counter import flop_counter
-from onward.networks import Forward, Network
+from onward.network.networks import Forward, Network
 
 Like = Any
 """Samples of a kind: some of them, as an array or a batch, or the shape of one. None: those that a

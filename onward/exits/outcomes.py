@@ -11,7 +11,7 @@ from onward import seeds
 from onward.batch import Batch, in_chunks
 from onward.exits.macs import StageCost, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
-from onward.networks import Forward, Network
+from onward.network.networks import Forward, Network
 
 RISKS = ("lost", "net")
 """What is counted against a policy, by name: samples that the whole network gets right and the

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from onward import seeds
-from onward.blocks import Block
 from onward.data import DataInfo
 from onward.errors import SettingError
-from onward.layers import Dense, ReadoutLayer
-from onward.networks import Network
-from onward.objectives import CrossEntropy, Objective, Threshold
-from onward.optimizers import SGD, Adam, Optimizer
-from onward.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
-from onward.samplers import NEUTRAL, LabelEmbedding, Plain, Sampler
+from onward.network.blocks import Block
+from onward.network.layers import Dense, ReadoutLayer
+from onward.network.networks import Network
+from onward.network.objectives import CrossEntropy, Objective, Threshold
+from onward.network.optimizers import SGD, Adam, Optimizer
+from onward.network.readouts import GoodnessSweep, Readout, SoftmaxHead, SumOfHeads
+from onward.network.samplers import NEUTRAL, LabelEmbedding, Plain, Sampler
 from onward.settings import Negatives, NetworkConfig, OptimizerConfig
 
 

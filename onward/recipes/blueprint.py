@@ -7,11 +7,11 @@ from typing import Any
 from onward.arguments import said
 from onward.data import DataInfo
 from onward.errors import OnwardError, SettingError, line_of_user, told
-from onward.networks import Network
+from onward.network.networks import Network
+from onward.network.stages import Stage
 from onward.recipes.recipe import Recipe
 from onward.seeds import global_generators_seeded
 from onward.settings import OptimizerConfig, PlanConfig, TrainingConfig
-from onward.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onward.objectives import Metrics, Objective
+from onward.network.objectives import Metrics, Objective
+from onward.network.samplers import Views
 from onward.recipes.convolutions import CONVOLUTIONS, POOLS, Maps
-from onward.samplers import Views
 
 
 class Encoder(nn.Module):

@@ -50,11 +50,11 @@ def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
     slope, for a logit.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.objectives import CrossEntropy
-    from onward.readouts import SumOfHeads
+    from onward.network.objectives import CrossEntropy
+    from onward.network.readouts import SumOfHeads
+    from onward.network.samplers import Plain
     from onward.recipes.convolutions import Maps, backpropagation, convolution_network
     from onward.recipes.goodness import ClassGoodness
-    from onward.samplers import Plain
 
     if config.layers_per_block == "all":
         return backpropagation(config, data)

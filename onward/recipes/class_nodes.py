@@ -13,10 +13,10 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.objectives import Losses, Metrics, Objective
+from onward.network.objectives import Losses, Metrics, Objective
+from onward.network.samplers import Sampler, Views
 from onward.recipes.graph_layers import unit_length
 from onward.recipes.neighborhoods import neighborhood
-from onward.samplers import Sampler, Views
 
 Direction = Literal["to-classes", "both"]
 """Which way messages go between training nodes and those that stand for classes."""

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.objectives import Metrics, Objective
-from onward.samplers import Sampler, Views
+from onward.network.objectives import Metrics, Objective
+from onward.network.samplers import Sampler, Views
 
 
 def check_has_others(samples: int) -> None:

@@ -41,10 +41,10 @@ def conv(config: ConvConfig, data: Any) -> Any:
     batch normalization and GELU.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.objectives import CrossEntropy
-    from onward.readouts import SumOfHeads
+    from onward.network.objectives import CrossEntropy
+    from onward.network.readouts import SumOfHeads
+    from onward.network.samplers import Plain
     from onward.recipes.convolutions import Maps, convolution_network, pooled_head
-    from onward.samplers import Plain
 
     def objective(maps: Maps) -> CrossEntropy:
         head = pooled_head(maps, data.num_classes, grid=config.grid, units=config.head_units)

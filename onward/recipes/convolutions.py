@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onward.blocks import Block
 from onward.data import DataInfo
+from onward.data.preprocessing import Whitening
 from onward.errors import SettingError
-from onward.networks import Network
-from onward.objectives import CrossEntropy, Objective
-from onward.optimizers import Adam, Optimizer, optimizer
-from onward.preprocessing import Whitening
-from onward.readouts import Readout, SumOfHeads
+from onward.network.blocks import Block
+from onward.network.networks import Network
+from onward.network.objectives import CrossEntropy, Objective
+from onward.network.optimizers import Adam, Optimizer, optimizer
+from onward.network.readouts import Readout, SumOfHeads
+from onward.network.samplers import Plain, Sampler
 from onward.recipes.convolution_config import ConvolutionConfig
-from onward.samplers import Plain, Sampler
 from onward.values import written
 
 T = TypeVar("T")

@@ -6,8 +6,8 @@ from functools import partial
 from torch import nn
 
 from onward.batch import Tensors
-from onward.blocks import Block, Edge
-from onward.objectives import Objective
+from onward.network.blocks import Block, Edge
+from onward.network.objectives import Objective
 from onward.recipes.graph_layers import Reading, layer, prepared, rule
 from onward.settings import OptimizerConfig
 

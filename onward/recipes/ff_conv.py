@@ -45,11 +45,12 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
 
     from torch import nn
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.objectives import CrossEntropy
-    from onward.optimizers import Adam
-    from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.objectives import CrossEntropy
+    from onward.network.optimizers import Adam
+    from onward.network.readouts import GoodnessSweep, Readout, SoftmaxHead
+    from onward.network.samplers import NEUTRAL, LabelEmbedding
     from onward.recipes.convolutions import (
         backpropagation,
         in_blocks,
@@ -58,7 +59,6 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
         whitening_of,
     )
     from onward.recipes.labelled import LabelledLayer, LabelledLayers, MapsHead, MapThreshold
-    from onward.samplers import NEUTRAL, LabelEmbedding
 
     if config.layers_per_block == "all":
         return backpropagation(config, data)

@@ -55,15 +55,15 @@ def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConf
     # Lists of recipes and the help of the command do without torch.
     from torch import nn
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.objectives import CrossEntropy
-    from onward.optimizers import Adam
-    from onward.readouts import SumOfHeads
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.objectives import CrossEntropy
+    from onward.network.optimizers import Adam
+    from onward.network.readouts import SumOfHeads
+    from onward.network.samplers import Plain
+    from onward.network.stages import Stage
     from onward.recipes.contrasts import PairContrast, Pairs
     from onward.recipes.residual import Whole, residual_layers
-    from onward.samplers import Plain
-    from onward.stages import Stage
 
     if len(data.input_shape) != 3:
         raise SettingError(

@@ -62,8 +62,8 @@ def forwardgnn_ff(
     each label, a pass of the whole graph for each.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.networks import Network
-    from onward.readouts import GoodnessSweep
+    from onward.network.networks import Network
+    from onward.network.readouts import GoodnessSweep
     from onward.recipes.graph_layers import check_graph, layer_blocks
     from onward.recipes.graph_worlds import ShownLabels, SumOfSquares
 

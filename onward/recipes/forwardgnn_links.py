@@ -54,8 +54,8 @@ def forwardgnn_links(config: LinksConfig, data: Any, *, optimizer: OptimizerConf
     graph, so that one pass serves them all. Layers learn one after the other.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.networks import Network
-    from onward.readouts import SumOfHeads
+    from onward.network.networks import Network
+    from onward.network.readouts import SumOfHeads
     from onward.recipes.graph_layers import layer_blocks
     from onward.recipes.pairs import Likeness, PairsOfNodes, check_pairs
 

@@ -49,8 +49,8 @@ def forwardgnn_links_top_to_input(
     as it was a tick before. All layers learn together.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.networks import Network
-    from onward.readouts import SumOfHeads
+    from onward.network.networks import Network
+    from onward.network.readouts import SumOfHeads
     from onward.recipes.feedback import feedback_blocks
     from onward.recipes.pairs import Likeness, PairsOfNodes, check_pairs
 

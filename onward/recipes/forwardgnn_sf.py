@@ -52,8 +52,8 @@ def forwardgnn_sf(config: SingleForwardConfig, data: Any, *, optimizer: Optimize
     pass, without negatives. Layers learn one after the other, each from the whole graph.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.networks import Network
-    from onward.readouts import SumOfHeads
+    from onward.network.networks import Network
+    from onward.network.readouts import SumOfHeads
     from onward.recipes.class_nodes import ClassNodes, NearestClassNode
     from onward.recipes.graph_layers import check_graph, check_hops, layer_blocks
 

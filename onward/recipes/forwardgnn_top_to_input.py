@@ -57,8 +57,8 @@ def forwardgnn_top_to_input(
     known. All layers learn together: the first, third and so on, then the second, fourth and so on.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.networks import Network
-    from onward.readouts import SumOfHeads
+    from onward.network.networks import Network
+    from onward.network.readouts import SumOfHeads
     from onward.recipes.class_nodes import ClassNodesBelowLabels, NearestClassNode
     from onward.recipes.feedback import feedback_blocks
     from onward.recipes.graph_layers import check_graph

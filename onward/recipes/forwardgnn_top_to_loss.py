@@ -54,9 +54,9 @@ def forwardgnn_top_to_loss(
     epoch before. All layers learn together.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.blocks import Block, Edge
-    from onward.networks import Network
-    from onward.readouts import SumOfHeads
+    from onward.network.blocks import Block, Edge
+    from onward.network.networks import Network
+    from onward.network.readouts import SumOfHeads
     from onward.recipes.class_nodes import ClassNodes, NearestClassNodeFromAbove
     from onward.recipes.graph_layers import check_graph, layer, rule
 

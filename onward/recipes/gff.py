@@ -58,10 +58,11 @@ def gff(config: GFFConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
 
     from torch import nn
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.objectives import CrossEntropy
-    from onward.readouts import GoodnessSweep, SumOfHeads
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.objectives import CrossEntropy
+    from onward.network.readouts import GoodnessSweep, SumOfHeads
+    from onward.network.samplers import Plain
     from onward.recipes.blocks import rules
     from onward.recipes.table_layers import (
         Aggregated,
@@ -71,7 +72,6 @@ def gff(config: GFFConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
         TableGCN,
         aggregated,
     )
-    from onward.samplers import Plain
 
     shape, classes = data.input_shape, data.num_classes
     if len(shape) != 2 or shape[1] <= shape[0]:

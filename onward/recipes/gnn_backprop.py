@@ -51,14 +51,14 @@ def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: Optimizer
     # Lists of recipes and the help of the command do without torch.
     from torch import nn
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.objectives import CrossEntropy, Objective
-    from onward.readouts import SumOfHeads
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.objectives import CrossEntropy, Objective
+    from onward.network.readouts import SumOfHeads
+    from onward.network.samplers import Plain, Sampler
     from onward.recipes.graph_layers import GraphLayers, check_graph, check_hops, rule
     from onward.recipes.neighborhoods import Neighborhoods
     from onward.recipes.pairs import Likeness, PairsOfNodes, check_pairs
-    from onward.samplers import Plain, Sampler
 
     check_graph(data, "gnn-backprop")
     check_hops(config.neighbors, len(config.widths))

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from onward.batch import Tensors, parts
-from onward.blocks import Block
 from onward.data import DataInfo
 from onward.errors import SettingError
-from onward.objectives import Objective
-from onward.optimizers import Optimizer
-from onward.optimizers import optimizer as torch_rule
+from onward.network.blocks import Block
+from onward.network.objectives import Objective
+from onward.network.optimizers import Optimizer
+from onward.network.optimizers import optimizer as torch_rule
 from onward.recipes.blocks import rules
 from onward.settings import OptimizerConfig
 

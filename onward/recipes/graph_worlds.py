@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from onward.batch import Batch
-from onward.objectives import Losses, Metrics, Objective
+from onward.network.objectives import Losses, Metrics, Objective
+from onward.network.samplers import Sampler, Views
 from onward.recipes.class_nodes import class_features, known_labels
-from onward.samplers import Sampler, Views
 
 Place = Literal["features", "nodes"]
 """Where a label is shown: in features of the node, or by a link to the node of a class."""

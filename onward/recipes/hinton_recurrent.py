@@ -88,10 +88,10 @@ def hinton_recurrent(
 
     from torch import nn
 
-    from onward.blocks import Block, Edge
-    from onward.networks import Network
-    from onward.objectives import Threshold
-    from onward.readouts import GoodnessSweep
+    from onward.network.blocks import Block, Edge
+    from onward.network.networks import Network
+    from onward.network.objectives import Threshold
+    from onward.network.readouts import GoodnessSweep
     from onward.recipes.blocks import rules
     from onward.recipes.local_fields import LocalLinear
     from onward.recipes.settling import LabelAtTheTop, Settling

@@ -87,15 +87,15 @@ def hinton_unsupervised(
     # Lists of recipes and the help of the command do without torch.
     from torch import nn
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.objectives import Threshold
-    from onward.readouts import SoftmaxHead
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.objectives import Threshold
+    from onward.network.readouts import SoftmaxHead
+    from onward.network.samplers import Plain
+    from onward.network.stages import Stage
     from onward.recipes.blocks import dense_layers, rules, softmax_head
     from onward.recipes.hybrids import Hybrids
     from onward.recipes.local_fields import LocalFields, LocalLinear
-    from onward.samplers import Plain
-    from onward.stages import Stage
 
     if len(data.input_shape) < 2:
         raise SettingError(

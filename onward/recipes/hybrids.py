@@ -7,8 +7,8 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.errors import SettingError
+from onward.network.samplers import Sampler
 from onward.recipes.contrasts import check_has_others
-from onward.samplers import Sampler
 
 TRIES = 100
 """How often masks are drawn before they are given up."""

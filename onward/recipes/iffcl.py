@@ -36,10 +36,10 @@ def iffcl(config: IFFCLConfig, data: Any) -> Any:
     # Lists of recipes and the help of the command do without torch.
     from itertools import pairwise
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.optimizers import Adam
-    from onward.readouts import SumOfHeads
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.optimizers import Adam
+    from onward.network.readouts import SumOfHeads
     from onward.recipes.towers import Agreement, EachItsOwnClass, PairOfInputs, Towers
 
     rule, widths = Adam(lr=config.lr), (data.num_inputs, *config.widths)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onward.batch import Batch
-from onward.layers import normalize_length
-from onward.objectives import Threshold
+from onward.network.layers import normalize_length
+from onward.network.objectives import Threshold
 from onward.recipes.convolutions import (
     CONVOLUTIONS,
     NORMS,

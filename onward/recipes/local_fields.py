@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onward.layers import normalize_length
+from onward.network.layers import normalize_length
 
 
 class LocalLinear(nn.Module):

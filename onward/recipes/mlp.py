@@ -2,7 +2,7 @@
 
 from onward.arguments import check_arguments
 from onward.data import DataInfo
-from onward.networks import Network
+from onward.network.networks import Network
 from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.dense import dense
 from onward.settings import NetworkConfig, OptimizerConfig

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from onward.batch import Batch
-from onward.samplers import Sampler
+from onward.network.samplers import Sampler
 
 
 def in_edges(

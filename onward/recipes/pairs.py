@@ -11,8 +11,8 @@ from torch import Tensor
 from onward.batch import Batch
 from onward.data import DataInfo
 from onward.errors import SettingError
-from onward.objectives import Losses, Metrics, Objective
-from onward.samplers import Sampler, Views
+from onward.network.objectives import Losses, Metrics, Objective
+from onward.network.samplers import Sampler, Views
 
 PairLoss = Literal["cross-entropy", "goodness"]
 """What a layer learns of pairs."""

@@ -45,7 +45,8 @@ def predsim(config: PredSimConfig, data: Any) -> Any:
     not cut into slices. The last classifier names the class.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.readouts import SumOfHeads
+    from onward.network.readouts import SumOfHeads
+    from onward.network.samplers import Plain
     from onward.recipes.convolutions import (
         CONVOLUTIONS,
         Maps,
@@ -54,7 +55,6 @@ def predsim(config: PredSimConfig, data: Any) -> Any:
         pooled_head,
     )
     from onward.recipes.similarity import PredictionAndSimilarity
-    from onward.samplers import Plain
 
     if config.layers == "dense":
         return _dense(config, data)
@@ -77,14 +77,14 @@ def _dense(config: PredSimConfig, data: Any) -> Any:
 
     from torch import nn
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.objectives import CrossEntropy, Objective
-    from onward.optimizers import Adam
-    from onward.readouts import SumOfHeads
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.objectives import CrossEntropy, Objective
+    from onward.network.optimizers import Adam
+    from onward.network.readouts import SumOfHeads
+    from onward.network.samplers import Plain
     from onward.recipes.convolutions import in_blocks
     from onward.recipes.similarity import PredictionAndSimilarity
-    from onward.samplers import Plain
 
     def objective(units: int) -> Objective:
         head = nn.Linear(units, data.num_classes)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from onward.blocks import Edge
+from onward.network.blocks import Edge
 
 
 class Layer(NamedTuple):

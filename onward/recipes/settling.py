@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onward.batch import Batch
-from onward.layers import normalize_length
-from onward.negatives import wrong_labels
-from onward.samplers import Sampler
+from onward.network.layers import normalize_length
+from onward.network.negatives import wrong_labels
+from onward.network.samplers import Sampler
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onward.objectives import CrossEntropy
-from onward.samplers import Views
+from onward.network.objectives import CrossEntropy
+from onward.network.samplers import Views
 
 
 class PredictionAndSimilarity(CrossEntropy):

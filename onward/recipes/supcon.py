@@ -37,12 +37,12 @@ def supcon(config: SupConConfig, data: Any, *, optimizer: OptimizerConfig) -> An
     slices.
     """
     # Lists of recipes and the help of the command do without torch.
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.readouts import SoftmaxHead
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.readouts import SoftmaxHead
+    from onward.network.samplers import Plain
     from onward.recipes.blocks import dense_layers, rules, softmax_head
     from onward.recipes.contrasts import SupervisedContrast
-    from onward.samplers import Plain
 
     layers = dense_layers((data.num_inputs, *config.widths), dropout=config.dropout, gain=2**0.5)
     rule, head_rule = rules(optimizer)

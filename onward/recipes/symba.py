@@ -50,9 +50,9 @@ def symba(config: SymbaConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     # Lists of recipes and the help of the command do without torch.
     import math
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.readouts import GoodnessSweep, Readout, SoftmaxHead
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.readouts import GoodnessSweep, Readout, SoftmaxHead
     from onward.recipes.blocks import dense_layers, label_sampler, rules, softmax_head
     from onward.recipes.contrasts import Symba
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.layers import normalize_length
-from onward.objectives import Threshold
-from onward.samplers import LabelEmbedding
+from onward.network.layers import normalize_length
+from onward.network.objectives import Threshold
+from onward.network.samplers import LabelEmbedding
 
 
 def parts_of(table: Tensor) -> tuple[Tensor, Tensor]:

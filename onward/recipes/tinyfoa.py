@@ -42,14 +42,14 @@ def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
     import torch
     from torch import nn
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.objectives import CrossEntropy
-    from onward.optimizers import Adam, optimizer
-    from onward.readouts import SumOfHeads
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.objectives import CrossEntropy
+    from onward.network.optimizers import Adam, optimizer
+    from onward.network.readouts import SumOfHeads
+    from onward.network.samplers import Plain
     from onward.recipes.binary import BinaryDense, clamp_weights, fixed_head
     from onward.recipes.blocks import dense_layers
-    from onward.samplers import Plain
 
     widths = (data.num_inputs, *config.widths)
     layers: list[nn.Module] = (

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onward.batch import Batch
-from onward.layers import normalize_length
-from onward.objectives import Metrics, Objective, classified
+from onward.network.layers import normalize_length
+from onward.network.objectives import Metrics, Objective, classified
+from onward.network.samplers import Sampler, Views
 from onward.recipes.contrasts import check_has_others
-from onward.samplers import Sampler, Views
 
 BOTH = ("left", "right")
 """Names of the towers, and of what each of them sees."""

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onward.batch import Batch
-from onward.blocks import Block
 from onward.data.text import BYTES, NEXT
 from onward.errors import SettingError
-from onward.networks import Network
-from onward.objectives import Metrics, Objective
-from onward.optimizers import Adam
-from onward.readouts import SumOfHeads
+from onward.network.blocks import Block
+from onward.network.networks import Network
+from onward.network.objectives import Metrics, Objective
+from onward.network.optimizers import Adam
+from onward.network.readouts import SumOfHeads
+from onward.network.samplers import Plain, Views
 from onward.recipes.transformer_config import TransformerConfig
-from onward.samplers import Plain, Views
 
 
 def transformer(

@@ -77,11 +77,13 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
 
     from torch import nn
 
-    from onward.blocks import Block
-    from onward.networks import Network
-    from onward.objectives import CrossEntropy
-    from onward.optimizers import Adam
-    from onward.readouts import SoftmaxHead
+    from onward.network.blocks import Block
+    from onward.network.networks import Network
+    from onward.network.objectives import CrossEntropy
+    from onward.network.optimizers import Adam
+    from onward.network.readouts import SoftmaxHead
+    from onward.network.samplers import NEUTRAL, Plain
+    from onward.network.stages import Stage
     from onward.recipes.cells import (
         AdversarialReconstruction,
         Latents,
@@ -92,8 +94,6 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
         dense_encoder,
     )
     from onward.recipes.convolutions import Maps
-    from onward.samplers import NEUTRAL, Plain
-    from onward.stages import Stage
 
     if config.cell != "convolutional" and min(math.prod(data.input_shape), *config.widths, 2) < 2:
         raise SettingError(

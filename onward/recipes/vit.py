@@ -35,7 +35,7 @@ def vit(config: ViTConfig, data: Any) -> Any:
     from torch import nn
 
     from onward.errors import SettingError
-    from onward.objectives import CrossEntropy
+    from onward.network.objectives import CrossEntropy
     from onward.recipes.transformer import Patches, TokenMean, transformer
 
     if len(data.input_shape) != 3:

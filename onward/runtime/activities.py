@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from onward.batch import Batch, mapped, parts
-from onward.blocks import gathered
+from onward.engine.team import Alone, Team
+from onward.network.blocks import gathered
+from onward.network.samplers import Views
 from onward.plan.tasks import INPUT
 from onward.runtime.holding import HOLDS, Hold, in_memory
 from onward.runtime.passing import pass_through
 from onward.runtime.workers import Worker
-from onward.samplers import Views
-from onward.team import Alone, Team
 
 
 class Activities:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from onward.batch import Batch, in_chunks
-from onward.blocks import Block, gathered
 from onward.errors import SettingError
 from onward.evaluation import merit, ordered
-from onward.networks import Forward, Network
+from onward.network.blocks import Block, gathered
+from onward.network.networks import Forward, Network
 from onward.settings import Monitor
 
 

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from onward.batch import CHUNK_SAMPLES, Batch, joined
-from onward.engine import Position, make_step, train_block
-from onward.networks import Network
+from onward.engine.steps import StepReport
+from onward.engine.stretches import Position, make_step, train_block
+from onward.network.networks import Network
+from onward.network.samplers import NEUTRAL, Views
 from onward.plan.chapters import ChapterPlan
 from onward.plan.tasks import Product, ProductKind, Segment, Task
 from onward.runtime.activities import Activities
 from onward.runtime.block_stopping import BlockStopping
 from onward.runtime.passing import in_chunks
 from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker
-from onward.samplers import NEUTRAL, Views
-from onward.steps import StepReport
 
 
 class ChapterWorker(Worker):

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from onward.batch import CHUNK_SAMPLES, Batch, Tensors, mapped, parts
-from onward.blocks import Block
+from onward.engine.team import Alone, Team
+from onward.network.blocks import Block
 from onward.runtime.holding import Hold, in_memory
-from onward.team import Alone, Team
 
 
 def pass_through(

@@ -11,7 +11,7 @@ from functools import cache
 from torch import Tensor
 
 from onward.errors import FileError
-from onward.networks import Network
+from onward.network.networks import Network
 from onward.placement import Placement, first_blocks, messages, restored
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.chapters import ChapterWorker

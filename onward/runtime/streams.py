@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from onward.batch import Batch, laid_out
-from onward.blocks import Edge, gathered
-from onward.engine import Position, added, check_finite, learn, make_step
-from onward.networks import Network, passes
+from onward.engine.steps import Step, StepReport
+from onward.engine.stretches import Position, added, check_finite, learn, make_step
+from onward.network.blocks import Edge, gathered
+from onward.network.networks import Network
+from onward.network.passes import passes
+from onward.network.samplers import NEUTRAL, Views
 from onward.plan.streams import StreamPlan
 from onward.plan.tasks import Product, ProductKind, Task
 from onward.runtime.workers import Clock, Given, Made, Settings, Shard, Worker
-from onward.samplers import NEUTRAL, Views
-from onward.steps import Step, StepReport
 
 
 class StreamWorker(Worker):

@@ -15,22 +15,22 @@ from torch import Tensor
 
 from onward import seeds
 from onward.arguments import fits, said
-from onward.augmentation import Augmentation, augmented
 from onward.batch import Batch, mapped
-from onward.blocks import Block
+from onward.data.augmentation import Augmentation, augmented
 from onward.devices import free_bytes
-from onward.engine import ADVICE, Training
+from onward.engine.steps import StepReport
+from onward.engine.stretches import ADVICE, Training
+from onward.engine.team import Alone, Team
 from onward.errors import DivergedError, SettingError
 from onward.evaluation import Evaluation, evaluate
-from onward.networks import Network
-from onward.optimizers import with_strides
+from onward.network.blocks import Block
+from onward.network.networks import Network
+from onward.network.optimizers import with_strides
+from onward.network.readouts import is_head
+from onward.network.samplers import Views
 from onward.plan.standing import NEVER, Standing
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
-from onward.readouts import is_head
 from onward.runtime.holding import Way
-from onward.samplers import Views
-from onward.steps import StepReport
-from onward.team import Alone, Team
 from onward.timeline import Recorder
 
 Given = Mapping[Product, list[Tensor]]

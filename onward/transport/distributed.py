@@ -23,9 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
+from onward.engine.team import Alone, Team
 from onward.errors import PeerLostError, SettingError
 from onward.launcher import LISTEN_FD
-from onward.team import Alone, Team
 from onward.transport.buffers import Buffers
 from onward.transport.copies import Copies
 from onward.transport.messages import OPEN, Deliver, Transport

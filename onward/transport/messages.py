@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from onward.engine.team import Alone, Team
 from onward.errors import OnwardError, PeerLostError
-from onward.team import Alone, Team
 from onward.timeline import Recorder
 from onward.transport.waiting import Doing
 

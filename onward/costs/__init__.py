@@ -1,0 +1,1 @@
+"""What a run takes, told before it starts: time, operations, memory."""

@@ -1,0 +1,1 @@
+"""A network and what it is made of: samplers, objectives, blocks, readouts."""

@@ -1,0 +1,97 @@
+"""Signs that a run has learned nothing."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from onward.data.quoting import class_name
+from onward.evaluation import Evaluation, Tally
+from onward.runs.results import Progress
+
+SILENT = 0.9
+"""Share of silent units from which on a block says too little."""
+
+LUCK = 1.0
+"""Standard deviations above chance up to which a result may be chance."""
+
+FEW = 20
+"""Test samples below which nothing can be said of chance."""
+
+LEARNED = 0.55
+"""Accuracy in training from which on a block has learned something, whatever its loss: that of hard
+negatives may rise."""
+
+
+def doubts(
+    progress: Sequence[Progress],
+    test: Evaluation,
+    frozen: Collection[int] = (),
+    class_names: Sequence[str] | None = None,
+) -> list[str]:
+    """Return the signs that nothing was learned, a sentence or two each, with what to look at.
+
+    Args:
+        progress: What blocks have reported, in order.
+        test: The answers to test samples.
+        frozen: Blocks without parameters that learn, whose loss has no need to fall.
+        class_names: Name of each class; None: they have numbers only.
+    """
+    first: dict[int, Mapping[str, float | None]] = {}
+    last: dict[int, Mapping[str, float | None]] = {}
+    for entry in progress:
+        if entry.block is not None:
+            first.setdefault(entry.block, entry.figures)
+            last[entry.block] = entry.figures
+    dead = {block: figures.get("dead_fraction") or 0.0 for block, figures in last.items()}
+    silent = {block: share for block, share in sorted(dead.items()) if share >= SILENT}
+    is_enough = test.samples >= FEW
+    poor = {b: t for b, t in test.tally_blocks.items() if is_enough and t.lead <= LUCK}
+    unknown = last.keys() - test.correct_blocks.keys()
+    flat = [
+        block
+        for block, figures in sorted(last.items())
+        if block in (poor.keys() | unknown) - set(frozen)
+        and first[block] is not figures
+        and (figures["loss"] or 0.0) >= (first[block]["loss"] or 0.0)
+        and (figures.get("accuracy") or 0.0) <= LEARNED
+    ]
+    found = []
+    if silent:
+        shares = _shares(silent.values())
+        found.append(
+            f"Silent units: {shares} of the units of {_blocks(silent)} are 0 for every sample. "
+            f"Lower the learning rate, or scale the inputs (data.standardize)."
+        )
+    if flat:
+        found.append(
+            f"The loss of {_blocks(flat)} did not fall. Change the learning rate, raise "
+            f"training.epochs, or lower training.batch_size."
+        )
+    tally = test.tally
+    if poor:
+        found.append(_no_better(_blocks(poor), list(poor.values())))
+    elif tally is not None and is_enough and tally.lead <= LUCK:
+        found.append(_no_better("the network", [tally]))
+    named = [label for label, count in enumerate(tally.named if tally else ()) if count]
+    if tally is not None and len(named) == 1 and sum(samples > 0 for samples in tally.samples) > 1:
+        found.append(
+            f"All {test.samples:,} test samples were classified as class "
+            f"{class_name(class_names, named[0])}. Check the learning rate, "
+            f"and, if most samples are of that class, data.class_weights."
+        )
+    return found
+
+
+def _no_better(who: str, tallies: Sequence[Tally]) -> str:
+    return (
+        f"No better than chance: {who}, with an accuracy of {_shares(t.accuracy for t in tallies)} "
+        f"on {sum(tallies[0].samples):,} test samples. The same answers, shuffled, would have "
+        f"{_shares(t.by_chance for t in tallies)}. Check the learning rate, training.epochs, "
+        f"training.batch_size and the scale of the inputs."
+    )
+
+
+def _blocks(blocks: Collection[int]) -> str:
+    return ("blocks " if len(blocks) > 1 else "block ") + ", ".join(map(str, blocks))
+
+
+def _shares(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.1%}" for share in shares)

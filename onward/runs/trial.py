@@ -1,0 +1,261 @@
+"""The trial: a sample goes through a network before it is trained, so that mistakes show then."""
+
+import math
+import warnings
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from onward import seeds
+from onward.batch import Batch, mapped, parts
+from onward.config import RunConfig
+from onward.data.augmentation import augmented
+from onward.errors import (
+    OnwardError,
+    OnwardWarning,
+    SettingError,
+    line_of,
+    line_of_user,
+    name_of,
+    told,
+)
+from onward.flop_counter import flop_counter
+from onward.network.blocks import Block
+from onward.network.networks import Network
+from onward.network.passes import passes
+from onward.plan.tasks import Plan
+from onward.runtime.workers import Settings
+
+
+def check_samples(network: Network, training: Batch, config: RunConfig) -> None:
+    """Refuse samples, or what is done to them, that the parts of a network do not go with.
+
+    Raises:
+        SettingError: Preprocessing has several inputs, or samples have weights that an objective
+            does not use.
+    """
+    own = network.preprocessing
+    if own is not None and not isinstance(training.inputs, Tensor):
+        raise SettingError(
+            f"The preprocessing {type(own).__name__} is for one input, and samples have several."
+        )
+    is_weighted = training.weights is not None or config.data.class_weights is not None
+    for number, block in enumerate(network.all_blocks):
+        if is_weighted and not block.objective.uses_weights and not block.is_frozen:
+            raise SettingError(
+                f"The training samples have weights, and the objective "
+                f"{type(block.objective).__name__} of block {number} does not use them. Multiply "
+                f"the losses by the weights of the batch and set uses_weights = True, or leave "
+                f"out the weights."
+            )
+
+
+def check_parts(network: Network, training: Batch, plan: Plan) -> None:
+    """Refuse mini-batches of samples that belong together, where no sampler takes parts of them.
+
+    Warn of edges that no block reads.
+
+    Raises:
+        SettingError: There are some, or they would have no sample that counts.
+    """
+    if not training.structure:
+        return
+    named = ", ".join(training.structure)
+    if not any(block.structure for block in network.all_blocks):
+        warnings.warn(
+            f"The samples belong together ({named}), and no block of this network reads that. "
+            f"forwardgnn-sf and the other recipes for graphs do.",
+            OnwardWarning,
+            stacklevel=2,
+        )
+    if plan.batch_size >= len(training):
+        if network.sampler.takes_parts:
+            warnings.warn(
+                f"Parts of the samples are drawn, and one mini-batch is all {len(training):,} of "
+                f"them. Set training.batch_size, to another number than 100, which is what it is "
+                f"where nothing is said.",
+                OnwardWarning,
+                stacklevel=2,
+            )
+        return
+    sampler = type(network.sampler).__name__
+    if not network.sampler.takes_parts:
+        raise SettingError(
+            f"The samples belong together ({named}), and the sampler {sampler} takes them whole, "
+            f"so one mini-batch is all of them. Set training.batch_size to {len(training)}; it is "
+            f"{plan.batch_size}."
+        )
+    if plan.kind == "stream":
+        raise SettingError(
+            f"The sampler {sampler} takes parts of the samples, which belong together ({named}). "
+            f"In a stream plan they would be of other sizes in each message. Use --plan chapters."
+        )
+    least = math.ceil((len(training) + 1) / training.num_counted)
+    if plan.batch_size < least:
+        raise SettingError(
+            f"Of {len(training):,} samples {training.num_counted:,} are learned from, so that some "
+            f"mini-batches of {plan.batch_size} would have none. Set training.batch_size to "
+            f"{least} or more."
+        )
+
+
+def check_augmentation(network: Network, training: Batch, settings: Settings, size: int) -> None:
+    """Refuse augmentations that fail on a mini-batch.
+
+    Raises:
+        SettingError: One does.
+    """
+    if settings.augment:
+        # A graph is taken whole. An augmentation may work in place, and so gets a copy.
+        batch = training.take(torch.arange(min(size, len(training))))
+        if batch.structure:
+            batch = batch.replace(inputs=mapped(torch.clone, batch.inputs))
+        draw = seeds.generator(settings.seed, "trial")
+
+        def tried(seen: Batch) -> Batch:
+            for each in settings.augment:
+                was_finite = _is_finite(seen)
+                seen = augmented(seen, (each,), draw, 0)
+                if was_finite and not _is_finite(seen):
+                    place = line_of(each)
+                    raise SettingError(
+                        f"The augmentation {name_of(each)}{f' ({place})' if place else ''} makes "
+                        f"values that are NaN or infinite, of samples that have none. A division "
+                        f"by zero may be the cause."
+                    )
+            return seen
+
+        network.transformed(batch, tried)
+
+
+def _is_finite(batch: Batch) -> bool:
+    return all(bool(part.isfinite().all()) for part in parts(batch.inputs))
+
+
+@torch.no_grad()
+def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -> list[int]:
+    """Return what passing a sample through each block that is no head costs, in FLOPs.
+
+    The head of its objective is included.
+
+    Args:
+        network: The blocks.
+        training: Samples like those of the data.
+        is_counted: Whether anybody asks. To count, torch imports its compiler, most of a second;
+            without, each block costs 1.
+
+    Raises:
+        SettingError: Samples do not fit a block, or a head scores another number of classes.
+    """
+    first = network.transformed(training.take(slice(0, 1)))
+    blocks = passes(network, network.sampler.neutral(first))
+    costs: list[int] = []
+    for block in network.line:
+        number, scores = len(costs), None
+        counter = flop_counter()
+        with counter if is_counted else nullcontext():
+            try:
+                outputs = next(blocks).outputs
+            except Exception as error:
+                if not _is_of_module(error):
+                    raise
+                shape = tuple(parts(training.inputs)[0].shape[1:])
+                advice = ""
+                if not parts(first.inputs)[0].is_floating_point():
+                    advice = (
+                        " They are whole numbers that stand for something, such as the bytes of a "
+                        "text, which byte-lm learns from, or any module that begins with an "
+                        "nn.Embedding."
+                    )
+                raise SettingError(
+                    f"Block {number} cannot take what it reads: {told(error)} The samples of the "
+                    f"data have shape {shape}.{advice}"
+                ) from error
+            try:
+                if block.objective.has_scores:
+                    scores = block.scores(outputs)
+            except Exception as error:
+                if not _is_of_module(error):
+                    raise
+                shape = tuple(parts(outputs.inputs)[0].shape[1:])
+                raise SettingError(
+                    f"The objective of block {number} cannot score what the block puts out, of "
+                    f"shape {shape}: {told(error)}{_head_advice(block, shape)}"
+                ) from error
+        if scores is not None and scores.ndim > 2:
+            raise SettingError(
+                f"Block {number} scores each sample with shape {tuple(scores.shape[1:])}; class "
+                f"scores have shape ({network.num_classes},). Flatten or pool in its head."
+            )
+        if scores is not None and scores.ndim == 2 and scores.shape[1] != network.num_classes:
+            raise SettingError(
+                f"Block {len(costs)} scores {scores.shape[1]} classes, and the network was built "
+                f"for {network.num_classes}. Give its head {network.num_classes} outputs."
+            )
+        costs.append(max(counter.get_total_flops(), 1))
+    return costs
+
+
+@torch.no_grad()
+def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
+    """Refuse mini-batches of one sample where batch normalisation would see one number a channel.
+
+    Raises:
+        SettingError: There are some.
+    """
+
+    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            single.append(module)
+
+    def smallest(batch_size: int) -> int:
+        if plan.drop_last:
+            return batch_size
+        return min(samples % batch_size or batch_size for samples in plan.samples)
+
+    size, single = plan.batch_size, []  # type: int, list[nn.Module]
+    learning = [block for block in network.all_blocks if not block.is_frozen]
+    norms = [m for block in learning for m in block.modules() if isinstance(m, _BatchNorm)]
+    if not norms or smallest(size) > 1:
+        return
+    hooks = [norm.register_forward_pre_hook(see) for norm in norms]
+    one = network.sampler.neutral(network.transformed(training.take(slice(0, 1))))
+    try:
+        for block, passed in zip(network.all_blocks, passes(network, one), strict=True):
+            if block.objective.has_scores:
+                block.scores(passed.outputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if single:
+        others = (*range(size + 1, min(plan.samples) + 1), *range(size - 1, 1, -1))
+        fits = next((other for other in others if smallest(other) > 1), None)
+        raise SettingError(
+            f"{type(single[0]).__name__} takes means over a mini-batch, and of "
+            f"{', '.join(map(str, plan.samples))} samples in mini-batches of {size} "
+            f"{'the last one has' if size > 1 else 'all have'} one sample. "
+            + (f"Set training.batch_size to {fits}" if fits else "It takes more samples")
+            + (", or training.drop_last to true." if size > 1 else ".")
+        )
+
+
+def _is_of_module(error: Exception) -> bool:
+    """Return whether an error is one of shapes and types, or comes from a user's module."""
+    if isinstance(error, OnwardError):
+        return False
+    return isinstance(error, RuntimeError | IndexError) or line_of_user(error) is not None
+
+
+def _head_advice(block: Block, shape: tuple[int, ...]) -> str:
+    """Say what to do about a head that does not fit what its block puts out."""
+    if len(shape) > 1:
+        return " A linear head behind a convolution needs nn.Flatten before it."
+    layers = [m for m in block.objective.modules() if isinstance(m, nn.Linear)]
+    if not layers or not shape or layers[0].in_features == shape[0]:
+        return ""
+    return (
+        f" The block puts out {shape[0]} numbers a sample, and its head takes "
+        f"{layers[0].in_features}: make them the same."
+    )
