@@ -1,9 +1,13 @@
 """Train neural networks layer by layer, with objectives local to each layer."""
 
+import os
 from typing import TYPE_CHECKING
 
 from onward.names import on_demand
 from onward.version import VERSION as __version__
+
+# Products on a GPU are then the same each time. It is read at the first of them.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if TYPE_CHECKING:
     from onward import data, exits

@@ -15,8 +15,8 @@ from onward.errors import SettingError
 CPU = torch.device("cpu")
 """The processor, on which data lie and finished networks rest."""
 
-WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""What cuBLAS needs for products that are the same each time."""
+PINNED_BYTES = 1 << 28
+"""Larger tensors, such as all samples, are not pinned: memory that once was stays so."""
 
 
 def find_device(name: str) -> torch.device:
@@ -32,14 +32,11 @@ def find_device(name: str) -> torch.device:
     """
     reason = why_no_gpu() if name == "cuda" else None
     if reason is not None:
-        raise SettingError(
-            f"training.device is cuda, and {reason}; or set training.device to cpu. A run that was "
-            f"begun on a GPU can go on only on one."
-        )
+        raise SettingError(f"training.device is cuda, and {reason}; or set --device to cpu.")
     if name == "mps" and not torch.backends.mps.is_available():
         raise SettingError(
             f"training.device is mps, and torch {torch.__version__} finds no Apple GPU on this "
-            f"machine. Set training.device to cpu."
+            f"machine. Set --device to cpu."
         )
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -51,15 +48,16 @@ def why_no_gpu() -> str | None:
     """Return why torch can use no GPU here, and what to do; None where it can."""
     if torch.cuda.is_available():
         return None
-    built_for = torch.version.cuda
-    if built_for is None:
+    if torch.version.cuda is not None:
         return (
-            f"this torch, {torch.__version__}, is built without CUDA. Install one that is built "
-            f"with it (pytorch.org, Get Started)"
+            f"torch sees no GPU. There is none, or its driver is older than CUDA "
+            f"{torch.version.cuda}, for which torch is built: nvidia-smi shows both"
         )
+    if torch.version.hip is not None:
+        return f"torch, built for ROCm {torch.version.hip}, sees no GPU; rocminfo lists them"
     return (
-        f"torch sees no GPU. There is none, or its driver is older than CUDA {built_for}, for "
-        f"which torch is built: nvidia-smi shows both"
+        f"this torch, {torch.__version__}, is built without CUDA. Install one that is built with "
+        f"it (pytorch.org, Get Started)"
     )
 
 
@@ -95,14 +93,24 @@ def device_name(device: torch.device) -> str | None:
 
 def brought(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor on a device, itself where it lies there; a GPU is not waited for."""
-    if tensor.is_cpu and torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if tensor.is_cpu and kind != "cpu" and tensor.nbytes > PINNED_BYTES:
+        # Piece by piece: samples in a file are never read together.
+        found = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        number = max(1, len(tensor) * PINNED_BYTES // tensor.nbytes)
+        for start in range(0, len(tensor), number):
+            found[start : start + number] = tensor[start : start + number]
+        return found
+    if tensor.is_cpu and kind == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def wait_for(device: torch.device) -> None:
     """Wait until all that was asked of a device is done."""
-    if device.type != "cpu":
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type != "cpu":
         torch.get_device_module(device).synchronize()
 
 
@@ -149,11 +157,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    os.environ.setdefault(*WORKSPACE)
     cudnn: Any = torch.backends.cudnn
     fill: Any = torch.utils.deterministic
-    products: Any = (torch.backends.cuda.matmul, cudnn.conv)
-    precisions = [each.fp32_precision for each in products]
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -162,17 +167,45 @@ def reproducible(device: torch.device) -> Iterator[None]:
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
     cudnn.benchmark, cudnn.deterministic = False, True
-    for each in products:
-        # Not in TF32, which would be less precise than fp32 says.
-        each.fp32_precision = "ieee"
     # All that is read has been written before.
     fill.fill_uninitialized_memory = False
     try:
-        with torch.cuda.device(device):
+        # Others copy to and from tensors of the default stream.
+        stream = torch.cuda.default_stream(device)
+        with torch.cuda.device(device), torch.cuda.stream(stream), without_tf32():
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.benchmark, cudnn.deterministic = before[2]
-        for each, precision in zip(products, precisions, strict=True):
-            each.fp32_precision = precision
         fill.fill_uninitialized_memory = before[3]
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Have a GPU compute in fp32 where fp32 is said, and then as before.
+
+    Torch has two sets of names for this. It refuses to read one where the other has made
+    differences that this one has no words for, so what is read by one is put back by it.
+    """
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    try:
+        products, put_back = torch.get_float32_matmul_precision(), None
+    except RuntimeError:
+        products, put_back = "highest", matmul.fp32_precision
+    try:
+        others = [cudnn.allow_tf32]
+    except RuntimeError:
+        others = [cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        if put_back is not None:
+            matmul.fp32_precision = put_back
+        if len(others) == 1:
+            cudnn.allow_tf32 = others[0]
+        else:
+            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = others

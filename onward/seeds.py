@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-PROCESSOR = torch.device("cpu")
+from onward.devices import CPU
 
 
 def derive(seed: int, purpose: str, *numbers: int) -> int:
@@ -30,7 +30,7 @@ def derive(seed: int, purpose: str, *numbers: int) -> int:
 
 
 def generator(
-    seed: int, purpose: str, *numbers: int, device: torch.device = PROCESSOR
+    seed: int, purpose: str, *numbers: int, device: torch.device = CPU
 ) -> torch.Generator:
     """Return a generator of a device, seeded by `derive`.
 
@@ -42,7 +42,7 @@ def generator(
 
 
 @contextmanager
-def global_generator_kept(device: torch.device = PROCESSOR) -> Iterator[None]:
+def global_generator_kept(device: torch.device = CPU) -> Iterator[None]:
     """Restore torch's global generators, of the processor and of a device, at the end.
 
     Modules such as `torch.nn.Dropout` know no other generator, so it is seeded before each of

@@ -96,7 +96,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     section, _, given = name.lstrip("-").rpartition(".")
     last = USUAL.get(given.lower(), given)
     if last == "device" and "cuda" in known:
-        return " Did you mean cuda?"
+        # A GPU among several is chosen before torch starts.
+        return " Did you mean cuda? CUDA_VISIBLE_DEVICES=1 makes the second GPU the only one seen."
     # A section that is right says nothing of which of its settings was meant.
     inside = [full for full in known if section and full.startswith(f"{section}.")]
     ends = {full.rpartition(".")[2]: full for full in inside}

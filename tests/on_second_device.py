@@ -71,7 +71,7 @@ def known_to_torch():
 def by_itself(monkeypatch):
     """Let runs find the second device."""
     for name in ("preparation", "starting", "training"):
-        module = importlib.import_module(f"onward.{name}")
+        module = importlib.import_module(f"onward.runs.{name}")
         monkeypatch.setattr(module, "find_device", lambda name: second_device())
 
 

@@ -1,5 +1,6 @@
 """Devices: which one is found, and that runs on another than the processor are the same."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import torch
 from torch.utils import cpp_extension
 
 import onward as ow
-from onward.devices import find_device, machine, resolve_precision
+from onward.devices import brought, find_device, machine, resolve_precision, without_tf32
+from onward.runtime.resume import BEGUN, open_store
 from onward.transport.copies import Copies
+from onward.transport.messages import SingleProcessTransport
 
 CPU = torch.device("cpu")
 
@@ -35,11 +38,69 @@ def test_runs_on_a_second_device(which):
 
 
 def test_a_device_that_is_missing_is_named_with_what_to_install():
-    with pytest.raises(ow.SettingError, match=r"device is cuda, and .*set training.device to cpu"):
+    with pytest.raises(ow.SettingError, match=r"device is cuda, and .*set --device to cpu"):
         find_device("cuda")
     with pytest.raises(ow.SettingError, match="finds no Apple GPU on this machine"):
         find_device("mps")
     assert find_device("auto") == find_device("cpu") == CPU
+
+
+def test_no_tf32_is_left_on_and_torch_is_put_back_as_it_was():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def told():
+        return [each.fp32_precision for each in (matmul, cudnn.conv, cudnn.rnn)]
+
+    def by_old_names():
+        torch.set_float32_matmul_precision("high")
+
+    def by_new_names():
+        matmul.fp32_precision = "tf32"
+        cudnn.conv.fp32_precision = "ieee"  # The other stays as it is.
+
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    for change in (lambda: None, by_old_names, by_new_names):
+        change()
+        there = told()
+        with without_tf32():
+            assert "tf32" not in told()
+            # Others ask by the old names, inside of a training.
+            assert not matmul.allow_tf32
+            assert not cudnn.allow_tf32
+        assert [each.replace("none", "ieee") for each in told()] == [
+            each.replace("none", "ieee") for each in there
+        ]
+    torch.set_float32_matmul_precision(before[0])
+    cudnn.allow_tf32 = before[1]
+
+
+def test_large_samples_are_brought_piece_by_piece(monkeypatch):
+    monkeypatch.setattr("onward.devices.PINNED_BYTES", 100)
+    x = torch.arange(70.0).reshape(7, 10)
+
+    # A device whose tensors have no content.
+    found = brought(x, "meta")
+
+    assert (found.shape, found.device.type) == ((7, 10), "meta")
+
+
+def test_what_a_gpu_has_no_room_for_in_a_thread_is_told_as_that():
+    transport = SingleProcessTransport()
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+
+    transport.fail(error)
+
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        transport.check_connections("waited")
+
+
+def test_a_run_is_not_resumed_on_another_device(tmp_path):
+    begun = {"settings": "seed: 1\ndevice: cuda", "first_weights": []}
+    (tmp_path / "rank-0").mkdir()
+    (tmp_path / "rank-0" / BEGUN).write_text(json.dumps(begun))
+
+    with pytest.raises(ow.SettingError, match=r"computed on cuda, .*Resume it with --device cuda"):
+        open_store(tmp_path, 0, "", "seed: 1\ndevice: cpu", [], 1)
 
 
 def test_ranks_of_a_machine_take_its_gpus_in_turn(monkeypatch):

@@ -39,7 +39,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
             raise SettingError(f"There is one argument too many: {flag}.")
-        raise SettingError(f"There is no flag {flag}.{nearest(flag, options.flags)}")
+        hint = nearest(flag, options.flags)
+        if flag == "--device":
+            hint = " This command computes on the CPU, where a finished network is."
+        raise SettingError(f"There is no flag {flag}.{hint}")
     return options
 
 
@@ -154,7 +157,15 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="a recipe, FILE.py:FUNCTION, a TOML run file, or the folder of a finished run; the "
         "first three may go on with settings of their own, as in pff:network.negatives=random",
     )
-    for flag in ("--data", "--data-dir", "--label", "--validation", "--epochs", "--seed"):
+    for flag in (
+        "--data",
+        "--data-dir",
+        "--label",
+        "--validation",
+        "--epochs",
+        "--seed",
+        "--device",
+    ):
         add_flag(parser, flag)
     add_set(parser, "any setting, of all recipes that have it")
     parser.add_argument(

@@ -56,6 +56,8 @@ def print_result(found: dict[str, Any], folder: Path, startup: float, total: flo
     if ended := ended_early(found):
         table.add_row("chapters trained", ended)
     table.add_row("placement", f"{found['placement']} on {count(found['world_size'], 'rank')}")
+    computer = found["machine"].get("gpu") or "CPU"
+    table.add_row("computed on", f"{computer}, {found['precision']}")
     stages = folders.stages(folder, found)
     seconds = sum(each["seconds"] for each in (*stages, found))
     what = f"training time of all {len(stages) + 1} stages" if stages else "training time"

@@ -37,6 +37,20 @@ MACHINE = " the memory of the machine"
 """How the name of the limit ends that is the machine itself."""
 
 
+LESS = (
+    "Use smaller --widths or --batch-size, or fewer ranks on this machine. --plan stream on "
+    "several machines lets each hold its own blocks alone, and changes the weights. `onward plan` "
+    "says what each rank would hold."
+)
+"""What would take less memory."""
+
+LESS_ON_GPUS = (
+    "Use a smaller --batch-size or --widths, or several GPUs, which share the blocks with --plan "
+    "stream; that changes the weights."
+)
+"""The same of the memory of a GPU."""
+
+
 class Room(NamedTuple):
     """What a rank will hold, and what it may."""
 
@@ -75,17 +89,17 @@ def advice(needed: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise SettingError(
-            f"Out of GPU memory (estimated need: {needed / 1e6:,.0f} MB). Use a smaller "
-            f"--batch-size or --widths, or several GPUs, which share the blocks with --plan "
-            f"stream; that changes the weights. Torch says: {error}"
+            f"Out of GPU memory (estimated need: {needed / 1e6:,.0f} MB). {LESS_ON_GPUS} Torch "
+            f"says: {error}"
         ) from error
 
 
-def check(rooms: Sequence[Room]) -> None:
+def check(rooms: Sequence[Room], less: str = LESS) -> None:
     """Refuse a run that ranks have no room for.
 
     Args:
         rooms: Of each rank.
+        less: What would take less.
 
     Raises:
         SettingError: Some would hold more than they may, each or together.
@@ -94,16 +108,14 @@ def check(rooms: Sequence[Room]) -> None:
         sharing = [room for room in rooms if name in room.limits]
         alone = sum(room.needed - room.shared for room in sharing)
         needed = alone + max(room.shared for room in sharing)
-        limit = sharing[0].limits[name]
+        # Of a GPU, each rank has seen what was free when it looked.
+        limit = min(room.limits[name] for room in sharing)
         if needed > limit:
             one = "The run" if len(rooms) == 1 else f"Rank {rooms.index(sharing[0])}"
             who = one if len(sharing) == 1 else f"{len(sharing)} ranks together"
             raise SettingError(
                 f"{who} would hold about {needed / 1e6:,.0f} MB, and may hold {limit / 1e6:,.0f} "
-                f"MB ({name.partition(' ')[2]}). Use smaller --widths or --batch-size, or fewer "
-                f"ranks on this machine. --plan stream on several machines lets each hold its own "
-                f"blocks alone, and changes the weights. `onward plan` says what each rank would "
-                f"hold."
+                f"MB ({name.partition(' ')[2]}). {less}"
             )
 
 

@@ -44,7 +44,7 @@ from onward.runs.trial import (
     check_samples,
 )
 from onward.runtime.block_stopping import check_own_scores
-from onward.runtime.workers import Settings, Shard
+from onward.runtime.workers import Settings, Shard, bytes_there
 from onward.settings import Cut
 
 VALIDATION_SHARE = 0.05
@@ -66,7 +66,7 @@ class Preview(NamedTuple):
     costs: list[int]
     """What each block of the line costs of a pass through it, see `block_costs`."""
     memory: list[int]
-    """Bytes that each rank holds at its peak, about; see `onward.costs.memory.estimate`."""
+    """Bytes that each rank holds at its peak, about, on its device; see `memory.estimate`."""
     held: list[budget.Held]
     """Outputs of frozen blocks on each rank, were all of them on this machine."""
     config: RunConfig
@@ -112,6 +112,8 @@ def preview(
         put_out, needed = budget.estimate(
             plan, placement, network, shard.training, settings, places, keeps=keeps
         )
+        if device.type != "cpu":
+            before = bytes_there(shard.training, device, plan)
         peaks = [before + more for more in needed]
         found.append(
             Preview(plan, placement, network, dataset, shard, settings, costs, peaks, put_out, own)

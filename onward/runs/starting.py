@@ -27,7 +27,7 @@ from onward.runs.sharding import DataSummary, without_labels
 from onward.runtime.resume import Holders, agree_on_rest, open_store
 from onward.runtime.runtime import make_worker
 from onward.runtime.store import Store
-from onward.runtime.workers import Shard
+from onward.runtime.workers import Shard, bytes_there
 from onward.settings import PlacementConfig
 from onward.transport.messages import Transport
 from onward.version import VERSION
@@ -126,13 +126,13 @@ def get_ready(
         if device.type == "cpu":
             peak = max(peak, before + needed[transport.rank])
         else:
-            held_there = sum(tensor.nbytes for tensor in training.tensors().values())
-            on_device = max(on_device, needed[transport.rank] + held_there)
+            there = needed[transport.rank] + bytes_there(training, device, plan)
+            on_device = max(on_device, there)
             peak = max(peak, before)
     room = memory.room(peak)
     memory.check([memory.Room(*other) for other in transport.all_gather("room", room)])
     rooms = transport.all_gather("room of devices", memory.device_room(on_device, device))
-    memory.check([memory.Room(*other) for other in rooms])
+    memory.check([memory.Room(*other) for other in rooms], memory.LESS_ON_GPUS)
     store: Store | None = None
     holders: Holders = {}
     for text in idles[-1] if warns and transport.rank == 0 else ():

@@ -17,7 +17,7 @@ from onward.config import CUSTOM, RunConfig
 from onward.costs import memory
 from onward.data import Dataset
 from onward.data.augmentation import Augmentation
-from onward.devices import find_device, machine, peak_bytes, resolve_precision
+from onward.devices import find_device, machine, peak_bytes, resolve_precision, why_no_gpu
 from onward.errors import OnwardWarning, SettingError, name_of
 from onward.evaluation import block_metrics, evaluate
 from onward.network.moving import moved
@@ -387,6 +387,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
     try:
         if transport.rank == 0:
             listener.begin(plan, placement)
+            if config.training.device == "auto" and worker.device.type == "cpu":
+                listener.note(f"training.device is auto, and {why_no_gpu()}; so it is cpu.")
         with global_generator_kept(network.device), threads_kept(config.training.threads):
             runtime.run()
         if store is not None:
@@ -407,7 +409,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "estimated_memory_bytes": ready.memory,
         "peak_memory_bytes": memory.peak(),
         "estimated_device_bytes": ready.on_device,
-        "peak_device_bytes": peak_bytes(network.device),
+        "peak_device_bytes": peak_bytes(worker.device),
         "seconds": seconds - worker.validation_seconds,
     }
     everywhere = transport.all_gather("figures", figures)
@@ -441,8 +443,8 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "shards": len(plan.samples),
         "slices": config.plan.slices,
         "teams": list(placement.teams),
-        "device": network.device.type,
-        "precision": resolve_precision(config.training.precision, network.device),
+        "device": worker.device.type,
+        "precision": resolve_precision(config.training.precision, worker.device),
         "memory_format": resolve_memory_format(config.plan.memory_format, network),
         "placement": placement.name,
         "world_size": transport.num_ranks,
@@ -456,7 +458,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": machine(network.device),
+        "machine": machine(worker.device),
     }
     # Rank 0 has the network; of samples that stay where they are, not even digests travel.
     is_known = transport.rank == 0 and not is_private(config)

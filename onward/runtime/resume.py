@@ -81,6 +81,14 @@ def _check_begun(path: Path, settings: str, first_weights: Sequence[str | None])
             f"{path} is damaged ({error!r}), and nobody can tell which run it is of. Remove "
             f"{path.parent} to go on without it."
         ) from error
+    devices = [next((s for s in each if s.startswith("device: ")), "") for each in (then, now)]
+    if devices[0] != devices[1]:
+        was, would_be = (each.removeprefix("device: ") for each in devices)
+        raise SettingError(
+            f"The run in {path.parent.parent} computed on {was}, on which its weights depend, and "
+            f"would go on on {would_be}. Resume it with --device {was} on a machine that has one, "
+            f"or begin anew."
+        )
     if then != now:
         raise SettingError(
             f"{path.parent.parent} is of a run with other settings. Then: "

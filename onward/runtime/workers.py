@@ -32,6 +32,7 @@ from onward.plan.standing import NEVER, Standing
 from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.holding import Way
 from onward.timeline import Recorder
+from onward.transport.copies import brought_beside
 
 Given = Mapping[Product, list[Tensor]]
 """What a task needs."""
@@ -196,7 +197,7 @@ class Worker(ABC):
         Optimizer state is brought there by the block that it is given to.
         """
         if product.kind not in (*NOTES, ProductKind.OPTIMIZER_STATE):
-            tensors = [tensor.to(self.device) for tensor in tensors]
+            tensors = brought_beside(tensors, self.device)
         if product.kind in LAID_OUT:
             likes = self.layout(product)
             return [with_strides(t, like) for t, like in zip(tensors, likes, strict=True)]
@@ -223,14 +224,14 @@ class Worker(ABC):
                 self.released.append(block)
 
     def settle(self) -> None:
-        """Reallocate released weights that never came, filled with NaN."""
+        """Reallocate released weights that never came, filled with NaN, where there is room."""
         for block in self.blocks:
             block.reset_optimizer()
         for number in self.released:
             for tensor, like in zip(
                 self.blocks[number].weights(), self.layouts[number], strict=True
             ):
-                tensor.data = with_strides(tensor.detach(), like)
+                tensor.data = with_strides(tensor.detach().cpu(), like)
 
     def training(self, block: int) -> Training:
         """Return what decides how a block learns."""
@@ -252,8 +253,10 @@ class Worker(ABC):
             return torch.arange(self.plan.samples[shard], device=training.device)
         # The same on all devices.
         draw = seeds.generator(self.settings.seed, "order", epoch)
-        order = torch.randperm(self.plan.samples[shard], generator=draw).to(training.device)
-        return order if training.index is None else spread_out(order, training.index)
+        order = torch.randperm(self.plan.samples[shard], generator=draw)
+        if training.index is not None:
+            order = spread_out(order, training.index.cpu())
+        return order.to(training.device)
 
     @property
     def takes_parts(self) -> bool:
@@ -360,7 +363,7 @@ class Worker(ABC):
                     f"The {name} of block {task.block} is no longer finite at the end of "
                     f"chapter {self.plan.chapter(task)}. {ADVICE}"
                 )
-        dead = math.nan if is_head(block) else 1 - total.active.double().mean().item()
+        dead = math.nan if is_head(block) else 1 - total.active.cpu().double().mean().item()
         figures = [*total.means(), dead, epochs, *elapsed.tolist()]
         report = Product(ProductKind.REPORT, task.time, task.block)
         return {report: [torch.tensor(figures, dtype=torch.float64)]}
@@ -417,10 +420,23 @@ class Worker(ABC):
 
 def _near(shard: Shard, device: torch.device) -> Shard:
     """Return a shard with its training samples on a device, where they take little of its room."""
-    bytes_of_all = sum(tensor.nbytes for tensor in shard.training.tensors().values())
-    if device.type == "cpu" or bytes_of_all > SHARE_OF_SAMPLES * free_bytes(device):
-        return shard
-    return replace(shard, training=shard.training.to(device))
+    is_near = device.type != "cpu" and _take_little(shard.training, device)
+    return replace(shard, training=shard.training.to(device)) if is_near else shard
+
+
+def bytes_there(samples: Batch, device: torch.device, plan: Plan) -> int:
+    """Return the bytes of a GPU that training samples take, beside mini-batches."""
+    # A chapter takes all of them there in the end.
+    is_there = plan.kind != "stream" or _take_little(samples, device)
+    return _bytes_of(samples) if is_there else 0
+
+
+def _take_little(samples: Batch, device: torch.device) -> bool:
+    return _bytes_of(samples) <= SHARE_OF_SAMPLES * free_bytes(device)
+
+
+def _bytes_of(samples: Batch) -> int:
+    return sum(tensor.nbytes for tensor in samples.tensors().values())
 
 
 def spread_out(order: Tensor, counted: Tensor) -> Tensor:

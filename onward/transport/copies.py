@@ -1,9 +1,12 @@
-"""Copies for messages of what a GPU computes."""
+"""Copies between a GPU and messages, made beside what the GPU computes."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+STREAMS: dict[tuple[torch.device, str], torch.cuda.Stream] = {}
+"""On which tensors are copied from a GPU, and to it."""
 
 
 class Copies:
@@ -19,9 +22,7 @@ class Copies:
         if device is None or device.type != "cuda":
             self._copies = [tensor.cpu() for tensor in tensors]
             return
-        if device not in STREAMS:
-            STREAMS[device] = torch.cuda.Stream(device)
-        stream = STREAMS[device]
+        stream = _stream(device, "from")
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             self._copies = [_pinned(tensor) for tensor in tensors]
@@ -38,8 +39,23 @@ class Copies:
         return self._copies
 
 
-STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-"""On which tensors of a GPU are copied."""
+def brought_beside(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return what has arrived, on a device; this thread waits until it is there, and no other."""
+    if device.type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
+    stream = _stream(device, "to")
+    with torch.cuda.stream(stream):
+        found = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+    stream.synchronize()
+    for tensor in found:
+        tensor.record_stream(torch.cuda.default_stream(device))
+    return found
+
+
+def _stream(device: torch.device, way: str) -> torch.cuda.Stream:
+    if (device, way) not in STREAMS:
+        STREAMS[device, way] = torch.cuda.Stream(device)
+    return STREAMS[device, way]
 
 
 def _pinned(tensor: Tensor) -> Tensor:

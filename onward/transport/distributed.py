@@ -294,19 +294,41 @@ class Outgoing:
         self._thread.join()
 
     def _wait(self) -> None:
-        while (sent := self.sent.get()) is not None:
+        on_their_way: deque[Sent] = deque()
+        is_open = True
+        while is_open or on_their_way:
             try:
-                if sent.copies is not None:
-                    copies = sent.copies.wait()
-                    sent = sent._replace(
-                        tensors=copies, works=[dist.isend(copy, self.dest) for copy in copies]
-                    )
-                _wait_for(sent.works)
-            except RuntimeError as error:
-                self.transport.fail(error)
-            recorder = self.transport.recorder
-            recorder.add("send", sent.label, sent.start, recorder.now())
-            self._room.release()
+                # Those that come are sent before earlier ones are waited for.
+                sent = self.sent.get(block=not on_their_way)
+            except queue.Empty:
+                self._arrive(on_their_way.popleft())
+                continue
+            if sent is None:
+                is_open = False
+            else:
+                on_their_way.append(self._posted(sent))
+
+    def _posted(self, sent: Sent) -> Sent:
+        """Return a message on its way; one of a GPU is sent once its copies are there."""
+        if sent.copies is None:
+            return sent
+        try:
+            copies = sent.copies.wait()
+            works = [dist.isend(copy, self.dest) for copy in copies]
+        except RuntimeError as error:
+            self.transport.fail(error)
+            return sent
+        return sent._replace(tensors=copies, works=works)
+
+    def _arrive(self, sent: Sent) -> None:
+        """Wait until a message has arrived."""
+        try:
+            _wait_for(sent.works)
+        except RuntimeError as error:
+            self.transport.fail(error)
+        recorder = self.transport.recorder
+        recorder.add("send", sent.label, sent.start, recorder.now())
+        self._room.release()
 
 
 class DistributedTeam(Team):
@@ -321,13 +343,13 @@ class DistributedTeam(Team):
     def _all_gather(
         self, own: Sequence[Tensor], layouts: Sequence[Sequence[Tensor]]
     ) -> list[Sequence[Tensor]]:
-        mine = Copies([tensor.detach().contiguous() for tensor in own]).wait()
+        mine = [tensor.detach().contiguous().cpu() for tensor in own]
         works: dict[int, list[dist.Work | None]] = {}
         every: list[Sequence[Tensor]] = []
         with self.transport.reached("another of its team"):
             for rank, layout in zip(self.members, layouts, strict=True):
                 if rank == self.transport.rank:
-                    every.append(mine)
+                    every.append([tensor.detach() for tensor in own])
                     continue
                 theirs = [self.transport.buffers.empty_like(like) for like in layout]
                 every.append(theirs)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from onward.engine.team import Alone, Team
@@ -143,7 +144,7 @@ class Transport(ABC):
         Raises:
             PeerLostError: One is.
         """
-        if isinstance(self.failure, OnwardError):
+        if isinstance(self.failure, OnwardError | torch.OutOfMemoryError):
             raise self.failure
         if self.failure is not None:
             raise PeerLostError(f"Rank {self.rank} {consequence}") from self.failure
