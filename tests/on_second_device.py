@@ -75,7 +75,7 @@ def by_itself(monkeypatch):
         monkeypatch.setattr(module, "find_device", lambda name: second_device())
 
 
-@pytest.mark.parametrize("name", thinned(RUNS, every=8))
+@pytest.mark.parametrize("name", thinned(RUNS, every=16))
 def test_a_second_device_ends_in_the_weights_of_the_processor(name):
     made = prepared(name)
     expected, *_ = deepcopy(made).run("sequential", 1)
@@ -146,7 +146,7 @@ def test_ranks_of_several_processes_end_in_the_weights_of_one(tmp_path):
     assert file.read_text() == (tmp_path / "alone").read_text()
 
 
-@pytest.mark.parametrize(("case", "kind"), thinned(CONTRACT, every=5))
+@pytest.mark.parametrize(("case", "kind"), thinned(CONTRACT, every=10))
 def test_all_that_networks_are_made_of_is_on_the_second_device(case, kind, by_itself, monkeypatch):
     _, there = train(CASES[case], kind=kind)
     monkeypatch.undo()

@@ -9,6 +9,7 @@ import pytest
 
 import onward as ow
 from onward.cli.main import main
+from onward.runs import idle
 from onward.values import kinds
 
 
@@ -103,7 +104,7 @@ def test_a_schedule_that_no_block_follows_is_named_in_python(own, is_idle):
 
 def test_every_name_that_may_be_idle_is_a_setting():
     config = ow.RunConfig()
-    text = Path(ow.idle.__file__).read_text()
+    text = Path(idle.__file__).read_text()
     names = set(
         re.findall(r'"((?:data|network|optimizer|training|plan|placement)\.[a-z_]+)"', text)
     )
@@ -117,7 +118,7 @@ def test_every_name_that_may_be_idle_is_a_setting():
 @pytest.mark.parametrize(("name", "value"), [("test", 0.3), ("validation", 0.3)])
 def test_a_share_that_is_not_taken_is_named_where_data_have_such_samples(said, name, value):
     x, y = np.random.default_rng(0).normal(size=(200, 3)), np.arange(200) % 2
-    np.savez("own.npz", x=x, y=y, x_val=x, y_val=y, name="samples", x_test=x, y_test=y)
+    np.savez("own.npz", x=x, y=y, x_val=x, y_val=y, x_test=x, y_test=y)
 
     assert said("one-pass", "data.name=own.npz") == []
     assert said("one-pass", "data.name=own.npz", f"data.{name}={value}") == [
