@@ -160,7 +160,7 @@ def test_classes_of_validation_and_test_nodes_teach_nothing(recipe):
     assert scores[0].equal(scores[1])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [RECIPES[0], pytest.param(RECIPES[1], marks=pytest.mark.slow)])
 def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
     x, edges, y, sets = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)

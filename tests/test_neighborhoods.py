@@ -114,7 +114,9 @@ def test_mini_batches_have_their_share_of_the_training_nodes_and_each_once(monke
     assert not epochs[0][0].equal(epochs[1][0])
 
 
-@pytest.mark.parametrize("recipe", ["forwardgnn-sf", "gnn-backprop"])
+@pytest.mark.parametrize(
+    "recipe", ["forwardgnn-sf", pytest.param("gnn-backprop", marks=pytest.mark.slow)]
+)
 def test_parts_of_a_graph_teach_what_the_graph_does(recipe):
     result = trained(recipe, **{"training.epochs": 60, "optimizer.lr": 0.01})
 
