@@ -36,8 +36,8 @@ def test_a_csv_file_holds_every_figure(tmp_path):
     result = trained(ow.CSVLog(tmp_path / "log.csv"))
 
     head, *lines = csv.reader((tmp_path / "log.csv").read_text().splitlines())
-    found = [(int(c), int(b) if b else None, name, float(v)) for c, b, name, v in lines]
-    assert head == ["chapter", "block", "name", "value"]
+    found = [(int(c), int(b) if b else None, name, float(v)) for _, c, b, name, v in lines]
+    assert head == ["stage", "chapter", "block", "name", "value"]
     assert in_order(found) == in_order(samples_of(result))
     assert {(chapter, block) for chapter, block, *_ in found} == {
         (chapter, block) for chapter in range(2) for block in (0, 1, None)
@@ -50,7 +50,7 @@ def test_a_csv_file_is_replaced_by_the_next_run(tmp_path):
 
     trained(ow.CSVLog(str(path)), epochs=1)
 
-    assert path.read_text().startswith("chapter,block,name,value\n0,")
+    assert path.read_text().startswith("stage,chapter,block,name,value\n0,0,")
 
 
 def test_stages_add_to_one_csv_file(tmp_path):
@@ -61,10 +61,12 @@ def test_stages_add_to_one_csv_file(tmp_path):
     result = ow.run(config, ow.CSVLog(tmp_path / "log.csv"))
 
     head, *lines = csv.reader((tmp_path / "log.csv").read_text().splitlines())
-    both = [*samples_of(result.earlier[0]), *samples_of(result)]
-    assert len(result.earlier) == 1
-    assert head == ["chapter", "block", "name", "value"]
-    assert [name for _, _, name, _ in lines] == [name for _, _, name, _ in both]
+    stages = [samples_of(each) for each in (*result.earlier, result)]
+    assert len(stages) == 2
+    assert head == ["stage", "chapter", "block", "name", "value"]
+    assert [(stage, name) for stage, _, _, name, _ in lines] == [
+        (str(stage), name) for stage, found in enumerate(stages) for _, _, name, _ in found
+    ]
 
 
 def test_a_csv_file_that_cannot_be_written_is_refused(tmp_path):

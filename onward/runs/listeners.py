@@ -44,10 +44,10 @@ class Listeners(Listener):
 
 
 class CSVLog(Listener):
-    """Writes a line for each figure: its chapter, block, name and value.
+    """Writes a line for each figure: its stage, chapter, block, name and value.
 
-    Chapters and blocks count from 0; a validation has no block. A file that exists is replaced.
-    The stages of a run, and later trainings with the same object, add their lines.
+    All count from 0; a validation has no block. A file that exists is replaced. Later trainings
+    with the same object add their lines, and count as further stages.
 
     Args:
         path: The file.
@@ -61,27 +61,27 @@ class CSVLog(Listener):
         >>> data = ow.load_data("digits")
         >>> _ = ow.train(network, data, training=training, listener=ow.CSVLog(path))
         >>> Path(path).read_text().splitlines()[0]
-        'chapter,block,name,value'
+        'stage,chapter,block,name,value'
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.file: TextIO | None = None
-        self.has_begun = False
+        self.stage = -1
 
     def begin(self, plan: Plan, placement: Placement) -> None:
         try:
-            self.file = self.path.open("a" if self.has_begun else "w", newline="")
+            self.file = self.path.open("w" if self.stage < 0 else "a", newline="")
         except OSError as error:
             raise FileError(f"{self.path} cannot be written: {error.strerror}.") from error
-        if not self.has_begun:
-            self._write("chapter", "block", "name", "value")
-        self.has_begun = True
+        if self.stage < 0:
+            self._write("stage", "chapter", "block", "name", "value")
+        self.stage += 1
 
     def progress(self, progress: Progress) -> None:
         for name, value in progress.figures.items():
             if value is not None:
-                self._write(progress.chapter, progress.block, name, value)
+                self._write(self.stage, progress.chapter, progress.block, name, value)
 
     def end(self) -> None:
         if self.file is not None:
@@ -96,7 +96,8 @@ class CSVLog(Listener):
 class TensorBoard(Listener):
     """Writes event files that TensorBoard shows, with the chapter as the step.
 
-    Needs the extra `tensorboard`.
+    Needs the extra `tensorboard`. From the second stage on, names begin with the stage, counted
+    from 0 as in run folders.
 
     Args:
         folder: Where the files go; `tensorboard --logdir FOLDER` shows them.
@@ -118,7 +119,7 @@ class TensorBoard(Listener):
         self.writer = _writer_class()(str(self.folder))
 
     def progress(self, progress: Progress) -> None:
-        stage = f"stage {self.stage + 1}, " if self.stage else ""
+        stage = f"stage {self.stage}, " if self.stage else ""
         if progress.block is None:
             what = "validation"
         elif progress.block < self.num_blocks:
