@@ -1,6 +1,8 @@
 import ast
 import inspect
 import pkgutil
+import subprocess
+import sys
 from itertools import zip_longest
 from pathlib import Path
 
@@ -59,8 +61,15 @@ def test_what_a_package_finds_is_what_type_checkers_read(package):
 def test_the_package_holds_public_names_and_nothing_else():
     kinds = {type(node) for node in SOURCE.body}
 
-    # A docstring, imports, those for type checkers with their table, and `__all__`.
-    assert kinds == {ast.Expr, ast.ImportFrom, ast.If, ast.Assign}
+    # A docstring, imports, those for type checkers with their table, what cuBLAS needs, `__all__`.
+    assert kinds == {ast.Expr, ast.Import, ast.ImportFrom, ast.If, ast.Assign}
+
+
+def test_products_on_a_gpu_are_made_the_same_each_time_from_the_import_on():
+    script = "import os; os.environ.pop('{0}', None); import onward; print(os.environ['{0}'])"
+    command = [sys.executable, "-c", script.format("CUBLAS_WORKSPACE_CONFIG")]
+
+    assert subprocess.run(command, capture_output=True, text=True).stdout == ":4096:8\n"
 
 
 def test_no_module_takes_the_place_of_a_public_name():
