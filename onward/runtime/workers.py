@@ -228,6 +228,8 @@ class Worker(ABC):
         for block in self.blocks:
             block.reset_optimizer()
         for number in self.released:
+            if not self.blocks[number].is_released:
+                continue  # They came.
             for tensor, like in zip(
                 self.blocks[number].weights(), self.layouts[number], strict=True
             ):
