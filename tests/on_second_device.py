@@ -48,6 +48,7 @@ def on_second_device(made, name="sequential", num_ranks=1):
     """Return the network of a run there, back on the processor."""
     made.network.to(second_device())
     first, *_ = made.run(name, num_ranks)
+    first.worker.settle()
     network = first.worker.network
     assert {t.device.type for t in (*network.parameters(), *network.buffers())} == {"second"}
     return network.to("cpu")
@@ -75,7 +76,7 @@ def by_itself(monkeypatch):
         monkeypatch.setattr(module, "find_device", lambda name: second_device())
 
 
-@pytest.mark.parametrize("name", thinned(RUNS, every=16))
+@pytest.mark.parametrize("name", thinned(RUNS, every=24))
 def test_a_second_device_ends_in_the_weights_of_the_processor(name):
     made = prepared(name)
     expected, *_ = deepcopy(made).run("sequential", 1)
@@ -146,7 +147,7 @@ def test_ranks_of_several_processes_end_in_the_weights_of_one(tmp_path):
     assert file.read_text() == (tmp_path / "alone").read_text()
 
 
-@pytest.mark.parametrize(("case", "kind"), thinned(CONTRACT, every=10))
+@pytest.mark.parametrize(("case", "kind"), thinned(CONTRACT, every=16))
 def test_all_that_networks_are_made_of_is_on_the_second_device(case, kind, by_itself, monkeypatch):
     _, there = train(CASES[case], kind=kind)
     monkeypatch.undo()
