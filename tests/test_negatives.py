@@ -312,7 +312,19 @@ def test_views_of_mixed_negatives_differ_in_the_label_alone_which_is_mixed_as_th
     own = codes["positive"].gather(1, labels[:, None])
     assert (own >= 0.5).all()
     assert 100 < (own == 1).sum() < 250
-    assert (codes["negative"].argmax(dim=1) != labels)[own[:, 0] > 0.5].all()
+    # No class of the mixture is among its wrong ones.
+    assert not (codes["negative"] * codes["positive"]).any()
+
+
+def test_of_two_classes_samples_of_the_same_one_alone_are_mixed():
+    labels = torch.arange(200) % 2
+    batch = Batch(torch.eye(2)[labels], {"label": labels})
+    sampler = LabelEmbedding(2, place="prepend", negatives="mixed")
+
+    views = sampler.views(batch, torch.Generator().manual_seed(0), None)
+
+    assert views["positive"].tensor.equal(torch.eye(2)[labels].repeat(1, 2))
+    assert views["negative"].tensor[:, :2].equal(torch.eye(2)[1 - labels])
 
 
 @pytest.mark.parametrize(

@@ -165,24 +165,35 @@ class LabelEmbedding(Sampler):
         }
 
     def _mixed(self, batch: Batch, draw: torch.Generator) -> dict[str, Batch]:
-        """Return samples mixed two by two, with the mixture of their labels, and of wrong ones."""
-        x, true = batch.tensor, F.one_hot(batch.label, self.num_classes).float()
+        """Return samples mixed two by two, with the mixture of their labels, and of wrong ones.
+
+        A wrong label is one that neither of the two has. Of two classes there is none, so there
+        samples of the same class alone are mixed.
+        """
+        x, labels = batch.tensor, batch.label
         other = torch.randperm(len(batch), generator=draw, device=x.device)
         # Half the samples stay as inference sees them.
         share = 1 - 0.5 * torch.rand(len(batch), generator=draw, device=x.device)
         is_mixed = torch.rand(len(batch), generator=draw, device=x.device) < 0.5
+        if self.num_classes == 2:
+            is_mixed &= labels == labels[other]
         share = share.where(is_mixed, 1.0)[:, None]
         mixed = x.lerp(x[other], (1 - share).view(-1, *[1] * (x.ndim - 1)).to(x.dtype))
-        wrong = wrong_labels(batch.label, num_classes=self.num_classes, generator=draw)
-        false = F.one_hot(wrong, self.num_classes).float()
-        codes = {
-            "positive": share * true + (1 - share) * true[other],
-            "negative": share * false + (1 - share) * false[other],
-        }
-        return {
-            name: batch.replace(inputs=self.embed(mixed, self.strength * code))
-            for name, code in codes.items()
-        }
+        pair = torch.stack([labels, labels[other].where(is_mixed, labels)])
+        found = {}
+        for name, (own, theirs) in (("positive", pair), ("negative", self._of_neither(pair, draw))):
+            first, second = (F.one_hot(each, self.num_classes) for each in (own, theirs))
+            code = share * first + (1 - share) * second
+            found[name] = batch.replace(inputs=self.embed(mixed, self.strength * code))
+        return found
+
+    def _of_neither(
+        self, pair: Int[Tensor, "2 samples"], draw: torch.Generator
+    ) -> Int[Tensor, "2 samples"]:
+        """Draw two labels among the classes that neither of two samples has."""
+        shape = (2, pair.shape[1], self.num_classes)
+        chances = torch.rand(shape, generator=draw, device=pair.device)
+        return chances.scatter(2, pair.T.expand(2, -1, -1), -1.0).argmax(dim=2)
 
     def wrong_labels(
         self, batch: Batch, draw: torch.Generator, hints: Tensor | None
