@@ -326,6 +326,19 @@ def test_batch_normalisation_of_mini_batches_of_one_is_refused():
     )
 
 
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("supcon", "SupervisedContrast compares the samples of a mini-batch, and of 1293 samples"),
+        ("iffcl", "A mini-batch of one sample has no other to be compared or mixed with."),
+    ],
+)
+def test_samples_that_are_compared_are_not_alone_in_the_last_mini_batch(recipe, says):
+    changes = {"training.batch_size": 4, "network.widths": (8, 8), "plan.kind": "stream"}
+
+    refuses(lambda: ow.run(ow.RunConfig(recipe=recipe).with_settings(changes)), says)
+
+
 def test_batch_normalisation_over_places_may_see_one_sample():
     module = nn.Sequential(nn.Unflatten(1, (1, INPUTS)), nn.BatchNorm1d(1), nn.Flatten())
     whole = block(module=module, objective=ow.CrossEntropy(nn.Linear(INPUTS, CLASSES)))

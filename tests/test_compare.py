@@ -11,6 +11,7 @@ from commands import onward
 
 import onward as ow
 from onward.cli.compare import remarks
+from onward.comparison.entries import read_entries, twin_of
 from onward.costs import flops
 from onward.errors import FileError, SettingError, Stopped
 from onward.runs import preparation
@@ -209,6 +210,19 @@ def test_a_twin_with_other_layers_is_said_to_have_them(tmp_path):
         "backprop is backpropagation too, but with other layers than pff:network.widths=8,8."
         in said
     )
+
+
+def test_convolutions_and_transformers_have_twins_of_their_own():
+    found = read_entries(["vit", "ffcl", "conv", "predsim", "one-pass"], {})
+
+    assert {each.name: twin_of(each, found) for each in found[:5]} == {
+        "vit": "vit:network.layers_per_block=all",
+        "ffcl": "backprop",
+        "conv": "conv:network.layers_per_block=all",
+        "predsim": "conv:network.layers_per_block=all",
+        "one-pass": "backprop",
+    }
+    assert len(found) == 8
 
 
 def test_without_a_twin_there_is_none(finished):

@@ -64,6 +64,12 @@ class Entry:
         method = self.config.method or RECIPES.get(self.config.recipe)
         return "" if self.has_groups else TWIN if method is None else method.twin
 
+    @property
+    def kin(self) -> tuple[str, bool]:
+        """What it has in common with all that share its twin."""
+        has_channels = "network.channels" in self.config.setting_names()
+        return self.twin_recipe, self.has_groups and has_channels
+
 
 def read_entries(
     given: Sequence[Given], common: Mapping[str, Any], *, twin: bool = True
@@ -252,10 +258,10 @@ def _of_folders(folders: Sequence[Path]) -> list[Entry]:
 def _twins(entries: Sequence[Entry], common: Mapping[str, Any]) -> list[Entry]:
     """Return the twins that are to be added: of dense blocks, of convolutions, and of others."""
     found = []
-    has_twin = {entry.twin_recipe for entry in entries if entry.is_twin}
-    missing = {entry.twin_recipe for entry in entries} - has_twin
-    for recipe in sorted(missing, key=lambda name: (not name, name)):
-        like = next(e for e in entries if e.twin_recipe == recipe)
+    has_twin = {entry.kin for entry in entries if entry.is_twin}
+    missing = {entry.kin for entry in entries} - has_twin
+    for recipe, has_channels in sorted(missing, key=lambda kin: (not kin[0], kin)):
+        like = next(e for e in entries if e.kin == (recipe, has_channels))
         if not recipe:
             name = f"{like.config.recipe}:{LAYERS}=all"
             config = like.config.with_settings({LAYERS: "all"})
@@ -278,5 +284,5 @@ def twin_of(entry: Entry, entries: Sequence[Entry]) -> str | None:
     """Return the name of the twin of an entry; None where there is none, or it is one itself."""
     if entry.is_twin:
         return None
-    twins = (e.name for e in entries if e.is_twin and e.twin_recipe == entry.twin_recipe)
+    twins = (e.name for e in entries if e.is_twin and e.kin == entry.kin)
     return next(twins, None)

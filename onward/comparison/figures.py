@@ -130,7 +130,7 @@ class EntryFigures:
     """Whether it is trained by backpropagation, to compare others with."""
 
     twin: str | None
-    """The name of its twin."""
+    """The name of the backpropagation beside it; its layers may be others, see `settings`."""
 
     without: tuple[str, ...]
     """Settings common to all that its recipe does not have."""

@@ -103,9 +103,10 @@ class SupervisedContrast(Objective):
 
 
 class Pairs(Sampler):
-    """Each sample with another of its mini-batch, and whether the two are of one class.
+    """Each sample with another of its batch, and whether the two are of one class.
 
-    Of a mini-batch in a random order each is paired with the next.
+    Of a batch in a random order each is paired with the next. In a chapter plan a batch is all
+    samples of a shard, which are paired anew in each chapter; in a stream plan, a mini-batch.
 
     Source:
         Ahamed et al. 2023, arXiv:2305.02927.

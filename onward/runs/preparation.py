@@ -39,9 +39,9 @@ from onward.runs.sharding import (
 from onward.runs.trial import (
     block_costs,
     check_augmentation,
-    check_batch_norm,
     check_parts,
     check_samples,
+    check_single_samples,
 )
 from onward.runtime.block_stopping import check_own_scores
 from onward.runtime.workers import Settings, Shard, bytes_there
@@ -140,7 +140,7 @@ def arrange(
     check_augmentation(network, training, make_settings(config), plan.batch_size)
     is_balanced = num_ranks > 1 and (config.placement.name or plan.usual_placement) in BALANCED
     costs = block_costs(network, training, is_counted=is_balanced)
-    check_batch_norm(network, training, plan)
+    check_single_samples(network, training, plan)
     if given is None:
         return plan, place_plan(config, plan, num_ranks, costs)
     placement = replace(given, shards=len(plan.samples))

@@ -199,8 +199,11 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
 
 
 @torch.no_grad()
-def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
-    """Refuse mini-batches of one sample where batch normalisation would see one number a channel.
+def check_single_samples(network: Network, training: Batch, plan: Plan) -> None:
+    """Refuse mini-batches of one sample where it would be compared or averaged with others.
+
+    So batch normalisation does, where it would see one number a channel, and objectives that are no
+    mean over samples; in a stream plan, samplers that make pairs.
 
     Raises:
         SettingError: There are some.
@@ -208,24 +211,30 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
 
     def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0].numel() == inputs[0].shape[1]:
-            single.append(module)
+            single.append(f"{type(module).__name__} takes means over a mini-batch")
 
     def smallest(batch_size: int) -> int:
         if plan.drop_last:
             return batch_size
         return min(samples % batch_size or batch_size for samples in plan.samples)
 
-    size, single = plan.batch_size, []  # type: int, list[nn.Module]
-    learning = [block for block in network.all_blocks if not block.is_frozen]
-    norms = [m for block in learning for m in block.modules() if isinstance(m, _BatchNorm)]
-    if not norms or smallest(size) > 1:
+    size, single = plan.batch_size, []  # type: int, list[str]
+    if training.structure or smallest(size) > 1:
         return
+    learning = [block for block in network.all_blocks if not block.is_frozen]
+    for objective in (block.objective for block in learning):
+        if not objective.is_mean:
+            single.append(f"{type(objective).__name__} compares the samples of a mini-batch")
+    one = network.transformed(training.take(slice(0, 1)))
+    if plan.kind == "stream" and not network.sampler.needs_hints:
+        network.sampler.views(one, seeds.generator(0, "trial"), None)
+    norms = [m for block in learning for m in block.modules() if isinstance(m, _BatchNorm)]
     hooks = [norm.register_forward_pre_hook(see) for norm in norms]
-    one = network.sampler.neutral(network.transformed(training.take(slice(0, 1))))
     try:
-        for block, passed in zip(network.all_blocks, passes(network, one), strict=True):
+        passed = passes(network, network.sampler.neutral(one)) if norms else []
+        for block, each in zip(network.all_blocks, passed, strict=False):
             if block.objective.has_scores:
-                block.scores(passed.outputs)
+                block.scores(each.outputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -233,7 +242,7 @@ def check_batch_norm(network: Network, training: Batch, plan: Plan) -> None:
         others = (*range(size + 1, min(plan.samples) + 1), *range(size - 1, 1, -1))
         fits = next((other for other in others if smallest(other) > 1), None)
         raise SettingError(
-            f"{type(single[0]).__name__} takes means over a mini-batch, and of "
+            f"{single[0]}, and of "
             f"{', '.join(map(str, plan.samples))} samples in mini-batches of {size} "
             f"{'the last one has' if size > 1 else 'all have'} one sample. "
             + (f"Set training.batch_size to {fits}" if fits else "It takes more samples")
