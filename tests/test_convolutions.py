@@ -119,6 +119,15 @@ def test_what_convolutions_cannot_be_built_for_is_refused(shape, settings, said)
     assert said in str(error.value)
 
 
+def test_small_samples_are_pooled_as_often_as_something_is_left():
+    network = ow.RECIPES["conv"](
+        ow.RECIPES["conv"].settings(), DataInfo(input_shape=(1, 8, 8), num_classes=4)
+    )
+
+    pools = [any(isinstance(m, nn.MaxPool2d) for m in b.modules()) for b in network.blocks]
+    assert pools == [True, False, True, False, False, False]
+
+
 @pytest.mark.parametrize("kind", ["chapters", "stream"])
 def test_a_last_mini_batch_of_one_is_refused_under_batch_normalization_or_left_out(kind):
     x, y = draw().normal(size=(41, 1, 8, 8)).astype("float32"), classes(41)

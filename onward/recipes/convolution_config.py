@@ -1,5 +1,6 @@
 """Settings that all recipes of convolutions have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -27,7 +28,7 @@ class ConvolutionConfig(Section):
 
     pooled: tuple[Annotated[int, Range(0)], ...] | None = None
     """Layers, counted from 1, that halve each axis by max pooling; 0 for none. None: 1, 3 and 5, as
-    far as there are so many layers."""
+    far as there are so many layers and axes are longer than 1."""
 
     layers_per_block: Count | Literal["all"] = 1
     """Layers that learn together by backpropagation, from one objective at their end. all: one
@@ -65,6 +66,8 @@ class ConvolutionConfig(Section):
             found |= dict.fromkeys(self.local, reason)
         return found
 
-    def pools(self, layer: int) -> bool:
-        """Return whether a layer, counted from 1, halves each axis."""
-        return layer in ((1, 3, 5) if self.pooled is None else self.pooled)
+    def pools(self, layer: int, sizes: Sequence[int]) -> bool:
+        """Return whether a layer, counted from 1, halves axes of these sizes."""
+        if self.pooled is None:
+            return layer in (1, 3, 5) and min(sizes) > 1
+        return layer in self.pooled

@@ -64,8 +64,8 @@ def convolution_network(
     """
     maps = maps_of(config, data)
     layers = [
-        _layer(before, after, is_pooled=config.pools(number))
-        for number, (before, after) in enumerate(pairwise(maps), start=1)
+        _layer(before, after, is_pooled=before.size != after.size)
+        for before, after in pairwise(maps)
     ]
     rules = rules_of(config)
     blocks = [
@@ -192,10 +192,10 @@ def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
         channels, sizes = 2 * channels * 2**axes, [places - 1 for places in sizes]
     found = [Maps(channels, tuple(sizes))]
     for number, width in enumerate(config.channels, start=1):
-        if config.pools(number):
+        if config.pools(number, sizes):
             sizes = [places // 2 for places in sizes]
         if min(sizes) < 1:
-            fits = written(tuple(n for n in range(1, number) if config.pools(n)) or (0,))
+            fits = written(tuple(n for n in config.pooled or () if n < number) or (0,))
             raise SettingError(
                 f"Samples of shape {data.input_shape}, channels first, are too small to be pooled "
                 f"in layer {number}: nothing would be left. Pool fewer layers, such as --set "

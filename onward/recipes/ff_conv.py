@@ -64,8 +64,8 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
         return backpropagation(config, data)
     classes, maps = data.num_classes, maps_of(config, data)
     layers = [
-        LabelledLayer(before, after, classes, is_pooled=config.pools(number))
-        for number, (before, after) in enumerate(pairwise(maps), start=1)
+        LabelledLayer(before, after, classes, is_pooled=before.size != after.size)
+        for before, after in pairwise(maps)
     ]
     outputs = [own[-1] for own in in_blocks(config, maps[1:])]
     blocks = []

@@ -9,7 +9,8 @@ one_pass = replace(
     name="one-pass",
     summary="Each block learns to classify with a linear head of its own; the heads vote. No "
     "negatives. The choice for a good model.",
-    source="Aktemur et al. 2024, arXiv:2404.08573, section 4.4 (performance-optimized PFF)",
+    source="Aktemur et al. 2024, arXiv:2404.08573, section 4.4 (performance-optimized PFF); "
+    "dropout, the scale of first weights and the warm-up are ours",
     defaults={
         "network.gain": 2**0.5,
         "network.dropout": 0.2,
