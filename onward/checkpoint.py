@@ -243,7 +243,14 @@ def _rebuild(
     elif name in BUILT_IN:
         recipe = BUILT_IN[name]
     else:
-        raise FileError(f"The model file {path} cannot be read as it is. {no_recipe(name)}")
+        if ":" not in name:
+            raise FileError(f"The model file {path} names its recipe. {no_recipe(name)}")
+        raise FileError(
+            f"The model file {path} is of the recipe {name}, which does not come with Onward, and "
+            f"files do not name code that is run. Load its recipe and pass it: onward.load(path, "
+            f'recipe=onward.load_recipe("FILE.py:FUNCTION")); on the command line, --recipe '
+            f"FILE.py:FUNCTION."
+        )
     try:
         settings = changed(recipe.settings(), blueprint["settings"], "network")
         data = DataInfo(

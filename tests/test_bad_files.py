@@ -165,7 +165,7 @@ def test_images_that_have_no_room_for_labels_are_refused(refused):
     said = refused("train", "pff", "--data", "data.npz", *QUICK)
 
     assert "10 labels cannot overwrite the first pixels of images that have 9 a channel" in said
-    assert "or give vectors, and it comes before them" in said
+    assert "Give vectors, and the label comes before them; or use a recipe that writes none" in said
 
 
 def test_a_shard_that_is_not_there_is_refused(refused):

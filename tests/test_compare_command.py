@@ -175,7 +175,14 @@ def test_numbers_have_units():
         (["one-pass", "one-pass"], "one-pass is compared with itself"),
         (["one-pass:network.channels=4"], "Unknown setting network.channels."),
         (["one-pass:network.widths=8:nothing"], "got nothing in one-pass"),
-        (["one-pass", "--set", "network.channels=4"], "network.channels is no setting of one-pass"),
+        (
+            ["one-pass", "--set", "network.channels=4"],
+            "network.channels is no setting of one-pass. There are network.dropout, ",
+        ),
+        (
+            ["symba", "--set", "network.slop=3"],
+            "network.slop is no setting of symba. Did you mean network.slope?",
+        ),
         (["one-pass", "--set", "placement.processes=2"], "placement.processes has no effect here"),
         (["one-pass", "--set", "epochs"], "--set takes SECTION.NAME=VALUE; got epochs."),
         (["one-pass", "one-pass:data.name=other.npz"], "other.npz"),

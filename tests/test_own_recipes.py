@@ -174,8 +174,17 @@ def test_no_command_imports_what_a_run_folder_names(command, capsys):
 
     assert onward(*command) == 2
 
-    assert "The recipe mine.py:small does not come with Onward" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "mine.py:small" in said
+    assert "not come with Onward" in said
+    assert "--recipe FILE.py:FUNCTION" in said
     assert not Path("imported").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_python_is_told_how_to_load_a_network_of_ones_own_recipe():
+    with pytest.raises(ow.FileError, match=r"recipe=onward.load_recipe\(\"FILE.py:FUNCTION\"\)"):
+        ow.load("run")
 
 
 @pytest.mark.parametrize("recipe", ["mine.py:small", "/tmp/mine.py:small", "mine:small", "C:mine"])

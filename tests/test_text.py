@@ -207,8 +207,8 @@ def test_a_low_rank_head_is_a_product_of_two_narrow_matrices():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 18, "heads": 4}, r"network.dim = 18 cannot be shared by network.heads = 4.*16 or"),
-        ({"dim": 20, "heads": 4}, r"an even number of them. Set network.dim to 16 or 24"),
+        ({"dim": 18, "heads": 4}, r"network.dim is 18; it must be divisible by .*16 or"),
+        ({"dim": 20, "heads": 4}, r"twice network.heads, which is 4. Set network.dim to 16 or 24"),
         ({"dim": 4, "heads": 8}, r"Set network.dim to 16,"),
         ({"head_rank": 17}, r"network.head_rank = 17 is more than network.dim = 16"),
     ],

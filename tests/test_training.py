@@ -113,6 +113,15 @@ def test_a_sample_counts_once_in_the_figures_of_a_chapter_whatever_its_mini_batc
     assert result.progress[0].figures["accuracy"] == pytest.approx(result.accuracy)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_bytes_of_a_text_are_refused_by_what_they_are(tmp_path):
+    (tmp_path / "t.txt").write_text("Some words, again and again. " * 100)
+    text = ow.load_data(str(tmp_path / "t.txt"), context=16)
+
+    with pytest.raises(SettingError, match="^The samples, of shape .* The recipe byte-lm learns"):
+        ow.train(ow.mlp(text.input_shape, num_classes=256, widths=(8,)), text)
+
+
 def test_samples_that_do_not_fit_are_refused_before_training():
     with pytest.raises(SettingError, match=r"Block 0 cannot take what it reads: .* \(1, 8, 8\)"):
         ow.train(ow.mlp((4,), num_classes=10), ow.load_data("digits"))

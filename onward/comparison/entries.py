@@ -14,6 +14,7 @@ from onward.errors import FileError, SettingError
 from onward.recipes import RECIPES
 from onward.recipes.user import is_named, load_recipe
 from onward.runs.folders import is_finished
+from onward.values import nearest
 
 Given = str | Path | RunConfig
 """A recipe, with settings or without; a run file; the folder of a finished run; or settings."""
@@ -98,8 +99,11 @@ def read_entries(
     trained = [entry for entry in entries if not entry.folders]
     for name in common:
         if trained and all(name in entry.without for entry in trained):
+            known = sorted({full for entry in trained for full in entry.config.setting_names()})
+            own = ", ".join(full for full in known if full.startswith("network."))
             raise SettingError(
                 f"{name} is no setting of {', '.join(entry.config.recipe for entry in trained)}."
+                f"{nearest(name, known) or f' There are {own}.'}"
             )
     if twin:
         entries += _twins(entries, common)

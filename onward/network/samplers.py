@@ -251,13 +251,14 @@ class LabelEmbedding(Sampler):
             if self.num_classes > pixels:
                 raise SettingError(
                     f"{self.num_classes} labels cannot overwrite the first pixels of images that "
-                    f'have {pixels} a channel. Choose place="prepend", and the label comes in '
-                    f"planes of its own; or give vectors, and it comes before them."
+                    f"have {pixels} a channel. Give vectors, and the label comes before them; or "
+                    f"use a recipe that writes none, such as one-pass. In a network of your own, "
+                    f'place="prepend" puts the label into planes of its own.'
                 )
         elif self.place == "overwrite" and self.num_classes > input_shape[0]:
             raise SettingError(
                 f"{self.num_classes} labels cannot overwrite the first of {input_shape[0]} "
-                f'features. Choose place="prepend", and the label comes before them.'
+                f'features. In a network of your own, place="prepend" puts the label before them.'
             )
         return super().view_shape(input_shape)
 

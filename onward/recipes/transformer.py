@@ -47,9 +47,9 @@ def transformer(
         lower = config.dim // parts * parts
         fits = f"{lower} or {lower + parts}" if lower else str(parts)
         raise SettingError(
-            f"network.dim = {config.dim} cannot be shared by network.heads = {config.heads}: each "
-            f"head has {'an even' if is_causal else 'a whole'} number of them. Set network.dim to "
-            f"{fits}, or change network.heads."
+            f"network.dim is {config.dim}; it must be divisible by "
+            f"{'twice ' if is_causal else ''}network.heads, which is {config.heads}. Set "
+            f"network.dim to {fits}, or change network.heads."
         )
     layers = [TransformerLayer(config.dim, config.heads, is_causal) for _ in range(config.layers)]
     size = config.layers if config.layers_per_block == "all" else config.layers_per_block

@@ -162,17 +162,18 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
                 if not _is_of_module(error):
                     raise
                 shape = tuple(parts(training.inputs)[0].shape[1:])
-                advice = ""
-                if not parts(first.inputs)[0].is_floating_point():
-                    advice = (
-                        " They are whole numbers that stand for something, such as the bytes of a "
-                        "text, which byte-lm learns from, or any module that begins with an "
-                        "nn.Embedding."
-                    )
-                raise SettingError(
+                says = (
                     f"Block {number} cannot take what it reads: {told(error)} The samples of the "
-                    f"data have shape {shape}.{advice}"
-                ) from error
+                    f"data have shape {shape}."
+                )
+                if not parts(first.inputs)[0].is_floating_point():
+                    says = (
+                        f"The samples, of shape {shape}, are whole numbers that stand for "
+                        f"something, such as the bytes of a text. The recipe byte-lm learns from "
+                        f"such samples, and any module that begins with an nn.Embedding. Block "
+                        f"{number} cannot take them: {told(error)}"
+                    )
+                raise SettingError(says) from error
             try:
                 if block.objective.has_scores:
                     scores = block.scores(outputs)
