@@ -91,7 +91,7 @@ def test_where_all_test_samples_are_of_one_class_there_is_nothing_to_doubt():
 
 
 @pytest.mark.parametrize(
-    ("blocks", "accuracy", "is_doubted"),
+    ("blocks", "told_apart", "is_doubted"),
     [
         pytest.param({"_1": tally(45)}, None, True, id="nothing else is known"),
         pytest.param({"_1": tally(45)}, 0.7, False, id="hard negatives are told apart"),
@@ -99,9 +99,9 @@ def test_where_all_test_samples_are_of_one_class_there_is_nothing_to_doubt():
     ],
 )
 def test_a_loss_that_did_not_fall_is_doubted_where_nothing_shows_that_something_was_learned(
-    blocks, accuracy, is_doubted
+    blocks, told_apart, is_doubted
 ):
-    rising = [report(0, loss=0.5, accuracy=accuracy), report(1, loss=0.6, accuracy=accuracy)]
+    rising = [report(n, loss=0.5 + n / 10, told_apart=told_apart) for n in (0, 1)]
 
     found = doubts(rising, evaluation(**blocks))
 

@@ -242,13 +242,13 @@ def test_the_gradient_raises_the_goodness_of_positives_and_lowers_that_of_negati
     assert (found["negative"][negative > 0] > 0).all()
 
 
-def test_the_accuracy_of_a_threshold_is_the_share_of_samples_on_the_right_side():
+def test_a_threshold_tells_the_share_of_samples_on_the_right_side():
     positive = torch.tensor([[2.0], [0.5], [3.0]])
     negative = torch.tensor([[0.0], [2.0], [0.5]])
 
     metrics = threshold(1).metrics(two_views(positive, negative))
 
-    assert metrics["accuracy"] == (4, 6)
+    assert metrics["told_apart"] == (4, 6)
 
 
 def test_the_goodness_gap_is_the_mean_goodness_of_positives_above_that_of_negatives():

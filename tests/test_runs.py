@@ -241,6 +241,7 @@ def test_metrics_have_a_line_for_each_chapter_of_each_block(run):
 FIGURES = {
     "loss": is_number,
     "accuracy": is_share,
+    "told_apart": is_share,
     "goodness_gap": is_number,
     "dead_fraction": either(is_share, is_nothing),
     "epochs": is_number,

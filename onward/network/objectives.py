@@ -215,7 +215,7 @@ class Threshold(Objective):
 
     views = ("positive", "negative")
     uses_weights = True
-    metric_names = ("accuracy", "goodness_gap")
+    metric_names = ("told_apart", "goodness_gap")
 
     peer_mean: Tensor
 
@@ -287,7 +287,7 @@ class Threshold(Objective):
         right = torch.cat([self.signed_logit(name, g) > 0 for name, g in goodness.items()])
         num = len(goodness["positive"])
         gap = goodness["positive"].mean() - goodness["negative"].mean()
-        return {"accuracy": (right.sum(), len(right)), "goodness_gap": (gap * num, num)}
+        return {"told_apart": (right.sum(), len(right)), "goodness_gap": (gap * num, num)}
 
     def describe(self) -> dict[str, float]:
         return {"threshold": self.threshold, "slope": self.slope}

@@ -39,7 +39,7 @@ class Symba(Objective):
 
     views = ("positive", "negative")
     uses_weights = True
-    metric_names = ("accuracy", "goodness_gap")
+    metric_names = ("told_apart", "goodness_gap")
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Symba(Objective):
 
     def metrics(self, outputs: Views) -> Metrics:
         gap = self.gap(outputs)
-        return {"accuracy": ((gap > 0).sum(), len(gap)), "goodness_gap": (gap.sum(), len(gap))}
+        return {"told_apart": ((gap > 0).sum(), len(gap)), "goodness_gap": (gap.sum(), len(gap))}
 
 
 class SupervisedContrast(Objective):
@@ -144,7 +144,7 @@ class PairContrast(Objective):
     """
 
     views = ("first", "second")
-    metric_names = ("accuracy",)
+    metric_names = ("told_apart",)
 
     def __init__(self, margin: float) -> None:
         super().__init__()
@@ -163,4 +163,4 @@ class PairContrast(Objective):
         """Return how many pairs lie on their side of the middle between the margin and 1."""
         agree = outputs["first"].counted.targets["agree"]
         right = (self.cosines(outputs) > (self.margin + 1) / 2) == agree
-        return {"accuracy": (right.sum(), len(right))}
+        return {"told_apart": (right.sum(), len(right))}

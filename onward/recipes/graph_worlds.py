@@ -135,7 +135,7 @@ class SumOfSquares(Objective):
     """
 
     views = ("positive", "negative")
-    metric_names = ("accuracy",)
+    metric_names = ("told_apart",)
 
     def __init__(
         self,
@@ -167,4 +167,4 @@ class SumOfSquares(Objective):
         """Return how many nodes have more goodness with their own label than with any other."""
         goodness = self.goodness(outputs)
         is_right = (goodness["positive"] > goodness["negative"]).all(dim=1)
-        return {"accuracy": (is_right.sum(), len(is_right))}
+        return {"told_apart": (is_right.sum(), len(is_right))}

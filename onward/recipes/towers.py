@@ -86,7 +86,7 @@ class Agreement(Objective):
         pair of layers. What the classifier reads is inferred.
     """
 
-    metric_names = ("accuracy",)
+    metric_names = ("told_apart",)
 
     def __init__(self, units: int, by: str) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Agreement(Objective):
         """Return how many pairs are judged rightly."""
         alike, agree = self.logits(outputs["pair"]), outputs["pair"].targets["agree"]
         right = (alike > (0.5 if self.classifier is None else 0.0)) == agree
-        return {"accuracy": (right.sum(), len(right))}
+        return {"told_apart": (right.sum(), len(right))}
 
 
 class EachItsOwnClass(Objective):

@@ -16,7 +16,7 @@ FEW = 20
 """Test samples below which nothing can be said of chance."""
 
 LEARNED = 0.55
-"""Accuracy in training from which on a block has learned something, whatever its loss: that of hard
+"""Share that is right in training from which on a block has learned something, whatever its loss: that of hard
 negatives may rise."""
 
 
@@ -51,7 +51,7 @@ def doubts(
         if block in (poor.keys() | unknown) - set(frozen)
         and first[block] is not figures
         and (figures["loss"] or 0.0) >= (first[block]["loss"] or 0.0)
-        and (figures.get("accuracy") or 0.0) <= LEARNED
+        and (figures.get("accuracy") or figures.get("told_apart") or 0.0) <= LEARNED
     ]
     found = []
     if silent:

@@ -28,6 +28,9 @@ def count(number: int, noun: str) -> str:
 UNSHOWN = ("dead_fraction", "epochs", "seconds", "cpu_seconds")
 """Figures of a report that a line of progress leaves out."""
 
+SHARES = {"accuracy": "accuracy", "told_apart": "told apart"}
+"""Figures that are shares, and what a line of progress calls them."""
+
 
 def usual_listener() -> results.Listener:
     """Return what shows progress where somebody watches: in a terminal, or in a notebook."""
@@ -111,7 +114,7 @@ class Bars(results.Listener):
             return
         self.done += 1
         text = "  ".join(
-            f"{name} {value:.2%}" if name == "accuracy" else f"{name} {value:.4f}"
+            f"{SHARES[name]} {value:.2%}" if name in SHARES else f"{name} {value:.4f}"
             for name, value in figures.items()
             if name not in UNSHOWN and value is not None
         )
