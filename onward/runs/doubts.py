@@ -16,8 +16,8 @@ FEW = 20
 """Test samples below which nothing can be said of chance."""
 
 LEARNED = 0.55
-"""Share that is right in training from which on a block has learned something, whatever its loss: that of hard
-negatives may rise."""
+"""Share that is right in training from which on a block has learned something, whatever its loss:
+that of hard negatives may rise."""
 
 
 def doubts(
