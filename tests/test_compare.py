@@ -165,16 +165,19 @@ def test_a_recipe_that_fails_is_listed_and_the_others_go_on(tmp_path, capsys):
     broken = "conv:network.pooled=1,2,3,4,5"
 
     status = onward(
-        *("compare", broken, "one-pass", *FLAGS, "--seeds", 1, "--no-twin", "--out", tmp_path)
+        *("compare", broken, "one-pass", *FLAGS, "--seeds", 2, "--no-twin", "--out", tmp_path)
     )
 
     shown = capsys.readouterr()
     assert status == 1
+    lines = (shown.out + shown.err).splitlines()
+    first = next(n for n, text in enumerate(lines) if f"{broken} cannot be trained: Sampl" in text)
+    assert first < next(n for n, text in enumerate(lines) if "Run 1 of 2: one-pass" in text)
     (line,) = (text for text in shown.err.splitlines() if "failed" in text)
     assert line.startswith(f"onward: failed: {broken}, seed 0: Samples of shape (1, 8, 8)")
     assert "one-pass" in shown.out
     entries = json.loads((tmp_path / "compare.json").read_text())["entries"]
-    assert [len(each["runs"]) for each in entries] == [0, 1]
+    assert [len(each["runs"]) for each in entries] == [0, 2]
     assert entries[0]["accuracy"] is None
 
 

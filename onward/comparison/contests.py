@@ -339,12 +339,15 @@ def _train(contests: Sequence[_Contest], listener: Listener) -> dict[str, dict[i
     errors: dict[str, dict[int, str]] = {contest.entry.name: {} for contest in contests}
     most = max(len(contest.folders) for contest in contests)
     missing = []
+    for contest in contests:
+        if contest.error is not None:
+            # Told before the others are trained, which may take long; and once.
+            listener.note(f"{contest.entry.name} cannot be trained: {contest.error}")
+            errors[contest.entry.name][min(contest.folders)] = contest.error
     for number in range(most):
         for contest in contests:
             for seed, folder in list(contest.folders.items())[number : number + 1]:
-                if contest.error is not None:
-                    errors[contest.entry.name][seed] = contest.error
-                elif not folders.is_finished(folder):
+                if contest.error is None and not folders.is_finished(folder):
                     missing.append((contest, seed, folder))
     for setting in dict.fromkeys(name for c in contests for name in c.entry.without):
         names = [c.entry.name for c in contests if setting in c.entry.without]
@@ -368,7 +371,7 @@ def _figures(
     found, failed = [], dict(errors)
     inference = parameters = None
     for seed, folder in contest.folders.items():
-        if seed in failed:
+        if seed in failed or contest.error is not None:
             continue
         try:
             method = config.method if config.recipe_sha256 is not None else None
