@@ -278,7 +278,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     runs = sorted({len(entry.runs) for entry in found.entries if entry.runs})
     text = f"{found.data}, n = {' or '.join(map(str, runs))}"
-    text += ", mean and standard deviation" if max(runs, default=1) > 1 else ""
+    text += ", means; bars are standard deviations" if max(runs, default=1) > 1 else ""
     figure.suptitle(text, x=0.01, ha="left", fontsize=9)
     handles, names = costs[0].get_legend_handles_labels()
     if handles:
