@@ -25,6 +25,7 @@ from rich.console import Console
 import onward as ow
 from onward.cli.compare import remarks, table
 from onward.cli.report import draw_comparison
+from onward.recipes.catalog import FAMILIES
 from onward.runs.progress import Bars
 
 PFLOP = 0.03
@@ -33,7 +34,10 @@ PFLOP = 0.03
 QUICK_PFLOP = 1e-4
 """The same of the quick form."""
 
-IMAGES = [name for name in ow.RECIPES if name != "byte-lm" and "gnn" not in name]
+OF_OTHER_DATA = ("byte-lm", "gnn-backprop", *(recipe.name for recipe in FAMILIES["graphs"]))
+"""Recipes for text and for graphs."""
+
+IMAGES = [name for name in ow.RECIPES if name not in OF_OTHER_DATA]
 """Recipes that learn from images."""
 
 LAYERS = {"network.widths": (1000,) * 4}
