@@ -158,6 +158,25 @@ def test_all_weights_of_a_method_that_learn_have_moved(method):
     assert moved == learns
 
 
+@pytest.mark.parametrize(("stride", "padding"), [(1, 2), (2, 0), (3, 1)])
+def test_few_units_at_a_place_see_what_many_would(stride, padding, monkeypatch):
+    layer = LocalLinear(2, 7, field=3, stride=stride, padding=padding, units=3).double()
+    x = torch.rand(4, 98, dtype=torch.float64, generator=draw())
+    torch.nn.init.normal_(layer.bias, generator=draw())
+
+    def found():
+        put_out = layer(x)
+        (gradient,) = torch.autograd.grad(put_out.square().sum(), layer.weight)
+        return put_out, gradient
+
+    actual = found()
+    monkeypatch.setattr("onward.recipes.local_fields.FEW_UNITS", 0)
+    expected = found()
+
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_peer_normalization_raises_silent_units_of_local_fields():
     layer = LocalFields(LocalLinear(1, 4, field=2, stride=2, units=3))
     with torch.no_grad():

