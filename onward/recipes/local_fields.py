@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from onward.network.layers import normalize_length
 
-
 FEW_UNITS = 16
 """Units at a place below which products place by place take longer than a dense one."""
 
