@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
+import numpy as np
 
 import onward as ow
 
@@ -34,6 +35,8 @@ class Case(NamedTuple):
     recipe: str
     settings: dict[str, Any]
     seeds: int = 3
+    first: int | None = None
+    """How many training samples are used, the first, and a fifth as many of the test; None: all."""
 
 
 SHIFTED = {"data.shift": 2, "network.widths": (2000,) * 4}
@@ -85,6 +88,9 @@ def trained(
     changes |= {"data.name": case.data, "data.dir": data_dir, "training.seed": seed}
     if epochs is not None:
         changes["training.epochs"] = epochs
+    if case.first is not None:
+        assert folder is not None
+        changes["data.name"] = str(part(case.data, case.first, data_dir, folder.parent))
     config = ow.RunConfig(recipe=case.recipe).with_settings(changes)
     result = ow.run(config, folder=folder, overwrite=True)
     assert result is not None
@@ -102,8 +108,20 @@ def trained(
         "parameters": sum(p.numel() for p in result.network.parameters()),
         "precision": result.facts["precision"],
         # Where the data lie says nothing of a figure.
-        "settings": config.with_settings({"data.dir": None}).to_toml(),
+        "settings": config.with_settings({"data.name": case.data, "data.dir": None}).to_toml(),
+        "first": case.first,
     }
+
+
+def part(data: str, first: int, data_dir: str | None, folder: Path) -> Path:
+    """Write the first samples of a data set into a file, and return it."""
+    whole, tests = ow.load_data(data, data_dir=data_dir), first // 5
+    arrays = {"x": whole.x[:first], "y": whole.y[:first]}
+    arrays |= {"x_test": whole.x_test[:tests], "y_test": whole.y_test[:tests]}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{data}-{first}.npz"
+    np.savez(path, **{name: tensor.numpy() for name, tensor in arrays.items()})
+    return path
 
 
 def measured(
