@@ -4,7 +4,7 @@
     python benchmarks/papers.py --data-dir DIR --cases "mnist, uff, gan"    one case
     python benchmarks/papers.py --quick                                digits, one case, seconds
 
-The settings of each case are the recipe's own but for what CASES names. Training samples (all
+The settings of each case are the recipe's own but for what CASES names. Training samples (all,
 where CASES neither holds some out for a curve nor names a number), seeds, what is counted, and how
 a run that was cut goes on, are as in vision.py.
 """
