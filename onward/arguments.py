@@ -21,7 +21,7 @@ TAKES = {
     "folder": "a path",
     "input_shape": "a tuple of whole numbers, such as (1, 28, 28)",
     "head": "a module, such as nn.Linear(units, num_classes)",
-    "labelled": "a share of the training samples, above 0 and up to 1",
+    "labelled": "a fraction of the training samples, above 0 and up to 1",
     "listener": "an ow.Listener, such as ow.CSVLog('training.csv') or a class of your own whose "
     "methods are called, such as progress; or several",
     "method": "a recipe, such as ow.load_recipe('FILE.py:FUNCTION')",
@@ -30,8 +30,8 @@ TAKES = {
     "num_classes": "a whole number",
     "objective": "an ow.Objective, such as ow.CrossEntropy(nn.Linear(units, num_classes))",
     "optimizer": "an optimizer of Onward, such as ow.Adam(lr=1e-3), or of torch as "
-    "ow.optimizer(torch.optim.Adam, lr=1e-3), or a dict of these by what they are for",
-    "pflop": "a number of 1e15 operations",
+    "ow.optimizer(torch.optim.Adam, lr=1e-3), or a dict from names of parameters to these",
+    "pflop": "a number of PFLOP, 1e15 operations",
     "placement": "an ow.PlacementConfig, such as ow.PlacementConfig(name='all-layers'), or an "
     "ow.Placement of your own",
     "plan": "an ow.PlanConfig, such as ow.PlanConfig(kind='stream')",
@@ -45,8 +45,8 @@ TAKES = {
     "recipe": "the name of a recipe",
     "recipes": "a list of recipes, run files and folders of runs, such as ['one-pass', 'pff']",
     "sampler": "an ow.Sampler, such as ow.Plain()",
-    "schedule": "a name such as 'cosine', or a function from the share of the epochs that is done "
-    "to a factor on the learning rate",
+    "schedule": "a name such as 'cosine', or a function that maps progress, from 0 to 1, to a "
+    "factor on the learning rate",
     "seeds": "a whole number",
     "settings": "a dict of settings by full name, such as {'training.epochs': 5}",
     "shift": "a whole number of pixels",
@@ -55,7 +55,7 @@ TAKES = {
     "structure": "a tuple of names, such as ('links',)",
     "ticks": "a whole number",
     "training": "an ow.TrainingConfig, such as ow.TrainingConfig(epochs=5)",
-    "validation": "a share below 1, or a number of samples",
+    "validation": "a fraction below 1, or a number of samples",
     "widths": "a tuple of whole numbers, such as (500, 500)",
 }
 """What arguments of each name are, for messages."""

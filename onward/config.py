@@ -95,7 +95,7 @@ class RunConfig:
         method = self.method or RECIPES.get(self.recipe)
         if method is None and ":" in self.recipe:
             raise SettingError(
-                f"The recipe {self.recipe} does not come with Onward. Read it, and give it as the "
+                f"The recipe {self.recipe} does not come with Onward. Load it, and pass it as the "
                 f"method: ow.RunConfig(method=ow.load_recipe({self.recipe!r}))."
             )
         if method is None and self.recipe != CUSTOM:
@@ -108,8 +108,8 @@ class RunConfig:
             )
         if method is not None and method.name != self.recipe:
             raise SettingError(
-                f"The run is called one of the recipe {self.recipe}, and its method is "
-                f"{method.name}. Give the method alone: ow.RunConfig(method=method)."
+                f"recipe is {self.recipe}, but method is the recipe {method.name}. Give the method "
+                f"alone: ow.RunConfig(method=method)."
             )
         owners: dict[str, type] = dict(SECTIONS)
         if method is not None:
@@ -178,7 +178,7 @@ class RunConfig:
                 sections.setdefault(section, {})[key] = value
             elif name == "recipe" and value != self.recipe:
                 raise SettingError(
-                    f"This run is of the recipe {self.recipe}, and cannot become one of {value}. "
+                    f"A run of the recipe {self.recipe} cannot be changed to {value}. "
                     f"Start from ow.RunConfig(recipe={value!r})."
                 )
             elif name == "recipe_sha256":
@@ -276,9 +276,8 @@ def no_recipe(name: str) -> str:
             f"Name it on the command line: --recipe FILE.py:FUNCTION."
         )
     return (
-        f"There is no recipe {name}.{nearest(name, RECIPES)} There are {', '.join(RECIPES)}; one "
-        f"of your own is FILE.py:FUNCTION, and a run again is the path of a .toml file, such as "
-        f"RUN/config.toml."
+        f"There is no recipe {name}.{nearest(name, RECIPES)} There are {', '.join(RECIPES)}. For a "
+        f"recipe of your own give FILE.py:FUNCTION; to repeat a run, its RUN/config.toml."
     )
 
 
@@ -302,8 +301,8 @@ def read_run(
     name = str(settings.pop("recipe", usual))
     if name == CUSTOM:
         raise SettingError(
-            "A script has built the network of this run: start that script again. A run that is "
-            "not finished goes on from its folder."
+            "The network of this run was built by a script: start that script again. An unfinished "
+            "run resumes from its folder."
         )
     if method is None:
         if name not in RECIPES:
@@ -334,9 +333,8 @@ def _no_setting_of_usual(full: str, usual: str, data: str, others: list[str]) ->
         check_channels(shape, data)
     of_shape = "" if shape is None else f" (samples of shape {shape})"
     return (
-        f"{full} is no setting of {usual}, which is trained on {data}{of_shape} where no recipe is "
-        f"named. Name a recipe, such as: onward train {others[0]}. It is a setting of: "
-        f"{', '.join(others)}."
+        f"{full} is no setting of {usual}, the default recipe for {data}{of_shape}. Name a recipe "
+        f"that has it, such as: onward train {others[0]}. It is a setting of: {', '.join(others)}."
     )
 
 

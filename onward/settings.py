@@ -81,8 +81,8 @@ class DataConfig(Section):
     from 0, channels of images that have several."""
 
     class_weights: Annotated[float, Range(0, 1, above=True)] | Literal["balanced"] | None = None
-    """How much training samples count in the loss. balanced: all classes together the same, however
-    many samples they have. A power p below 1 is milder: a sample of a class of n samples counts as
+    """How much training samples count in the loss. balanced: each class counts the same, however
+    many samples it has. A power p below 1 is milder: a sample of a class of n samples counts as
     n^-p. Blocks are then trained by autograd."""
 
     shift: Annotated[int, Range(0)] | Literal["auto"] = 0
@@ -120,7 +120,7 @@ class NetworkConfig(Section):
     softmax head on the neutral label."""
 
     heads: Literal["all", "last"] = "all"
-    """Which heads vote, for the readout `heads`."""
+    """Which heads are added up, for the readout `heads`."""
 
     skip_first: bool = True
     """Whether goodness and softmax readouts leave the first block out (if there are others)."""

@@ -195,7 +195,7 @@ def _say(kind: Any) -> str:
     if get_origin(kind) is tuple:
         kind = get_args(inner[0])[0] if get_origin(inner[0]) is Annotated else inner[0]
         plural = {int: "whole numbers", float: "numbers", str: "words"}.get(kind, "values")
-        return f"{plural} with commas between them"
+        return f"{plural} separated by commas"
     return ", or ".join(_say(option) for option in inner if option is not type(None))
 
 
@@ -205,7 +205,7 @@ def say_kind(kind: Any) -> str:
     Example:
         >>> from onward.settings import Count
         >>> say_kind(Count | None), say_kind(tuple[int, ...])
-        ('a whole number of 1 or more, or none', 'whole numbers with commas between them')
+        ('a whole number of 1 or more, or none', 'whole numbers separated by commas')
     """
     return _say(kind) + (f", or {NONE}" if type(None) in get_args(kind) else "")
 

@@ -79,10 +79,13 @@ def test_training_samples_are_known_after_a_way_through_a_file(digits, trained, 
     [
         ({}, "Give either"),
         ({"max_error_increase": 0.1, "target_macs": 5.0}, "Give either"),
-        ({"target_macs": 5.0, "delta": 0.1}, "delta and bound go with max_error_increase"),
-        ({"target_macs": 5.0, "bound": "ucb"}, "delta and bound go with max_error_increase"),
+        ({"target_macs": 5.0, "delta": 0.1}, "delta and bound need max_error_increase"),
+        ({"target_macs": 5.0, "bound": "ucb"}, "delta and bound need max_error_increase"),
         ({"target_macs": math.nan}, "target_macs is a number of operations above 0; got nan"),
-        ({"max_error_increase": 1.5}, "max_error_increase is a share, from 0 to below 1; got 1.5"),
+        (
+            {"max_error_increase": 1.5},
+            "max_error_increase is a fraction of the samples, from 0 to below 1; got 1.5",
+        ),
         ({"max_error_increase": 0.1, "delta": 0.0}, "delta is a probability, above 0"),
         ({"max_error_increase": 0.1, "confidence": "hunch"}, "There is no confidence hunch"),
         ({"max_error_increase": 0.1, "bound": "luck"}, "There is no bound luck. Known are fixed-"),
@@ -119,7 +122,7 @@ def test_a_batch_that_has_its_classes_needs_no_others(digits, trained):
 def test_a_guarantee_that_cannot_be_given_is_warned_of(digits, trained):
     network = trained["heads"]
 
-    with pytest.warns(ow.OnwardWarning, match="That half needs 2,995 samples of which none"):
+    with pytest.warns(ow.OnwardWarning, match="that half needs 2,995 samples, otherwise more"):
         found = calibrate(network, digits.test, max_error_increase=0.001, delta=0.05)
 
     assert found.mean_macs == found.full_macs

@@ -64,7 +64,7 @@ def test_a_recipe_that_does_not_come_with_onward_is_refused_by_its_name(name, sa
 
 
 def test_a_run_does_not_become_one_of_another_recipe_by_a_setting():
-    with pytest.raises(SettingError, match="recipe one-pass, and cannot become one of hi"):
+    with pytest.raises(SettingError, match="of the recipe one-pass cannot be changed to hi"):
         RunConfig().with_settings({"recipe": "hinton"})
 
 
@@ -270,14 +270,14 @@ def test_a_list_as_in_a_file_is_taken_for_whole_numbers():
         (
             "network.widths",
             [],
-            "network.widths must be whole numbers with commas between them (at least one); got [].",
+            "network.widths must be whole numbers separated by commas (at least one); got [].",
         ),
         ("network.widths", "500,x", "network.widths must be a whole number; got 'x'."),
         ("network.widths", [500, 2.5], "network.widths must be a whole number; got 2.5."),
         (
             "network.widths",
             500,
-            "network.widths must be whole numbers with commas between them; got 500.",
+            "network.widths must be whole numbers separated by commas; got 500.",
         ),
         (
             "plan.hint_age",

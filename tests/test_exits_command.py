@@ -204,8 +204,8 @@ def test_a_guarantee_that_cannot_be_given_says_what_it_takes(runs, capsys):
     assert onward("exits", runs / "heads", "--max-error-increase", "0.001", "--delta", "0.1") == 0
 
     said = " ".join(capsys.readouterr().out.split())
-    assert "every sample goes the whole way" in said
-    assert "That half needs 2,302 samples of which none becomes wrong" in said
+    assert "every sample goes through the whole network" in said
+    assert "that half needs 2,302 samples, otherwise more" in said
     assert "1.0 times fewer" in said
 
 
@@ -400,9 +400,12 @@ def test_a_picture_that_cannot_be_written_leaves_the_exits_as_they_were(runs, tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target-macs", "7000", "--delta", "0.1"], "delta and bound go with max_error_increase"),
+        (["--target-macs", "7000", "--delta", "0.1"], "delta and bound need max_error_increase"),
         (["--target-macs", "7000", "--max-error-increase", "0.1"], "Give either"),
-        (["--max-error-increase", "5"], "max_error_increase is a share, from 0 to below 1"),
+        (
+            ["--max-error-increase", "5"],
+            "max_error_increase is a fraction of the samples, from 0 to below 1",
+        ),
         (["--delta", "5"], "delta is a probability, above 0 and below 1; got 5.0"),
         (["--target-macs", "7"], "No policy comes to 7 MACs a sample"),
     ],

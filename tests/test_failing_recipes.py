@@ -169,7 +169,7 @@ def test_a_setting_without_a_type_is_refused(refused_here):
 def test_a_tuple_is_not_none(refused_here):
     said = refused_here("train", "mine.py:small", "--set", "network.units=none")
 
-    assert "network.units must be whole numbers with commas between them; got 'none'." in said
+    assert "network.units must be whole numbers separated by commas; got 'none'." in said
 
 
 def test_a_recipe_without_parentheses_is_told_of_them(refused_here):

@@ -143,8 +143,8 @@ def test_a_setting_of_convolutions_asks_for_a_recipe_by_the_shape_of_the_samples
     with pytest.raises(SettingError) as error:
         config_of("--data", data, "--set", "network.channels=4")
 
-    assert f"on {data} (samples of shape {shape}) where no recipe is named." in str(error.value)
-    assert "Name a recipe, such as: onward train conv." in str(error.value)
+    assert f"for {data} (samples of shape {shape}). Name a recipe that has it" in str(error.value)
+    assert "such as: onward train conv." in str(error.value)
 
 
 def test_channels_that_come_last_are_told_before_the_recipe(tmp_path):

@@ -215,7 +215,7 @@ def test_a_clip_of_nothing_is_refused_and_so_are_slices():
         head = ow.CrossEntropy(torch.nn.Linear(3, 2))
         return ow.Block(torch.nn.Linear(4, 3), head, ow.SGD(), clip=clip)
 
-    with pytest.raises(SettingError, match="clipped to a length above 0; got 0"):
+    with pytest.raises(SettingError, match="clip is a norm of the gradient above 0; got 0"):
         block(0.0)
     with pytest.raises(SettingError, match="clips the gradient of the whole mini-batch"):
         check_cut(block(1.0), closed_form=False, slices=2, cut="samples", is_head=False)

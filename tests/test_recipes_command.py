@@ -116,7 +116,7 @@ def test_a_recipe_of_a_user_is_shown_with_the_docstrings_of_its_file(shown):
     assert lines[:2] == ["A few [layers].", "Source: [a] test"]
     assert cells(lines, "network.units") == [
         "network.units",
-        "whole numbers with commas between them",
+        "whole numbers separated by commas",
         "4,2",
         "Units of [each] block, the first one first.",
     ]

@@ -118,7 +118,7 @@ def test_bytes_of_a_text_are_refused_by_what_they_are(tmp_path):
     (tmp_path / "t.txt").write_text("Some words, again and again. " * 100)
     text = ow.load_data(str(tmp_path / "t.txt"), context=16)
 
-    with pytest.raises(SettingError, match=r"^The samples, of shape .* The recipe byte-lm learns"):
+    with pytest.raises(SettingError, match=r"^The samples, of shape .* Use the recipe byte-lm"):
         ow.train(ow.mlp(text.input_shape, num_classes=256, widths=(8,)), text)
 
 

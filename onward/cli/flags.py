@@ -26,7 +26,7 @@ FLAGS = {
         "largest random shift of training images or signals, in pixels, or auto",
     ),
     "--widths": ("network.widths", "units of each block, first to last: 500,500,500,500"),
-    "--heads": ("network.heads", "whose heads vote: all or last"),
+    "--heads": ("network.heads", "whose heads are added up: all or last"),
     "--negatives": (
         "network.negatives",
         "fixed, random, adaptive, hard, gradual, nearest or mixed",

@@ -57,8 +57,8 @@ class Calibrated:
     """Samples that the whole network gets right and the policy wrong."""
 
     error_increase: float
-    """Share of them that the whole network gets right and the policy wrong, less the share for
-    which it is the other way round."""
+    """Change of the error rate: the fraction of all samples that become wrong under the policy,
+    less the fraction that become right."""
 
     mean_macs: float
     """Mean cost of a sample."""
@@ -67,10 +67,10 @@ class Calibrated:
     """Cost of a sample that goes through the whole network."""
 
     max_error_increase: float | None
-    """What was asked for."""
+    """The limit that was given, or None."""
 
     target_macs: float | None
-    """What was asked for."""
+    """The mean cost that was given, or None."""
 
     delta: float | None
     """Probability with which the error on new samples may rise by more after all; None where no
@@ -93,9 +93,9 @@ class Calibrated:
 
     @property
     def plausible_increase(self) -> float:
-        """By how much the risk may be larger than nothing on new samples, going by so few.
+        """Upper end of a one-sided 95 % confidence interval for the risk on new samples.
 
-        The upper end of a one-sided 95 % interval: of the binomial, or, where gains count, of the
+        It is that of the binomial, or, where gains count, of the
         normal approximation with one more sample lost. The thresholds were chosen on these samples,
         so it is a scale and no guarantee.
         """
@@ -116,9 +116,9 @@ class Calibrated:
         number = "infinitely many" if needed is None else f"{needed:,}"
         about = "about " if self.bound == "ucb" and needed is not None else ""
         return (
-            f"No policy passed the test on half of the samples, so every sample goes the whole "
-            f"way. That half needs {about}{number} samples of which none becomes wrong, or more "
-            f"samples: hold out more, or allow more."
+            f"No policy passed the test on its half of the samples, so every sample goes through "
+            f"the whole network. If none becomes wrong, that half needs {about}{number} samples, "
+            f"otherwise more: hold out more samples, or allow a larger increase."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def held_out(
     """Pass samples through a network that it was not trained on, see `onward.calibrate`.
 
     Raises:
-        DataError: It was, or the samples or classes are none.
+        DataError: The network was trained on them, or samples or classes are invalid.
         SettingError: The network has no readout, or the samples have a structure.
     """
     network.fold()
@@ -196,7 +196,7 @@ def choose(
     _check_asked(max_error_increase, target_macs, delta, bound, risk)
     if bound is not None and seen.was_trained_on:
         raise SettingError(
-            "Samples that the network was trained on guarantee nothing: leave bound and delta out."
+            "Samples that the network was trained on guarantee nothing: leave out bound and delta."
         )
     if len(seen.costs) == 1:
         raise SettingError("This network has one exit, its end: there is no early exit.")
@@ -259,10 +259,11 @@ def _check_asked(
     if risk not in RISKS:
         raise SettingError(f"There is no risk {risk}. Known are {', '.join(RISKS)}.")
     if bound is not None and max_error_increase is None:
-        raise SettingError("delta and bound go with max_error_increase: a cost needs no guarantee.")
+        raise SettingError("delta and bound need max_error_increase; target_macs takes neither.")
     if max_error_increase is not None and not 0 <= max_error_increase < 1:
         raise SettingError(
-            f"max_error_increase is a share, from 0 to below 1; got {max_error_increase}."
+            f"max_error_increase is a fraction of the samples, from 0 to below 1; got "
+            f"{max_error_increase}."
         )
     if delta is not None and not 0 < delta < 1:
         raise SettingError(f"delta is a probability, above 0 and below 1; got {delta}.")
@@ -403,7 +404,7 @@ def mean_minus_std(seen: HeldOut, factor: float = 1.0) -> ExitPolicy:
 
     Source:
         Aminifar et al. 2024, arXiv:2404.05241, section 3. (Their published code compares the score
-        of the true label instead, which nobody has in use.)
+        of the true label instead, which is unknown at inference.)
     """
     best = [max_score(seen.history[: number + 1]) for number in range(len(seen.costs) - 1)]
     return ExitPolicy("max-score", tuple(float(b.mean() - factor * b.std()) for b in best))

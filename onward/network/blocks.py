@@ -29,9 +29,9 @@ class Edge:
     """Number of a block, or the batch's own inputs."""
 
     delay: Literal[0, 1] = 0
-    """0: what came out just now. 1: what came out at the visit of the same samples before: the tick
-    before, or, where one mini-batch is the whole set, the epoch before; zeros at the first.
-    Inference makes as many visits as the network has ticks, and knows no epoch before."""
+    """0: the output of this visit. 1: that of the previous visit to the same samples: the previous
+    tick or, if one mini-batch is the whole training set, the previous epoch; zeros at the first.
+    Inference makes as many visits as the network has ticks, and has no previous epoch."""
 
     to: Literal["module", "objective"] = "module"
     """Who reads it: the module, or the objective alone (as `batch.context`)."""
@@ -40,7 +40,7 @@ class Edge:
     """What it is called among several; None: by its source."""
 
     shape: tuple[int, ...] | None = None
-    """With a delay: shape of a sample, of which there are zeros before the first visit."""
+    """Required with a delay: shape of one sample, for the zeros of the first visit."""
 
     def __post_init__(self) -> None:
         check_arguments(Edge, {"source": self.source})
@@ -71,16 +71,18 @@ Reads = tuple[int | Literal["input"] | Edge, ...]
 class Block(nn.Module):
     """One or more layers that learn from an objective of their own.
 
-    A block hands on detached outputs; nothing ever flows back into the block before it. With many
+    A block hands on detached outputs; no gradient flows into the block before it. With many
     layers inside, those learn together by backpropagation: a whole network in one block is ordinary
     backpropagation.
 
     Args:
-        module: Any module from a tensor, or several by name, to a tensor or several, samples first.
+        module: Any module that maps a tensor, or a dict of tensors, to a tensor or a dict of
+            tensors, whose first dimension is that of the samples.
         objective: What the block learns; its parameters are trained along with the module's.
-        optimizer: How parameters follow their gradients. Or several, by what they update: the
-            beginning of a name (`"module.0"`, `"objective"`, `""` for all), or a function of name
-            and parameter; the first that fits counts. None: the block is frozen. Samples pass
+        optimizer: How parameters follow their gradients. Or several, by what they update: the name
+            of a module or a parameter (`"module.0"`, `"objective"`, `""` for all), which covers
+            all inside it, or a function of name and parameter; the first that matches counts. None:
+            the block is frozen. Samples pass
             through it in eval mode, and training leaves it as it is; its objective is asked for
             scores alone, where a readout wants some.
         reads: What the block reads. None for the usual way: the block before, or the input. One
@@ -88,12 +90,12 @@ class Block(nn.Module):
         schedule: Learning rate over time, instead of that of the training: a name, see
             `TrainingConfig.schedule`, or a function from the share of the epochs that is done, up
             to 1, to a factor on the learning rate.
-        structure: Members of the batch's structure that the module takes as keywords; where there
-            is `prepare`, this takes them in its place.
-        prepare: Done once a view, with what does not depend on weights: from inputs, and members of
-            the structure as keywords, to what the module gets in the place of both.
-        clip: Largest length of the gradient, all parameters together; a longer one is scaled to
-            it, as `torch.nn.utils.clip_grad_norm_` does. None: any.
+        structure: Members of the batch's structure that the module, or `prepare` if there is one,
+            takes as keyword arguments.
+        prepare: Computed once per view, for what does not depend on weights: maps the inputs, and
+            members of the structure as keywords, to the inputs of the module.
+        clip: Largest norm of the gradient of all parameters together, as in
+            `torch.nn.utils.clip_grad_norm_`. None: no clipping.
 
     Example:
         >>> import onward as ow
@@ -119,9 +121,7 @@ class Block(nn.Module):
         super().__init__()
         check_arguments(Block.__init__, locals())
         if clip is not None and not clip > 0:
-            raise SettingError(
-                f"The gradient of a block is clipped to a length above 0; got {clip}."
-            )
+            raise SettingError(f"clip is a norm of the gradient above 0; got {clip}.")
         self.module = module
         self.objective = objective
         self.reads = reads

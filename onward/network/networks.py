@@ -206,11 +206,11 @@ class Network(nn.Module):
     def predict_proba(self, x: Numbers | Batch) -> Float[Tensor, "samples classes"]:
         """Return probabilities of the classes: the softmax of the scores.
 
-        What they are worth depends on the readout:
+        How reliable they are depends on the readout:
 
         - `SoftmaxHead`: the probabilities that the head has learned to give.
-        - `SumOfHeads`: the product of the heads' probabilities, normalized. It takes the heads for
-          independent witnesses, which they are not, so several together are overconfident.
+        - `SumOfHeads` of `CrossEntropy`: the product of the heads' probabilities, normalized. This
+          takes the heads for independent, which they are not, so several are overconfident.
         - `GoodnessSweep`: with the default slope (the number of units), the odds of positive
           against negative that each label's goodness stands for, multiplied over blocks, and
           normalized; overconfident for the same reason.
@@ -250,7 +250,7 @@ class Network(nn.Module):
     def predict(self, x: Numbers | Batch) -> Int[Tensor, " samples"] | NDArray[Any]:
         """Return the most likely class of each sample.
 
-        Numbers of classes; their names where it was trained on names (`class_names`).
+        Integers, or names if the network was trained on names (`class_names`).
 
         Args:
             x: Samples like those of the training: an array, a tensor or a batch; one sample alone
@@ -416,7 +416,7 @@ class Forward:
             raise SettingError(
                 f"Block {number} scores samples with shape {tuple(found.shape[1:])}, and the "
                 f"readout {type(self.readout).__name__} reads {wanted}: "
-                + ("one goodness a sample." if self.readout.sweeps else "a score a class.")
+                + ("one goodness per sample." if self.readout.sweeps else "one score per class.")
             )
         if self.seen.structure:
             if len(found) < len(self._places):

@@ -21,10 +21,10 @@ Losses = Tensor | dict[str, Tensor]
 
 
 class Objective(nn.Module, ABC):
-    """The goal of one block, and of no other.
+    """The local objective of one block.
 
-    `loss` is all that it must have. It may own parameters, which are trained along with the
-    module's: a head that its scores come from, or helpers of the training alone.
+    Only `loss` is required. It may own parameters, which are trained along with the module's: a
+    head that computes scores, or helpers that only training uses.
     """
 
     views: tuple[str, ...] | None = None
@@ -41,11 +41,11 @@ class Objective(nn.Module, ABC):
     """Names of what `metrics` returns."""
 
     test_metric_names: tuple[str, ...] = ()
-    """Those of them that are also told of test samples, as the network sees these when it knows
-    nothing of their targets. Of `nats`, a negative log-probability, the perplexity is told too."""
+    """Those of them that are also reported on test samples, by the neutral view. For `nats`, a
+    negative log-probability, the perplexity is reported too."""
 
     helpers: tuple[str, ...] = ()
-    """Names of its members that are for the training alone, where the others are for inference."""
+    """Names of members that only training uses; the others are part of the model."""
 
     @abstractmethod
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Losses:
@@ -54,14 +54,14 @@ class Objective(nn.Module, ABC):
         Args:
             inputs: What the block was given, by view.
             outputs: The same batches with what the block has put out as their inputs.
-            draw: Draws whatever is random here.
+            draw: Generator for all randomness of the loss.
 
         Returns:
             The loss; or several by name, each of which trains the parameters in its `group`.
         """
 
     def scores(self, outputs: Batch) -> Tensor:
-        """Return class scores, a row a sample, or one goodness a sample.
+        """Return class scores, a row per sample, or one goodness per sample.
 
         Raises:
             NotImplementedError: The objective has none, and then `has_scores` is False.
@@ -89,7 +89,7 @@ class Objective(nn.Module, ABC):
         return {name: t for name, t in state.items() if name.partition(".")[0] not in self.helpers}
 
     def activities(self, outputs: Tensor) -> Tensor:
-        """Return the part of what the block puts out that are activities of its units: all of it.
+        """Return the part of the outputs that are activities of units; by default all of them.
 
         Another part may be handed on for later blocks, such as a label.
         """
@@ -114,10 +114,10 @@ class Objective(nn.Module, ABC):
     def extra_gradient(self, outputs: Views) -> dict[str, Tensor]:
         """Return what to add to the derivative with respect to the pre-activations, by view.
 
-        For rules that are no derivative of a loss, and that also reach units that are silent.
-        A module shows its pre-activations by a method of that name, in the class whose `forward`
-        returns their ReLU; for others it is added to the derivative of what they put out.
-        Called once a step, before the update, and may change running state.
+        For rules that are not the derivative of a loss, also for units that are silent. A module
+        whose `forward` returns the ReLU of its pre-activations shows them by a method
+        `pre_activations` in the same class; for others it is added to the derivative with respect
+        to the outputs. Called once per step, before the update, and may change running state.
         """
         return {}
 
@@ -210,7 +210,7 @@ class Threshold(Objective):
 
     Source:
         Hinton 2022, arXiv:2212.13345, section 2; peer normalisation as in his Matlab code: the
-        running mean keeps 0.9 a batch, starts at 0.5, and sees positives only.
+        running mean keeps 0.9 per batch, starts at 0.5, and sees positives only.
     """
 
     views = ("positive", "negative")

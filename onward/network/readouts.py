@@ -95,7 +95,7 @@ class Readout(ABC):
         number: int,
         outputs: Batch,
     ) -> Tensor:
-        """Return what is found at an exit: class scores, or one goodness a sample of a sweep."""
+        """Return what is found at an exit: class scores, or of a sweep one goodness per sample."""
         return blocks[number].scores(outputs)
 
     def weights(
@@ -107,18 +107,21 @@ class Readout(ABC):
 
 @dataclass(frozen=True)
 class SumOfHeads(Readout):
-    """Adds the log-probabilities of the blocks' own heads, or takes those of the last block.
+    """Adds the scores of the blocks' own heads, or takes those of the last block.
+
+    For `CrossEntropy` these are log-probabilities.
 
     Source:
         Aktemur et al. 2024, arXiv:2404.08573, section 4.4 ("using all layers", "only last
-        layer"); the paper does not say how heads are joined, we sum log-probabilities.
+        layer"); the paper does not say how heads are combined; here log-probabilities are summed.
     """
 
     heads: Literal["all", "last"] = "all"
     """Whose heads count."""
 
     ticks: tuple[int, ...] | None = None
-    """Ticks that count, from 0; None: all. No class is named at others, nor after the last."""
+    """Ticks whose scores are added, from 0; None: all. Others are no exits, and inference ends with
+    the last of these."""
 
     def fold(self, blocks: Sequence[Block], edges: Sequence[tuple[Edge, ...]], ticks: int) -> Fold:
         exits = _visits(self, _scored(blocks), len(blocks), ticks, self.ticks)
@@ -129,7 +132,7 @@ class SumOfHeads(Readout):
 class GoodnessSweep(Readout):
     """Tries every label and takes the one that gathers most goodness.
 
-    Costs one pass a class.
+    Takes one pass per class.
 
     Source:
         Hinton 2022, arXiv:2212.13345, section 3.3; over ticks: section 3.4.
@@ -139,7 +142,8 @@ class GoodnessSweep(Readout):
     """Whether the first block is left out, as Hinton does it, if there are others."""
 
     ticks: tuple[int, ...] | None = None
-    """Ticks that count, from 0; None: all. No class is named at others, nor after the last."""
+    """Ticks whose scores are added, from 0; None: all. Others are no exits, and inference ends with
+    the last of these."""
 
     sweeps = True
 
@@ -152,7 +156,7 @@ class GoodnessSweep(Readout):
 
 @dataclass(frozen=True)
 class SoftmaxHead(Readout):
-    """Asks the last block, a head that learns from what inference sees: one pass.
+    """Reads the class from the last block, a head that learns from the neutral view: one pass.
 
     A head that is a sum over the blocks it reads is read block by block; any other at its end.
 

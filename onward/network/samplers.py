@@ -22,10 +22,10 @@ from onward.network.negatives import (
 from onward.settings import Negatives
 
 Views = Mapping[str, Batch]
-"""A batch as a block sees it, several ways, by name, such as positive and negative."""
+"""The views of a batch by name, such as positive and negative."""
 
 NEUTRAL = "neutral"
-"""Name of the view that inference sees, which no label has touched."""
+"""Name of the view that inference sees; it contains no label."""
 
 
 class Sampler(ABC):
@@ -38,7 +38,7 @@ class Sampler(ABC):
     """Whether views are drawn with class scores of an earlier network."""
 
     draws_once: bool = False
-    """Whether what is drawn is the same all through the run."""
+    """Whether the same is drawn throughout the run."""
 
     takes_parts: bool = False
     """Whether views of a batch with a structure are parts of it, around the samples that count, so
@@ -80,12 +80,12 @@ class Sampler(ABC):
         )
 
     def view_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of a sample of a view, for samples of a shape."""
+        """Return the shape of one sample of a view, given that of an input sample."""
         example = Batch(torch.zeros(1, *input_shape))
         return tuple(self.neutral(example).tensor.shape[1:])
 
     def label_inputs(self, input_shape: tuple[int, ...]) -> int:
-        """Return in how many inputs, the first, views of a sample may differ; 0: in any."""
+        """Return how many leading inputs may differ between views of a sample; 0: any may."""
         return 0
 
 
@@ -104,7 +104,7 @@ class LabelEmbedding(Sampler):
     """Writes a label into the input: the true one, a wrong one, or none in particular.
 
     In vectors the label overwrites the first features or is put in front of them. In images it
-    overwrites the first pixels of all channels, row by row, or comes as one more plane a class.
+    overwrites the first pixels of all channels, row by row, or comes as one more plane per class.
 
     Source:
         Hinton 2022, section 3.3. The neutral label (0.1 each for ten classes) is that of his
@@ -119,7 +119,7 @@ class LabelEmbedding(Sampler):
     """
 
     num_classes: int
-    """Classes, and inputs of each channel that carry the label."""
+    """Number of classes, and of inputs per channel that carry the label."""
 
     place: Literal["overwrite", "prepend"] = "overwrite"
     """Whether the label takes the place of inputs, as for dark borders of images, or is put in
@@ -132,7 +132,7 @@ class LabelEmbedding(Sampler):
     """Input value of the label that is shown."""
 
     flattens: bool = False
-    """Whether images are taken for vectors, as dense networks without a sense of pixels do."""
+    """Whether images are flattened into vectors, as dense networks expect."""
 
     names = ("positive", "negative")
 

@@ -155,8 +155,8 @@ def train(
         validation: Training samples held out for validation: a share below 1, or a number.
         standardize: What gets a mean of 0 and a standard deviation of 1, see `ow.DataConfig`. A
             network that has been trained before keeps its input transformation.
-        class_weights: `"balanced"`: all classes together count the same in the loss, however many
-            samples they have. A power p below 1: a sample of a class of n counts as n^-p.
+        class_weights: `"balanced"`: each class has the same weight in the loss, however many
+            samples it has. A power p below 1: a sample of a class of n counts as n^-p.
         labelled: Share of the training samples of each class whose labels are kept. The others are
             left out, except in stages that see no labels. None: all.
         shift: Largest random shift of training images or signals, in pixels.
@@ -164,15 +164,15 @@ def train(
             shift: a function of a batch and a generator that returns a batch of as many samples,
             or several in order. One with a parameter `epoch` is told how many epochs have
             learned from these samples before. `ow.Translate`, `ow.Flip` and `ow.Cutout` are such
-            functions. A run that goes on compares the names of others, and the arguments of a
-            `functools.partial`, not their bodies.
+            functions. A run that resumes compares the names of others, and the arguments of a
+            `functools.partial`, not their code.
         listener: Called with how training goes, or several: `[ow.Bars(), ow.CSVLog("run.csv")]`.
             None: `ow.Bars()` in a terminal or a notebook, nothing elsewhere; `ow.Listener()` shows
             nothing anywhere.
         folder: The run folder, which rank 0 writes as `onward train --out` does. Until the run is
             finished, each rank keeps in `state`, in its own folder or a shared one, what it has
-            finished. A run that was cut goes on from there when the script is started again, on
-            as many ranks or on others, to the same weights. Of several stages, the folder holds
+            finished. An interrupted run resumes from there when the script is started again, on
+            any number of ranks, to the same weights. Of several stages, the folder holds
             the last, and `stage-0` in it the first, and so on. None: nothing is kept or written;
             if rank 0 alone names a folder, nothing is kept, and the finished run is written.
         overwrite: Whether a finished run in that folder is replaced; otherwise it is refused.
@@ -197,7 +197,7 @@ def train(
     elif training is None and plan is None and network:
         stages = list(network)
     else:
-        raise SettingError("Stages are one or more, each with its own training and plan.")
+        raise SettingError("Stages are a list of ow.Stage, each with its own training and plan.")
     if any(stage.training.init for stage in stages):
         raise SettingError(
             "training.init is for networks that a recipe builds. Load the weights into the network "

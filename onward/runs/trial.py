@@ -73,9 +73,9 @@ def check_parts(network: Network, training: Batch, plan: Plan) -> None:
     if plan.batch_size >= len(training):
         if network.sampler.takes_parts:
             warnings.warn(
-                f"Parts of the samples are drawn, and one mini-batch is all {len(training):,} of "
-                f"them. Set training.batch_size, to another number than 100, which is what it is "
-                f"where nothing is said.",
+                f"The sampler draws parts of the graph, but one mini-batch holds all "
+                f"{len(training):,} nodes. Set training.batch_size (not to 100, which counts as "
+                f"not set).",
                 OnwardWarning,
                 stacklevel=2,
             )
@@ -95,7 +95,7 @@ def check_parts(network: Network, training: Batch, plan: Plan) -> None:
     least = math.ceil((len(training) + 1) / training.num_counted)
     if plan.batch_size < least:
         raise SettingError(
-            f"Of {len(training):,} samples {training.num_counted:,} are learned from, so that some "
+            f"Only {training.num_counted:,} of {len(training):,} samples are learned from, so some "
             f"mini-batches of {plan.batch_size} would have none. Set training.batch_size to "
             f"{least} or more."
         )
@@ -168,10 +168,9 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
                 )
                 if not parts(first.inputs)[0].is_floating_point():
                     says = (
-                        f"The samples, of shape {shape}, are whole numbers that stand for "
-                        f"something, such as the bytes of a text. The recipe byte-lm learns from "
-                        f"such samples, and any module that begins with an nn.Embedding. Block "
-                        f"{number} cannot take them: {told(error)}"
+                        f"The samples, of shape {shape}, are integer codes, such as the bytes of a "
+                        f"text. Use the recipe byte-lm, or a module that begins with an "
+                        f"nn.Embedding. Block {number} cannot take them: {told(error)}"
                     )
                 raise SettingError(says) from error
             try:
