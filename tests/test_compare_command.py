@@ -110,6 +110,18 @@ def test_a_spread_is_drawn_from_one_end_to_the_other(compared, drawn):
     assert heights(seconds) == pytest.approx([spread.mean, *ends])
 
 
+def test_what_took_a_time_that_is_not_known_is_drawn_by_its_operations(compared, drawn):
+    (entry,) = compared.entries
+    cut = replace(entry, runs=tuple(replace(run, core_seconds=None) for run in entry.runs))
+
+    _, seconds, operations = drawn(replace(compared, entries=(cut,)))
+
+    assert not heights(seconds)
+    assert heights(operations)
+    (legend,) = operations.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [entry.name]
+
+
 def test_curves_of_training_samples_are_not_drawn_beside_those_of_validation(compared, drawn):
     (entry,) = compared.entries
     first, *others = entry.runs

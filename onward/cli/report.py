@@ -232,6 +232,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         FileError: The file cannot be written.
     """
     pyplot = _pyplot()
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
     # Half an error is as close to none as a logarithm can come.
@@ -244,6 +245,8 @@ def draw_comparison(found: Comparison, path: Path) -> None:
     kinds = {entry.curve.what for entry in found.entries if entry.curve}
     # The two kinds of curves would be read as one: training samples are learned by heart.
     kind = "validation" if "validation" in kinds else "training"
+    # Also of runs whose time is not known.
+    named: dict[str, Any] = {}
     for number, entry in enumerate(found.entries):
         look = {"color": colours[number % len(colours)], "marker": "s" if entry.is_twin else "o"}
         curve, accuracy = entry.curve, entry.spread("accuracy")
@@ -251,13 +254,14 @@ def draw_comparison(found: Comparison, path: Path) -> None:
             shown = [min(share, best) for share in curve.accuracy]
             learned.plot(curve.epochs, shown, color=look["color"])
         spent = entry.spread("core_seconds")
-        if accuracy is None or spent is None:
+        if accuracy is None:
             continue
-        for axis, cost in zip(costs, (spent.mean, entry.training_flops), strict=True):
+        named[entry.name] = Line2D([], [], linestyle="none", **look)
+        both = (spent and spent.mean, entry.training_flops)
+        for axis, cost in zip(costs, both, strict=True):
             if cost is not None:
                 mean = min(accuracy.mean, best)
-                label = entry.name if axis is costs[0] else None
-                axis.plot(cost, mean, linestyle="none", label=label, **look)
+                axis.plot(cost, mean, linestyle="none", **look)
                 if accuracy.deviation is not None:
                     ends = (mean - accuracy.deviation, min(mean + accuracy.deviation, best))
                     axis.plot((cost, cost), ends, color=look["color"])
@@ -280,9 +284,10 @@ def draw_comparison(found: Comparison, path: Path) -> None:
     text = f"{found.data}, n = {' or '.join(map(str, runs))}"
     text += ", means; bars are standard deviations" if max(runs, default=1) > 1 else ""
     figure.suptitle(text, x=0.01, ha="left", fontsize=9)
-    handles, names = costs[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+    if named:
+        figure.legend(
+            [*named.values()], [*named], loc="outside lower center", ncols=4, frameon=False
+        )
     _save(figure, path)
 
 
