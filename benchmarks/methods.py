@@ -96,7 +96,13 @@ def main() -> None:
         common.need(name, options.data_dir)
         settings = LAYERS | {"data.name": name, "data.dir": options.data_dir}
         found = compared(IMAGES, options.runs / name, options.seeds, settings, PFLOP)
-        common.record(options.out / f"methods-{name}.json", found.to_json())
+        told = found.to_json()
+        for entry in told["entries"]:
+            # Where things lie says nothing of a figure.
+            entry["settings"]["data.dir"] = None
+            for run in entry["runs"]:
+                run["folder"] = Path(run["folder"]).name
+        common.record(options.out / f"methods-{name}.json", told)
         draw_comparison(found, options.out / f"methods-{name}.png")
         figures |= {f"{name}, {each}": value for each, value in accuracies(found).items()}
     common.last_line(figures, form)
