@@ -267,13 +267,13 @@ def test_what_is_calibrated_has_its_policy():
             "plan.kind must be one of chapters, stream; got 'streams'. Did you mean stream?",
         ),
         (lambda: ow.TrainingConfig(epochs=0), "training.epochs must be a whole number of 1 or mor"),
-        (lambda: ow.NetworkConfig(widths=64), "network.widths must be whole numbers with commas"),
+        (lambda: ow.NetworkConfig(widths=64), "network.widths must be whole numbers separated"),
         (lambda: ow.OptimizerConfig(lr=-1), "optimizer.lr must be a number above 0; got -1."),
         (lambda: ow.PlacementConfig(processes=1.5), "placement.processes must be a whole number"),
         (lambda: ow.DataConfig(name=3), "data.name must be text; got 3."),
         (
             lambda: ow.RECIPES["conv"].settings(channels=6),
-            "network.channels must be whole numbers with commas",
+            "network.channels must be whole numbers separated",
         ),
         (lambda: ow.RunConfig(training={"epochs": 3}), "training must be an ow.TrainingConfig"),
         (

@@ -172,7 +172,7 @@ def test_parts_are_not_held(monkeypatch):
         return learned(self, activities, block)
 
     monkeypatch.setattr(ChapterWorker, "_in_portions", noted)
-    with pytest.warns(OnwardWarning, match="one mini-batch is all 60 of them"):
+    with pytest.warns(OnwardWarning, match="one mini-batch holds all 60 nodes"):
         trained("forwardgnn-sf", **{"training.batch_size": NODES})
 
     assert held

@@ -284,7 +284,7 @@ def taking(settings):
 
 
 def test_a_name_and_another_method_are_refused():
-    with pytest.raises(SettingError, match="called one of the recipe one-pass, and its method is"):
+    with pytest.raises(SettingError, match="recipe is one-pass, but method is the recipe"):
         RunConfig(recipe="one-pass", method=load_recipe("mine.py:small"))
 
 

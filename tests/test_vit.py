@@ -52,7 +52,7 @@ def test_layers_are_grouped_into_blocks(per_block, blocks):
     [
         ((64,), {}, r"vit is for images of shape .*shape \(64,\)"),
         ((1, 28, 30), {}, r"28 x 30 pixels .*network.patch = 4 .* one of 1, 2, or give"),
-        ((3, 8, 8), {"dim": 15}, r"a whole number of them. Set network.dim to 14 or 16"),
+        ((3, 8, 8), {"dim": 15}, r"divisible by network.heads.* Set network.dim to 14 or 16"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_numbers(shape, changes, message):
