@@ -70,7 +70,7 @@ def test_stages_have_settings_of_their_own():
 
 
 def test_there_is_one_stage_at_least():
-    with pytest.raises(ow.SettingError, match="a list of ow.Stage"):
+    with pytest.raises(ow.SettingError, match=r"a list of ow\.Stage"):
         ow.train([], vectors())
 
 
