@@ -16,6 +16,7 @@ from onward.costs import flops
 from onward.errors import FileError, SettingError, Stopped
 from onward.runs import preparation
 from onward.runs.folders import read_result
+from onward.runs.sharding import read
 from onward.runs.trial import block_costs
 from onward.runtime.chapters import ChapterWorker
 
@@ -213,6 +214,19 @@ def test_a_twin_with_other_layers_is_said_to_have_them(tmp_path):
         "backprop is backpropagation too, but with other layers than pff:network.widths=8,8."
         in said
     )
+
+
+def test_what_several_recipes_learn_from_is_read_once(tmp_path, monkeypatch):
+    asked = []
+
+    def counted(config, ranks):
+        asked.append(config.recipe)
+        return read(config, ranks)
+
+    monkeypatch.setattr("onward.comparison.contests.read", counted)
+    compare("one-pass", "pff", folder=tmp_path, pflop=1e-12)
+
+    assert asked == ["one-pass"]
 
 
 def test_convolutions_and_transformers_have_twins_of_their_own():

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from onward.runs import folders
 from onward.runs.preparation import Preview, preview
 from onward.runs.progress import usual_listener
 from onward.runs.results import Listener
-from onward.runs.sharding import counted, with_data
+from onward.runs.sharding import Known, counted, read, with_data
 from onward.runs.training import run, threads_kept
 from onward.runs.trial import block_costs
 
@@ -95,8 +95,7 @@ def compare(
     _check(recipes, seeds, pflop)
     folder, listener = Path(folder), listener or usual_listener()
     entries = read_entries(recipes, settings or {}, twin=twin)
-    datasets: dict[tuple[Any, ...], Dataset] = {}
-    contests = [_prepared(entry, folder, seeds, pflop, datasets) for entry in entries]
+    contests = _prepare(entries, folder, seeds, pflop)
     data = _check_data(contests)
     for contest in contests:
         for seed, path in contest.folders.items() if not contest.error else ():
@@ -177,12 +176,34 @@ class _Contest:
     """Why nothing can be trained."""
 
 
+def _prepare(
+    entries: Sequence[Entry], folder: Path, seeds: int, pflop: float | None
+) -> list[_Contest]:
+    """Return entries ready to be trained or read; data that several learn from are read once."""
+    known: dict[tuple[Any, ...], Known] = {}
+    return [_prepared(entry, folder, seeds, pflop, known) for entry in entries]
+
+
+def _known(config: RunConfig, known: dict[tuple[Any, ...], Known]) -> Known:
+    """Return the data of a run, those that are known already where it has the same."""
+    # What changes samples as they are learned from is no matter here.
+    same = replace(
+        config.data, shift=0, shift_fill="zeros", flip="none", cutout=0, class_weights=None
+    )
+    plan = config.plan
+    key = (repr(same), plan.shards, plan.shard_by, plan.shard_alpha, config.training.seed)
+    if key not in known:
+        config.check()
+        known[key] = read(config, 1)
+    return known[key]
+
+
 def _prepared(
     entry: Entry,
     folder: Path,
     seeds: int,
     pflop: float | None,
-    datasets: dict[tuple[Any, ...], Dataset],
+    known: dict[tuple[Any, ...], Known],
 ) -> _Contest:
     """Return an entry with what its training costs, or with the reason why there is none.
 
@@ -191,7 +212,7 @@ def _prepared(
         folder: Where its runs are.
         seeds: Number of its runs.
         pflop: What each is to cost.
-        datasets: Those that are known, so that entries with the same samples share them.
+        known: Data that have been read, by what they depend on.
     """
     config, first = entry.config, entry.config.training.seed
     name = re.sub(r"[^\w.=,+-]+", "-", entry.name)
@@ -202,12 +223,13 @@ def _prepared(
     if budget is not None:
         config = config.with_settings({"training.epochs": config.plan.chapters or 1})
     try:
-        begun = preview(config, 1, with_weights=True)
+        data = _known(config, known)
+        begun = preview(config, 1, with_weights=True, known=data)
         costs = [flops.count_steps(b.plan, b.network, b.shard, b.settings) for b in begun]
         if budget is not None:
-            epochs = _affordable(config, costs, budget)
+            epochs = _affordable(config, costs, budget, data)
             config = config.with_settings({"training.epochs": epochs})
-            begun = preview(config, 1, with_weights=True)
+            begun = preview(config, 1, with_weights=True, known=data)
         if not entry.folders:
             config = _validated(config)
         traffics = [
@@ -218,8 +240,7 @@ def _prepared(
         raise  # Others learn from the same.
     except Exception as error:
         return _Contest(entry=entry, config=config, folders=folders, error=_line(error))
-    cut = (config.data.validation, config.data.split_seed)
-    dataset = datasets.setdefault((begun[0].dataset.sha256(), *cut), begun[0].dataset)
+    dataset = begun[0].dataset
     return _Contest(
         entry=entry,
         config=with_data(config, dataset, 1),
@@ -256,7 +277,7 @@ def _summed(each: Sequence[flops.Traffic | None]) -> flops.Traffic | None:
     return widest._replace(num_bytes=sum(traffic.num_bytes for traffic in known))
 
 
-def _affordable(config: RunConfig, costs: Sequence[BlockCosts], most: float) -> int:
+def _affordable(config: RunConfig, costs: Sequence[BlockCosts], most: float, known: Known) -> int:
     """Return the most epochs that take no more operations than these, at least one.
 
     Where chapters are given, one is the least that a chapter may have.
@@ -265,7 +286,7 @@ def _affordable(config: RunConfig, costs: Sequence[BlockCosts], most: float) -> 
 
     def operations(times: int) -> float:
         changed = config.with_settings({"training.epochs": times * least})
-        return _operations(preview(changed, 1), costs)
+        return _operations(preview(changed, 1, known=known), costs)
 
     times = max(1, int(most // operations(1)))
     # Later epochs may cost more: the first have no hints.

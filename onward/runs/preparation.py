@@ -27,13 +27,11 @@ from onward.plan.tasks import INPUT, Node, Plan
 from onward.recipes.blueprint import Blueprint, build_stages
 from onward.runs.sharding import (
     DataSummary,
+    Known,
     agree,
-    describe,
     is_private,
-    load_data,
-    local_shards,
+    read,
     seen,
-    split,
     with_data,
 )
 from onward.runs.trial import (
@@ -74,7 +72,12 @@ class Preview(NamedTuple):
 
 
 def preview(
-    config: RunConfig, num_ranks: int, *, with_weights: bool = False, keeps: bool = False
+    config: RunConfig,
+    num_ranks: int,
+    *,
+    with_weights: bool = False,
+    keeps: bool = False,
+    known: Known | None = None,
 ) -> list[Preview]:
     """Make all of a run that is there before it starts, to look at or to find mistakes.
 
@@ -85,16 +88,15 @@ def preview(
         num_ranks: Ranks it is meant for.
         with_weights: Whether the network has its first weights, for which there may be no room.
         keeps: Whether states are kept to go on from, for which there must be room.
+        known: What `read` has returned for the same settings of data and shards. None: they are
+            read.
 
     Raises:
         OnwardError: Settings or data cannot be used; the message says why.
     """
     config.check()
-    ranks = range(num_ranks if is_private(config) else 1)
-    datasets = [split(config, load_data(config, rank)) for rank in ranks]
+    datasets, shards, notes = known or read(config, num_ranks)
     config = with_data(config, datasets[0], num_ranks)
-    shards = [local_shards(config, own, rank) for rank, own in zip(ranks, datasets, strict=True)]
-    notes = [describe(config, *each) for each in zip(shards, datasets, strict=True)]
     dataset, whole = datasets[0], agree(config, notes)
     stages = make_stages(config, dataset, whole, None if with_weights else ())
     # Before any block is passed, which leaves memory behind that is in use no more.

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -307,6 +307,29 @@ def local_shards(config: RunConfig, dataset: Dataset, rank: int) -> dict[int, Sh
         )
         for shard, (samples, cut) in enumerate(zip(parts, cuts, strict=True))
     }
+
+
+class Known(NamedTuple):
+    """The data of a run, read before it starts."""
+
+    datasets: list[Dataset]
+    """Those of each rank that has its own; otherwise one."""
+
+    shards: list[Mapping[int, Shard]]
+    """The shards of each."""
+
+    notes: list[dict[str, Any]]
+    """What is said of each, see `describe`."""
+
+
+def read(config: RunConfig, num_ranks: int) -> Known:
+    """Read the data of a run that has not started."""
+    ranks = range(num_ranks if is_private(config) else 1)
+    found = [split(config, load_data(config, rank)) for rank in ranks]
+    config = with_data(config, found[0], num_ranks)
+    shards = [local_shards(config, own, rank) for rank, own in zip(ranks, found, strict=True)]
+    notes = [describe(config, *each) for each in zip(shards, found, strict=True)]
+    return Known(found, [*shards], notes)
 
 
 def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -> dict[str, Any]:
