@@ -11,7 +11,6 @@ from commands import onward
 
 import onward as ow
 from onward.cli.compare import remarks
-from onward.comparison.entries import read_entries, twin_of
 from onward.costs import flops
 from onward.errors import FileError, SettingError, Stopped
 from onward.runs import preparation
@@ -227,19 +226,6 @@ def test_what_several_recipes_learn_from_is_read_once(tmp_path, monkeypatch):
     compare("one-pass", "pff", folder=tmp_path, pflop=1e-12)
 
     assert asked == ["one-pass"]
-
-
-def test_convolutions_and_transformers_have_twins_of_their_own():
-    found = read_entries(["vit", "ffcl", "conv", "predsim", "one-pass"], {})
-
-    assert {each.name: twin_of(each, found) for each in found[:5]} == {
-        "vit": "vit:network.layers_per_block=all",
-        "ffcl": "backprop",
-        "conv": "conv:network.layers_per_block=all",
-        "predsim": "conv:network.layers_per_block=all",
-        "one-pass": "backprop",
-    }
-    assert len(found) == 8
 
 
 def test_without_a_twin_there_is_none(finished):

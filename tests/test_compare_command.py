@@ -10,6 +10,7 @@ import onward as ow
 from onward.cli import report
 from onward.cli.compare import prefixed, table, told
 from onward.cli.output import Output
+from onward.comparison.entries import read_entries, twin_of
 from onward.comparison.figures import Spread
 from onward.runs.folders import read_result
 
@@ -211,3 +212,16 @@ def test_bad_input_is_refused_in_a_sentence(arguments, text, tmp_path, monkeypat
     message = capsys.readouterr().err
     assert (status, text in message) == (2, True), message
     assert "Run 1" not in message
+
+
+def test_convolutions_and_transformers_have_twins_of_their_own():
+    found = read_entries(["vit", "ffcl", "conv", "predsim", "one-pass"], {})
+
+    assert {each.name: twin_of(each, found) for each in found[:5]} == {
+        "vit": "vit:network.layers_per_block=all",
+        "ffcl": "backprop",
+        "conv": "conv:network.layers_per_block=all",
+        "predsim": "conv:network.layers_per_block=all",
+        "one-pass": "backprop",
+    }
+    assert len(found) == 8

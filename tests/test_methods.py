@@ -177,6 +177,17 @@ def test_few_units_at_a_place_see_what_many_would(stride, padding, monkeypatch):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_local_fields_that_have_answered_first_learn_afterwards():
+    layer = LocalLinear(1, 6, field=3, stride=2, padding=1, units=2)
+    x = torch.rand(2, 36, generator=draw())
+
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+
+    assert layer.weight.grad.any()
+
+
 def test_peer_normalization_raises_silent_units_of_local_fields():
     layer = LocalFields(LocalLinear(1, 4, field=2, stride=2, units=3))
     with torch.no_grad():

@@ -64,6 +64,7 @@ class LocalLinear(nn.Module):
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # What is kept is used in training too.
 def _cells(
     channels: int,
     side: int,
