@@ -61,6 +61,7 @@ NEAR_CHANCE = {
     "weak label": WEAK,
     "not standardized, weak label": PLAIN | WEAK,
     "not standardized, weak label, printed": PLAIN | WEAK | PRINTED,
+    "printed": PRINTED,
 }
 """What may have left PFF's adaptive negatives at chance on CIFAR-10: pixels as they are, labels no
 larger than a pixel, threshold and learning rate as printed."""
@@ -68,13 +69,20 @@ larger than a pixel, threshold and learning rate as printed."""
 
 def near_chance() -> dict[str, Case]:
     """Return small networks of PFF with adaptive and with random negatives, by name."""
-    return {
+    found = {
         f"cifar10, {kind}, {name}": Case(
             "cifar10", "pff", SHORT | changes | {"network.negatives": kind}, 1
         )
         for name, changes in NEAR_CHANCE.items()
         for kind in ("adaptive", "random")
     }
+    for data in ("mnist", "cifar10"):
+        young = SHORT | {"plan.hint_age": 1}
+        found[f"{data}, adaptive, hints of the chapter before"] = Case(data, "pff", young, 1)
+    for kind in ("adaptive", "random"):
+        changes = SHORT | PRINTED | {"network.negatives": kind}
+        found[f"mnist, {kind}, printed"] = Case("mnist", "pff", changes, 1)
+    return found
 
 
 ALONE = {"network.local_epochs": 0, "network.global_epochs": 0}
@@ -125,6 +133,12 @@ CASES = {
     **pff("mnist", MNIST_EPOCHS, 1),
     **pff("mnist", FEWER_EPOCHS, 3),
     **pff("cifar10", FEWER_EPOCHS, 1),
+    "mnist, pff, slope 100": Case(
+        "mnist",
+        "pff",
+        CLASSIFIERS["random"] | {"training.epochs": FEWER_EPOCHS, "network.slope": 100.0},
+        1,
+    ),
     **negatives("mnist", 3),
     **negatives("cifar10", 1),
     **near_chance(),
@@ -143,6 +157,7 @@ CASES = {
     **few_labels(0.01),
     **few_labels(0.1),
     "mnist, iffcl": Case("mnist", "iffcl", {}),
+    "mnist, iffcl, classifier": Case("mnist", "iffcl", {"network.loss": "classifier"}),
     "mnist, symba": Case("mnist", "symba", {}),
     "mnist, mono-forward": Case("mnist", "mono-forward", {}),
     "cifar10, mono-forward": Case("cifar10", "mono-forward", {"network.widths": (2000,) * 3}),
