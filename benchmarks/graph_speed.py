@@ -5,8 +5,9 @@
 
 Four GCN layers of 128 units, one thread. An epoch of forwardgnn-sf is one of each of its four
 layers; what they aggregate is computed once and kept, and that is counted. Beside it
-backpropagation through the same layers: the recipe gnn-backprop, and a plain loop with PyTorch
-Geometric, whose layers keep the weights of the edges (cached=True). Each runs in a process of its
+backpropagation through the same layers: the recipe gnn-backprop, and plain loops with PyTorch
+Geometric, whose layers keep the weights of the edges (cached=True); one gives them the edges as
+edge_index, the other as a sparse tensor. Each runs in a process of its
 own, in turn, without validations; figures are processor seconds, so that others on the machine
 matter less, and peak memory less that of a process that has the data and PyTorch Geometric alone.
 The last line has seconds an epoch and ratios of the rounds (medians), and megabytes.
@@ -33,7 +34,17 @@ from onward.costs.memory import peak
 UNITS = 128
 LR, DECAY = 1e-3, 5e-4
 
-METHODS = {"sf": "forwardgnn-sf", "backprop": "gnn-backprop", "plain": None, "nothing": None}
+METHODS = {
+    "sf": "forwardgnn-sf",
+    "backprop": "gnn-backprop",
+    "plain": None,
+    "plain_sparse": None,
+    "nothing": None,
+}
+"""Methods by name, with the recipe of each that is one of ours."""
+
+OTHERS = ("backprop", "plain", "plain_sparse")
+"""What is compared with sf."""
 
 
 class Plain(nn.Module):
@@ -52,13 +63,17 @@ class Plain(nn.Module):
         return x
 
 
-def plain(dataset: ow.Dataset, epochs: int) -> float:
+def plain(dataset: ow.Dataset, epochs: int, *, is_sparse: bool) -> float:
     """Train by a plain loop; return its processor seconds."""
+    from torch_geometric.utils import to_torch_csr_tensor
+
     batch = dataset.training
     model = Plain(batch.tensor.shape[1], dataset.num_classes)
     rule = torch.optim.Adam(model.parameters(), lr=LR, weight_decay=DECAY)
     x, edges, label, index = batch.tensor, batch.structure["edge_index"], batch.label, batch.index
     begin = time.process_time()
+    if is_sparse:
+        edges = to_torch_csr_tensor(edges.flip(0), size=(len(x), len(x)))
     for _ in range(epochs):
         rule.zero_grad()
         F.cross_entropy(model(x, edges)[index], label[index]).backward()
@@ -80,8 +95,8 @@ def measured(method: str, dataset: ow.Dataset, epochs: int) -> dict[str, float]:
         assert result is not None
         facts = result.facts
         seconds = sum(facts["cpu_seconds"]) - sum(facts["validation_cpu_seconds"])
-    elif method == "plain":
-        seconds = plain(dataset, epochs)
+    elif method.startswith("plain"):
+        seconds = plain(dataset, epochs, is_sparse=method == "plain_sparse")
     else:
         Plain(dataset.training.tensor.shape[1], dataset.num_classes)
     return {"seconds": seconds / epochs, "bytes": peak()}
@@ -116,11 +131,11 @@ def main() -> None:
         return statistics.median(found[method][what] for found in rounds)
 
     figures: dict[str, Any] = {}
-    for method in ("sf", "backprop", "plain"):
+    for method in ("sf", *OTHERS):
         figures[f"{method}_ms"] = round(1000 * median(method, "seconds"), 1)
         extra = median(method, "bytes") - median("nothing", "bytes")
         figures[f"{method}_mb"] = round(extra / 1e6)
-    for method in ("backprop", "plain"):
+    for method in OTHERS:
         ratios = [found[method]["seconds"] / found["sf"]["seconds"] for found in rounds]
         figures[f"{method}_times_sf"] = round(statistics.median(ratios), 2)
         figures[f"{method}_times_sf_range"] = [round(min(ratios), 2), round(max(ratios), 2)]

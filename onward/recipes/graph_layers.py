@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -37,19 +38,84 @@ def unit_length(inputs: Tensors) -> Float[Tensor, "nodes features"]:
     return each[0] if len(each) == 1 else torch.cat(each, dim=1)
 
 
-def summed_over(
-    edge_index: Int[Tensor, "2 edges"], weights: Float[Tensor, " edges"], x: Tensor
-) -> Tensor:
-    """Return the weighted sum over the edges that lead to each node."""
-    source, target = edge_index
+Means = Literal["gcn", "mean"]
+"""Means over neighbors: of a node and its neighbors, weighted by degrees, or of these alone."""
+
+KEPT = 4
+"""Graphs whose matrices are kept."""
+
+
+def mean_over(means: Means, edge_index: Int[Tensor, "2 edges"], x: Tensor) -> Tensor:
+    """Return a weighted mean over the neighbors of each node, those that edges come from.
+
+    Source:
+        `gcn`: Kipf & Welling 2017, arXiv:1609.02907, equation 2. `mean`: Hamilton, Ying & Leskovec
+        2017, arXiv:1706.02216.
+
+    Example:
+        >>> mean_over("mean", torch.tensor([[1, 2], [0, 0]]), torch.tensor([[0.0], [1.0], [3.0]]))
+        tensor([[2.],
+                [0.],
+                [0.]])
+    """
     if not x.is_cpu:
         # Sparse products of a GPU differ from call to call.
+        (source, target), weights = weighted_edges(means, edge_index, len(x))
         return x.new_zeros(x.shape).index_add_(0, target, weights[:, None].to(x.dtype) * x[source])
-    shape = (len(x), len(x))
-    with torch.sparse.check_sparse_tensor_invariants(enable=False):
-        matrix = torch.sparse_coo_tensor(torch.stack([target, source]), weights, shape)
-        found: Tensor = torch.sparse.mm(matrix.coalesce(), x)
+    # A tensor that is changed in place is another graph; one of inference cannot be.
+    version = 0 if edge_index.is_inference() else edge_index._version
+    found: Tensor = SparseProduct.apply(*_matrices(means, edge_index, version, len(x)), x)
     return found
+
+
+def weighted_edges(
+    means: Means, edge_index: Int[Tensor, "2 edges"], nodes: int
+) -> tuple[Int[Tensor, "2 weighted"], Float[Tensor, " weighted"]]:
+    """Return edges, for `gcn` with one from each node to itself, and their weights."""
+    if means == "gcn":
+        from torch_geometric.nn.conv.gcn_conv import gcn_norm
+
+        found: tuple[Tensor, Tensor] = gcn_norm(edge_index, num_nodes=nodes)
+        return found
+    target = edge_index[1]
+    degree = torch.bincount(target, minlength=nodes)
+    return edge_index, 1 / degree[target].float()
+
+
+@lru_cache(maxsize=KEPT)
+def _matrices(means: Means, edge_index: Tensor, version: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """Return the matrix that takes the mean, and its transpose, both row by row (CSR)."""
+    (source, target), weights = weighted_edges(means, edge_index, nodes)
+    with warnings.catch_warnings():
+        # Torch calls the format a prototype.
+        warnings.simplefilter("ignore", UserWarning)
+        matrix, transposed = (
+            torch.sparse_coo_tensor(
+                torch.stack(places), weights, (nodes, nodes), check_invariants=False
+            )
+            .coalesce()
+            .to_sparse_csr()
+            for places in ((target, source), (source, target))
+        )
+    return matrix, transposed
+
+
+class SparseProduct(torch.autograd.Function):
+    """The product of a sparse matrix and a dense one, whose gradient is a sparse product as well.
+
+    Torch's own gradient brings the transposed matrix into order at each call, which takes longer
+    than the product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        return torch.sparse.mm(matrix, x.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+        product = torch.sparse.mm(ctx.transposed, gradient.float())
+        return None, None, product.to(gradient.dtype)
 
 
 class Convolution(nn.Module):
@@ -61,7 +127,7 @@ class Convolution(nn.Module):
     Example:
         >>> class Neighbors(nn.Module):
         ...     def forward(self, x, edge_index):
-        ...         return summed_over(edge_index, torch.ones(edge_index.shape[1]), x)
+        ...         return mean_over("mean", edge_index, x)
         >>> Convolution(Neighbors())(torch.eye(2), torch.tensor([[0], [1]]))
         tensor([[0., 0.],
                 [1., 0.]])
@@ -99,11 +165,7 @@ class GCN(nn.Module):
     @staticmethod
     def prepare(inputs: Tensors, edge_index: Int[Tensor, "2 edges"]) -> Tensor:
         """Return the mean over each node and its neighbors, weighted by degrees."""
-        from torch_geometric.nn.conv.gcn_conv import gcn_norm
-
-        x = unit_length(inputs)
-        edges, weights = gcn_norm(edge_index, num_nodes=len(x), dtype=x.dtype)
-        return summed_over(edges, weights, x)
+        return mean_over("gcn", edge_index, unit_length(inputs))
 
 
 class SAGE(nn.Module):
@@ -129,9 +191,8 @@ class SAGE(nn.Module):
     @staticmethod
     def prepare(inputs: Tensors, edge_index: Int[Tensor, "2 edges"]) -> Tensors:
         """Return the vectors of the nodes, and the mean over the neighbors of each."""
-        x, target = unit_length(inputs), edge_index[1]
-        degree = torch.bincount(target, minlength=len(x)).clamp(min=1)
-        return {"own": x, "neighbors": summed_over(edge_index, 1 / degree[target].to(x.dtype), x)}
+        x = unit_length(inputs)
+        return {"own": x, "neighbors": mean_over("mean", edge_index, x)}
 
 
 class GraphLayers(nn.Module):
@@ -149,13 +210,23 @@ class GraphLayers(nn.Module):
             convolution(kind, inputs, units, is_last=len(widths) - 2 == number)
             for number, (inputs, units) in enumerate(pairwise(widths))
         )
-        self.is_unit_length = is_unit_length
+        self.kind, self.is_unit_length = kind, is_unit_length
 
     def forward(self, x: Tensor, edge_index: Int[Tensor, "2 edges"]) -> Tensor:
         for number, conv in enumerate(self.convs):
             x = x.relu() if number else x
-            x = conv(unit_length(x) if self.is_unit_length else x, edge_index)
+            x = self._convolved(conv, unit_length(x) if self.is_unit_length else x, edge_index)
         return x
+
+    def _convolved(self, conv: Any, x: Tensor, edge_index: Int[Tensor, "2 edges"]) -> Tensor:
+        """Return what a convolution makes of nodes; sparse products are faster than its own way."""
+        if self.kind == "gcn":
+            return mean_over("gcn", edge_index, conv.lin(x)) + conv.bias
+        if self.kind == "sage":
+            own: Tensor = conv.lin_r(x)
+            return own + conv.lin_l(mean_over("mean", edge_index, x))
+        found: Tensor = conv(x, edge_index)
+        return found
 
 
 HEADS = 4
