@@ -64,7 +64,8 @@ def mean_over(means: Means, edge_index: Int[Tensor, "2 edges"], x: Tensor) -> Te
         return x.new_zeros(x.shape).index_add_(0, target, weights[:, None].to(x.dtype) * x[source])
     # A tensor that is changed in place is another graph; one of inference cannot be.
     version = 0 if edge_index.is_inference() else edge_index._version
-    found: Tensor = SparseProduct.apply(*_matrices(means, edge_index, version, len(x)), x)
+    matrices = _matrices(means, edge_index, version, len(x))
+    found: Tensor = SparseProduct.apply(*matrices, x)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -110,11 +111,12 @@ class SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
         ctx.transposed = transposed
-        return torch.sparse.mm(matrix, x.float()).to(x.dtype)
+        product: Tensor = torch.sparse.mm(matrix, x.float())
+        return product.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
-        product = torch.sparse.mm(ctx.transposed, gradient.float())
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        product: Tensor = torch.sparse.mm(ctx.transposed, gradient.float())
         return None, None, product.to(gradient.dtype)
 
 
@@ -221,11 +223,11 @@ class GraphLayers(nn.Module):
     def _convolved(self, conv: Any, x: Tensor, edge_index: Int[Tensor, "2 edges"]) -> Tensor:
         """Return what a convolution makes of nodes; sparse products are faster than its own way."""
         if self.kind == "gcn":
-            return mean_over("gcn", edge_index, conv.lin(x)) + conv.bias
-        if self.kind == "sage":
-            own: Tensor = conv.lin_r(x)
-            return own + conv.lin_l(mean_over("mean", edge_index, x))
-        found: Tensor = conv(x, edge_index)
+            found: Tensor = mean_over("gcn", edge_index, conv.lin(x)) + conv.bias
+        elif self.kind == "sage":
+            found = conv.lin_l(mean_over("mean", edge_index, x)) + conv.lin_r(x)
+        else:
+            found = conv(x, edge_index)
         return found
 
 
