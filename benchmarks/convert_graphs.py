@@ -1,13 +1,15 @@
-"""Make plain arrays of graphs that were published as pickles, for `onward train --data NAME`.
+"""Make plain arrays of published graphs, for `onward train --data NAME`.
 
     python benchmarks/convert_graphs.py DIR OUT
 
-Reads what there is in DIR of planetoid/ind.cora.*, planetoid/ind.citeseer.* (Yang et al. 2016),
-graphs/citeseer_full.npz (Bojchevski & Guennemann 2018) and graphs/amazon_photo.npz (Shchur et al.
-2018), and writes OUT/graphs/planetoid-cora.npz and so on. Name OUT by --data-dir or ONWARD_DATA.
+Reads what there is in DIR of planetoid/ind.cora.*, planetoid/ind.citeseer.* (Yang et al. 2016);
+graphs/citeseer_full.npz, cora_ml.npz, pubmed.npz (Bojchevski & Guennemann 2018) and amazon_photo.npz
+(Shchur et al. 2018), or these under the names that PyTorch Geometric gives them; and writes
+OUT/graphs/planetoid-cora.npz and so on. Name OUT by --data-dir or ONWARD_DATA. As in PyTorch
+Geometric, features of graphs from .npz files are 1 where they are above 0.
 
-Pickles can run code. These are read by an unpickler that makes numpy arrays, scipy matrices, lists
-and dictionaries, and refuses anything else.
+Some of these files hold pickles, which can run code. They are read by an unpickler that makes numpy
+arrays, scipy matrices, lists and dictionaries, and refuses anything else.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import io
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,14 @@ ALLOWED = {
     ("collections", "defaultdict"),
 }
 """What these files name."""
+
+FILES = {
+    "citeseer-full": ("citeseer_full.npz", "citeseer.npz"),
+    "cora-ml": ("cora_ml.npz",),
+    "pubmed-full": ("pubmed.npz",),
+    "amazon-photo": ("amazon_photo.npz", "amazon_electronics_photo.npz"),
+}
+"""Graphs in .npz files, and what these are called."""
 
 VALIDATION = 500
 """Nodes for validation of the public splits, after those to learn from."""
@@ -80,12 +91,23 @@ def planetoid(folder: Path, name: str) -> dict[str, Any]:
 
 def published(path: Path) -> dict[str, Any]:
     """Return features, edges and classes of a graph in an .npz file."""
-    with zipfile.ZipFile(path) as file:
-        adjacency, features = (
-            member(file.read(f"{name}.npy")).item() for name in ("adj_matrix", "node_attr")
-        )
     with np.load(path) as plain:
-        return arrays(features, np.stack(adjacency.nonzero()), plain["node_label"])
+        if "adj_data" in plain:
+            adjacency, features = (matrix(plain, name) for name in ("adj", "attr"))
+            label = plain["labels"]
+        else:
+            with zipfile.ZipFile(path) as file:
+                adjacency, features = (
+                    member(file.read(f"{name}.npy")).item() for name in ("adj_matrix", "node_attr")
+                )
+            label = plain["node_label"]
+    return arrays(features > 0, np.stack(adjacency.nonzero()), label)
+
+
+def matrix(plain: Mapping[str, Any], name: str) -> Any:
+    """Return a sparse matrix that is kept as plain arrays."""
+    parts = tuple(plain[f"{name}_{part}"] for part in ("data", "indices", "indptr"))
+    return scipy.sparse.csr_matrix(parts, shape=tuple(plain[f"{name}_shape"]))
 
 
 def member(data: bytes) -> Any:
@@ -122,10 +144,16 @@ def main() -> None:
     for name in ("cora", "citeseer"):
         if (options.folder / "planetoid" / f"ind.{name}.graph").is_file():
             found[f"planetoid-{name}"] = planetoid(options.folder / "planetoid", name)
-    for name in ("citeseer_full", "amazon_photo"):
-        path = options.folder / "graphs" / f"{name}.npz"
-        if path.is_file():
-            found[name.replace("_", "-")] = published(path)
+    for name, files in FILES.items():
+        for path in (options.folder / "graphs" / file for file in files):
+            if path.is_file():
+                found[name] = published(path)
+    if not found:
+        raise SystemExit(
+            f"{options.folder} has none of these files: planetoid/ind.cora.*, "
+            f"planetoid/ind.citeseer.*, "
+            + ", ".join(f"graphs/{file}" for files in FILES.values() for file in files)
+        )
     (options.out / "graphs").mkdir(parents=True, exist_ok=True)
     for name, members in found.items():
         path = options.out / "graphs" / f"{name}.npz"

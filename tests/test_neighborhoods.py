@@ -9,7 +9,7 @@ from test_graphs import NODES, arrays, config_of, graph
 
 import onward as ow
 from onward.errors import OnwardWarning, SettingError
-from onward.recipes.class_nodes import ClassNodes
+from onward.recipes.class_nodes import ClassNodes, with_class_nodes
 from onward.recipes.neighborhoods import Neighborhoods, in_edges, neighborhood
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.workers import spread_out
@@ -87,7 +87,14 @@ def test_with_all_neighbors_of_all_hops_nodes_are_what_they_are_in_the_graph(kin
             strict=True,
         )
     )
-    assert here == {node: y for node, y in known.items() if node in part.ids.tolist()}
+    assert known.items() >= here.items()
+    assert set(batch.index.tolist()) & set(known) <= set(here)
+    # Class nodes become what they become in the graph, linked to the same nodes.
+    chosen = torch.tensor(sorted(here))
+    label = torch.tensor([here[node] for node in chosen.tolist()])
+    alike = batch.replace(structure=batch.structure | {"known": chosen, "known_label": label})
+    found, expected = (put_out(with_class_nodes(b, 3, "to-classes"))[-3:] for b in (part, alike))
+    assert found.allclose(expected, atol=1e-6)
 
 
 def known_in(batch):

@@ -28,6 +28,8 @@ GRAPHS = {
     "planetoid-cora": ((1433,), 7, 140, 1000),
     "planetoid-citeseer": ((3703,), 6, 120, 1000),
     "citeseer-full": ((602,), 6, 2707, 846),
+    "cora-ml": ((2879,), 7, 1916, 599),
+    "pubmed-full": ((500,), 3, 12618, 3944),
     "amazon-photo": ((745,), 8, 4896, 1530),
 }
 """Graphs by name: features, classes, training and test nodes. Each is a file of plain arrays, which
@@ -146,8 +148,8 @@ def locate(name: str, folders: list[Path]) -> Path:
     found = _find(name, folders)
     if found is None and name not in download.REMOTES:
         made = (
-            "it was published as pickles, which can run code and are never read. "
-            "benchmarks/convert_graphs.py makes plain arrays of them, as"
+            "its files are published in several forms, some of them pickles, which can run code "
+            "and are not read. benchmarks/convert_graphs.py makes plain arrays of them, as"
             if name in GRAPHS
             else "its beats are cut from records of PhysioNet. Make, with the members that "
             "onward.data.mitbih describes,"

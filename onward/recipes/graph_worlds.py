@@ -43,8 +43,8 @@ class ShownLabels(Sampler):
     """Shows labels to the nodes of a graph: true ones, and in other worlds wrong ones.
 
     Training nodes have a label each: their own in the positive view, and in each world of the
-    negative view another wrong one, drawn once. A sweep shows known nodes their own label, and
-    those that it asks about the label that is tried.
+    negative view another wrong one, drawn once. A sweep shows nodes that it asks about the label
+    that is tried, all the same, and other known nodes their own.
 
     Source:
         Park et al. 2024, arXiv:2403.11004, section 3.1: FF-LA (in features), FF-VN (by nodes).
@@ -86,11 +86,12 @@ class ShownLabels(Sampler):
     def candidates(self, batch: Batch) -> Batch:
         known, true = known_labels(batch)
         labels = self._known(batch, true[:, None].expand(-1, self.num_classes))
-        # Where nothing is said, all others are asked.
-        device = batch.device
-        asked = batch.structure.get("asked", torch.arange(len(batch), device=device))
-        every = torch.arange(self.num_classes, device=device)
-        labels[asked[~torch.isin(asked, known)]] = every
+        asked = batch.structure.get("asked")
+        if asked is None:
+            # Where nothing is said, all nodes without a known label are asked.
+            every = torch.arange(len(batch), device=batch.device)
+            asked = every[~torch.isin(every, known)]
+        labels[asked] = torch.arange(self.num_classes, device=batch.device)
         return self._shown(batch, labels)
 
     def _known(self, batch: Batch, labels: Int[Tensor, "known worlds"]) -> Tensor:

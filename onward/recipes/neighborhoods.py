@@ -56,6 +56,9 @@ def neighborhood(batch: Batch, neighbors: Sequence[int], draw: torch.Generator) 
 
     Returns:
         Nodes that count, first, and others that were reached; edges between them that were drawn.
+        What is known of labels is that of nodes that count and of their neighbors: nodes further
+        away lack neighbors of their own, and the last layer would read something else from them
+        than in the whole graph.
 
     Source:
         Hamilton, Ying & Leskovec 2017, arXiv:1706.02216, section 3.1, without replacement.
@@ -78,8 +81,9 @@ def neighborhood(batch: Batch, neighbors: Sequence[int], draw: torch.Generator) 
     structure = {"edge_index": place[torch.cat(drawn, dim=1)]}
     if "known" in batch.structure:
         known = place[batch.structure["known"]]
-        structure["known"] = known[known >= 0]
-        structure["known_label"] = batch.structure["known_label"][known >= 0]
+        is_near = (known >= 0) & (known < len(seeds) + len(reached[1]))
+        structure["known"] = known[is_near]
+        structure["known_label"] = batch.structure["known_label"][is_near]
     whole = batch.replace(structure={}, index=None)
     return whole.take(nodes).replace(structure=structure, index=place[seeds])
 
