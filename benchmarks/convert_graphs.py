@@ -3,10 +3,10 @@
     python benchmarks/convert_graphs.py DIR OUT
 
 Reads what there is in DIR of planetoid/ind.cora.*, planetoid/ind.citeseer.* (Yang et al. 2016);
-graphs/citeseer_full.npz, cora_ml.npz, pubmed.npz (Bojchevski & Guennemann 2018) and amazon_photo.npz
-(Shchur et al. 2018), or these under the names that PyTorch Geometric gives them; and writes
-OUT/graphs/planetoid-cora.npz and so on. Name OUT by --data-dir or ONWARD_DATA. As in PyTorch
-Geometric, features of graphs from .npz files are 1 where they are above 0.
+graphs/citeseer_full.npz, cora_ml.npz, pubmed.npz (Bojchevski & Guennemann 2018) and
+amazon_photo.npz (Shchur et al. 2018), or these under the names that PyTorch Geometric gives them;
+and writes OUT/graphs/planetoid-cora.npz and so on. Name OUT by --data-dir or ONWARD_DATA. As in
+PyTorch Geometric, features of graphs from .npz files are 1 where they are above 0.
 
 Some of these files hold pickles, which can run code. They are read by an unpickler that makes numpy
 arrays, scipy matrices, lists and dictionaries, and refuses anything else.

@@ -1,6 +1,6 @@
 """What is compared: recipes with settings, run files, and twins."""
 
-from onward.comparison.entries import read_entries
+from onward.comparison.entries import read_entries, twin_of
 
 
 def test_dense_blocks_have_backprop_for_a_twin_with_layers_and_data_like_theirs():
@@ -65,3 +65,27 @@ def test_a_recipe_that_chooses_its_optimizers_has_no_settings_of_them():
 
     assert (conv.without, dense.without) == (("optimizer.lr",), ())
     assert dense.config.optimizer.lr == 0.01
+
+
+def test_a_twin_gets_as_many_updates_where_a_mini_batch_takes_several():
+    given = ["forwardgnn-top-to-input:network.ticks=4:training.epochs=50"]
+
+    entry, twin = read_entries(given, {})
+
+    assert (entry.config.training.epochs, twin.config.training.epochs) == (50, 200)
+
+
+def test_whether_a_twin_has_the_same_layers_is_told_by_what_has_an_effect():
+    fields = "hinton-unsupervised:network.layers=local-fields"
+    names = ["one-pass", fields, "hinton-unsupervised", "hinton-recurrent", "iffcl"]
+
+    *entries, twin = read_entries(names, {"network.widths": (2000,) * 4})
+
+    told = {entry.name: twin_of(entry, [*entries, twin]) for entry in entries}
+    assert {name: is_alike for name, (_, is_alike) in told.items()} == {
+        "one-pass": True,
+        fields: False,
+        "hinton-unsupervised": True,
+        "hinton-recurrent": False,
+        "iffcl": False,
+    }

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -185,8 +184,8 @@ def remarks(found: Comparison) -> list[str]:
         )
     for twin in (entry for entry in found.entries if entry.is_twin):
         own = [entry for entry in found.entries if entry.twin == twin.name]
-        same = [entry.name for entry in own if _layers(entry) == _layers(twin)]
-        others = [entry.name for entry in own if _layers(entry) != _layers(twin)]
+        same = [entry.name for entry in own if entry.is_twin_alike]
+        others = [entry.name for entry in own if not entry.is_twin_alike]
         if same:
             lines.append(f"{twin.name} is the backpropagation twin of {', '.join(same)}.")
         if others:
@@ -195,8 +194,3 @@ def remarks(found: Comparison) -> list[str]:
                 f"{', '.join(others)}."
             )
     return lines
-
-
-def _layers(entry: EntryFigures) -> list[Any]:
-    """Return the settings that say how many units layers have."""
-    return [entry.settings.get(f"network.{name}") for name in ("widths", "channels")]

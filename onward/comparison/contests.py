@@ -418,11 +418,13 @@ def _figures(
             "test": dataset.test,
         }
         samples = {name: counted(batch) for name, batch in parts.items()}
+    twin, is_alike = twin_of(entry, entries)
     return EntryFigures(
         name=entry.name,
         recipe=config.recipe,
         is_twin=entry.is_twin,
-        twin=twin_of(entry, entries),
+        twin=twin,
+        is_twin_alike=is_alike,
         without=entry.without,
         settings=settings_of(config),
         epochs=config.training.epochs,

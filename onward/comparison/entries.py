@@ -66,6 +66,15 @@ class Entry:
         return "" if self.has_groups else TWIN if method is None else method.twin
 
     @property
+    def widths(self) -> list[Any]:
+        """The settings that say how many units its layers have, where they have an effect."""
+        own = settings_of(self.config)
+        idle: dict[str, str] = getattr(self.config.network, "without_effect", dict)()
+        return [
+            None if name in idle else own.get(f"network.{name}") for name in ("widths", "channels")
+        ]
+
+    @property
     def kin(self) -> tuple[str, bool]:
         """What it has in common with all that share its twin."""
         has_channels = "network.channels" in self.config.setting_names()
@@ -276,7 +285,10 @@ def _twins(entries: Sequence[Entry], common: Mapping[str, Any]) -> list[Entry]:
         config = config.with_settings(known)
         changes = {f"training.{name}": getattr(like.config.training, name) for name in ALIKE}
         changes["plan.monitor"] = like.config.plan.monitor
-        widths = settings_of(like.config).get("network.widths")
+        own = settings_of(like.config)
+        # As many updates, where weights are updated several times for a mini-batch.
+        changes["training.epochs"] *= own.get("network.ticks", 1)
+        widths = own.get("network.widths")
         if isinstance(widths, tuple) and all(isinstance(width, int) for width in widths):
             changes["network.widths"] = widths
         config = replace(config.with_settings(changes), data=like.config.data)
@@ -284,9 +296,14 @@ def _twins(entries: Sequence[Entry], common: Mapping[str, Any]) -> list[Entry]:
     return found
 
 
-def twin_of(entry: Entry, entries: Sequence[Entry]) -> str | None:
-    """Return the name of the twin of an entry; None where there is none, or it is one itself."""
-    if entry.is_twin:
-        return None
-    twins = (e.name for e in entries if e.is_twin and e.kin == entry.kin)
-    return next(twins, None)
+def twin_of(entry: Entry, entries: Sequence[Entry]) -> tuple[str | None, bool]:
+    """Return the name of the twin of an entry, and whether that has the same layers.
+
+    The name is None where there is none, or it is one itself.
+    """
+    twins = (e for e in entries if e.is_twin and e.kin == entry.kin)
+    twin = None if entry.is_twin else next(twins, None)
+    if twin is None:
+        return None, False
+    method = entry.config.method or RECIPES.get(entry.config.recipe)
+    return twin.name, twin.widths == entry.widths and (method is None or method.is_twin_alike)

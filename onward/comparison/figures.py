@@ -130,7 +130,10 @@ class EntryFigures:
     """Whether it is trained by backpropagation, to compare others with."""
 
     twin: str | None
-    """The name of the backpropagation beside it; its layers may be others, see `settings`."""
+    """The name of the backpropagation beside it."""
+
+    is_twin_alike: bool
+    """Whether that has the same layers."""
 
     without: tuple[str, ...]
     """Settings common to all that its recipe does not have."""

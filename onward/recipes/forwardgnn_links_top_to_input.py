@@ -39,6 +39,7 @@ class LinksTopToInputConfig(Section):
         "plan.keep_best": True,
     },
     twin="gnn-backprop",
+    is_twin_alike=False,
 )
 def forwardgnn_links_top_to_input(
     config: LinksTopToInputConfig, data: Any, *, optimizer: OptimizerConfig

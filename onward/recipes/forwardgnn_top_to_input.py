@@ -46,6 +46,7 @@ class TopToInputConfig(Section):
         "optimizer.weight_decay": 5e-4,
     },
     twin="gnn-backprop",
+    is_twin_alike=False,
 )
 def forwardgnn_top_to_input(
     config: TopToInputConfig, data: Any, *, optimizer: OptimizerConfig

@@ -74,6 +74,7 @@ class HintonRecurrentConfig(Section):
         "training.schedule": "cooldown",
         "plan.kind": "stream",
     },
+    is_twin_alike=False,
 )
 def hinton_recurrent(
     config: HintonRecurrentConfig, data: Any, *, optimizer: OptimizerConfig

@@ -27,6 +27,7 @@ class IFFCLConfig(Section):
     "Inferred: that pairs are drawn as often from one class as from two, that the last layers "
     "learn by cross-entropy, and that both towers answer",
     defaults={"training.epochs": 20, "training.schedule": "warmup", "plan.kind": "stream"},
+    is_twin_alike=False,
 )
 def iffcl(config: IFFCLConfig, data: Any) -> Any:
     """Experimental. Two networks see a pair of samples; each pair of layers has a loss of its own.

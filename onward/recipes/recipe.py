@@ -45,6 +45,9 @@ class Recipe:
     twin: str = "backprop"
     """The recipe that trains the same layers by backpropagation; its own name, where it does."""
 
+    is_twin_alike: bool = True
+    """Whether that has the same layers; where not, it is only a network of similar size."""
+
     sha256: str | None = None
     """Digest of the file that it was read from; None for those that come with Onward."""
 
@@ -61,6 +64,7 @@ def recipe(
     source: str = "",
     defaults: Mapping[str, Any] | None = None,
     twin: str = "backprop",
+    is_twin_alike: bool = True,
 ) -> Callable[[Function], Recipe]:
     """Make a recipe of a function from settings and a `DataInfo` to a network.
 
@@ -74,6 +78,7 @@ def recipe(
         source: Paper and section, or what else the method is from.
         defaults: What differs from the defaults of a run, by full name.
         twin: The recipe that trains the same layers by backpropagation.
+        is_twin_alike: Whether that has the same layers.
 
     Raises:
         SettingError: The function is none of these.
@@ -112,6 +117,7 @@ def recipe(
             source=source,
             defaults=defaults or {},
             twin=twin,
+            is_twin_alike=is_twin_alike,
         )
         idle = [full for full in made.defaults if full.startswith("optimizer.")]
         if idle and not made.takes("optimizer"):
