@@ -77,8 +77,8 @@ class DataConfig(Section):
 
     standardize: Standardize = "auto"
     """What gets a mean of 0 and a standard deviation of 1 over the training samples: each feature,
-    each channel, or nothing. auto: features of vectors where these differ much in scale or lie far
-    from 0, channels of images that have several."""
+    each channel, or nothing. auto: features of vectors, but not those of nodes of a graph, where
+    these differ much in scale or lie far from 0; channels of images that have several."""
 
     class_weights: Annotated[float, Range(0, 1, above=True)] | Literal["balanced"] | None = None
     """How much training samples count in the loss. balanced: each class counts the same, however
@@ -174,7 +174,8 @@ class OptimizerConfig(Section):
     section = "optimizer"
 
     name: Literal["adam", "sgd"] = "adam"
-    """Update rule; both have decoupled weight decay, and sgd averages the gradient."""
+    """Update rule; both have decoupled weight decay, and sgd averages the gradient. Recipes for
+    graphs have adam add the decay to the gradient, as their paper does."""
 
     lr: Positive = 1e-3
     """Learning rate of the blocks."""

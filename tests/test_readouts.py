@@ -401,9 +401,9 @@ def test_ticks_that_do_not_count_are_not_read_and_not_computed():
     assert Forward(network, network.checked(x)).num_visits == 6
 
 
-@pytest.mark.parametrize("counted", [(0, 3), (), (-1,)])
-def test_ticks_that_never_come_are_refused(counted):
-    with pytest.raises(SettingError, match=r"counts the ticks .*, and the network has 1, counted"):
+@pytest.mark.parametrize("counted", [(0, 3), (), (-1,), (0, 0)])
+def test_ticks_that_never_come_or_come_twice_are_refused(counted):
+    with pytest.raises(SettingError, match=r"counts the ticks .* has 1, counted"):
         goodness_network().fold(ow.GoodnessSweep(ticks=counted))
 
 

@@ -219,18 +219,19 @@ def _visits(
     counted: tuple[int, ...] | None,
 ) -> tuple[int, ...]:
     """Return the visits of blocks, by their numbers, in the ticks that count."""
-    if counted is not None and (not counted or not set(counted) <= set(range(ticks))):
+    named = range(ticks) if counted is None else sorted(counted)
+    is_repeated = len(set(named)) < len(named)
+    if not named or is_repeated or not set(named) <= set(range(ticks)):
         raise SettingError(
-            f"The readout {type(readout).__name__} counts the ticks {list(counted)}, and the "
-            f"network has {ticks}, counted from 0."
+            f"The readout {type(readout).__name__} counts the ticks {list(named)}. Name ticks of "
+            f"the network, which has {ticks}, counted from 0; at least one, and each once."
         )
     if not numbers:
         raise SettingError(
             "No block of this network has scores of its own that could be read. Add a head that "
             "learns from the view neutral, and read it with SoftmaxHead."
         )
-    ticks_counted = range(ticks) if counted is None else sorted(counted)
-    return tuple(tick * num_blocks + number for tick in ticks_counted for number in numbers)
+    return tuple(tick * num_blocks + number for tick in named for number in numbers)
 
 
 def _sources(edges: tuple[Edge, ...]) -> list[int]:

@@ -78,7 +78,8 @@ class ChapterPlan(Plan):
             why = "ranks that share a block (plan.slices) have all of it at the end alone"
         if why is not None:
             raise SettingError(
-                f"plan.block_patience is {self.block_patience}, but {why}. Leave it out."
+                f"plan.block_patience is {self.block_patience}, but {why}. Set it to none (on the "
+                f"command line --set plan.block_patience=none)."
             )
 
     @property

@@ -12,6 +12,15 @@ from onward.recipes.graph_layers import Reading, layer, prepared, rule
 from onward.settings import OptimizerConfig
 
 
+def counted_ticks(counted: tuple[int, ...] | None, ticks: int) -> tuple[int, ...]:
+    """Return the ticks that are counted: those that are named, or all but the first two.
+
+    Source:
+        Park et al. 2024, arXiv:2403.11004: the published code.
+    """
+    return tuple(range(min(2, ticks - 1), ticks)) if counted is None else counted
+
+
 def feedback_blocks(
     kind: str,
     widths: Sequence[int],

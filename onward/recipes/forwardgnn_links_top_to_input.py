@@ -52,12 +52,12 @@ def forwardgnn_links_top_to_input(
     # Lists of recipes and the help of the command do without torch.
     from onward.network.networks import Network
     from onward.network.readouts import SumOfHeads
-    from onward.recipes.feedback import feedback_blocks
+    from onward.recipes.feedback import counted_ticks, feedback_blocks
     from onward.recipes.pairs import Likeness, PairsOfNodes, check_pairs
 
     features = check_pairs(data, "forwardgnn-links-top-to-input")
     blocks = feedback_blocks(config.convolution, (features, *config.widths), 0, Likeness, optimizer)
-    counted = config.counted or tuple(range(min(2, config.ticks - 1), config.ticks))
+    counted = counted_ticks(config.counted, config.ticks)
     return Network(
         blocks, PairsOfNodes(), SumOfHeads(ticks=counted), num_classes=2, ticks=config.ticks
     )

@@ -61,7 +61,7 @@ def forwardgnn_top_to_input(
     from onward.network.networks import Network
     from onward.network.readouts import SumOfHeads
     from onward.recipes.class_nodes import ClassNodesBelowLabels, NearestClassNode
-    from onward.recipes.feedback import feedback_blocks
+    from onward.recipes.feedback import counted_ticks, feedback_blocks
     from onward.recipes.graph_layers import check_graph
 
     check_graph(data, "forwardgnn-top-to-input")
@@ -75,7 +75,7 @@ def forwardgnn_top_to_input(
     return Network(
         blocks,
         ClassNodesBelowLabels(data.num_classes, config.direction),
-        SumOfHeads(ticks=config.counted or tuple(range(min(2, config.ticks - 1), config.ticks))),
+        SumOfHeads(ticks=counted_ticks(config.counted, config.ticks)),
         num_classes=data.num_classes,
         ticks=config.ticks,
     )

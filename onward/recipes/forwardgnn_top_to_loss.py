@@ -32,7 +32,8 @@ class TopToLossConfig(Section):
 @recipe(
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.3: SF-Top-To-Loss. Layers "
     "read the layer below as it is in this epoch, before its update; there, as it was an epoch "
-    "before, but not in evaluation. Features of the nodes of classes are the same in every run",
+    "before, but not in evaluation. In the first epoch layers above are 0; there, as a pass "
+    "upwards leaves them. Features of the nodes of classes are the same in every run",
     defaults={
         "training.epochs": 1000,
         "training.precision": "fp32",
