@@ -2,12 +2,11 @@
 
 import copy
 import hashlib
-import json
 
 import numpy as np
 import pytest
 import torch
-from commands import assert_two_processes_end_as_one, onward
+from commands import assert_two_processes_end_as_one
 from prepared import assert_same_weights
 from sklearn.model_selection import KFold, train_test_split
 
@@ -435,21 +434,3 @@ def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
     given += ["--epochs", "8", "--chapters", "2"]
 
     assert_two_processes_end_as_one(tmp_path, *given)
-
-
-def test_the_command_tests_the_test_nodes_and_compares_with_the_twin(tmp_path, capsys):
-    x, edges, y, sets = arrays()
-    np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
-    data = ["--data", tmp_path / "own.npz", "--set", "network.widths=16,12", "--epochs", "20"]
-
-    assert onward("train", "forwardgnn-sf", *data, "--out", tmp_path / "run") == 0
-    capsys.readouterr()
-    assert onward("evaluate", tmp_path / "run") == 0
-
-    told = " ".join(capsys.readouterr().out.split())
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert "on the 24 test samples of own.npz" in told
-    assert f"accuracy │ {result['accuracy']['test']:.2%}" in told
-    assert onward("compare", "forwardgnn-sf", *data, "--seeds", 1, "--out", tmp_path / "both") == 0
-    found = json.loads((tmp_path / "both" / "compare.json").read_text())
-    assert [entry["recipe"] for entry in found["entries"]] == ["forwardgnn-sf", "gnn-backprop"]
