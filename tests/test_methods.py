@@ -40,7 +40,7 @@ METHODS = {
         "uff",
         {"network.cell": "convolutional", "network.channels": (8, 12, 16)},
     ),
-    "iffcl": ("iffcl", WIDE),
+    "iffcl": ("iffcl", WIDE | {"network.lr": 3e-3}),
     "iffcl, classifier": (
         "iffcl",
         WIDE | {"network.lr": 0.01, "network.loss": "classifier"},

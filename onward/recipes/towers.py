@@ -36,13 +36,19 @@ class PairOfInputs(Sampler):
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
         labels, size = batch.label, len(batch)
         check_has_others(size)
-        is_other = ~torch.eye(size, dtype=torch.bool, device=batch.device)
-        is_alike = (labels[:, None] == labels) & is_other
+        # In order of their classes, those of a class lie from `first` up to `after`. No matrix of
+        # all pairs: in a chapter plan a batch is a whole shard.
+        in_order, order = labels.sort(stable=True)
+        first = torch.searchsorted(in_order, labels)
+        after = torch.searchsorted(in_order, labels, right=True)
+        own = after - first
         wanted = torch.rand(size, generator=draw, device=batch.device) < 0.5
-        fits = torch.where(wanted[:, None], is_alike, is_other & ~is_alike)
         # Where there is none that fits, any other.
-        fits = torch.where(fits.any(dim=1, keepdim=True), fits, is_other)
-        partner = torch.multinomial(fits.float(), 1, generator=draw).squeeze(1)
+        is_alike = torch.where(wanted, own > 1, own == size)
+        drawn = torch.randint(2**62, (size,), generator=draw, device=batch.device)
+        drawn %= torch.where(is_alike, own - 1, size - own)
+        alike = first + (order.argsort() - first + 1 + drawn) % own
+        partner = order[torch.where(is_alike, alike, (after + drawn) % size)]
         x, other = batch.tensor, batch.label[partner]
         pair = batch.replace(inputs={"left": x, "right": x[partner]})
         return {"pair": pair.with_targets(other=other, agree=labels == other)}
