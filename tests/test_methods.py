@@ -249,6 +249,12 @@ def test_supervised_contrast_is_in_float32_where_the_block_is_in_bf16():
     assert found.equal(expected)
 
 
+@pytest.mark.parametrize("counted", [(), (1, 4), (2, 2)])
+def test_ticks_that_never_come_or_count_twice_are_refused(counted):
+    with pytest.raises(SettingError, match=r"ticks from 0 to 3 \(.*\), each once; got \["):
+        ow.RECIPES["hinton-recurrent"].settings(ticks=4, counted=counted)
+
+
 def test_cells_of_one_number_are_refused():
     info = ow.DataInfo(input_shape=(1, 8, 8), num_classes=10, is_image=True)
     uff = ow.RECIPES["uff"]

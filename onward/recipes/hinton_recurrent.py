@@ -35,7 +35,8 @@ class HintonRecurrentConfig(Section):
     updated: the first, the third, and so on, then the second."""
 
     counted: tuple[Annotated[int, Range(0)], ...] = (3, 4, 5)
-    """Ticks, from 0, whose goodness counts for the label that is tried."""
+    """Ticks, from 0, whose goodness counts for the label that is tried. The paper's iterations 3 to
+    5, if it counts from 1, are the ticks 2, 3 and 4."""
 
     threshold: NotNegative = 1.0
     """Mean square of the activities at which a sample is a coin toss."""
@@ -52,23 +53,25 @@ class HintonRecurrentConfig(Section):
         return {name: f"layers are {self.layers} (network.layers)"}
 
     def __post_init__(self) -> None:
-        """Refuse ticks that never come.
+        """Refuse ticks that never come, or that count twice.
 
         Raises:
             SettingError: There are some.
         """
         super().__post_init__()
-        if not self.counted or max(self.counted) >= self.ticks:
+        repeated = len(set(self.counted)) < len(self.counted)
+        if not self.counted or max(self.counted) >= self.ticks or repeated:
             raise SettingError(
                 f"network.counted lists ticks from 0 to {self.ticks - 1} (network.ticks is "
-                f"{self.ticks}); got {list(self.counted)}."
+                f"{self.ticks}), each once; got {list(self.counted)}."
             )
 
 
 @recipe(
     source="Hinton 2022, arXiv:2212.13345, sections 3.3 and 3.4. Negatives have any wrong label, "
     "where the paper draws likely ones; states start from zero, where it makes a pass from below "
-    "first; learning rate and optimizer are ours",
+    "first; the fourth to the sixth tick count, where its iterations 3 to 5 do; learning rate and "
+    "optimizer are ours",
     defaults={
         "training.epochs": 20,
         "training.schedule": "cooldown",
