@@ -13,6 +13,7 @@ from onward.errors import SettingError
 from onward.recipes.contrasts import Pairs, SupervisedContrast
 from onward.recipes.hybrids import Hybrids
 from onward.recipes.local_fields import LocalFields, LocalLinear
+from onward.recipes.settling import Settling
 from onward.recipes.towers import PairOfInputs
 from onward.runs.sharding import load_data
 
@@ -202,6 +203,26 @@ def test_peer_normalization_raises_silent_units_of_local_fields():
 
     raised = layer.linear.bias[0, 0, 0] - -100
     assert raised > 0
+
+
+def test_peer_normalization_raises_silent_units_of_a_recurrent_layer():
+    layer = Settling(
+        torch.nn.Linear(5, 4), torch.nn.Linear(3, 4), damping=0.3, reads=("below", "above")
+    )
+    with torch.no_grad():
+        layer.below.bias[1] = -100
+    objective = ow.Threshold(4, threshold=1.0, slope=1.0, peer=1.0)
+    block = ow.Block(layer, objective, ow.SGD(lr=0.1))
+    sizes = {"below": 5, "above": 3, "before": 4}
+    inputs = {name: torch.rand(6, size, generator=draw(size)) for name, size in sizes.items()}
+    views = {name: ow.Batch(inputs) for name in ("positive", "negative")}
+    expected = layer(inputs)
+    step = make_step(block, Training(seed=0, closed_form=False), views)
+
+    outputs, _ = step(views, seed=0, lr_scale=1.0)
+
+    assert outputs["positive"].tensor.equal(expected)
+    assert layer.below.bias[1] - -100 > 0
 
 
 def draw(seed=0):

@@ -270,7 +270,10 @@ class AutogradStep(Step):
         """Return what the block puts out, and what an extra gradient is added to."""
         module = self.block.module
         if self.block.objective.has_extra_gradient and _shows_pre_activations(module):
-            pre_activations: Tensor = module.pre_activations(batch.tensor)  # type: ignore[operator]
+            pre_activations: Tensor = module.pre_activations(batch.inputs)  # type: ignore[operator]
+            if hasattr(module, "from_pre_activations"):
+                found = module.from_pre_activations(batch.inputs, pre_activations)  # type: ignore[operator]
+                return found, pre_activations
             return pre_activations.relu(), pre_activations
         found = self.block(batch)
         return found, parts(found)[0]
@@ -307,7 +310,7 @@ class FrozenStep(Step):
 
 
 def _shows_pre_activations(module: nn.Module) -> bool:
-    """Return whether a module puts out the ReLU of its `pre_activations`.
+    """Return whether a module puts out the ReLU of its `pre_activations`, or what it makes of them.
 
     A subclass with another forward pass, and no such method of its own, does not.
     """

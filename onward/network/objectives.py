@@ -116,8 +116,10 @@ class Objective(nn.Module, ABC):
 
         For rules that are not the derivative of a loss, also for units that are silent. A module
         whose `forward` returns the ReLU of its pre-activations shows them by a method
-        `pre_activations` in the same class; for others it is added to the derivative with respect
-        to the outputs. Called once per step, before the update, and may change running state.
+        `pre_activations` in the same class. One that puts out something else made of them says so
+        by a method `from_pre_activations(inputs, pre_activations)`. For others it is added to the
+        derivative with respect to the outputs. Called once per step, before the update, and may
+        change running state.
         """
         return {}
 

@@ -73,8 +73,17 @@ class Settling(nn.Module):
         self.damping = damping
         self.reads = reads
 
-    def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "samples units"]:
+    def pre_activations(self, inputs: dict[str, Tensor]) -> Float[Tensor, "samples units"]:
+        """Return what drives the units."""
         under, over = (normalize_length(inputs[name].flatten(1)) for name in self.reads)
-        new = (self.below(under) + self.above(over)).relu()
-        state: Tensor = self.damping * inputs["before"] + (1 - self.damping) * new
-        return state
+        found: Tensor = self.below(under) + self.above(over)
+        return found
+
+    def from_pre_activations(
+        self, inputs: dict[str, Tensor], found: Float[Tensor, "samples units"]
+    ) -> Float[Tensor, "samples units"]:
+        """Return the new state."""
+        return self.damping * inputs["before"] + (1 - self.damping) * found.relu()
+
+    def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "samples units"]:
+        return self.from_pre_activations(inputs, self.pre_activations(inputs))
