@@ -1,6 +1,7 @@
 """A run that has learned nothing says so; one that has says nothing."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,17 @@ def test_the_loss_of_a_block_that_is_frozen_has_no_need_to_fall():
     assert doubts(level, evaluation(_1=tally(45)), frozen=[0]) == []
 
 
+@pytest.mark.parametrize(("paired", "is_doubted"), [(0.0, True), (0.09, True), (0.5, False)])
+def test_samples_that_are_alone_with_their_class_are_doubted_and_how_to_mend_it(paired, is_doubted):
+    level = [report(0, loss=0.0, paired=paired), report(1, loss=0.0, paired=paired)]
+
+    found = doubts(level, evaluation(_1=tally(45)))
+
+    assert len(found) == 1
+    said = f"only {paired:.1%} of the samples had another of their class, .*Raise training.batch_s"
+    assert bool(re.search(said, found[0])) is is_doubted
+
+
 def test_without_test_samples_with_classes_there_is_nothing_to_doubt():
     assert doubts(FALLING, Evaluation(0, 0, {})) == []
 
@@ -135,6 +147,18 @@ def test_a_learning_rate_of_1000_ends_with_warnings_and_in_the_result(
     assert "onward: warning: Silent units: " in said
     assert "onward: warning: All 360 test samples were classified as class " in said
     assert len(read_result(Path("run"))["doubts"]) >= 3
+
+
+def test_supervised_contrast_of_classes_that_are_alone_in_their_mini_batches_warns():
+    x = np.random.default_rng(0).normal(size=(300, 4))
+    dataset = ow.dataset(x, np.arange(300) % 150)
+    changes = {"training.epochs": 1, "training.batch_size": 2, "network.widths": (8, 8)}
+    config = ow.RunConfig(recipe="supcon").with_settings(changes)
+
+    with pytest.warns(ow.OnwardWarning, match=r"Nothing to compare: .* blocks 0, 1 can learn"):
+        result = ow.run(config, dataset=dataset)
+
+    assert result.progress[0].figures["paired"] < 0.1
 
 
 def test_a_network_of_ones_own_that_learns_nothing_warns_from_python():

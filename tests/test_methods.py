@@ -244,6 +244,13 @@ def test_supervised_contrast_refuses_a_mini_batch_of_one_sample():
         SupervisedContrast(0.1).loss(view, view, draw())
 
 
+def test_supervised_contrast_counts_samples_with_another_of_their_class():
+    labels = torch.tensor([3, 1, 3, 2, 3])
+    view = {"input": ow.Batch(torch.rand(5, 4), {"label": labels})}
+
+    assert SupervisedContrast(0.1).metrics(view) == {"paired": (3, 5)}
+
+
 def test_a_hybrid_shows_some_of_both_samples():
     images = torch.arange(1.0, 401)[:, None, None, None].expand(-1, 1, 6, 6)
 

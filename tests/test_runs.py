@@ -242,6 +242,7 @@ FIGURES = {
     "loss": is_number,
     "accuracy": is_share,
     "told_apart": is_share,
+    "paired": is_share,
     "goodness_gap": is_number,
     "dead_fraction": either(is_share, is_nothing),
     "epochs": is_number,

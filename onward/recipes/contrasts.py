@@ -80,6 +80,7 @@ class SupervisedContrast(Objective):
     """
 
     is_mean = False
+    metric_names = ("paired",)
 
     def __init__(self, temperature: float, views: tuple[str, ...] = ("input",)) -> None:
         super().__init__()
@@ -100,6 +101,12 @@ class SupervisedContrast(Objective):
         alike = is_alike.sum(dim=1)
         losses = -(log_p * is_alike).sum(dim=1) / alike.clamp_min(1)
         return losses.sum() / (alike > 0).sum().clamp_min(1)
+
+    def metrics(self, outputs: Views) -> Metrics:
+        """Return how many samples have another of their class: nothing is learned from others."""
+        labels = torch.cat([view.counted.label for view in outputs.values()])
+        is_paired = (labels[:, None] == labels).sum(dim=1) > 1
+        return {"paired": (is_paired.sum(), len(labels))}
 
 
 class Pairs(Sampler):

@@ -15,6 +15,10 @@ LUCK = 1.0
 FEW = 20
 """Test samples below which nothing can be said of chance."""
 
+ALONE = 0.1
+"""Share of samples with another of their class in the mini-batch below which they are too few for
+an objective that compares them."""
+
 LEARNED = 0.55
 """Share that is right in training from which on a block has learned something, whatever its loss:
 that of hard negatives may rise."""
@@ -43,12 +47,14 @@ def doubts(
     dead = {block: figures.get("dead_fraction") or 0.0 for block, figures in last.items()}
     silent = {block: share for block, share in sorted(dead.items()) if share >= SILENT}
     is_enough = test.samples >= FEW
+    alone = {b: f["paired"] or 0.0 for b, f in sorted(last.items()) if "paired" in f}
+    alone = {block: share for block, share in alone.items() if share < ALONE}
     poor = {b: t for b, t in test.tally_blocks.items() if is_enough and t.lead <= LUCK}
     unknown = last.keys() - test.correct_blocks.keys()
     flat = [
         block
         for block, figures in sorted(last.items())
-        if block in (poor.keys() | unknown) - set(frozen)
+        if block in (poor.keys() | unknown) - set(frozen) - alone.keys()
         and first[block] is not figures
         and (figures["loss"] or 0.0) >= (first[block]["loss"] or 0.0)
         and (figures.get("accuracy") or figures.get("told_apart") or 0.0) <= LEARNED
@@ -59,6 +65,12 @@ def doubts(
         found.append(
             f"Silent units: {shares} of the units of {_blocks(silent)} are 0 for every sample. "
             f"Lower the learning rate, or scale the inputs (data.standardize)."
+        )
+    if alone:
+        found.append(
+            f"Nothing to compare: in their mini-batches, only {_shares(alone.values())} of the "
+            f"samples had another of their class, from which alone {_blocks(alone)} can learn. "
+            f"Raise training.batch_size."
         )
     if flat:
         found.append(

@@ -28,7 +28,7 @@ def count(number: int, noun: str) -> str:
 UNSHOWN = ("dead_fraction", "epochs", "seconds", "cpu_seconds")
 """Figures of a report that a line of progress leaves out."""
 
-SHARES = {"accuracy": "accuracy", "told_apart": "told apart"}
+SHARES = {"accuracy": "accuracy", "told_apart": "told apart", "paired": "paired"}
 """Figures that are shares, and what a line of progress calls them."""
 
 
