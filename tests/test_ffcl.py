@@ -48,6 +48,18 @@ def test_two_processes_end_in_the_weights_of_one(tmp_path, monkeypatch, capsys):
     assert "has work for 1 rank at most (one a block)" in capsys.readouterr().err
 
 
+def test_what_was_trained_predicts_and_is_evaluated_as_before_from_its_file(tmp_path):
+    config = ow.RunConfig(recipe="ffcl").with_settings(SMALL)
+
+    result = ow.run(config, folder=tmp_path / "run")
+
+    loaded, dataset = ow.load(tmp_path / "run" / "model.safetensors"), ow.load_data("digits")
+    expected = result.network.scores(dataset.x_test).network
+    assert loaded.scores(dataset.x_test).network.equal(expected)
+    assert loaded.predict(dataset.x_test).equal(expected.argmax(dim=1))
+    assert ow.evaluate(loaded, dataset.test).accuracy == result.accuracy
+
+
 def test_stages_of_no_epochs_are_left_out_and_classes_alone_remain():
     config = ow.RunConfig(recipe="ffcl").with_settings(SMALL)
     alone = {"network.local_epochs": 0, "network.global_epochs": 0}

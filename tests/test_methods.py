@@ -55,6 +55,7 @@ METHODS = {
         "hinton-unsupervised",
         {"network.layers": "local-fields", "network.fields": (8, 12, 16)},
     ),
+    "ffcl": ("ffcl", {"network.channels": (4, 6), "network.lr": 0.01}),
     "byte-lm": ("byte-lm", TINY | TEXT | {"training.batch_size": 10}),
     "vit": ("vit", TINY | STILL),
 }
@@ -77,7 +78,7 @@ VARIANTS = {
 }
 """Variants of methods, of which most is tested in a longer run alone."""
 
-LONG = {*VARIANTS, "hinton-recurrent", "uff, convolutional"}
+LONG = {*VARIANTS, "hinton-recurrent", "uff, convolutional", "ffcl"}
 """Those whose learning to the end takes long."""
 
 
@@ -123,25 +124,39 @@ def test_a_method_ends_in_the_same_weights_on_two_ranks(method, kind):
     "method",
     [
         pytest.param(m, marks=[pytest.mark.slow] * (m in VARIANTS))
-        for m in METHODS
+        for m in METHODS | LATER
         if not m.startswith("hinton-recurrent")
     ],
 )
 def test_a_block_of_a_method_does_not_depend_on_those_after_it(method):
-    reference, changed = prepared(method), prepared(method)
-    last = changed.network.line[-1]
+    # Where one process passes on the outputs of blocks themselves, gradients could get back.
+    reference, changed = (prepared(method, **{"plan.kind": "stream"}) for _ in range(2))
+    blocks = changed.network.all_blocks if method in LATER else changed.network.line
     with torch.no_grad():
-        for weights in last.parameters():
-            weights.mul_(-0.5)
-    expected, found = (
-        deepcopy(run.run("sequential", 1)[0].worker.network) for run in (reference, changed)
-    )
+        for weights in blocks[-1].parameters():
+            weights.mul_(-0.5).add_(0.1)
 
-    same = [
+    assert alike(reference, changed)[: len(blocks)] == [True] * (len(blocks) - 1) + [False]
+
+
+@pytest.mark.parametrize("updates", ["synchronous", "alternating"])
+def test_a_recurrent_layer_does_not_depend_on_what_another_learns_in_the_same_tick(updates):
+    # What is learned in the first of two ticks changes states in the second, which none reads.
+    once = {"training.epochs": 1, "training.batch_size": 660, "network.widths": (48, 32)}
+    once |= {"network.updates": updates, "network.ticks": 2, "network.counted": (0,)}
+    reference, changed = prepared("hinton-recurrent", **once), prepared("hinton-recurrent", **once)
+    changed.network.all_blocks[-1].objective.threshold = 0.0
+
+    assert alike(reference, changed) == [True, False]
+
+
+def alike(one, other):
+    """Return which blocks two runs end with the same weights of."""
+    found, expected = (deepcopy(run.run("sequential", 1)[0].worker.network) for run in (one, other))
+    return [
         all(t.equal(b.state_dict()[name]) for name, t in a.state_dict().items())
-        for a, b in zip(found.line, expected.line, strict=True)
+        for a, b in zip(found.all_blocks, expected.all_blocks, strict=True)
     ]
-    assert same == [True] * (len(same) - 1) + [False]
 
 
 @pytest.mark.parametrize("method", METHODS | LATER)
