@@ -24,8 +24,10 @@ class IFFCLConfig(Section):
 
 @recipe(
     source="Gananath 2024, arXiv:2405.03432 (IFFCL), by its abstract and a review: experimental. "
-    "Inferred: that pairs are drawn as often from one class as from two, that the last layers "
-    "learn by cross-entropy, and that both towers answer",
+    "Inferred: that pairs are drawn as often from one class as from two, that activities are "
+    "normalized in length between layers, what the classifier of a pair reads, that the last "
+    "layers learn by cross-entropy, and that both towers answer. Adam, its learning rate, "
+    "epochs and schedule are ours",
     defaults={"training.epochs": 20, "training.schedule": "warmup", "plan.kind": "stream"},
     is_twin_alike=False,
 )

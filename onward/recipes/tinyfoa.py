@@ -27,7 +27,9 @@ class TinyFoAConfig(Section):
 
 @recipe(
     source="Huang & Aminifar 2025, AAAI (TinyFoA), but for its slices of a layer that are trained "
-    "in turn; how products are scaled is ours",
+    "in turn. Here all layers learn an epoch in each chapter; the paper trains one after the "
+    "other, 100 epochs each. That units are 0 or 1 is inferred; length normalization, how products "
+    "are scaled, the warm-up and the sum of all heads are ours",
     defaults={"training.epochs": 30, "training.schedule": "warmup"},
 )
 def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
