@@ -17,8 +17,9 @@ FEW_UNITS = 16
 class LocalLinear(nn.Module):
     """A linear map of a square of the image at each place of a grid.
 
-    With few units at a place it is computed as a dense map whose other weights are 0: about eight
-    times the operations for fields of a third of the image, and six times faster on a processor.
+    With fewer than 16 units at a place it is computed as a dense map whose other weights are 0:
+    about eight times the operations for fields of a third of the image, and six times faster on a
+    processor. Counts of operations include the products with these zeros.
 
     Args:
         channels: Maps that come in.
