@@ -1,6 +1,6 @@
 """A model of the next byte in blocks of transformer layers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from onward.recipes.recipe import recipe
@@ -26,6 +26,7 @@ class ByteLMConfig(TransformerConfig):
 
 
 @recipe(
+    name="byte-lm",
     source="arXiv:2610.04867 (blocks of several layers, cross-entropy at each, two targets at the "
     "first: network.multi_token); layers as in GPT-2 with rotary positions; sizes and optimizer "
     "are ours",
@@ -58,6 +59,3 @@ def byte_lm(config: ByteLMConfig, data: Any) -> Any:
         return NextByte(config.dim, rank=config.head_rank, is_multi_token=is_multi_token)
 
     return transformer(config, Embedded(config.dim), objective, num_classes=BYTES, is_causal=True)
-
-
-byte_lm = replace(byte_lm, name="byte-lm")

@@ -1,6 +1,6 @@
 """Channels of convolutions that compete, each group for a class of its own."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from onward.errors import SettingError
@@ -38,6 +38,7 @@ class ChannelGoodnessConfig(ConvolutionConfig):
 
 
 @recipe(
+    name="channel-goodness",
     source="Papachristodoulou et al. 2024, arXiv:2312.12668 (CwC): groups of channels, mean square "
     "as logits; Sun et al. 2025, ICLR (DeeperForward): mean in place of mean square; layers "
     "and optimizers are those of the recipe conv, and the slope is ours",
@@ -77,6 +78,3 @@ def _check_channels(channels: tuple[int, ...], classes: int) -> None:
             f"among {classes} classes: each has as many. Give a multiple of {classes} for each "
             f"layer, such as --set network.channels={written(fitting)}."
         )
-
-
-channel_goodness = replace(channel_goodness, name="channel-goodness")

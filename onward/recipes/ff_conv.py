@@ -1,6 +1,6 @@
 """Forward-Forward with convolutions."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
@@ -30,6 +30,7 @@ class FFConvConfig(ConvolutionConfig):
 
 
 @recipe(
+    name="ff-conv",
     source="Hinton 2022, arXiv:2212.13345, section 3.3, on maps of convolutions. That every layer "
     "sees the label, and how maps are normalized, are ours; whitening and optimizers are those of "
     "the recipe conv",
@@ -88,6 +89,3 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
         readouts=readouts,
         preprocessing=whitening_of(config, data),
     )
-
-
-ff_conv = replace(ff_conv, name="ff-conv")

@@ -1,6 +1,6 @@
 """Recurrent Forward-Forward: a still image as a video, the label at the top of the network."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from onward.errors import SettingError
@@ -68,6 +68,7 @@ class HintonRecurrentConfig(Section):
 
 
 @recipe(
+    name="hinton-recurrent",
     source="Hinton 2022, arXiv:2212.13345, sections 3.3 and 3.4. Negatives have any wrong label, "
     "where the paper draws likely ones; states start from zero, where it makes a pass from below "
     "first; the fourth to the sixth tick count, where its iterations 3 to 5 do; learning rate and "
@@ -171,6 +172,3 @@ def hinton_recurrent(
         num_classes=data.num_classes,
         ticks=config.ticks,
     )
-
-
-hinton_recurrent = replace(hinton_recurrent, name="hinton-recurrent")

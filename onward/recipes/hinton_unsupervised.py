@@ -1,6 +1,6 @@
 """Unsupervised Forward-Forward: images against hybrids of two of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -66,6 +66,7 @@ class HintonUnsupervisedConfig(Section):
 
 
 @recipe(
+    name="hinton-unsupervised",
     source="Hinton 2022, arXiv:2212.13345, section 3.2; optimizer and peer normalization are those "
     "of his published Matlab code for section 3.3",
     defaults={n: value for n, value in hinton.defaults.items() if not n.startswith("network.")},
@@ -150,6 +151,3 @@ def _geometry(
     for place, (before, units) in enumerate(pairwise(fields)):
         found.append((before, 4 - place, 2, 1, units))
     return found
-
-
-hinton_unsupervised = replace(hinton_unsupervised, name="hinton-unsupervised")

@@ -62,6 +62,7 @@ class Recipe:
 def recipe(
     *bare: object,
     source: str = "",
+    name: str | None = None,
     defaults: Mapping[str, Any] | None = None,
     twin: str = "backprop",
     is_twin_alike: bool = True,
@@ -76,6 +77,7 @@ def recipe(
     Args:
         bare: Nothing; catches `@ow.recipe` without parentheses.
         source: Paper and section, or what else the method is from.
+        name: What to type. None: the name of the function.
         defaults: What differs from the defaults of a run, by full name.
         twin: The recipe that trains the same layers by backpropagation.
         is_twin_alike: Whether that has the same layers.
@@ -110,7 +112,7 @@ def recipe(
     def make(function: Function) -> Recipe:
         text = (inspect.getdoc(function) or "").partition("\n\n")[0]
         made = Recipe(
-            name=function.__name__,
+            name=name or function.__name__,
             function=function,
             settings=_settings(function),
             summary=" ".join(text.split()),
