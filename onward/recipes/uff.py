@@ -95,7 +95,7 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
     )
     from onward.recipes.convolutions import Maps
 
-    if config.cell != "convolutional" and min(math.prod(data.input_shape), *config.widths, 2) < 2:
+    if config.cell != "convolutional" and 1 in (math.prod(data.input_shape), *config.widths):
         raise SettingError(
             f"Dense cells normalize what they read, of which one number alone becomes 0: samples "
             f"and cells have two or more. These samples have shape {tuple(data.input_shape)}, and "
