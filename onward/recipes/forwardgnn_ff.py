@@ -1,6 +1,6 @@
 """Forward-Forward on graphs: labels that are shown to nodes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.errors import SettingError
@@ -39,6 +39,7 @@ class GraphForwardForwardConfig(Section):
 
 
 @recipe(
+    name="forwardgnn-ff",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.1: FF-LA, and with "
     "labels=nodes FF-VN; there the negatives of FF-VN read what the layer below has put out for "
     "positives. Labels of validation nodes are not shown in the test, as they are there; layers "
@@ -85,6 +86,3 @@ def forwardgnn_ff(
         GoodnessSweep(skip_first=False),
         num_classes=data.num_classes,
     )
-
-
-forwardgnn_ff = replace(forwardgnn_ff, name="forwardgnn-ff")

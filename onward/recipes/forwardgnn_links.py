@@ -1,6 +1,6 @@
 """Forward learning of which nodes of a graph are linked."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.recipes.recipe import recipe
@@ -32,6 +32,7 @@ class LinksConfig(Section):
 
 
 @recipe(
+    name="forwardgnn-links",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.4. Layers learn for "
     "1,000 epochs and keep their best weights; there they stop after 100 validations without "
     "better ones, which for goodness is soon after an early peak",
@@ -67,6 +68,3 @@ def forwardgnn_links(config: LinksConfig, data: Any, *, optimizer: OptimizerConf
         optimizer,
     )
     return Network(blocks, PairsOfNodes(), SumOfHeads(), num_classes=2)
-
-
-forwardgnn_links = replace(forwardgnn_links, name="forwardgnn-links")

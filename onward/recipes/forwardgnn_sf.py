@@ -1,6 +1,6 @@
 """Forward learning on graphs, in a single forward pass."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.recipes.recipe import recipe
@@ -31,6 +31,7 @@ class SingleForwardConfig(Section):
 
 
 @recipe(
+    name="forwardgnn-sf",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.2. Messages to the classes "
     "only, where the paper's default is both ways; features of the nodes of classes are the same "
     "in every run",
@@ -67,6 +68,3 @@ def forwardgnn_sf(config: SingleForwardConfig, data: Any, *, optimizer: Optimize
     )
     sampler = ClassNodes(data.num_classes, config.direction, config.neighbors)
     return Network(blocks, sampler, SumOfHeads(), num_classes=data.num_classes)
-
-
-forwardgnn_sf = replace(forwardgnn_sf, name="forwardgnn-sf")

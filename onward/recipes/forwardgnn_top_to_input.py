@@ -1,6 +1,6 @@
 """Forward learning on graphs, where layers read the layer above as well."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from onward.recipes.recipe import recipe
@@ -33,6 +33,7 @@ class TopToInputConfig(Section):
 
 
 @recipe(
+    name="forwardgnn-top-to-input",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.3: SF-Top-To-Input. States "
     "start from zero at each epoch, which is ten ticks in training as in inference; there they "
     "start from a pass upwards, and in training go on through all epochs. Features of the nodes of "
@@ -79,6 +80,3 @@ def forwardgnn_top_to_input(
         num_classes=data.num_classes,
         ticks=config.ticks,
     )
-
-
-forwardgnn_top_to_input = replace(forwardgnn_top_to_input, name="forwardgnn-top-to-input")

@@ -1,6 +1,6 @@
 """Forward learning on graphs, where the losses of layers look at the layers above."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.errors import SettingError
@@ -30,6 +30,7 @@ class TopToLossConfig(Section):
 
 
 @recipe(
+    name="forwardgnn-top-to-loss",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.3: SF-Top-To-Loss. Layers "
     "read the layer below as it is in this epoch, before its update; there, as it was an epoch "
     "before, but not in evaluation. In the first epoch layers above are 0; there, as a pass "
@@ -88,6 +89,3 @@ def forwardgnn_top_to_loss(
         )
     sampler = ClassNodes(data.num_classes, config.direction)
     return Network(blocks, sampler, SumOfHeads(), num_classes=data.num_classes)
-
-
-forwardgnn_top_to_loss = replace(forwardgnn_top_to_loss, name="forwardgnn-top-to-loss")

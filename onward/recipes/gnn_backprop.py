@@ -1,6 +1,6 @@
 """Backpropagation through graph convolutions, to compare with."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.errors import SettingError
@@ -30,6 +30,7 @@ class GraphBackpropConfig(Section):
 
 
 @recipe(
+    name="gnn-backprop",
     source="Kipf & Welling 2017, arXiv:1609.02907, as the baseline of Park et al. 2024, "
     "arXiv:2403.11004 (ForwardGNN), whose layers do not read vectors of length 1",
     defaults={
@@ -76,6 +77,3 @@ def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: Optimizer
     module = GraphLayers(config.convolution, widths, is_unit_length=config.unit_length)
     block = Block(module, objective, rule(optimizer), structure=("edge_index",))
     return Network([block], sampler, SumOfHeads(), num_classes=data.num_classes)
-
-
-gnn_backprop = replace(gnn_backprop, name="gnn-backprop")
