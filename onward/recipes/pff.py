@@ -9,8 +9,9 @@ pff = replace(
     name="pff",
     summary="Pipeline Forward-Forward: blocks take turns of a chapter, negatives are the network's "
     "likeliest mistakes.",
-    source="Aktemur et al. 2024, arXiv:2404.08573, sections 4 and 5; threshold, slope and "
-    "learning rates are ours, those printed do not train deep blocks",
+    source="Aktemur et al. 2024, arXiv:2404.08573, sections 4 and 5. Threshold, slope and learning "
+    "rates are ours. Hints for negatives are as many chapters old as there are blocks, so that "
+    "ranks need not wait (plan.hint_age); until the first come, negatives are random",
     defaults={
         "network.widths": (2000, 2000, 2000, 2000),
         "network.objective": "threshold",
