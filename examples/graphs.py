@@ -4,7 +4,7 @@
 
 The nodes are handwritten digits, and each has edges to the five that are most like it. Of one in
 ten the class is known. Layers learn one after the other, each from the whole graph, and stop when
-they get no better on validation nodes. Needs PyTorch Geometric: pip install "onward[graph]".
+they get no better on validation nodes. Needs PyTorch Geometric: pip install ".[graph]".
 """
 
 import numpy as np

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onward.data.dataset import Dataset, from_arrays
-from onward.data.graphs import edges_of, features_of
+from onward.data.graphs import edges_of, features_of, warn_of_edge_features
 from onward.data.numbers import Numbers
 from onward.errors import DataError
 
@@ -102,8 +102,11 @@ def graph_tables(
                 f"{name} is a {type(graph).__name__} of {len(graph)}. A graph is a pair of "
                 f"features and edges, or a Data of PyTorch Geometric."
             )
-        x, edge_index = (graph.x, graph.edge_index) if hasattr(graph, "edge_index") else graph
-        features = features_of(x, name).float()
+        is_data = hasattr(graph, "edge_index")
+        if is_data and number == 0:
+            warn_of_edge_features(graph, name)
+        x, edge_index = (graph.x, graph.edge_index) if is_data else graph
+        features = features_of(x, name)
         each.append((features, edges_of(edge_index, len(features), name, undirected=undirected)))
         if features.shape[1] != each[0][0].shape[1]:
             raise DataError(

@@ -1,5 +1,6 @@
 """One graph as a data set: some nodes to learn from, others to test with."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from onward.data.arrays import read_members
 from onward.data.dataset import Dataset, samples
 from onward.data.labels import as_names, check_classes, read_labels
 from onward.data.numbers import Numbers, real
-from onward.errors import DataError
+from onward.errors import DataError, OnwardWarning
 
 SETS = ("train", "validation", "test")
 """Sets of nodes, in the order in which they are asked for."""
@@ -37,7 +38,7 @@ def graph(
     train: Numbers = None,
     validation: Numbers = None,
     test: Numbers = None,
-    undirected: bool = False,
+    undirected: bool | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     name: str = "graph",
@@ -56,7 +57,8 @@ def graph(
         train: Nodes to learn from.
         validation: Nodes for validation. None: none.
         test: Nodes for the test.
-        undirected: Whether each edge is also added the other way round, where it is missing.
+        undirected: Whether each edge is also added the other way round, where it is missing. None:
+            no, with a warning where edges go one way only. False: no.
         num_classes: How many classes there are. None: one more than the largest label.
         class_names: Name of each class, in order. None: where `y` has names, these, sorted.
         name: What the data set is called in reports and errors.
@@ -77,21 +79,22 @@ def graph(
         >>> dataset.training.index, dataset.training.structure["edge_index"].shape
         (tensor([0, 1]), torch.Size([2, 12]))
     """
+    given = dict(zip(SETS, (train, validation, test), strict=True))
     if hasattr(x, "edge_index"):
         data, x = x, x.x
         edge_index = data.edge_index if edge_index is None else edge_index
         y = data.y if y is None else y
-        if train is None and validation is None and test is None:
-            train, validation, test = (
-                getattr(data, f"{part}_mask", None) for part in ("train", "val", "test")
-            )
+        for part, mask in zip(SETS, ("train_mask", "val_mask", "test_mask"), strict=True):
+            given[part] = getattr(data, mask, None) if given[part] is None else given[part]
+        warn_of_edge_features(data, name)
     if isinstance(x, list | tuple) and any(hasattr(each, "edge_index") for each in x):
         raise DataError(f"{name}: these are several graphs. For those, see ow.graphs.")
     features = features_of(x, name)
-    edges = edges_of(edge_index, len(features), name, undirected=undirected)
+    edges = edges_of(edge_index, len(features), name, undirected=bool(undirected))
+    if undirected is None:
+        _warn_of_one_way(edges, len(features), name)
     if y is None:
         raise DataError(f"{name}: there is no y. Give the class of each node.")
-    given = dict(zip(SETS, (train, validation, test), strict=True))
     for part in ("train", "test"):
         if given[part] is None:
             raise DataError(
@@ -110,9 +113,15 @@ def graph(
     missing = (known.bincount(minlength=num_classes) == 0).nonzero().flatten().tolist()
     if missing:
         what = missing[0] if names is None else repr(names[missing[0]])
+        has_others = bool((label[torch.cat(list(sets.values()))] == missing[0]).any())
         raise DataError(
-            f"{name}: no node in train has the class {what}, which others have. Put one of them "
-            f"into train, or leave that class out."
+            f"{name}: no node in train has the class {what}, "
+            + (
+                "which others have. Put one of them into train"
+                if has_others
+                else "and no other has"
+            )
+            + ", or leave that class out."
         )
     whole = Batch(
         features,
@@ -135,8 +144,14 @@ def graph(
 
 
 def features_of(x: Numbers, name: str) -> Tensor:
-    """Return features of nodes, checked: uint8 or float32, shape (nodes, features)."""
-    features = samples(x, f"{name}: x")
+    """Return features of nodes, checked: float32, shape (nodes, features)."""
+    if x is None:
+        raise DataError(
+            f"{name}: nodes have no features. Give some as x, shape (nodes, features): the degrees "
+            f"of the nodes, or a row of an identity matrix for each."
+        )
+    # Small whole numbers are counts here, and no pixels.
+    features = samples(x, f"{name}: x").float()
     if features.ndim != 2:
         raise DataError(
             f"{name}: x has the shape {tuple(features.shape)}. Nodes have vectors of features: the "
@@ -157,7 +172,8 @@ def edges_of(
         raise DataError(
             f"{name}: edge_index has the shape {array.shape}, and (2, edges) is needed{turned}."
         )
-    if array.dtype.kind not in "iu" and array.size:
+    kind = array.dtype.kind
+    if kind not in "iuf" or (kind == "f" and not (array == np.floor(array)).all()):
         raise DataError(
             f"{name}: edge_index is of type {array.dtype}, and holds numbers of nodes: whole "
             f"numbers from 0."
@@ -177,8 +193,34 @@ def edges_of(
     return found[:, found[1].argsort(stable=True)]
 
 
-def _nodes(given: Numbers, nodes: int, what: str) -> Int[Tensor, " chosen"]:
+def warn_of_edge_features(data: Any, name: str) -> None:
+    """Warn of weights and features of the edges of a `Data`, which nothing here reads."""
+    found = [part for part in ("edge_weight", "edge_attr") if getattr(data, part, None) is not None]
+    if found:
+        warnings.warn(
+            f"{name}: {' and '.join(found)} of the graph have no effect: all edges count the same.",
+            OnwardWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_one_way(edges: Int[Tensor, "2 edges"], nodes: int, name: str) -> None:
+    """Warn of edges that go one way only."""
+    codes = edges[0] * nodes + edges[1]
+    lonely = ~torch.isin(edges[1] * nodes + edges[0], codes)
+    if lonely.any():
+        warnings.warn(
+            f"{name}: {int(lonely.sum()):,} of {len(codes):,} edges go one way only, and messages "
+            f"with them. If edges have no direction, add the way back: undirected=True, or in a "
+            f"file the edges themselves. If they have one, say undirected=False.",
+            OnwardWarning,
+            stacklevel=3,
+        )
+
+
+def _nodes(given: Numbers | range, nodes: int, what: str) -> Int[Tensor, " chosen"]:
     """Return the numbers of the nodes of a set, in ascending order."""
+    given = list(given) if isinstance(given, range) else given
     array = np.asarray(real(given, what)) if not _is_mask(given) else np.asarray(given)
     if array.ndim != 1:
         several = " It looks like several splits: choose one, such as train_mask[:, 0]."
@@ -202,7 +244,9 @@ def _nodes(given: Numbers, nodes: int, what: str) -> Int[Tensor, " chosen"]:
         wrong = found[0] if found[0] < 0 else found[-1]
         raise DataError(f"{what} has node {wrong}, and there are {nodes:,}, counted from 0.")
     if counts.max() > 1:
-        raise DataError(f"{what} has node {found[counts.argmax()]} more than once.")
+        is_mask = len(array) == nodes and found[-1] == 1
+        hint = " If it is a mask, give it as one: mask.astype(bool)." if is_mask else ""
+        raise DataError(f"{what} has node {found[counts.argmax()]} more than once.{hint}")
     return torch.from_numpy(found)
 
 
@@ -236,9 +280,10 @@ def _labels(
     named = as_names(y, f"{name}: y")
     array = np.asarray(real(y, f"{name}: y") if named is None else named)
     if array.shape != (nodes,):
+        hint = " Give y[:, 0]." if array.shape == (nodes, 1) else ""
         raise DataError(
             f"{name}: y has the shape {array.shape}, but there are {nodes} nodes and each needs "
-            f"one class: the shape must be ({nodes},)."
+            f"one class: the shape must be ({nodes},).{hint}"
         )
     used = torch.cat(list(sets.values())).sort().values
     found, num_classes, names = read_labels(
@@ -308,7 +353,7 @@ def read_members_of_graph(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is missing or damaged.
     """
-    optional = ("y", "x", *FEATURES_CSR, *SETS, "class_names")
+    optional = ("y", "x", *FEATURES_CSR, *SETS, "num_classes", "class_names")
     members: dict[str, Any] = dict(read_members(path, ("edge_index",), optional, is_ours=True))
     if "x" not in members:
         lacking = [member for member in FEATURES_CSR if member not in members]
@@ -348,9 +393,18 @@ def read_graph(path: Path, split_seed: int, name: str | None = None) -> Dataset:
         )
     if not any(part in members for part in SETS):
         members |= node_split(len(members["y"]), split_seed)
+    elif split_seed:
+        warnings.warn(
+            f"data.split_seed = {split_seed} has no effect: {path} says which nodes are in which "
+            f"set.",
+            OnwardWarning,
+            stacklevel=2,
+        )
+    num_classes = members.pop("num_classes", None)
     names = members.pop("class_names", None)
     return graph(
         **members,
+        num_classes=None if num_classes is None else int(num_classes),
         class_names=None if names is None else [str(each) for each in names],
         name=name or path.name,
     )

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.data.dataset import Dataset
-from onward.data.graphs import edges_of, features_of, read_members_of_graph
+from onward.data.graphs import (
+    edges_of,
+    features_of,
+    read_members_of_graph,
+    warn_of_edge_features,
+)
 from onward.data.numbers import Numbers
 from onward.errors import DataError
 
@@ -62,13 +67,14 @@ def graph_links(
     """
     if hasattr(x, "edge_index"):
         edge_index = x.edge_index if edge_index is None else edge_index
+        warn_of_edge_features(x, name)
         x = x.x
     if not (0 <= validation < 1 and 0 < test < 1 and validation + test < 1):
         raise DataError(
             f"{name}: {validation:g} of the edges are for validation and {test:g} for the test. "
             f"These are shares, and some edges are left to learn from; validation may be 0."
         )
-    features = features_of(x, name).float()
+    features = features_of(x, name)
     nodes = len(features)
     edges = edges_of(edge_index, nodes, name, undirected=undirected)
     edges = edges[:, edges[0] != edges[1]].unique(dim=1)

@@ -42,9 +42,9 @@ class GraphForwardForwardConfig(Section):
     name="forwardgnn-ff",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.1: FF-LA, and with "
     "labels=nodes FF-VN; there the negatives of FF-VN read what the layer below has put out for "
-    "positives. Labels of validation nodes are not shown in the test, as they are there; layers "
-    "are validated every ten epochs, there every two; features of the nodes of classes are "
-    "the same in every run. With loss=symba: Lee & Song 2023, arXiv:2303.08418",
+    "positives. Unlike there, labels of validation nodes are not shown in the test, layers are "
+    "validated every ten epochs and not every two, and features of the nodes of classes are the "
+    "same in every run. With loss=symba: Lee & Song 2023, arXiv:2303.08418",
     defaults={
         "training.epochs": 1000,
         "training.precision": "fp32",

@@ -37,8 +37,8 @@ class GFFConfig(Section):
 
 
 @recipe(
-    source="Paliotta et al. 2023, arXiv:2302.05282 (GFF), of which the idea alone was at hand: "
-    "Forward-Forward on graphs that are classified as a whole, with the label in the features. "
+    source="Paliotta et al. 2023, arXiv:2302.05282 (GFF), of which only the idea was available to "
+    "us: Forward-Forward on graphs that are classified as a whole, with the label in the features. "
     "Layers, goodness and settings are inferred",
     defaults={
         "training.epochs": 100,

@@ -46,8 +46,8 @@ class GraphBackpropConfig(Section):
 def gnn_backprop(config: GraphBackpropConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Backpropagation through all graph convolutions: the twin of the methods for graphs.
 
-    One block with the cross-entropy of the last layer: of its units, one for each class; or of dot
-    products of pairs of nodes, where data are links.
+    The layers are theirs, but for the last, which has a unit for each class. One block with the
+    cross-entropy of the last layer; or, where data are links, of dot products of pairs of nodes.
     """
     # Lists of recipes and the help of the command do without torch.
     from torch import nn

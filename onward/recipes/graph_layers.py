@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onward.batch import Tensors, parts
 from onward.data import DataInfo
-from onward.errors import SettingError
+from onward.errors import DataError, SettingError
 from onward.network.blocks import Block
 from onward.network.objectives import Objective
 from onward.network.optimizers import Optimizer
@@ -85,7 +85,19 @@ def weighted_edges(
 
 @lru_cache(maxsize=KEPT)
 def _matrices(means: Means, edge_index: Tensor, version: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Return the matrix that takes the mean, and its transpose, both row by row (CSR)."""
+    """Return the matrix that takes the mean, and its transpose, both row by row (CSR).
+
+    Raises:
+        DataError: These are no edges of so many nodes.
+    """
+    is_known = edge_index.ndim == 2 and len(edge_index) == 2
+    if not is_known or (
+        edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < nodes
+    ):
+        raise DataError(
+            f"edge_index has the shape {tuple(edge_index.shape)}. It holds numbers of nodes, shape "
+            f"(2, edges), and the {nodes} nodes are numbered from 0 to {nodes - 1}."
+        )
     (source, target), weights = weighted_edges(means, edge_index, nodes)
     with warnings.catch_warnings():
         # Torch calls the format a prototype.
