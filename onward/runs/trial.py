@@ -85,7 +85,7 @@ def check_parts(network: Network, training: Batch, plan: Plan) -> None:
         raise SettingError(
             f"The samples belong together ({named}), and the sampler {sampler} takes them whole, "
             f"so one mini-batch is all of them. Set training.batch_size to {len(training)}; it is "
-            f"{plan.batch_size}."
+            f"{plan.batch_size}. Recipes with the setting network.neighbors can also draw parts."
         )
     if plan.kind == "stream":
         raise SettingError(
