@@ -115,6 +115,8 @@ def test_the_data_sets_known_by_name_are_listed_with_where_they_are(tmp_path):
         "planetoid-cora": "to be made: DIR/graphs/planetoid-cora.npz",
         "planetoid-citeseer": "to be made: DIR/graphs/planetoid-citeseer.npz",
         "citeseer-full": "to be made: DIR/graphs/citeseer-full.npz",
+        "cora-ml": "to be made: DIR/graphs/cora-ml.npz",
+        "pubmed-full": "to be made: DIR/graphs/pubmed-full.npz",
         "amazon-photo": "to be made: DIR/graphs/amazon-photo.npz",
     }
     assert listed["cifar10"].shape == (3, 32, 32)
