@@ -172,8 +172,9 @@ def edges_of(
         raise DataError(
             f"{name}: edge_index has the shape {array.shape}, and (2, edges) is needed{turned}."
         )
-    kind = array.dtype.kind
-    if kind not in "iuf" or (kind == "f" and not (array == np.floor(array)).all()):
+    # Tables hold whole numbers as float64, which keeps them; smaller types would round them.
+    is_whole = array.dtype == np.float64 and bool((array == np.floor(array)).all())
+    if array.dtype.kind not in "iu" and array.size and not is_whole:
         raise DataError(
             f"{name}: edge_index is of type {array.dtype}, and holds numbers of nodes: whole "
             f"numbers from 0."

@@ -42,7 +42,7 @@ Means = Literal["gcn", "mean"]
 """Means over neighbors: of a node and its neighbors, weighted by degrees, or of these alone."""
 
 KEPT = 4
-"""Graphs whose matrices are kept."""
+"""Matrices of graphs that are kept."""
 
 
 def mean_over(means: Means, edge_index: Int[Tensor, "2 edges"], x: Tensor) -> Tensor:
@@ -62,10 +62,7 @@ def mean_over(means: Means, edge_index: Int[Tensor, "2 edges"], x: Tensor) -> Te
         # Sparse products of a GPU differ from call to call.
         (source, target), weights = weighted_edges(means, edge_index, len(x))
         return x.new_zeros(x.shape).index_add_(0, target, weights[:, None].to(x.dtype) * x[source])
-    # A tensor that is changed in place is another graph; one of inference cannot be.
-    version = 0 if edge_index.is_inference() else edge_index._version
-    matrices = _matrices(means, edge_index, version, len(x))
-    found: Tensor = SparseProduct.apply(*matrices, x)  # type: ignore[no-untyped-call]
+    found: Tensor = SparseMean.apply(means, edge_index, x)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -83,13 +80,29 @@ def weighted_edges(
     return edge_index, 1 / degree[target].float()
 
 
-@lru_cache(maxsize=KEPT)
-def _matrices(means: Means, edge_index: Tensor, version: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Return the matrix that takes the mean, and its transpose, both row by row (CSR).
+def mean_matrix(
+    means: Means, edge_index: Int[Tensor, "2 edges"], nodes: int, *, is_transposed: bool = False
+) -> Float[Tensor, "nodes nodes"]:
+    """Return the matrix that takes the mean, or its transpose, row by row (CSR).
 
     Raises:
         DataError: These are no edges of so many nodes.
     """
+    if edge_index.is_inference():
+        # Whether it is changed in place is not known.
+        return _mean_matrix(means, edge_index, nodes, is_transposed)
+    return _kept_matrix(means, edge_index, edge_index._version, nodes, is_transposed)
+
+
+@lru_cache(maxsize=KEPT)
+def _kept_matrix(
+    means: Means, edge_index: Tensor, version: int, nodes: int, is_transposed: bool
+) -> Tensor:
+    """Return a matrix; edges that are changed in place are another version, and another graph."""
+    return _mean_matrix(means, edge_index, nodes, is_transposed)
+
+
+def _mean_matrix(means: Means, edge_index: Tensor, nodes: int, is_transposed: bool) -> Tensor:
     is_known = edge_index.ndim == 2 and len(edge_index) == 2
     if not is_known or (
         edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < nodes
@@ -98,37 +111,33 @@ def _matrices(means: Means, edge_index: Tensor, version: int, nodes: int) -> tup
             f"edge_index has the shape {tuple(edge_index.shape)}. It holds numbers of nodes, shape "
             f"(2, edges), and the {nodes} nodes are numbered from 0 to {nodes - 1}."
         )
-    (source, target), weights = weighted_edges(means, edge_index, nodes)
+    edges, weights = weighted_edges(means, edge_index, nodes)
+    # A row for each node that edges lead to.
+    places = edges if is_transposed else edges.flip(0)
     with warnings.catch_warnings():
         # Torch calls the format a prototype.
         warnings.simplefilter("ignore", UserWarning)
-        matrix, transposed = (
-            torch.sparse_coo_tensor(
-                torch.stack(places), weights, (nodes, nodes), check_invariants=False
-            )
-            .coalesce()
-            .to_sparse_csr()
-            for places in ((target, source), (source, target))
-        )
-    return matrix, transposed
+        matrix = torch.sparse_coo_tensor(places, weights, (nodes, nodes), check_invariants=False)
+        return matrix.coalesce().to_sparse_csr()
 
 
-class SparseProduct(torch.autograd.Function):
-    """The product of a sparse matrix and a dense one, whose gradient is a sparse product as well.
+class SparseMean(torch.autograd.Function):
+    """The mean over neighbors as a sparse product, and so its gradient.
 
     Torch's own gradient brings the transposed matrix into order at each call, which takes longer
     than the product.
     """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-        ctx.transposed = transposed
-        product: Tensor = torch.sparse.mm(matrix, x.float())
+    def forward(ctx: Any, means: Means, edge_index: Tensor, x: Tensor) -> Tensor:
+        ctx.means, ctx.edge_index = means, edge_index
+        product: Tensor = torch.sparse.mm(mean_matrix(means, edge_index, len(x)), x.float())
         return product.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
-        product: Tensor = torch.sparse.mm(ctx.transposed, gradient.float())
+        matrix = mean_matrix(ctx.means, ctx.edge_index, len(gradient), is_transposed=True)
+        product: Tensor = torch.sparse.mm(matrix, gradient.float())
         return None, None, product.to(gradient.dtype)
 
 
