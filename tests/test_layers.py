@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onward.network.layers import Dense, ReadoutLayer, keep_mask, normalize_length
+from onward.recipes.binary import BinaryDense
 
 several = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -276,3 +277,29 @@ def test_a_readout_layer_starts_at_zero_and_has_no_bias():
 
     assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {"weight": (4, 5)}
     assert (layer.weight == 0).all()
+
+
+# Binary layers
+
+
+def test_weights_count_by_their_sign_alone_and_units_are_0_or_1():
+    layer = BinaryDense(64, 200)
+    x = torch.randn(50, 64, generator=draw())
+
+    units = layer(x)
+
+    products = normalize_length(x) @ layer.weight.sign().T / 8 + layer.bias
+    assert torch.equal(units, (products > 0).float())
+
+
+def test_gradients_go_through_signs_and_through_units_between_minus_1_and_1():
+    layer = BinaryDense(16, 200)
+    x, weights = torch.randn(50, 16, generator=draw()), torch.randn(50, 200, generator=draw(1))
+
+    (layer(x) * weights).sum().backward()
+
+    x = normalize_length(x)
+    products = x @ layer.weight.detach().sign().T / 4
+    expected = ((products.abs() <= 1) * weights).T @ x / 4
+    assert (products.abs() > 1).any()
+    torch.testing.assert_close(layer.weight.grad, expected)

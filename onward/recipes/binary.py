@@ -1,5 +1,7 @@
 """Binary layers, and heads that are drawn once and never trained."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -31,14 +33,37 @@ class BinaryDense(nn.Module):
 
     def forward(self, x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples units"]:
         x = normalize_length(x.flatten(1))
-        signs = passed_through(self.weight.sign(), self.weight)
+        signs: Tensor = Signs.apply(self.weight)  # type: ignore[no-untyped-call]
         pre = F.linear(x, signs.to(x.dtype)) / x.shape[1] ** 0.5 + self.bias
-        return passed_through((pre > 0).to(pre.dtype), pre.clamp(-1, 1))
+        units: Tensor = Units.apply(pre)  # type: ignore[no-untyped-call]
+        return units
 
 
-def passed_through(value: Tensor, like: Tensor) -> Tensor:
-    """Return a value whose derivative is that of another tensor."""
-    return like + (value - like).detach()
+class Signs(torch.autograd.Function):
+    """Signs of weights, with the derivative of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight.sign()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Units(torch.autograd.Function):
+    """1 where a pre-activation is above 0, else 0, with the derivative of a clamp to -1 and 1."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor) -> Tensor:
+        ctx.save_for_backward(pre.abs() <= 1)
+        return (pre > 0).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (inside,) = ctx.saved_tensors
+        derivative: Tensor = grad * inside
+        return derivative
 
 
 def clamp_weights(weight: Tensor) -> None:

@@ -60,7 +60,7 @@ def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
         else [*dense_layers(widths, gain=2**0.5)]
     )
     rule = (
-        optimizer(torch.optim.Adam, project=clamp_weights, lr=config.lr)
+        optimizer(torch.optim.Adam, project=clamp_weights, lr=config.lr, fused=True)
         if config.binary
         else Adam(lr=config.lr)
     )
