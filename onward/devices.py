@@ -149,6 +149,21 @@ def release_memory(device: torch.device) -> None:
 
 
 @contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Have the processor take numbers smaller than 1e-38 for 0, and then as before.
+
+    Moments of weights that get no gradient any more shrink to such numbers and stay there, and
+    Adam's step may take seven times as long with them (docs/log.md, 2026-11-29).
+    """
+    before = bool(torch.full((), torch.finfo(torch.float32).tiny) / 2 == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+@contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Have a GPU compute the same bits each time, where its kernels can; the processor does anyway.
 

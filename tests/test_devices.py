@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils import cpp_extension
 
 import onward as ow
@@ -72,6 +73,37 @@ def test_no_tf32_is_left_on_and_torch_is_put_back_as_it_was():
         ]
     torch.set_float32_matmul_precision(before[0])
     cudnn.allow_tf32 = before[1]
+
+
+def flushes_denormals():
+    return bool(torch.full((), torch.finfo(torch.float32).tiny) / 2 == 0)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_training_takes_denormal_numbers_for_0_and_then_torch_does_as_before(before):
+    seen = set()
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.add(flushes_denormals())
+            return 2 * x
+
+    objective = ow.CrossEntropy(nn.Linear(5, 3))
+    block = ow.Block(nn.Sequential(Spy(), nn.Linear(4, 5)), objective, ow.Adam())
+    network = ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=3)
+    x, y = torch.rand(20, 4), torch.arange(20) % 3
+    samples = ow.dataset(x, y, x_test=x, y_test=y)
+    torch.set_flush_denormal(before)
+    try:
+        ow.train(
+            network, samples, validation=0, training=ow.TrainingConfig(epochs=1, batch_size=10)
+        )
+        after = flushes_denormals()
+    finally:
+        torch.set_flush_denormal(False)
+
+    assert True in seen
+    assert after is before
 
 
 def test_large_samples_are_brought_piece_by_piece(monkeypatch):

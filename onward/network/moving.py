@@ -5,7 +5,14 @@ from contextlib import contextmanager
 
 import torch
 
-from onward.devices import CPU, forget_peak, release_memory, reproducible, resolve_precision
+from onward.devices import (
+    CPU,
+    denormals_flushed,
+    forget_peak,
+    release_memory,
+    reproducible,
+    resolve_precision,
+)
 from onward.network.networks import Network
 
 
@@ -24,7 +31,7 @@ def moved(network: Network, device: torch.device) -> Iterator[None]:
                 # There may be no room for all of them.
                 block.release()
         network.to(device)
-        with reproducible(device):
+        with reproducible(device), denormals_flushed():
             yield
     finally:
         network.to(CPU)
