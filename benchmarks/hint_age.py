@@ -25,7 +25,7 @@ CASES: dict[str, tuple[str, tuple[int | str, ...], dict[str, Any]]] = {
     "chapters": (
         "pff",
         (1, 2, 4, 8, "never"),
-        {"training.epochs": 40, "network.readout": "softmax"},
+        {"training.epochs": 40, "network.readout": "softmax", "optimizer.lr": 1e-3},
     ),
     "mini_batches": ("hinton", (0, 1, 8, 64, "never"), {"training.epochs": 20}),
 }

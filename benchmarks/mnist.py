@@ -20,6 +20,9 @@ import common
 
 import onward as ow
 
+FAST = {"optimizer.lr": 1e-3}
+"""For so few epochs, and so that figures can be compared with those of old."""
+
 WIDTHS = {"network.widths": (2000, 2000, 2000, 2000)}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hinton": ("hinton", {"data.validation": 3000, "plan.validate_every": 5}),
     "pff-adaptive-goodness": (
         "pff",
-        {"training.epochs": 10, "data.validation": 3000, "plan.validate_every": 5},
+        {"training.epochs": 10, "data.validation": 3000, "plan.validate_every": 5} | FAST,
     ),
     "pff-random-softmax": (
         "pff",
@@ -50,7 +53,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "plan.validate_every": 5,
             "network.negatives": "random",
             "network.readout": "softmax",
-        },
+        }
+        | FAST,
     ),
 }
 

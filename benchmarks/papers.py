@@ -28,20 +28,28 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 """What PFF compares. Blocks that need no hints learn the same with either classifier, so that one
 run measures both: figures of both are in `readouts`."""
 
+LONG = {"optimizer.lr": 1e-4}
+"""What wide blocks of PFF need where they learn for long: twice what the paper's rate comes to with
+its samples of length 1 and its threshold (docs/log.md, 2026-11-29)."""
+
 OPTIMIZED = {"network.widths": (2000,) * 4}
-SHORT: dict[str, Any] = {"network.widths": (500,) * 4, "training.epochs": 15}
+FAST: dict[str, Any] = {"optimizer.lr": 1e-3}
+"""What small networks of PFF, or few epochs, can do with."""
+
+SHORT = FAST | {"network.widths": (500,) * 4, "training.epochs": 15}
 CELLS = ("autoencoder", "denoising", "convolutional", "gan")
 
 
 def pff(data: str, epochs: int, seeds: int) -> dict[str, Case]:
     """Return the cases of PFF, by name."""
-    length = {"training.epochs": epochs}
+    length = LONG | {"training.epochs": epochs}
     found = {
         f"{data}, pff, {name}, {epochs} epochs": Case(data, "pff", changes | length, seeds)
         for name, changes in CLASSIFIERS.items()
     }
     # The last head alone is the last figure of `per_block`.
-    found[f"{data}, optimized, {epochs} epochs"] = Case(data, "one-pass", OPTIMIZED | length, seeds)
+    changes = OPTIMIZED | {"training.epochs": epochs}
+    found[f"{data}, optimized, {epochs} epochs"] = Case(data, "one-pass", changes, seeds)
     return found
 
 
@@ -136,9 +144,19 @@ CASES = {
     "mnist, pff, slope 100": Case(
         "mnist",
         "pff",
-        CLASSIFIERS["random"] | {"training.epochs": FEWER_EPOCHS, "network.slope": 100.0},
+        CLASSIFIERS["random"] | FAST | {"training.epochs": FEWER_EPOCHS, "network.slope": 100.0},
         1,
     ),
+    **{
+        f"{data}, pff, {name}, {epochs} epochs, 1e-3": Case(
+            data, "pff", CLASSIFIERS[name] | FAST | {"training.epochs": epochs}, 1
+        )
+        for data, name, epochs in (
+            ("mnist", "random", MNIST_EPOCHS),
+            ("cifar10", "random", FEWER_EPOCHS),
+            ("cifar10", "adaptive, goodness", FEWER_EPOCHS),
+        )
+    },
     **negatives("mnist", 3),
     **negatives("cifar10", 1),
     **near_chance(),

@@ -18,7 +18,7 @@ pff = replace(
         "network.negatives": "adaptive",
         "network.readout": "goodness",
         "network.slope": 20.0,
-        "optimizer.lr": 1e-3,
+        "optimizer.lr": 3e-4,
         "optimizer.head_lr": 1e-4,
         "training.epochs": 100,
         "training.batch_size": 64,
