@@ -28,13 +28,9 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 """What PFF compares. Blocks that need no hints learn the same with either classifier, so that one
 run measures both: figures of both are in `readouts`."""
 
-LONG = {"optimizer.lr": 1e-4}
-"""What wide blocks of PFF need where they learn for long: twice what the paper's rate comes to with
-its samples of length 1 and its threshold (docs/log.md, 2026-11-29)."""
-
 OPTIMIZED = {"network.widths": (2000,) * 4}
 FAST: dict[str, Any] = {"optimizer.lr": 1e-3}
-"""What small networks of PFF, or few epochs, can do with."""
+"""What narrow blocks of PFF need, or few epochs."""
 
 SHORT = FAST | {"network.widths": (500,) * 4, "training.epochs": 15}
 CELLS = ("autoencoder", "denoising", "convolutional", "gan")
@@ -42,14 +38,13 @@ CELLS = ("autoencoder", "denoising", "convolutional", "gan")
 
 def pff(data: str, epochs: int, seeds: int) -> dict[str, Case]:
     """Return the cases of PFF, by name."""
-    length = LONG | {"training.epochs": epochs}
+    length = {"training.epochs": epochs}
     found = {
         f"{data}, pff, {name}, {epochs} epochs": Case(data, "pff", changes | length, seeds)
         for name, changes in CLASSIFIERS.items()
     }
     # The last head alone is the last figure of `per_block`.
-    changes = OPTIMIZED | {"training.epochs": epochs}
-    found[f"{data}, optimized, {epochs} epochs"] = Case(data, "one-pass", changes, seeds)
+    found[f"{data}, optimized, {epochs} epochs"] = Case(data, "one-pass", OPTIMIZED | length, seeds)
     return found
 
 
