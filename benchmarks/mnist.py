@@ -21,7 +21,7 @@ import common
 import onward as ow
 
 FAST = {"optimizer.lr": 1e-3}
-"""For so few epochs, and so that figures can be compared with those of old."""
+"""The default rate of PFF when its figures here were measured."""
 
 WIDTHS = {"network.widths": (2000, 2000, 2000, 2000)}
 

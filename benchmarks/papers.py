@@ -29,8 +29,11 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 run measures both: figures of both are in `readouts`."""
 
 OPTIMIZED = {"network.widths": (2000,) * 4}
+LONG: dict[str, Any] = {"optimizer.lr": 1e-4}
+"""What wide blocks of PFF need in long training (docs/log.md, 2026-11-29)."""
+
 FAST: dict[str, Any] = {"optimizer.lr": 1e-3}
-"""What narrow blocks of PFF need, or few epochs."""
+"""The default rate of PFF when small networks were measured."""
 
 SHORT = FAST | {"network.widths": (500,) * 4, "training.epochs": 15}
 CELLS = ("autoencoder", "denoising", "convolutional", "gan")
@@ -40,7 +43,7 @@ def pff(data: str, epochs: int, seeds: int) -> dict[str, Case]:
     """Return the cases of PFF, by name."""
     length = {"training.epochs": epochs}
     found = {
-        f"{data}, pff, {name}, {epochs} epochs": Case(data, "pff", changes | length, seeds)
+        f"{data}, pff, {name}, {epochs} epochs": Case(data, "pff", changes | LONG | length, seeds)
         for name, changes in CLASSIFIERS.items()
     }
     # The last head alone is the last figure of `per_block`.

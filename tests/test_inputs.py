@@ -280,9 +280,6 @@ def test_raw_features_are_learned_by_every_recipe(recipe, load_data, tmp_path, m
     raw = load_data()
     np.savez("raw.npz", x=raw.data, y=raw.target)
     arguments = ["train", recipe, "--data", "raw.npz", "--widths", "100,100", "--epochs", "30"]
-    if recipe == "pff":
-        # Its own is for wide blocks and many steps.
-        arguments += ["--set", "optimizer.lr=1e-3"]
 
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--batch-size", "20", "--out", "run"])
