@@ -150,10 +150,10 @@ def release_memory(device: torch.device) -> None:
 
 @contextmanager
 def denormals_flushed() -> Iterator[None]:
-    """Have the processor take numbers smaller than 1e-38 for 0, and then as before.
+    """Flush denormal numbers (below 1e-38) to zero on the CPU, and afterwards do as before.
 
-    Moments of weights that get no gradient any more shrink to such numbers and stay there, and
-    Adam's step may take seven times as long with them (docs/log.md, 2026-11-29).
+    The optimizer state of weights that no longer receive a gradient decays to such numbers and
+    stays there, and Adam's step then takes up to seven times as long (docs/log.md, 2026-11-29).
     """
     before = bool(torch.full((), torch.finfo(torch.float32).tiny) / 2 == 0)
     torch.set_flush_denormal(True)
