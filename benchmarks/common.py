@@ -62,9 +62,9 @@ def environment() -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean, standard deviation and number as text."""
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.4f} ± {deviation:.4f} (n={len(values)})"
+    """Return mean, standard deviation (of more than one) and number as text."""
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{deviation} (n={len(values)})"
 
 
 def record(path: Path, found: dict[str, Any]) -> None:

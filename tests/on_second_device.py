@@ -178,7 +178,7 @@ def test_all_that_networks_are_made_of_is_on_the_second_device(case, kind, by_it
 )
 def test_no_step_waits_for_the_device(name):
     found = []
-    for size in (40, 10):
+    for size in (80, 20):
         made = prepared(name, **{"training.batch_size": size})
         made.network.to(second_device())
         before = waits()
@@ -186,7 +186,7 @@ def test_no_step_waits_for_the_device(name):
         found.append(waits() - before)
 
     epochs = made.plan.epochs * len(made.network.all_blocks)
-    # Each has 44 mini-batches more, and asks twice more which units were active.
+    # Each has 22 mini-batches more, and asks twice more which units were active.
     assert found[1] - found[0] <= 3 * epochs
 
 

@@ -269,6 +269,14 @@ def reference(kind, case):
     return runtime.worker.network
 
 
+def assert_two_ranks_end_as_one(recipe, changes, placement="all-layers"):
+    """Run a recipe on one rank and on two, all in this process, and compare the weights."""
+    made = prepare(recipe, changes)
+    (one,), (two, _) = made.run("sequential", 1), made.run(placement, 2)
+
+    assert_same_weights(two.worker.network, one.worker.network)
+
+
 def assert_same_weights(actual, expected):
     """Check the digest, and every tensor, those that inference does not need included."""
     assert weights_sha256(actual) == weights_sha256(expected)

@@ -40,7 +40,7 @@ def mean(values):
 # What is asked for
 
 
-@pytest.mark.parametrize("allowed", [0.0, 0.001, 0.01])
+@pytest.mark.parametrize("allowed", [0.0, pytest.param(0.001, marks=pytest.mark.slow), 0.01])
 @pytest.mark.parametrize("confidence", CONFIDENCES)
 @pytest.mark.parametrize("is_sweep", [False, True])
 def test_no_more_samples_become_wrong_than_allowed(allowed, confidence, is_sweep):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from commands import onward
 
@@ -35,6 +36,7 @@ def test_layers_by_themselves_are_the_network_of_all_layers():
     assert Whole(layers).eval()(images).equal(outputs[len(layers) - 1])
 
 
+@pytest.mark.slow
 def test_two_processes_end_in_the_weights_of_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train = ("train", "ffcl", "--data", "digits", "--set", "network.channels=4,6", "--epochs", 2)

@@ -1,12 +1,9 @@
 """Whole graphs as samples: tables with a row for each node."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from commands import onward
-from prepared import assert_same_weights
+from prepared import assert_two_ranks_end_as_one
 
 import onward as ow
 from onward.errors import DataError, SettingError
@@ -201,12 +198,7 @@ def test_ranks_of_a_stream_end_in_the_weights_of_one(tmp_path):
     data = dataset()
     parts = {"x": data.x, "y": data.y, "x_test": data.x_test, "y_test": data.y_test}
     np.savez(tmp_path / "own.npz", **parts)
-    given = ["train", "gff", "--data", tmp_path / "own.npz", "--widths", "12,12", "--epochs", "3"]
-    given += ["--plan", "stream", "--batch-size", "20"]
+    changes = {"data.name": str(tmp_path / "own.npz"), "network.widths": (12, 12)}
+    changes |= {"training.epochs": 3, "training.batch_size": 20, "plan.kind": "stream"}
 
-    for name, more in (("one", []), ("two", ["--processes", "2"])):
-        assert onward(*given, *more, "--out", tmp_path / name) == 0
-
-    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
-    assert one["weights_sha256"] == two["weights_sha256"]
-    assert_same_weights(*(ow.load(tmp_path / name) for name in ("one", "two")))
+    assert_two_ranks_end_as_one("gff", changes, "stream")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import assert_two_processes_end_as_one
-from prepared import assert_same_weights
+from prepared import assert_same_weights, assert_two_ranks_end_as_one
 from test_graphs import NODES, arrays, config_of, graph
 
 import onward as ow
@@ -160,14 +159,14 @@ def test_classes_of_validation_and_test_nodes_teach_nothing(recipe):
     assert scores[0].equal(scores[1])
 
 
-@pytest.mark.parametrize("recipe", [RECIPES[0], pytest.param(RECIPES[1], marks=pytest.mark.slow)])
-def test_two_processes_end_in_the_weights_of_one(recipe, tmp_path):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_ranks_end_in_the_weights_of_one(recipe, tmp_path):
     x, edges, y, sets = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
-    given = [recipe, "--data", tmp_path / "own.npz", "--widths", "12,12", "--epochs", "4"]
-    given += ["--chapters", "4"]
+    changes = {"data.name": str(tmp_path / "own.npz"), "network.widths": (12, 12)}
+    changes |= {"training.epochs": 4, "training.batch_size": NODES}
 
-    assert_two_processes_end_as_one(tmp_path, *given)
+    assert_two_ranks_end_as_one(recipe, changes, "stream")
 
 
 def test_layers_that_are_averaged_have_the_same_units():

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from commands import assert_two_processes_end_as_one
-from prepared import assert_same_weights
+from prepared import assert_same_weights, assert_two_ranks_end_as_one
 from test_graphs import NODES, arrays, config_of, graph
 
 import onward as ow
@@ -132,14 +131,15 @@ def test_parts_of_a_graph_teach_what_the_graph_does(recipe):
     assert_same_weights(result.network, again.network)
 
 
-def test_two_processes_end_in_the_weights_of_one(tmp_path):
+def test_two_ranks_end_in_the_weights_of_one(tmp_path):
     x, edges, y, sets = arrays()
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
-    given = ["forwardgnn-sf", "--data", tmp_path / "own.npz", "--widths", "12,12"]
-    given += ["--set", "network.neighbors=3,2", "--batch-size", "20", "--epochs", "4"]
-    given += ["--chapters", "2"]
+    changes = {"data.name": str(tmp_path / "own.npz"), "network.widths": (12, 12)}
+    changes |= {"network.neighbors": (3, 2), "training.batch_size": 20}
 
-    assert_two_processes_end_as_one(tmp_path, *given)
+    changes |= {"training.epochs": 4, "plan.chapters": 2}
+
+    assert_two_ranks_end_as_one("forwardgnn-sf", changes)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,11 @@ def test_probabilities_of_a_sweep_are_the_odds_of_the_objective_normalized():
     [pytest.param(False, marks=pytest.mark.slow), True],
     ids=["five samples", "any number"],
 )
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16],
+    ids=["fp32", "bf16"],
+)
 def test_torch_exports_a_network_to_onnx_with_the_same_scores(
     network, is_open, precision, tmp_path, monkeypatch
 ):

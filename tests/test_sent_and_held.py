@@ -203,6 +203,7 @@ def test_a_network_can_be_filled_again_after_a_run_that_left_some_of_it_elsewher
         ("hinton", {**HINTON, "plan.hint_age": 5}, "stream"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_longer_run_keeps_no_more_than_a_shorter_one(recipe, changes, name, monkeypatch):
     kept = []
     do = Runtime.do
