@@ -139,6 +139,12 @@ CASES = {
     **pff("mnist", MNIST_EPOCHS, 1),
     **pff("mnist", FEWER_EPOCHS, 3),
     **pff("cifar10", FEWER_EPOCHS, 1),
+    "cifar10, pff, gradual, goodness, 30 epochs": Case(
+        "cifar10",
+        "pff",
+        LONG | {"network.negatives": "gradual", "training.epochs": FEWER_EPOCHS},
+        1,
+    ),
     "mnist, pff, slope 100": Case(
         "mnist",
         "pff",
