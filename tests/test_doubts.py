@@ -67,6 +67,26 @@ def whole(each):
     return Evaluation(sum(each.samples), sum(each.right), {}, each, {})
 
 
+@pytest.mark.parametrize(
+    ("samples", "alone", "is_doubted"),
+    [(5000, 4900, True), (5000, 4500, False), (50, 47, False), (50, 50, True)],
+)
+def test_a_network_that_is_worse_than_one_of_its_blocks_is_doubted(samples, alone, is_doubted):
+    whole = tally(round(0.86 * samples), samples)
+    blocks = {0: tally(alone, samples), 1: tally(round(0.8 * samples), samples)}
+    right = {block: sum(each.right) for block, each in blocks.items()}
+
+    test = Evaluation(2 * samples, sum(whole.right), right, whole, blocks)
+    found = doubts(FALLING, test)
+    of_pairs = doubts([*FALLING, report(2, loss=0.4, told_apart=0.9)], test)
+
+    assert bool(found) is is_doubted
+    if is_doubted:
+        assert re.search(r"Block 0 alone is better .*: \d+\.0% .* and 86\.0%.*keep_best", found[0])
+        assert "negatives" not in found[0]
+        assert "try gradual or random ones" in of_pairs[0]
+
+
 def test_a_rare_class_that_is_found_is_no_chance_even_where_most_samples_are_of_another():
     assert doubts(FALLING, whole(Tally((990, 10), named=(995, 5), right=(990, 5)))) == []
 

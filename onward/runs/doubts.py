@@ -1,5 +1,6 @@
-"""Signs that a run has learned nothing."""
+"""Signs that a run has learned nothing, or has unlearned."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from onward.data.quoting import class_name
@@ -19,6 +20,9 @@ ALONE = 0.1
 """Share of samples with another of their class in the mini-batch below which they are too few for
 an objective that compares them."""
 
+WORSE = 0.05
+"""By how much a block alone may be better than the network, as a share of the test samples."""
+
 LEARNED = 0.55
 """Share that is right in training from which on a block has learned something, whatever its loss:
 that of hard negatives may rise."""
@@ -30,7 +34,7 @@ def doubts(
     frozen: Collection[int] = (),
     class_names: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return the signs that nothing was learned, a sentence or two each, with what to look at.
+    """Return the signs that something went wrong, a sentence or two each, with what to look at.
 
     Args:
         progress: What blocks have reported, in order.
@@ -82,6 +86,9 @@ def doubts(
         found.append(_no_better(_blocks(poor), list(poor.values())))
     elif tally is not None and is_enough and tally.lead <= LUCK:
         found.append(_no_better("the network", [tally]))
+    if tally is not None and test.tally_blocks:
+        has_negatives = any("told_apart" in figures for figures in last.values())
+        found += _worse_than_a_block(tally, test.tally_blocks, has_negatives)
     named = [label for label, count in enumerate(tally.named if tally else ()) if count]
     if tally is not None and len(named) == 1 and sum(samples > 0 for samples in tally.samples) > 1:
         found.append(
@@ -90,6 +97,28 @@ def doubts(
             f"and, if most samples are of that class, data.class_weights."
         )
     return found
+
+
+def _worse_than_a_block(
+    network: Tally, blocks: Mapping[int, Tally], has_negatives: bool
+) -> list[str]:
+    """Return a sign where a block alone is better than the network, and not by luck."""
+    best = max(blocks, key=lambda block: blocks[block].accuracy)
+    whole, alone = network.accuracy, blocks[best].accuracy
+    deviation = math.sqrt((whole * (1 - whole) + alone * (1 - alone)) / sum(network.samples))
+    if alone - whole <= max(WORSE, 3 * deviation):
+        return []
+    found = (
+        f"Block {best} alone is better than the network: {alone:.1%} of the test samples are "
+        f"right, and {whole:.1%}. Other blocks may have unlearned. Lower the learning rate, or "
+        f"keep the best weights (plan.keep_best)."
+    )
+    if has_negatives:
+        found += (
+            " Where negatives follow the scores of the network (network.negatives=adaptive), "
+            "try gradual or random ones."
+        )
+    return [found]
 
 
 def _no_better(who: str, tallies: Sequence[Tally]) -> str:
