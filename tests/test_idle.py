@@ -62,6 +62,24 @@ def test_a_setting_without_effect_is_named_with_its_value_and_the_reason(
     assert text.startswith(f"{name} = {value} has no effect: {reason}")
 
 
+@pytest.mark.parametrize(("chapters", "is_random"), [(2, True), (3, False)])
+def test_negatives_that_never_get_their_hints_are_told_where_the_recipe_has_chosen_them(
+    chapters, is_random
+):
+    # Two blocks: hints are two chapters old.
+    config = ow.RunConfig(recipe="pff").with_settings(
+        {"network.widths": (8, 8), "training.epochs": chapters}
+    )
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ow.run(config)
+
+    told = [str(each.message) for each in caught if "All negatives are random" in str(each.message)]
+    assert len(told) == is_random
+    assert not is_random or "come after 2 chapters (plan.hint_age), and there are 2" in told[0]
+
+
 def test_a_stream_holds_no_activities_of_a_chapter(said):
     (text,) = said("one-pass", "plan.kind=stream", "placement.memory=2.5")
 

@@ -5,6 +5,7 @@ import torch
 from small_blocks import INPUTS, RULES, UNITS, block_of, close, draw, step_of
 from torch.utils.flop_counter import FlopCounterMode
 
+import onward as ow
 from onward.batch import Batch
 from onward.engine.kernels.closed_form import SharedPassStep
 from onward.engine.steps import AutogradStep
@@ -57,6 +58,17 @@ def test_a_shared_pass_is_a_pass_each_up_to_rounding(rule, dtype, precision, tol
         assert outputs.keys() == {"positive", "negative"}
     for name, weight in by_autograd.state_dict().items():
         close(shared.state_dict()[name].double(), weight, 5 * tolerance)
+
+
+def test_mixtures_of_labels_are_refused():
+    # A negative of one label and a positive of two are of different lengths before they are
+    # normalized, so that more than the label tells them apart.
+    config = ow.RunConfig(recipe="pff").with_settings(
+        {"network.negatives": "mixed", "training.gradients": "shared-pass"}
+    )
+
+    with pytest.raises(ow.SettingError, match="mixed ones differ in two"):
+        ow.run(config)
 
 
 def test_a_shared_pass_multiplies_half_as_much():

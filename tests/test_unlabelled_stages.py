@@ -16,6 +16,7 @@ from onward.errors import OnwardError, SettingError
 from onward.network import trained_on
 from onward.network.samplers import Plain
 from onward.network.trained_on import TrainedOn
+from onward.recipes.cells import AdversarialReconstruction
 from onward.runs import folders
 from onward.runs.sharding import agree, describe, load_shards, local_shards, seen, split
 from onward.transport.messages import SingleProcessTransport
@@ -106,6 +107,49 @@ def test_samples_whose_labels_are_not_kept_are_learned_from_without_labels(recip
     assert cells.facts["samples"]["training"] == len(ow.load_data("digits").x) == 1437
     assert result.facts["samples"]["training"] == 143
     assert cells.accuracy is None
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("recipe", ["uff", "hinton-unsupervised"])
+def test_early_stopping_is_of_the_stage_that_names_classes(recipe):
+    config = ow.RunConfig(recipe=recipe).with_settings(
+        {"network.widths": (8, 6), "training.epochs": 3, "plan.patience": 1, "plan.keep_best": True}
+    )
+
+    result = ow.run(config)
+
+    (cells,) = result.earlier
+    assert {entry.chapter for entry in cells.progress} == {0, 1, 2}
+    assert result.facts["best_chapter"] is not None
+
+
+def test_denoising_cells_are_refused_in_a_stream():
+    config = ow.RunConfig(recipe="uff").with_settings(
+        {"network.cell": "denoising", "plan.kind": "stream"}
+    )
+
+    with pytest.raises(SettingError, match="a denoising cell drops some"):
+        ow.run(config)
+
+
+def test_convolutional_cells_of_one_number_are_refused():
+    config = ow.RunConfig(recipe="uff").with_settings(
+        {"network.cell": "convolutional", "network.channels": (2, 2, 1)}
+    )
+
+    with pytest.raises(SettingError, match="cell 2 would make one of each sample"):
+        ow.run(config)
+
+
+def test_a_discriminator_is_judged_in_full_precision():
+    cell = AdversarialReconstruction(nn.Linear(3, 4), nn.Linear(4, 1), weight=0.1)
+    views = {"input": ow.Batch(torch.rand(5, 4))}
+    latents = {"input": ow.Batch(torch.rand(5, 3))}
+
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = cell.loss(views, latents, torch.Generator())
+
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
 def test_a_sampler_that_needs_labels_is_refused_where_there_are_none():

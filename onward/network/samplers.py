@@ -40,6 +40,9 @@ class Sampler(ABC):
     draws_once: bool = False
     """Whether the same is drawn throughout the run."""
 
+    mixes_labels: bool = False
+    """Whether a view may show a mixture of labels."""
+
     takes_parts: bool = False
     """Whether views of a batch with a structure are parts of it, around the samples that count, so
     that it can be learned from in mini-batches. Otherwise it is one whole."""
@@ -146,6 +149,10 @@ class LabelEmbedding(Sampler):
     @property
     def needs_hints(self) -> bool:  # type: ignore[override]
         return self.negatives in ("adaptive", "hard", "gradual")
+
+    @property
+    def mixes_labels(self) -> bool:  # type: ignore[override]
+        return self.negatives == "mixed"
 
     @property
     def draws_once(self) -> bool:  # type: ignore[override]

@@ -207,8 +207,8 @@ class Plan(ABC):
         name = "plan.patience" if self.patience is not None else "plan.keep_best"
         if self.is_judged and not self.has_validation:
             raise SettingError(
-                f"{name} compares chapters by their validation samples, and there are none, or no "
-                f"readout. Set data.validation, such as 0.1."
+                f"{name} compares chapters by their validation samples, and there are none, or the "
+                f"network has no readout. Set data.validation, such as 0.1, or give it a readout."
             )
         if self.is_judged and len(self.samples) > 1:
             raise SettingError(

@@ -28,8 +28,8 @@ class ByteLMConfig(TransformerConfig):
 @recipe(
     name="byte-lm",
     source="arXiv:2610.04867 (blocks of several layers, cross-entropy at each, two targets at the "
-    "first: network.multi_token); layers as in GPT-2 with rotary positions; sizes and optimizer "
-    "are ours",
+    "first: network.multi_token); layers normalized first, as in GPT-2, with rotary positions; "
+    "sizes, first weights and optimizer are ours",
     defaults=DEFAULTS | {"network.lr": 3e-3},
 )
 def byte_lm(config: ByteLMConfig, data: Any) -> Any:

@@ -117,9 +117,10 @@ class AdversarialReconstruction(Reconstruction):
         error = F.mse_loss(made, true)
         self._error = error.detach()
         # softplus(-z) is -log sigmoid(z): what is true is to have a high logit, what is made a low
-        # one; and those that make it want the opposite.
-        told = F.softplus(-self.discriminator(true)) + F.softplus(self.discriminator(made.detach()))
-        fooled = F.softplus(-self.discriminator(made))
+        # one; and those that make it want the opposite. Under autocast logits are bf16.
+        of_true, of_made = (self.discriminator(x).float() for x in (true, made.detach()))
+        told = F.softplus(-of_true) + F.softplus(of_made)
+        fooled = F.softplus(-self.discriminator(made).float())
         return {"discriminator": told.mean(), "generator": error + self.weight * fooled.mean()}
 
     def metrics(self, outputs: Views) -> Metrics:

@@ -46,13 +46,18 @@ class Symba(Objective):
         self.slope = slope
 
     def scores(self, outputs: Batch) -> Float[Tensor, " samples"]:
-        """Return the goodness of each sample."""
+        """Return the goodness of each sample times the slope: a logit, as the loss has it."""
+        return self.slope * self.goodness(outputs)
+
+    def goodness(self, outputs: Batch) -> Float[Tensor, " samples"]:
+        """Return the mean square of the activities of each sample."""
         flat = outputs.tensor.flatten(1)
         return flat.to(torch.promote_types(flat.dtype, torch.float32)).square().mean(dim=1)
 
     def gap(self, outputs: Views) -> Float[Tensor, " samples"]:
         """Return by how much the positive of each sample leads."""
-        return self.scores(outputs["positive"].counted) - self.scores(outputs["negative"].counted)
+        positive, negative = (outputs[view].counted for view in self.views)
+        return self.goodness(positive) - self.goodness(negative)
 
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
         losses = F.softplus(-self.slope * self.gap(outputs))
@@ -73,25 +78,24 @@ class SupervisedContrast(Objective):
 
     Args:
         temperature: What cosines are divided by.
-        views: Names of one view or several, whose samples are compared together.
 
     Source:
         Khosla et al. 2020, arXiv:2004.11362, equation 2, of each layer by itself.
     """
 
+    views = ("input",)
     is_mean = False
     metric_names = ("paired",)
 
-    def __init__(self, temperature: float, views: tuple[str, ...] = ("input",)) -> None:
+    def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
-        self.views = views
 
     def loss(self, inputs: Views, outputs: Views, draw: torch.Generator) -> Tensor:
-        each = [view.counted for view in outputs.values()]
-        check_has_others(sum(map(len, each)))
-        units = torch.cat([F.normalize(view.tensor.flatten(1).float()) for view in each])
-        labels = torch.cat([view.label for view in each])
+        (view,) = outputs.values()
+        labels = view.counted.label
+        check_has_others(len(labels))
+        units = F.normalize(view.counted.tensor.flatten(1).float())
         is_other = ~torch.eye(len(units), dtype=torch.bool, device=units.device)
         # In float32, also where the block computes in bf16.
         with torch.autocast(units.device.type, enabled=False):
@@ -104,7 +108,8 @@ class SupervisedContrast(Objective):
 
     def metrics(self, outputs: Views) -> Metrics:
         """Return how many samples have another of their class: nothing is learned from others."""
-        labels = torch.cat([view.counted.label for view in outputs.values()])
+        (view,) = outputs.values()
+        labels = view.counted.label
         is_paired = (labels[:, None] == labels).sum(dim=1) > 1
         return {"paired": (is_paired.sum(), len(labels))}
 

@@ -71,7 +71,8 @@ class HintonRecurrentConfig(Section):
     name="hinton-recurrent",
     source="Hinton 2022, arXiv:2212.13345, sections 3.3 and 3.4. Negatives have any wrong label, "
     "where the paper draws likely ones; states start from zero, where it makes a pass from below "
-    "first; the fourth to the sixth tick count, where its iterations 3 to 5 do; learning rate and "
+    "first; the fourth to the sixth tick count, where its iterations 3 to 5 do; what a layer reads "
+    "from below and from above has a bias each; 20 epochs, where it has 60; learning rate and "
     "optimizer are ours",
     defaults={
         "training.epochs": 20,

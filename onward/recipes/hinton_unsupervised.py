@@ -68,7 +68,8 @@ class HintonUnsupervisedConfig(Section):
 @recipe(
     name="hinton-unsupervised",
     source="Hinton 2022, arXiv:2212.13345, section 3.2; optimizer and peer normalization are those "
-    "of his published Matlab code for section 3.3",
+    "of his published Matlab code for section 3.3. The paper names peer normalization for local "
+    "fields alone, and trains dense layers for 100 epochs",
     defaults={n: value for n, value in hinton.defaults.items() if not n.startswith("network.")},
 )
 def hinton_unsupervised(
@@ -83,7 +84,7 @@ def hinton_unsupervised(
 
     The blocks learn from all training samples, and see no label. The second stage trains the
     softmax alone, from samples with labels: it reads the normalized activities of all blocks but
-    the first.
+    the first. Early stopping is its alone.
     """
     # Lists of recipes and the help of the command do without torch.
     from torch import nn
@@ -125,7 +126,7 @@ def hinton_unsupervised(
     named = Network([*frozen, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
     unnamed = Network(blocks, Hybrids(config.smoothing), None, num_classes=0)
     return [
-        Stage(network=unnamed, training=training, plan=plan, sees_labels=False),
+        Stage(network=unnamed, training=training, plan=plan.unjudged(), sees_labels=False),
         Stage(network=named, training=training, plan=plan).lasting(config.head_epochs),
     ]
 

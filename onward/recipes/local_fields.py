@@ -43,15 +43,17 @@ class LocalLinear(nn.Module):
         places, self.units = ((side + 2 * padding - field) // stride + 1) ** 2, units
         inputs = channels * field**2
         self.weight = nn.Parameter(torch.randn(places, inputs, units) / math.sqrt(inputs))
-        self.bias = nn.Parameter(torch.zeros(places, 1, units))
+        # One row, as outputs are: what has more dimensions counts as weights, which decay.
+        self.bias = nn.Parameter(torch.zeros(units * places))
 
     def forward(self, x: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples units"]:
         if self.units < FEW_UNITS:
-            return F.linear(x.flatten(1), self.dense().T, self.bias.permute(2, 0, 1).flatten())
+            return F.linear(x.flatten(1), self.dense().T, self.bias)
         images = x.reshape(-1, self.channels, self.side, self.side)
         fields = F.unfold(images, self.field, stride=self.stride, padding=self.padding)
+        bias = self.bias.view(self.units, -1).T[:, None].to(fields.dtype)
         # A product at each place.
-        found = torch.baddbmm(self.bias.to(fields.dtype), fields.permute(2, 0, 1), self.weight)
+        found = torch.baddbmm(bias, fields.permute(2, 0, 1), self.weight)
         return found.permute(1, 2, 0).flatten(1)
 
     def dense(self) -> Float[Tensor, "inputs units"]:

@@ -31,6 +31,7 @@ class TinyFoAConfig(Section):
     "other, 100 epochs each. That units are 0 or 1 is inferred; length normalization, how products "
     "are scaled, the warm-up and the sum of all heads are ours",
     defaults={"training.epochs": 30, "training.schedule": "warmup"},
+    is_twin_alike=False,
 )
 def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
     """Each layer learns from a random head of its own, which is never trained.

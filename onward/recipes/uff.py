@@ -1,5 +1,6 @@
 """Unsupervised Forward-Forward: a chain of autoencoders, and a classifier on their latents."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -64,17 +65,16 @@ class UFFConfig(Section):
     "(local back-propagation). The text was not at hand: sizes, learning rate, what a cell "
     "rebuilds and how its adversary learns are inferred",
     defaults={"training.epochs": 20, "training.schedule": "warmup"},
+    is_twin_alike=False,
 )
 def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig) -> Any:
     """Each block is an autoencoder that learns without labels; then a classifier reads all latents.
 
     The cells learn from all training samples, and see no label. The second stage trains the
-    classifier alone, from samples with labels. Decoders and discriminators are trained beside the
-    encoders, and are not part of the model.
+    classifier alone, from samples with labels; early stopping is its alone. Decoders and
+    discriminators are trained beside the encoders, and are not part of the model.
     """
     # Lists of recipes and the help of the command do without torch.
-    import math
-
     from torch import nn
 
     from onward.network.blocks import Block
@@ -100,6 +100,12 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
             f"Dense cells normalize what they read, of which one number alone becomes 0: samples "
             f"and cells have two or more. These samples have shape {tuple(data.input_shape)}, and "
             f"network.widths is {list(config.widths)}."
+        )
+    if config.cell == "denoising" and plan.kind == "stream":
+        raise SettingError(
+            "In a stream plan a cell learns from what the one before makes of its inputs in "
+            "training, of which a denoising cell drops some. Use --plan chapters, or another "
+            "network.cell."
         )
     rule = Adam(lr=config.lr, weight_decay=config.weight_decay)
     shape, blocks, features = tuple(data.input_shape), [], 0
@@ -136,7 +142,7 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
     named = Network([*frozen, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
     cells = Network(blocks, Plain(), None, num_classes=0)
     return [
-        Stage(network=cells, training=training, plan=plan, sees_labels=False),
+        Stage(network=cells, training=training, plan=plan.unjudged(), sees_labels=False),
         Stage(network=named, training=training, plan=plan).lasting(config.head_epochs),
     ]
 
@@ -149,4 +155,13 @@ def _check_size(channels: tuple[int, ...], shape: tuple[int, ...]) -> None:
             f"{len(channels)} convolutional cells halve each axis as often, and need images or "
             f"signals of {2 ** len(channels)} pixels a side or more; these samples have shape "
             f"{shape}, channels first. Use fewer network.channels, or network.cell=autoencoder."
+        )
+    latents = [
+        filters * math.prod(axis >> halvings for axis in axes)
+        for halvings, filters in enumerate(channels, 1)
+    ]
+    if 1 in latents:
+        raise SettingError(
+            f"Cells normalize what they read, of which one number alone becomes 0: cell "
+            f"{latents.index(1)} would make one of each sample. Raise network.channels."
         )

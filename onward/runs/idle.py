@@ -1,4 +1,4 @@
-"""Settings that were chosen and have no effect."""
+"""Settings that have no effect."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,9 @@ from onward.plan.tasks import Plan
 
 
 def idle(config: RunConfig, network: Network, plan: Plan, num_ranks: int) -> list[str]:
-    """Return which chosen settings have no effect, and why, a sentence each.
+    """Return which settings have no effect, and why, a sentence each.
 
-    Chosen is what differs from the settings of the recipe.
+    They are those that differ from the recipe's, and negatives that never get their hints.
 
     Args:
         config: The run.
@@ -24,11 +24,19 @@ def idle(config: RunConfig, network: Network, plan: Plan, num_ranks: int) -> lis
         section, _, name = full.partition(".")
         return getattr(getattr(of, section), name)
 
-    return [
+    found = [
         f"{name} = {value(config, name)} has no effect: {reason}."
         for name, reason in _without_effect(config, network, plan, num_ranks)
         if value(config, name) != value(usual, name)
     ]
+    # Also where the recipe has chosen its negatives itself.
+    if config.plan.kind == "chapters" and (plan.hint_age or 0) >= plan.chapters:
+        found.append(
+            f"All negatives are random: the first that follow the scores of the network come after "
+            f"{plan.hint_age} chapters (plan.hint_age), and there are {plan.chapters}. Train for "
+            f"more epochs, in more chapters, or lower plan.hint_age."
+        )
+    return found
 
 
 def _without_effect(

@@ -422,6 +422,11 @@ def _check_shared_pass(network: Network, slices: int, class_weights: float | str
     dropout = getattr(first.module, "dropout", 0.0)
     shape = () if network.blueprint is None else network.blueprint.data.input_shape
     is_label = bool(shape) and sampler.label_inputs(shape) > 0
+    if sampler.mixes_labels:
+        raise SettingError(
+            'training.gradients = "shared-pass" takes positives and negatives that differ in one '
+            'label each, and mixed ones differ in two. Use "closed-form".'
+        )
     if not is_label or not has_closed_form(first) or dropout or slices > 1 or class_weights:
         raise SettingError(
             'training.gradients = "shared-pass" multiplies once what positives and negatives have '

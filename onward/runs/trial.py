@@ -46,9 +46,9 @@ def check_samples(network: Network, training: Batch, config: RunConfig) -> None:
         if is_weighted and not block.objective.uses_weights and not block.is_frozen:
             raise SettingError(
                 f"The training samples have weights, and the objective "
-                f"{type(block.objective).__name__} of block {number} does not use them. Multiply "
-                f"the losses by the weights of the batch and set uses_weights = True, or leave "
-                f"out the weights."
+                f"{type(block.objective).__name__} of block {number} does not use them. Leave out "
+                f"the weights, or use another recipe, such as one-pass. An objective of your own "
+                f"multiplies losses by the weights of the batch, and has uses_weights = True."
             )
 
 
