@@ -328,7 +328,9 @@ class PlanConfig(Section):
 
     def unjudged(self) -> "PlanConfig":
         """Return the plan of a stage that names no classes, whose chapters nothing compares."""
-        return replace(self, patience=None, keep_best=False, block_patience=None)
+        return replace(
+            self, patience=None, keep_best=False, block_patience=None, monitor="accuracy"
+        )
 
     @property
     def usual_placement(self) -> str:

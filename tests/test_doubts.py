@@ -78,13 +78,29 @@ def test_a_network_that_is_worse_than_one_of_its_blocks_is_doubted(samples, alon
 
     test = Evaluation(2 * samples, sum(whole.right), right, whole, blocks)
     found = doubts(FALLING, test)
-    of_pairs = doubts([*FALLING, report(2, loss=0.4, told_apart=0.9)], test)
+    with_hints = doubts(FALLING, test, follows_scores=True)
 
     assert bool(found) is is_doubted
     if is_doubted:
-        assert re.search(r"Block 0 alone is better .*: \d+\.0% .* and 86\.0%.*keep_best", found[0])
+        assert re.search(r"Block 0 alone is better .* \d+\.0% .* the network 86\.0%", found[0])
         assert "negatives" not in found[0]
-        assert "try gradual or random ones" in of_pairs[0]
+        assert "try other network.negatives" in with_hints[0]
+
+
+def test_a_block_that_never_names_a_rare_class_is_not_better_than_a_network_that_does():
+    whole = Tally(samples=(950, 50), named=(807, 193), right=(807, 43))
+    common = Tally(samples=(950, 50), named=(1000, 0), right=(950, 0))
+    test = Evaluation(1000, 850, {0: 950, 1: 850}, whole, {0: common, 1: whole})
+
+    # By chance alone, as is said of it.
+    assert ["No better than chance" in sign for sign in doubts(FALLING, test)] == [True]
+
+
+def test_of_few_test_samples_no_block_is_said_to_be_better():
+    whole, alone = tally(0, 1), tally(1, 1)
+    test = Evaluation(2, 0, {0: 2}, whole, {0: alone})
+
+    assert doubts(FALLING, test) == []
 
 
 def test_a_rare_class_that_is_found_is_no_chance_even_where_most_samples_are_of_another():

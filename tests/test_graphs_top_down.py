@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import assert_two_processes_end_as_one
 from prepared import assert_same_weights, assert_two_ranks_end_as_one
 from test_graphs import NODES, arrays, config_of, graph
 
@@ -167,6 +168,15 @@ def test_two_ranks_end_in_the_weights_of_one(recipe, tmp_path):
     changes |= {"training.epochs": 4, "training.batch_size": NODES}
 
     assert_two_ranks_end_as_one(recipe, changes, "stream")
+
+
+@pytest.mark.slow
+def test_two_processes_end_in_the_weights_of_one(tmp_path):
+    x, edges, y, sets = arrays()
+    np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
+    given = [RECIPES[0], "--data", tmp_path / "own.npz", "--widths", "12,12", "--epochs", "4"]
+
+    assert_two_processes_end_as_one(tmp_path, *given, "--chapters", "4")
 
 
 def test_layers_that_are_averaged_have_the_same_units():

@@ -10,7 +10,7 @@ from prepared import assert_same_weights, prepare
 import onward as ow
 from onward.engine.stretches import Training, make_step
 from onward.errors import SettingError
-from onward.recipes.contrasts import Pairs, SupervisedContrast
+from onward.recipes.contrasts import Pairs, SupervisedContrast, Symba
 from onward.recipes.hybrids import Hybrids
 from onward.recipes.local_fields import LocalFields, LocalLinear
 from onward.recipes.settling import Settling
@@ -64,6 +64,7 @@ METHODS = {
 LATER = {
     "hinton-unsupervised, head": ("hinton-unsupervised", WIDE),
     "uff, classifier": ("uff", WIDE | {"network.head_epochs": 2}),
+    "ffcl, all layers": ("ffcl", {"network.channels": (4, 6), "network.lr": 0.01}),
 }
 """The same for the second stages of recipes."""
 
@@ -78,8 +79,8 @@ VARIANTS = {
 }
 """Variants of methods, of which most is tested in a longer run alone."""
 
-CHAPTERS_ALONE = {"uff, denoising"}
-"""Those that have no stream plan."""
+CHAPTERS_ALONE = {"uff, denoising", "ffcl, all layers"}
+"""Those that have no stream plan, or one block, for which a second rank has no work in it."""
 
 LONG = {*VARIANTS, "hinton-recurrent", "uff, convolutional", "ffcl"}
 """Those whose learning to the end takes long."""
@@ -257,6 +258,18 @@ def test_peer_normalization_raises_silent_units_of_a_recurrent_layer():
 
     assert outputs["positive"].tensor.equal(expected)
     assert layer.below.bias[1] - -100 > 0
+
+
+def test_scores_of_symba_are_logits_and_its_gap_is_of_goodness():
+    objective = Symba(slope=40.0)
+    views = {
+        "positive": ow.Batch(torch.tensor([[1.0, 3.0]])),
+        "negative": ow.Batch(torch.ones(1, 2)),
+    }
+
+    assert objective.scores(views["positive"]).tolist() == [200.0]
+    assert objective.gap(views).tolist() == [4.0]
+    assert objective.metrics(views)["goodness_gap"][0] == 4.0
 
 
 def draw(seed=0):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from commands import assert_two_processes_end_as_one
 from prepared import assert_same_weights, assert_two_ranks_end_as_one
 from test_graphs import NODES, arrays, config_of, graph
 
@@ -140,6 +141,16 @@ def test_two_ranks_end_in_the_weights_of_one(tmp_path):
     changes |= {"training.epochs": 4, "plan.chapters": 2}
 
     assert_two_ranks_end_as_one("forwardgnn-sf", changes)
+
+
+@pytest.mark.slow
+def test_two_processes_end_in_the_weights_of_one(tmp_path):
+    x, edges, y, sets = arrays()
+    np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
+    given = ["forwardgnn-sf", "--data", tmp_path / "own.npz", "--widths", "12,12"]
+    given += ["--set", "network.neighbors=3,2", "--batch-size", "20", "--epochs", "4"]
+
+    assert_two_processes_end_as_one(tmp_path, *given, "--chapters", "2")
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ class Network(nn.Module):
           takes the heads for independent, which they are not, so several are overconfident.
         - `GoodnessSweep`: with the default slope (the number of units), the odds of positive
           against negative that each label's goodness stands for, multiplied over blocks, and
-          normalized; overconfident for the same reason. Scores of `symba` include its slope.
+          normalized; overconfident for the same reason.
 
         The order of the classes is that of the scores. Look at held-out samples before you rely on
         the numbers.

@@ -54,6 +54,9 @@ class Symba(Objective):
         flat = outputs.tensor.flatten(1)
         return flat.to(torch.promote_types(flat.dtype, torch.float32)).square().mean(dim=1)
 
+    def describe(self) -> dict[str, float]:
+        return {"slope": self.slope}
+
     def gap(self, outputs: Views) -> Float[Tensor, " samples"]:
         """Return by how much the positive of each sample leads."""
         positive, negative = (outputs[view].counted for view in self.views)

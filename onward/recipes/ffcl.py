@@ -54,6 +54,7 @@ def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConf
 
     The first stage is local. The second and the third are backpropagation through the whole
     network. Stages of 0 epochs are left out: with both, what remains is the twin to compare with.
+    Early stopping applies to the third stage only.
     """
     # Lists of recipes and the help of the command do without torch.
     from torch import nn

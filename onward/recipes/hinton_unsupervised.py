@@ -84,7 +84,7 @@ def hinton_unsupervised(
 
     The blocks learn from all training samples, and see no label. The second stage trains the
     softmax alone, from samples with labels: it reads the normalized activities of all blocks but
-    the first. Early stopping is its alone.
+    the first. Early stopping applies to the second stage only.
     """
     # Lists of recipes and the help of the command do without torch.
     from torch import nn

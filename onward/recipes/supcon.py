@@ -27,8 +27,8 @@ class SupConConfig(Section):
 @recipe(
     source="Khosla et al. 2020, arXiv:2004.11362 (SupCon), of each layer by itself as in local "
     "contrastive Forward-Forward (Aghagolzadeh & Ezoji 2025, arXiv:2502.00571); one view of each "
-    "sample, where both papers have two augmented ones. Of the second it lacks the margin, which "
-    "depends on depth, and the transformer; and the head learns along with the layers",
+    "sample, where both papers have two augmented ones. Unlike the second, it has no margin "
+    "that depends on depth and no transformer, and the head learns along with the layers",
     defaults={"training.epochs": 20, "training.schedule": "warmup", "plan.kind": "stream"},
 )
 def supcon(config: SupConConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:

@@ -71,7 +71,7 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
     """Each block is an autoencoder that learns without labels; then a classifier reads all latents.
 
     The cells learn from all training samples, and see no label. The second stage trains the
-    classifier alone, from samples with labels; early stopping is its alone. Decoders and
+    classifier alone, from samples with labels; early stopping applies to it only. Decoders and
     discriminators are trained beside the encoders, and are not part of the model.
     """
     # Lists of recipes and the help of the command do without torch.
@@ -103,9 +103,8 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
         )
     if config.cell == "denoising" and plan.kind == "stream":
         raise SettingError(
-            "In a stream plan a cell learns from what the one before makes of its inputs in "
-            "training, of which a denoising cell drops some. Use --plan chapters, or another "
-            "network.cell."
+            "A stream plan hands on outputs made in training, when a denoising cell drops part of "
+            "its input. Use --plan chapters, or another network.cell."
         )
     rule = Adam(lr=config.lr, weight_decay=config.weight_decay)
     shape, blocks, features = tuple(data.input_shape), [], 0
@@ -162,6 +161,6 @@ def _check_size(channels: tuple[int, ...], shape: tuple[int, ...]) -> None:
     ]
     if 1 in latents:
         raise SettingError(
-            f"Cells normalize what they read, of which one number alone becomes 0: cell "
-            f"{latents.index(1)} would make one of each sample. Raise network.channels."
+            f"Cells normalize their inputs, and a single number would become 0: cell "
+            f"{latents.index(1)} puts out one number a sample. Raise network.channels."
         )

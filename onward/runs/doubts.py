@@ -33,6 +33,7 @@ def doubts(
     test: Evaluation,
     frozen: Collection[int] = (),
     class_names: Sequence[str] | None = None,
+    follows_scores: bool = False,
 ) -> list[str]:
     """Return the signs that something went wrong, a sentence or two each, with what to look at.
 
@@ -41,6 +42,7 @@ def doubts(
         test: The answers to test samples.
         frozen: Blocks without parameters that learn, whose loss has no need to fall.
         class_names: Name of each class; None: they have numbers only.
+        follows_scores: Whether negatives are drawn with class scores of the network.
     """
     first: dict[int, Mapping[str, float | None]] = {}
     last: dict[int, Mapping[str, float | None]] = {}
@@ -86,9 +88,8 @@ def doubts(
         found.append(_no_better(_blocks(poor), list(poor.values())))
     elif tally is not None and is_enough and tally.lead <= LUCK:
         found.append(_no_better("the network", [tally]))
-    if tally is not None and test.tally_blocks:
-        has_negatives = any("told_apart" in figures for figures in last.values())
-        found += _worse_than_a_block(tally, test.tally_blocks, has_negatives)
+    if tally is not None and is_enough and test.tally_blocks:
+        found += _worse_than_a_block(tally, test.tally_blocks, follows_scores)
     named = [label for label, count in enumerate(tally.named if tally else ()) if count]
     if tally is not None and len(named) == 1 and sum(samples > 0 for samples in tally.samples) > 1:
         found.append(
@@ -100,25 +101,27 @@ def doubts(
 
 
 def _worse_than_a_block(
-    network: Tally, blocks: Mapping[int, Tally], has_negatives: bool
+    network: Tally, blocks: Mapping[int, Tally], follows_scores: bool
 ) -> list[str]:
     """Return a sign where a block alone is better than the network, and not by luck."""
     best = max(blocks, key=lambda block: blocks[block].accuracy)
     whole, alone = network.accuracy, blocks[best].accuracy
     deviation = math.sqrt((whole * (1 - whole) + alone * (1 - alone)) / sum(network.samples))
-    if alone - whole <= max(WORSE, 3 * deviation):
+    # Of classes that differ in size, a block may be right more often by naming no small one.
+    is_fairer = network.balanced_accuracy >= blocks[best].balanced_accuracy
+    if is_fairer or alone - whole <= max(WORSE, 3 * deviation):
         return []
-    found = (
-        f"Block {best} alone is better than the network: {alone:.1%} of the test samples are "
-        f"right, and {whole:.1%}. Other blocks may have unlearned. Lower the learning rate, or "
-        f"keep the best weights (plan.keep_best)."
+    advice = (
+        "Negatives that follow the scores of the network may cause that: try other "
+        "network.negatives, such as random."
+        if follows_scores
+        else "Other blocks have learned less, or unlearned. Try another learning rate, or another "
+        "number of epochs."
     )
-    if has_negatives:
-        found += (
-            " Where negatives follow the scores of the network (network.negatives=adaptive), "
-            "try gradual or random ones."
-        )
-    return [found]
+    return [
+        f"Block {best} alone is better than the network: it gets {alone:.1%} of the test samples "
+        f"right, and the network {whole:.1%}. {advice}"
+    ]
 
 
 def _no_better(who: str, tallies: Sequence[Tally]) -> str:

@@ -30,11 +30,13 @@ def idle(config: RunConfig, network: Network, plan: Plan, num_ranks: int) -> lis
         if value(config, name) != value(usual, name)
     ]
     # Also where the recipe has chosen its negatives itself.
-    if config.plan.kind == "chapters" and (plan.hint_age or 0) >= plan.chapters:
+    age = plan.hint_age or 0
+    if config.plan.kind == "chapters" and age >= plan.chapters:
+        lower = ", or lower plan.hint_age" if age > len(plan.samples) else ""
         found.append(
-            f"All negatives are random: the first that follow the scores of the network come after "
-            f"{plan.hint_age} chapters (plan.hint_age), and there are {plan.chapters}. Train for "
-            f"more epochs, in more chapters, or lower plan.hint_age."
+            f"All negatives are drawn without scores of the network: the first come after {age} "
+            f"chapters (plan.hint_age), and there are {plan.chapters}. Train for more epochs, in "
+            f"more chapters{lower}."
         )
     return found
 

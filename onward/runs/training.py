@@ -482,7 +482,7 @@ def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
         per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
     frozen = [n for n, block in enumerate(network.all_blocks) if not [*block.trained()]]
-    signs = doubts(progress, test, frozen, network.class_names)
+    signs = doubts(progress, test, frozen, network.class_names, network.sampler.needs_hints)
     for text in signs:
         warnings.warn(text, OnwardWarning, stacklevel=3)
     return Result(
