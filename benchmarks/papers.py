@@ -139,7 +139,7 @@ CASES = {
     **pff("mnist", MNIST_EPOCHS, 1),
     **pff("mnist", FEWER_EPOCHS, 3),
     **pff("cifar10", FEWER_EPOCHS, 1),
-    "cifar10, pff, gradual, goodness, 30 epochs": Case(
+    f"cifar10, pff, gradual, goodness, {FEWER_EPOCHS} epochs": Case(
         "cifar10",
         "pff",
         LONG | {"network.negatives": "gradual", "training.epochs": FEWER_EPOCHS},

@@ -1,6 +1,6 @@
 """Settings: dataclasses in which each has one home, a field with its meaning and unit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from onward.values import NotEmpty, Range, kinds, read_value
@@ -325,12 +325,6 @@ class PlanConfig(Section):
     def is_judged(self) -> bool:
         """Whether validations decide where training ends, or whose weights are kept."""
         return self.patience is not None or self.keep_best
-
-    def unjudged(self) -> "PlanConfig":
-        """Return the plan of a stage that names no classes, whose chapters nothing compares."""
-        return replace(
-            self, patience=None, keep_best=False, block_patience=None, monitor="accuracy"
-        )
 
     @property
     def usual_placement(self) -> str:

@@ -137,7 +137,6 @@ def test_two_ranks_end_in_the_weights_of_one(tmp_path):
     np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
     changes = {"data.name": str(tmp_path / "own.npz"), "network.widths": (12, 12)}
     changes |= {"network.neighbors": (3, 2), "training.batch_size": 20}
-
     changes |= {"training.epochs": 4, "plan.chapters": 2}
 
     assert_two_ranks_end_as_one("forwardgnn-sf", changes)

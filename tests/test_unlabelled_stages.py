@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from commands import onward
+from contract_cases import CASES, train
 from contract_data import vectors
 from cuts import Cut, CutAfter
 from torch import nn
 
 import onward as ow
-from onward.errors import OnwardError, SettingError
+from onward.errors import OnwardError, OnwardWarning, SettingError
 from onward.network import trained_on
 from onward.network.samplers import Plain
 from onward.network.trained_on import TrainedOn
@@ -130,6 +131,13 @@ def test_early_stopping_is_of_the_stage_that_names_classes(recipe, small):
     for stage in result.earlier:
         assert {entry.chapter for entry in stage.progress} == {0, 1, 2}
     assert result.facts["best_chapter"] is not None
+
+
+def test_where_no_stage_names_classes_early_stopping_is_said_to_have_no_effect():
+    with pytest.warns(
+        OnwardWarning, match="patience = 1 has no effect: these blocks name no class"
+    ):
+        train(CASES["denoising, no readout"], patience=1)
 
 
 def test_denoising_cells_are_refused_in_a_stream():

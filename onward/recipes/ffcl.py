@@ -97,7 +97,7 @@ def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConf
     )
     return [
         *(
-            Stage(network=network, training=training, plan=plan.unjudged()).lasting(epochs)
+            Stage(network=network, training=training, plan=plan).lasting(epochs)
             for epochs, network in stages
             if epochs != 0
         ),

@@ -126,7 +126,7 @@ def hinton_unsupervised(
     named = Network([*frozen, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
     unnamed = Network(blocks, Hybrids(config.smoothing), None, num_classes=0)
     return [
-        Stage(network=unnamed, training=training, plan=plan.unjudged(), sees_labels=False),
+        Stage(network=unnamed, training=training, plan=plan, sees_labels=False),
         Stage(network=named, training=training, plan=plan).lasting(config.head_epochs),
     ]
 

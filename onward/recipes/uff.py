@@ -101,7 +101,7 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
             f"and cells have two or more. These samples have shape {tuple(data.input_shape)}, and "
             f"network.widths is {list(config.widths)}."
         )
-    if config.cell == "denoising" and plan.kind == "stream":
+    if config.cell == "denoising" and config.dropped and plan.kind == "stream":
         raise SettingError(
             "A stream plan hands on outputs made in training, when a denoising cell drops part of "
             "its input. Use --plan chapters, or another network.cell."
@@ -141,7 +141,7 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
     named = Network([*frozen, head], Plain(), SoftmaxHead(), num_classes=data.num_classes)
     cells = Network(blocks, Plain(), None, num_classes=0)
     return [
-        Stage(network=cells, training=training, plan=plan.unjudged(), sees_labels=False),
+        Stage(network=cells, training=training, plan=plan, sees_labels=False),
         Stage(network=named, training=training, plan=plan).lasting(config.head_epochs),
     ]
 

@@ -69,6 +69,9 @@ def _without_effect(
         yield "plan.shard_alpha", "shards are not drawn (plan.shard_by)"
     if config.plan.slices == 1:
         yield "plan.cut", "mini-batches are not cut (plan.slices)"
+    if network.num_classes == 0:
+        for name in ("patience", "keep_best", "block_patience"):
+            yield f"plan.{name}", "these blocks name no classes, so that no accuracy is compared"
     if not plan.has_validation:
         yield "plan.validate_every", "there are no validation samples"
     if config.plan.block_patience is None:

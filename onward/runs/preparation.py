@@ -311,10 +311,10 @@ def nodes_of(network: Network) -> tuple[Node, ...]:
 def _usual_validations(config: RunConfig, network: Network, summary: DataSummary) -> int | None:
     """Return how often is validated where nothing is said: after each chapter, or (None) once."""
     plan = config.plan
-    if plan.is_judged:
-        return 1
     if network.readout is None:
         return None
+    if plan.is_judged:
+        return 1
     labels = network.sampler.num_candidates if network.readout.sweeps else 1
     asked = sum(summary.validation_samples) * labels
     # Every view takes a pass and the gradient of the weights each time; a chapter passes all
@@ -338,6 +338,11 @@ def make_plan(config: RunConfig, network: Network, summary: DataSummary) -> Plan
         SettingError: Settings do not fit together.
     """
     plan, training = config.plan, config.training
+    if network.num_classes == 0:
+        # A stage before the one that names classes: no accuracy says where to stop.
+        plan = replace(
+            plan, patience=None, keep_best=False, block_patience=None, monitor="accuracy"
+        )
     head, is_stream = network.head, plan.kind == "stream"
     hint_age: int | None = None
     if network.sampler.needs_hints and plan.hint_age != "never":
