@@ -24,8 +24,9 @@ demo: .venv/installed
 	rm -rf build/demo/compare
 	$(BIN)/onward compare one-pass mono-forward --data digits --epochs 20 --set network.widths=500,500 --set plan.validate_every=1 --seeds 1 --out build/demo/compare
 
+# With bytecode, whatever the environment says of it: two hundred processes read it.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n logical --dist loadscope -m "not slow" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --dist loadscope -m "not slow" $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -133,6 +133,7 @@ def test_a_run_that_was_cut_goes_on_in_the_same_bits(by_itself, monkeypatch, tmp
     assert found.facts["weights_sha256"] == expected.facts["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_ranks_of_several_processes_end_in_the_weights_of_one(tmp_path):
     file = tmp_path / "digests"
     script = Path(__file__).with_name("device_ranks.py")
@@ -167,13 +168,13 @@ def test_all_that_networks_are_made_of_is_on_the_second_device(case, kind, by_it
     "name",
     [
         "chapters, one-pass",
-        "chapters, one-pass by autograd",
         "chapters, adaptive, softmax",
-        "chapters, shifted",
         "stream, hints of age 1",
-        "symba",
-        "supcon",
         "iffcl",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("chapters, one-pass by autograd", "chapters, shifted", "symba", "supcon")
+        ),
     ],
 )
 def test_no_step_waits_for_the_device(name):

@@ -199,7 +199,12 @@ def test_a_network_can_be_filled_again_after_a_run_that_left_some_of_it_elsewher
     ("recipe", "changes", "name"),
     [
         ("pff", {**PFF, "network.readout": "softmax"}, "single-layer"),
-        ("pff", {**PFF, "network.readout": "softmax"}, "all-layers"),
+        pytest.param(
+            "pff",
+            {**PFF, "network.readout": "softmax"},
+            "all-layers",
+            marks=pytest.mark.slow,
+        ),
         ("hinton", {**HINTON, "plan.hint_age": 5}, "stream"),
     ],
 )

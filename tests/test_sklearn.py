@@ -34,7 +34,7 @@ def iris():
     [
         pytest.param(check, id=check.func.__name__)
         for _, check in estimator_checks_generator(
-            OnwardClassifier(widths=(100, 100), epochs=30, batch_size=20),
+            OnwardClassifier(widths=(100, 100), epochs=10, batch_size=20),
             mark="skip",
             # To 1e-7, where it asks for single samples: some processors round their sums otherwise.
             expected_failed_checks={"check_methods_subset_invariance": "see the next test"},
@@ -43,7 +43,7 @@ def iris():
     ],
 )
 def test_scikit_learn_finds_nothing_wrong(check):
-    check(OnwardClassifier(widths=(100, 100), epochs=30, batch_size=20))
+    check(OnwardClassifier(widths=(100, 100), epochs=10, batch_size=20))
 
 
 def test_samples_get_the_same_answers_together_and_alone():
@@ -79,12 +79,13 @@ def test_it_is_the_run_of_a_recipe():
     np.testing.assert_allclose(fitted.predict_proba(x), shares, atol=1e-5)
 
 
-def test_it_works_in_pipelines_and_searches():
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_it_works_in_pipelines_and_searches(n_jobs):
     x, y = iris()
     pipeline = make_pipeline(StandardScaler(), OnwardClassifier(**SMALL))
 
     assert cross_val_score(pipeline, x, y, cv=3).mean() > 0.8
-    search = GridSearchCV(OnwardClassifier(**SMALL), {"epochs": [1, 20]}, cv=2, n_jobs=2)
+    search = GridSearchCV(OnwardClassifier(**SMALL), {"epochs": [1, 20]}, cv=2, n_jobs=n_jobs)
     assert search.fit(x, y).best_params_ == {"epochs": 20}
 
 

@@ -148,6 +148,7 @@ def test_two_processes_end_in_the_weights_of_one():
     assert [result["world_size"] for result in results("two")] == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained")
 def test_ranks_that_share_a_folder_use_it_for_all_stages_and_for_the_next_run():
     for out in "two", "again":
