@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import assert_two_processes_end_as_one, onward
-from prepared import assert_same_weights
+from prepared import assert_same_weights, assert_two_ranks_end_as_one
 from sklearn.metrics import roc_auc_score
 
 import onward as ow
@@ -294,6 +294,15 @@ def test_answers_to_validation_and_test_pairs_teach_nothing(recipe):
     assert_same_weights(one.network, two.network)
     assert one.test.samples == two.test.samples
     assert one.accuracy == pytest.approx(1 - two.accuracy)
+
+
+def test_two_ranks_end_in_the_weights_of_one(tmp_path):
+    x, edges = arrays()
+    np.savez(tmp_path / "own.npz", x=x, edge_index=edges)
+    changes = {"data.name": str(tmp_path / "own.npz"), "network.widths": (12, 12)}
+    changes |= {"training.epochs": 4, "training.batch_size": 348}
+
+    assert_two_ranks_end_as_one(TOP, changes, "stream")
 
 
 @pytest.mark.parametrize("recipe", [LINKS, pytest.param(TOP, marks=pytest.mark.slow)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commands import assert_two_processes_end_as_one
-from prepared import assert_same_weights
+from prepared import assert_same_weights, assert_two_ranks_end_as_one
 from sklearn.model_selection import KFold, train_test_split
 
 import onward as ow
@@ -422,6 +422,17 @@ def test_classes_of_validation_and_test_nodes_teach_nothing(recipe):
     one, other = (trained(recipe, graph(y=each)) for each in (Y, y))
 
     assert_same_weights(one.network, other.network)
+
+
+@pytest.mark.parametrize("recipe", ["forwardgnn-ff", "gnn-backprop"])
+def test_two_ranks_end_in_the_weights_of_one(recipe, tmp_path):
+    x, edges, y, sets = arrays()
+    np.savez(tmp_path / "own.npz", x=x, edge_index=edges, y=y, **sets)
+    changes = {"data.name": str(tmp_path / "own.npz"), "network.widths": (12, 12)}
+    changes |= {"plan.kind": "chapters", "plan.chapters": 2}
+    changes |= {"training.epochs": 4, "training.batch_size": 60}
+
+    assert_two_ranks_end_as_one(recipe, changes)
 
 
 @pytest.mark.parametrize(

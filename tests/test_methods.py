@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from prepared import assert_same_weights, prepare
+from prepared import assert_same_weights, assert_two_ranks_end_as_one, prepare
 
 import onward as ow
 from onward.engine.stretches import Training, make_step
@@ -51,6 +51,10 @@ METHODS = {
         "hinton-recurrent",
         RECURRENT | {"network.updates": "alternating"},
     ),
+    "hinton-recurrent, local fields": (
+        "hinton-recurrent",
+        RECURRENT | {"network.layers": "local-fields", "network.maps": (2, 2)},
+    ),
     "local fields": (
         "hinton-unsupervised",
         {"network.layers": "local-fields", "network.fields": (8, 12, 16)},
@@ -70,11 +74,11 @@ LATER = {
 
 VARIANTS = {
     "tinyfoa, real",
-    "vit",
     "uff, denoising",
     "uff, adversarial",
     "iffcl, classifier",
     "hinton-recurrent, alternating",
+    "hinton-recurrent, local fields",
     "local fields",
 }
 """Variants of methods, of which most is tested in a longer run alone."""
@@ -82,13 +86,14 @@ VARIANTS = {
 CHAPTERS_ALONE = {"uff, denoising", "ffcl, all layers"}
 """Those that have no stream plan, or one block, for which a second rank has no work in it."""
 
-LONG = {*VARIANTS, "hinton-recurrent", "uff, convolutional", "ffcl"}
+LONG = {*VARIANTS, "hinton-recurrent", "uff, convolutional", "ffcl", "vit"}
 """Those whose learning to the end takes long."""
 
 
 def prepared(method, **changes):
     recipe, small = (METHODS | LATER)[method]
     stage = 1 if method in LATER else 0
+    small = small | ({"training.epochs": 2} if "network.layers_per_block" in small else {})
     return prepare(recipe, QUICK | {"training.precision": "fp32"} | small | changes, stage)
 
 
@@ -103,8 +108,10 @@ def test_a_method_learns_digits_and_is_read_back_as_it_was(method, tmp_path):
 
     assert result.accuracy > 0.6
     loaded = ow.load(tmp_path / "run" / "model.safetensors")
-    x = load_data(config, 0).x_test
-    assert loaded.scores(x).network.equal(result.network.scores(x).network)
+    test = load_data(config, 0).test
+    assert loaded.scores(test.tensor).network.equal(result.network.scores(test.tensor).network)
+    assert loaded.predict(test.tensor).equal(result.network.predict(test.tensor))
+    assert ow.evaluate(loaded, test).accuracy == result.accuracy
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,13 @@ def test_a_method_ends_in_the_same_weights_on_two_ranks(method, kind):
     two, _ = prepared(method, **{"plan.kind": kind}).run(placement, 2)
 
     assert_same_weights(two.worker.network, one.worker.network)
+
+
+@pytest.mark.parametrize("recipe", ["backprop", "channel-goodness"])
+def test_two_ranks_have_parts_of_an_epoch_each(recipe):
+    small = {"network.channels": (10, 10)} if recipe == "channel-goodness" else WIDE
+    changes = QUICK | {"data.shift": 0, "data.flip": "none", "plan.kind": "chapters"} | small
+    assert_two_ranks_end_as_one(recipe, changes | {"plan.shards": 2, "plan.chapters": 3})
 
 
 @pytest.mark.parametrize(
