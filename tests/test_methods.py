@@ -59,7 +59,7 @@ METHODS = {
         "hinton-unsupervised",
         {"network.layers": "local-fields", "network.fields": (8, 12, 16)},
     ),
-    "ffcl": ("ffcl", {"network.channels": (4, 6), "network.lr": 0.01}),
+    "ffcl": ("ffcl", {"network.channels": (8, 12), "network.lr": 3e-3}),
     "byte-lm": ("byte-lm", TINY | TEXT | {"training.batch_size": 10}),
     "vit": ("vit", TINY | STILL),
 }
