@@ -104,13 +104,20 @@ def trained(
             if each.block is None
         ],
         "pflop": common.pflop(config),
-        "core_seconds": sum(sum(r.facts["cpu_seconds"]) for r in (*result.earlier, result)),
+        "core_seconds": core_seconds((*result.earlier, result)),
         "parameters": sum(p.numel() for p in result.network.parameters()),
         "precision": result.facts["precision"],
         # Where the data lie says nothing of a figure.
         "settings": config.with_settings({"data.name": case.data, "data.dir": None}).to_toml(),
         "first": case.first,
     }
+
+
+def core_seconds(stages: Sequence[ow.Result]) -> float | None:
+    """Return the processor time of all stages; None if one was cut, as part of it is not known."""
+    if any(stage.facts["tasks_done_before"] for stage in stages):
+        return None
+    return sum(sum(stage.facts["cpu_seconds"]) for stage in stages)
 
 
 def part(data: str, first: int, data_dir: str | None, folder: Path) -> Path:
@@ -158,11 +165,12 @@ def measured(
 
 def told(name: str, found: list[dict[str, Any]]) -> str:
     """Return a line of the table."""
-    pflop, seconds = (statistics.mean(f[key] for f in found) for key in ("pflop", "core_seconds"))
+    pflop, times = statistics.mean(f["pflop"] for f in found), [f["core_seconds"] for f in found]
+    seconds = "?" if None in times else f"{statistics.mean(times):.0f}"
     spread = common.spread([f["accuracy"] for f in found])
     each = [statistics.mean(per) for per in zip(*(f["per_block"] for f in found), strict=True)]
     blocks = " ".join(f"{100 * accuracy:.1f}" for accuracy in each)
-    return f"{name:32} {spread}  {pflop:.3f} PFLOP {seconds:6.0f} core-s  blocks {blocks}"
+    return f"{name:32} {spread}  {pflop:.3f} PFLOP {seconds:>6} core-s  blocks {blocks}"
 
 
 def main() -> None:
