@@ -18,7 +18,7 @@ backpropagation: same layers, data, schedule and epochs.
 import argparse
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ WIDE = {"network.channels": (96, 192, 192, 384, 384, 384), "training.epochs": 16
 DENSE = {
     "network.layers": "dense",
     "network.channels": (1024,) * 3,
-    "network.lr": 1e-3,
+    "optimizer.lr": 1e-3,
     "training.epochs": 40,
 }
 WIDER = {"network.channels": (56, 112, 112, 224, 224, 224)}

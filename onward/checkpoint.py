@@ -28,7 +28,7 @@ from onward.recipes import BUILT_IN, Recipe
 from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.dense import dense
 from onward.settings import NetworkConfig
-from onward.values import changed
+from onward.values import changed, kinds
 from onward.version import VERSION
 
 FORMAT = 3
@@ -252,7 +252,10 @@ def _rebuild(
             f"FILE.py:FUNCTION."
         )
     try:
-        settings = changed(recipe.settings(), blueprint["settings"], "network")
+        # Older files hold how the network was trained among what it is.
+        dropped = {"lr", "weight_decay", "optimizer"} - set(kinds(recipe.settings))
+        own = {n: value for n, value in blueprint["settings"].items() if n not in dropped}
+        settings = changed(recipe.settings(), own, "network")
         data = DataInfo(
             input_shape=tuple(int(n) for n in blueprint["data"]["input_shape"]),
             num_classes=int(blueprint["data"]["num_classes"]),

@@ -23,7 +23,18 @@ RENAMED = {
 }
 """Old names of settings, which are still read, and their names of now."""
 
-RENAMED_VALUES = {("plan.cut", "rows"): "samples"}
+MOVED = {
+    "network.lr": "optimizer.lr",
+    "network.weight_decay": "optimizer.weight_decay",
+    "network.optimizer": "network.muon",
+}
+"""The same for settings that some recipes had, and recipes of one's own may still have."""
+
+RENAMED_VALUES = {
+    ("plan.cut", "rows"): "samples",
+    ("network.muon", "muon"): "true",
+    ("network.muon", "adam"): "false",
+}
 """Old values of settings, which are still read, and what they are called now."""
 
 SECTIONS = {
@@ -168,6 +179,8 @@ class RunConfig:
         changes: dict[str, Any] = {}
         for given, value in settings.items():
             name = RENAMED.get(given, given)
+            if name not in known and MOVED.get(name) in known:
+                name = MOVED[name]
             if name not in known:
                 same_end = [full for full in known if full.rpartition(".")[2] == name]
                 guess = f" Did you mean {same_end[0]}?" if same_end else nearest(name, known)

@@ -62,7 +62,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classes the same, however many samples they have. For recipes that can weigh samples.
         warm_start: Whether another call of `fit` goes on from the weights that there are, with an
             optimizer in its first state. Not for recipes of several stages.
-        settings: Any other settings by full name, such as `{"network.lr": 0.01}`.
+        settings: Any other settings by full name, such as `{"optimizer.lr": 0.01}`.
 
     Attributes:
         classes_: Labels of the classes, sorted.

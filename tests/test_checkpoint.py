@@ -1,6 +1,7 @@
 """Models as files: there and back, what they hold, and never half-written."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from onward.config import RunConfig
 from onward.errors import FileError
 from onward.network.objectives import CrossEntropy
 from onward.network.optimizers import Adam
+from onward.recipes.blueprint import Blueprint, build
 
 DENSE = ("one-pass", "hinton", "pff", "backprop")
 recipes = pytest.mark.parametrize("recipe", DENSE)
@@ -227,6 +229,18 @@ def test_the_header_holds_the_settings_of_the_network(path, saved):
     data = blueprint["data"]
     assert (data["input_shape"], data["num_classes"]) == ([INPUTS], CLASSES)
     assert (blueprint["recipe"], blueprint["recipe_sha256"]) == ("hinton", None)
+
+
+def test_a_file_that_holds_how_it_was_trained_is_read(tmp_path):
+    path, config = tmp_path / "model.safetensors", ow.RunConfig(recipe="vit")
+    data = ow.DataInfo(input_shape=(1, 8, 8), num_classes=2, is_image=True)
+    settings = replace(config.network, layers=2, dim=8)
+    network = build(Blueprint(ow.RECIPES["vit"], settings, data))
+    save(network, path)
+    found = header_of(path)["blueprint"]
+    rewrite(path, blueprint=found | {"settings": found["settings"] | {"lr": 0.1}})
+
+    assert weights_sha256(load(path)) == weights_sha256(network)
 
 
 def test_a_file_of_version_0_1_is_read(tmp_path):

@@ -183,7 +183,7 @@ def test_a_recipe_that_fails_is_listed_and_the_others_go_on(tmp_path, capsys):
 
 def test_a_run_that_diverges_is_listed_and_the_others_go_on(tmp_path):
     settings = SMALL | {"network.channels": (4,), "network.pooled": (1,)}
-    broken = "conv:network.optimizer=adam:network.lr=1e30"
+    broken = "conv:network.muon=false:optimizer.lr=1e30"
 
     found, trained = compare(broken, "one-pass", folder=tmp_path, settings=settings, twin=False)
 

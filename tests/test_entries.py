@@ -1,5 +1,7 @@
 """What is compared: recipes with settings, run files, and twins."""
 
+import pytest
+
 from onward.comparison.entries import read_entries, twin_of
 
 
@@ -60,10 +62,13 @@ def test_a_run_file_is_a_recipe_with_its_settings(tmp_path):
     assert changed.config.network.negatives == "random"
 
 
+@pytest.mark.usefixtures("own_recipe")
 def test_a_recipe_that_chooses_its_optimizers_has_no_settings_of_them():
-    conv, dense = read_entries(["conv", "one-pass"], {"optimizer.lr": 0.01}, twin=False)
+    given = ["mine.py:small", "one-pass"]
 
-    assert (conv.without, dense.without) == (("optimizer.lr",), ())
+    own, dense = read_entries(given, {"optimizer.lr": 0.01}, twin=False)
+
+    assert (own.without, dense.without) == (("optimizer.lr",), ())
     assert dense.config.optimizer.lr == 0.01
 
 

@@ -159,9 +159,17 @@ def test_a_setting_that_no_recipe_has_is_guessed_where_no_recipe_is_named():
         config_of("--data", "digits", "--set", "network.width=4")
 
 
-def test_a_recipe_that_chooses_its_optimizers_refuses_settings_of_them():
-    with pytest.raises(SettingError, match=r"optimizer.lr would have no effect: the recipe conv"):
-        config_of("conv", "--lr", "0.1")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_a_learning_rate(recipe):
+    assert config_of(recipe, "--lr", "0.1").optimizer.lr == 0.1
+
+
+def test_what_moved_to_another_section_is_read_from_files_of_before():
+    Path("run.toml").write_text('recipe = "conv"\n[network]\noptimizer = "adam"\nlr = 0.02\n')
+
+    config = config_of("run.toml")
+
+    assert (config.network.muon, config.optimizer.lr) == (False, 0.02)
 
 
 def test_a_run_file_changes_the_recipe_that_it_names():

@@ -23,7 +23,7 @@ WIDE = {"network.widths": (64, 48, 32)}
 QUICK = {"training.epochs": 3, "training.batch_size": 100, "data.validation": 0}
 RECURRENT = {"network.widths": (48, 32), "network.ticks": 4, "network.counted": (1, 2)}
 TINY = {"network.layers": 3, "network.layers_per_block": 1, "network.dim": 32, "network.heads": 2}
-TINY |= {"training.epochs": 4, "training.batch_size": 25, "network.lr": 5e-3}
+TINY |= {"training.epochs": 4, "training.batch_size": 25, "optimizer.lr": 5e-3}
 TEXT = {"network.multi_token": True}
 TEXT |= {"data.name": str(Path(__file__).parent / "counting.txt"), "data.context": 16}
 STILL = {"data.shift": 0, "data.flip": "none"}
@@ -31,8 +31,8 @@ METHODS = {
     "symba": ("symba", WIDE),
     "mono-forward": ("mono-forward", WIDE),
     "supcon": ("supcon", WIDE),
-    "tinyfoa": ("tinyfoa", WIDE | {"network.lr": 1e-2}),
-    "tinyfoa, real": ("tinyfoa", WIDE | {"network.binary": False, "network.lr": 1e-2}),
+    "tinyfoa": ("tinyfoa", WIDE | {"optimizer.lr": 1e-2}),
+    "tinyfoa, real": ("tinyfoa", WIDE | {"network.binary": False, "optimizer.lr": 1e-2}),
     "hinton-unsupervised": ("hinton-unsupervised", WIDE),
     "uff": ("uff", WIDE),
     "uff, denoising": ("uff", WIDE | {"network.cell": "denoising"}),
@@ -41,10 +41,10 @@ METHODS = {
         "uff",
         {"network.cell": "convolutional", "network.channels": (8, 12, 16)},
     ),
-    "iffcl": ("iffcl", WIDE | {"network.lr": 3e-3}),
+    "iffcl": ("iffcl", WIDE | {"optimizer.lr": 3e-3}),
     "iffcl, classifier": (
         "iffcl",
-        WIDE | {"network.lr": 0.01, "network.loss": "classifier"},
+        WIDE | {"optimizer.lr": 0.01, "network.loss": "classifier"},
     ),
     "hinton-recurrent": ("hinton-recurrent", RECURRENT),
     "hinton-recurrent, alternating": (
@@ -59,7 +59,7 @@ METHODS = {
         "hinton-unsupervised",
         {"network.layers": "local-fields", "network.fields": (8, 12, 16)},
     ),
-    "ffcl": ("ffcl", {"network.channels": (8, 12), "network.lr": 3e-3}),
+    "ffcl": ("ffcl", {"network.channels": (8, 12), "optimizer.lr": 3e-3}),
     "byte-lm": ("byte-lm", TINY | TEXT | {"training.batch_size": 10}),
     "vit": ("vit", TINY | STILL),
 }
@@ -68,7 +68,7 @@ METHODS = {
 LATER = {
     "hinton-unsupervised, head": ("hinton-unsupervised", WIDE),
     "uff, classifier": ("uff", WIDE | {"network.head_epochs": 2}),
-    "ffcl, all layers": ("ffcl", {"network.channels": (4, 6), "network.lr": 0.01}),
+    "ffcl, all layers": ("ffcl", {"network.channels": (4, 6), "optimizer.lr": 0.01}),
 }
 """The same for the second stages of recipes."""
 

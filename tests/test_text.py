@@ -27,7 +27,7 @@ SHORT = {
     "data.context": 16,
     "network.dim": 32,
     "network.heads": 2,
-    "network.lr": 1e-2,
+    "optimizer.lr": 1e-2,
     "network.layers_per_block": 1,
     "network.layers": 2,
     "training.epochs": 4,

@@ -5,7 +5,7 @@ from typing import Any
 
 from onward.recipes.recipe import recipe
 from onward.recipes.transformer_config import DEFAULTS, TransformerConfig
-from onward.settings import Count
+from onward.settings import Count, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class ByteLMConfig(TransformerConfig):
     source="arXiv:2610.04867 (blocks of several layers, cross-entropy at each, two targets at the "
     "first: network.multi_token); layers normalized first, as in GPT-2, with rotary positions; "
     "sizes, first weights and optimizer are ours",
-    defaults=DEFAULTS | {"network.lr": 3e-3},
+    defaults=DEFAULTS | {"optimizer.lr": 3e-3},
 )
-def byte_lm(config: ByteLMConfig, data: Any) -> Any:
+def byte_lm(config: ByteLMConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """A transformer over bytes; each block predicts the next byte with a head of its own.
 
     The last block is read; `onward sample` may stop at an earlier one that is sure.
@@ -40,6 +40,7 @@ def byte_lm(config: ByteLMConfig, data: Any) -> Any:
     # Lists of recipes and the help of the command do without torch.
     from onward.data.text import BYTES
     from onward.errors import SettingError
+    from onward.recipes.blocks import rules
     from onward.recipes.transformer import Embedded, NextByte, transformer
 
     if len(data.input_shape) != 1 or data.num_classes != BYTES:
@@ -58,4 +59,7 @@ def byte_lm(config: ByteLMConfig, data: Any) -> Any:
         is_multi_token = config.multi_token and number == 0 and not config.has_one_block
         return NextByte(config.dim, rank=config.head_rank, is_multi_token=is_multi_token)
 
-    return transformer(config, Embedded(config.dim), objective, num_classes=BYTES, is_causal=True)
+    rule, _ = rules(optimizer)
+    return transformer(
+        config, Embedded(config.dim), objective, rule, num_classes=BYTES, is_causal=True
+    )

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from onward.errors import SettingError
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, Positive
+from onward.settings import Counts, OptimizerConfig, Positive
 from onward.values import written
 
 
@@ -32,8 +32,9 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
         found = super().without_effect()
-        if self.layers_per_block != "all" and self.optimizer == "muon":
-            found["weight_decay"] = "filters, all there is to decay, are updated by muon"
+        if self.layers_per_block != "all" and self.muon:
+            reason = "filters, all there is to decay, are updated by Muon (network.muon)"
+            found["optimizer.weight_decay"] = reason
         return found
 
 
@@ -44,7 +45,9 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     "and optimizers are those of the recipe conv, and the slope is ours",
     defaults=DEFAULTS,
 )
-def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
+def channel_goodness(
+    config: ChannelGoodnessConfig, data: Any, *, optimizer: OptimizerConfig
+) -> Any:
     """Convolutions whose channels compete, each group for a class: no classifiers, no negatives.
 
     The goodness of a class is the mean square of its channels, and cross-entropy takes it, times a
@@ -53,19 +56,18 @@ def channel_goodness(config: ChannelGoodnessConfig, data: Any) -> Any:
     # Lists of recipes and the help of the command do without torch.
     from onward.network.objectives import CrossEntropy
     from onward.network.readouts import SumOfHeads
-    from onward.network.samplers import Plain
     from onward.recipes.convolutions import Maps, backpropagation, convolution_network
     from onward.recipes.goodness import ClassGoodness
 
     if config.layers_per_block == "all":
-        return backpropagation(config, data)
+        return backpropagation(config, data, optimizer)
     _check_channels(config.channels, data.num_classes)
     slope = config.slope or {"square": 3.0, "mean": 10.0}[config.goodness]
 
     def objective(maps: Maps) -> CrossEntropy:
         return CrossEntropy(ClassGoodness(data.num_classes, config.goodness, slope=slope))
 
-    return convolution_network(config, data, objective, Plain(), SumOfHeads(config.heads))
+    return convolution_network(config, data, objective, SumOfHeads(config.heads), optimizer)
 
 
 def _check_channels(channels: tuple[int, ...], classes: int) -> None:

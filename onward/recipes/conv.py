@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Count, Share
+from onward.settings import Count, OptimizerConfig, Share
 from onward.values import Range
 
 
@@ -34,7 +34,7 @@ class ConvConfig(ConvolutionConfig):
     "filters as in Jordan 2024, arXiv:2404.00498; label smoothing: Szegedy et al. 2016",
     defaults=DEFAULTS,
 )
-def conv(config: ConvConfig, data: Any) -> Any:
+def conv(config: ConvConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Convolutions, each layer with a small classifier of its own on averaged maps.
 
     Images are whitened by frozen filters. A layer is a convolution, max pooling in some,
@@ -43,11 +43,10 @@ def conv(config: ConvConfig, data: Any) -> Any:
     # Lists of recipes and the help of the command do without torch.
     from onward.network.objectives import CrossEntropy
     from onward.network.readouts import SumOfHeads
-    from onward.network.samplers import Plain
     from onward.recipes.convolutions import Maps, convolution_network, pooled_head
 
     def objective(maps: Maps) -> CrossEntropy:
         head = pooled_head(maps, data.num_classes, grid=config.grid, units=config.head_units)
         return CrossEntropy(head, label_smoothing=config.label_smoothing)
 
-    return convolution_network(config, data, objective, Plain(), SumOfHeads(config.heads))
+    return convolution_network(config, data, objective, SumOfHeads(config.heads), optimizer)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from onward.settings import Count, Counts, NotNegative, Positive, Section, Share
+from onward.settings import Count, Counts, Positive, Section, Share
 from onward.values import Range
 
 DEFAULTS = {
@@ -15,13 +15,15 @@ DEFAULTS = {
     "training.batch_size": 128,
     "training.schedule": "warmup",
     "plan.kind": "stream",
+    "optimizer.lr": 3e-3,
+    "optimizer.head_lr": 3e-3,
 }
 """What differs from the defaults of a run, for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionConfig(Section):
-    """Layers of convolutions, how they are grouped into blocks, and what updates them."""
+    """Layers of convolutions, how they are grouped into blocks, and what updates filters."""
 
     channels: Counts = (48, 96, 96, 192, 192, 192)
     """Filters of each layer, with kernels of size 3."""
@@ -37,8 +39,8 @@ class ConvolutionConfig(Section):
     whitening: bool = True
     """Whether frozen filters first whiten samples, in patches of 2 pixels along each axis."""
 
-    optimizer: Literal["muon", "adam"] = "muon"
-    """What updates filters; everything else is updated by Adam."""
+    muon: bool = True
+    """Whether Muon updates filters; everything else follows the settings of `optimizer`."""
 
     filter_lr: Positive = 0.05
     """Learning rate of filters with Muon, which keep a mean length of 1."""
@@ -46,20 +48,14 @@ class ConvolutionConfig(Section):
     filter_momentum: Share = 0.6
     """Momentum of filters with Muon."""
 
-    lr: Positive = 3e-3
-    """Learning rate of Adam."""
-
-    weight_decay: NotNegative = 0.0
-    """Decay of weights a step, times the learning rate, with Adam."""
-
     local: ClassVar[tuple[str, ...]] = ()
     """Settings that one block of all layers leaves without effect."""
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
         found: dict[str, str] = {}
-        if self.optimizer == "adam":
-            reason = "filters are updated by adam (network.optimizer)"
+        if not self.muon:
+            reason = "filters are not updated by Muon (network.muon)"
             found |= dict.fromkeys(("filter_lr", "filter_momentum"), reason)
         if self.layers_per_block == "all":
             reason = "one block learns with one classifier (network.layers_per_block)"

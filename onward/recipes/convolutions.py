@@ -15,10 +15,13 @@ from onward.errors import SettingError
 from onward.network.blocks import Block
 from onward.network.networks import Network
 from onward.network.objectives import CrossEntropy, Objective
-from onward.network.optimizers import Adam, Optimizer, optimizer
+from onward.network.optimizers import Optimizer
+from onward.network.optimizers import optimizer as torch_rule
 from onward.network.readouts import Readout, SumOfHeads
-from onward.network.samplers import Plain, Sampler
+from onward.network.samplers import Plain
+from onward.recipes.blocks import rules
 from onward.recipes.convolution_config import ConvolutionConfig
+from onward.settings import OptimizerConfig
 from onward.values import written
 
 T = TypeVar("T")
@@ -47,8 +50,8 @@ def convolution_network(
     config: ConvolutionConfig,
     data: DataInfo,
     objective: Callable[[Maps], Objective],
-    sampler: Sampler,
     readout: Readout,
+    optimizer: OptimizerConfig,
 ) -> Network:
     """Build layers of convolutions, as many in a block as settings say.
 
@@ -56,8 +59,8 @@ def convolution_network(
         config: Settings.
         data: What for.
         objective: Returns the objective of a block that puts out such maps.
-        sampler: Makes the views.
         readout: Names classes.
+        optimizer: How all but filters follow their gradients.
 
     Raises:
         SettingError: Samples are no images or signals, or smaller than the pooling.
@@ -67,27 +70,29 @@ def convolution_network(
         _layer(before, after, is_pooled=before.size != after.size)
         for before, after in pairwise(maps)
     ]
-    rules = rules_of(config)
+    rules = rules_of(config, optimizer)
     blocks = [
         Block(nn.Sequential(*own), objective(put_out[-1]), rules)
         for own, put_out in zip(in_blocks(config, layers), in_blocks(config, maps[1:]), strict=True)
     ]
     return Network(
         blocks,
-        sampler,
+        Plain(),
         readout,
         num_classes=data.num_classes,
         preprocessing=whitening_of(config, data),
     )
 
 
-def backpropagation(config: ConvolutionConfig, data: DataInfo) -> Network:
+def backpropagation(
+    config: ConvolutionConfig, data: DataInfo, optimizer: OptimizerConfig
+) -> Network:
     """Build the layers in one block, with a linear classifier on averages over a grid of 4 x 4."""
 
     def objective(maps: Maps) -> Objective:
         return CrossEntropy(pooled_head(maps, data.num_classes, grid=4))
 
-    return convolution_network(config, data, objective, Plain(), SumOfHeads("last"))
+    return convolution_network(config, data, objective, SumOfHeads("last"), optimizer)
 
 
 def in_blocks(config: ConvolutionConfig, layers: Sequence[T]) -> list[Sequence[T]]:
@@ -215,12 +220,14 @@ def _layer(before: Maps, after: Maps, *, is_pooled: bool) -> nn.Module:
     return nn.Sequential(convolution, *pool, NORMS[kind](after.channels), nn.GELU())
 
 
-def rules_of(config: ConvolutionConfig) -> Optimizer | dict[str | Callable[..., bool], Optimizer]:
-    """Return the optimizers: for filters of the module as settings say, Adam for the rest."""
-    adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
-    if config.optimizer == "adam":
-        return adam
-    muon = optimizer(
+def rules_of(
+    config: ConvolutionConfig, optimizer: OptimizerConfig
+) -> Optimizer | dict[str | Callable[..., bool], Optimizer]:
+    """Return what updates filters of the module, and what updates the rest."""
+    rule, _ = rules(optimizer)
+    if not config.muon:
+        return rule
+    muon = torch_rule(
         torch.optim.Muon,
         flatten=True,
         project=keep_length,
@@ -229,7 +236,7 @@ def rules_of(config: ConvolutionConfig) -> Optimizer | dict[str | Callable[..., 
         ns_steps=3,
         weight_decay=0.0,
     )
-    return {is_filter: muon, "": adam}
+    return {is_filter: muon, "": rule}
 
 
 def is_filter(name: str, parameter: Tensor) -> bool:

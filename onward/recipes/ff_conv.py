@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import NotNegative, Positive
+from onward.settings import NotNegative, OptimizerConfig, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class FFConvConfig(ConvolutionConfig):
     "the recipe conv",
     defaults=DEFAULTS,
 )
-def ff_conv(config: FFConvConfig, data: Any) -> Any:
+def ff_conv(config: FFConvConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Forward-Forward with convolutions: a label in planes of the input, which every layer sees.
 
     The goodness of a sample with a label is the mean square of all maps of a block.
@@ -49,9 +49,9 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
     from onward.network.blocks import Block
     from onward.network.networks import Network
     from onward.network.objectives import CrossEntropy
-    from onward.network.optimizers import Adam
     from onward.network.readouts import GoodnessSweep, Readout, SoftmaxHead
     from onward.network.samplers import NEUTRAL, LabelEmbedding
+    from onward.recipes.blocks import rules
     from onward.recipes.convolutions import (
         backpropagation,
         in_blocks,
@@ -62,7 +62,7 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
     from onward.recipes.labelled import LabelledLayer, LabelledLayers, MapsHead, MapThreshold
 
     if config.layers_per_block == "all":
-        return backpropagation(config, data)
+        return backpropagation(config, data, optimizer)
     classes, maps = data.num_classes, maps_of(config, data)
     layers = [
         LabelledLayer(before, after, classes, is_pooled=before.size != after.size)
@@ -73,13 +73,13 @@ def ff_conv(config: FFConvConfig, data: Any) -> Any:
     for own, out in zip(in_blocks(config, layers), outputs, strict=True):
         slope = config.slope or float(out.channels)
         objective = MapThreshold(classes, out, threshold=config.threshold, slope=slope)
-        blocks.append(Block(LabelledLayers(own, classes), objective, rules_of(config)))
+        blocks.append(Block(LabelledLayers(own, classes), objective, rules_of(config, optimizer)))
     readouts: dict[str, Readout] = {"goodness": GoodnessSweep()}
     if config.negatives == "hard" or config.readout == "softmax":
         head = MapsHead(outputs, classes)
         goal = CrossEntropy(nn.Identity(), views=(NEUTRAL,))
-        adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
-        blocks.append(Block(head, goal, adam, reads=tuple(range(len(outputs)))))
+        _, head_rule = rules(optimizer)
+        blocks.append(Block(head, goal, head_rule, reads=tuple(range(len(outputs)))))
         readouts["softmax"] = SoftmaxHead()
     return Network(
         blocks,

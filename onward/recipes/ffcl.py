@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, NotNegative, PlanConfig, Positive, Section, TrainingConfig
+from onward.settings import Counts, OptimizerConfig, PlanConfig, Section, TrainingConfig
 from onward.values import Range
 
 
@@ -27,12 +27,6 @@ class FFCLConfig(Section):
     """Epochs of the second stage, in which all layers learn together from pairs: backpropagation.
     None: training.epochs."""
 
-    lr: Positive = 1e-3
-    """Learning rate of AdamW."""
-
-    weight_decay: NotNegative = 1e-5
-    """Decay of weights a step, times the learning rate."""
-
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
         is_alone = self.local_epochs == self.global_epochs == 0
@@ -47,9 +41,21 @@ class FFCLConfig(Section):
     "ReLU are one block. Network, cross-entropy in the last stage (theirs: focal loss), AdamW at "
     "0.001 (Adam at 0.0001), mini-batches of 50 (10) and epochs are ours. Layers start from random "
     "weights (theirs: trained on ImageNet); no weights are chosen by validation",
-    defaults={"training.epochs": 5, "training.schedule": "cosine", "training.batch_size": 50},
+    defaults={
+        "training.epochs": 5,
+        "training.schedule": "cosine",
+        "training.batch_size": 50,
+        "optimizer.weight_decay": 1e-5,
+    },
 )
-def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConfig) -> Any:
+def ffcl(
+    config: FFCLConfig,
+    data: Any,
+    training: TrainingConfig,
+    plan: PlanConfig,
+    *,
+    optimizer: OptimizerConfig,
+) -> Any:
     """Layers learn from pairs, each by itself; then all together; then all learn classes.
 
     The first stage is local. The second and the third are backpropagation through the whole
@@ -62,10 +68,10 @@ def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConf
     from onward.network.blocks import Block
     from onward.network.networks import Network
     from onward.network.objectives import CrossEntropy
-    from onward.network.optimizers import Adam
     from onward.network.readouts import SumOfHeads
     from onward.network.samplers import Plain
     from onward.network.stages import Stage
+    from onward.recipes.blocks import rules
     from onward.recipes.contrasts import PairContrast, Pairs
     from onward.recipes.residual import Whole, residual_layers
 
@@ -74,7 +80,7 @@ def ffcl(config: FFCLConfig, data: Any, training: TrainingConfig, plan: PlanConf
             f"ffcl is for images; these samples have shape {data.input_shape}, channels first."
         )
     layers = residual_layers(data.input_shape[0], config.channels)
-    rule = Adam(lr=config.lr, weight_decay=config.weight_decay)
+    rule, _ = rules(optimizer)
     contrast, whole = PairContrast(config.margin), Whole(layers)
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     head = nn.Sequential(*pool, nn.Linear(config.channels[-1], data.num_classes))

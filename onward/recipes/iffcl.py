@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, Positive, Section
+from onward.settings import Counts, OptimizerConfig, Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,6 @@ class IFFCLConfig(Section):
     """What pairs of layers learn: to point the same way for samples of a class and not for others;
     or to let a linear classifier tell whether the classes agree."""
 
-    lr: Positive = 1e-3
-    """Learning rate of Adam."""
-
 
 @recipe(
     source="Gananath 2024, arXiv:2405.03432 (IFFCL), by its abstract and a review: experimental. "
@@ -31,7 +28,7 @@ class IFFCLConfig(Section):
     defaults={"training.epochs": 20, "training.schedule": "warmup", "plan.kind": "stream"},
     is_twin_alike=False,
 )
-def iffcl(config: IFFCLConfig, data: Any) -> Any:
+def iffcl(config: IFFCLConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Experimental. Two networks see a pair of samples; each pair of layers has a loss of its own.
 
     The last layers name classes, and both towers answer together.
@@ -41,11 +38,11 @@ def iffcl(config: IFFCLConfig, data: Any) -> Any:
 
     from onward.network.blocks import Block
     from onward.network.networks import Network
-    from onward.network.optimizers import Adam
     from onward.network.readouts import SumOfHeads
+    from onward.recipes.blocks import rules
     from onward.recipes.towers import Agreement, EachItsOwnClass, PairOfInputs, Towers
 
-    rule, widths = Adam(lr=config.lr), (data.num_inputs, *config.widths)
+    (rule, _), widths = rules(optimizer), (data.num_inputs, *config.widths)
     blocks = [
         Block(Towers(before, units), Agreement(units, config.loss), rule)
         for before, units in pairwise(widths)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import recipe
-from onward.settings import Count, Share
+from onward.settings import Count, OptimizerConfig, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class PredSimConfig(ConvolutionConfig):
         """Return which of these settings have no effect beside the others, with the reason."""
         found = super().without_effect()
         if self.layers == "dense":
-            names = ("pooled", "whitening", "optimizer", "filter_lr", "filter_momentum", "grid")
+            names = ("pooled", "whitening", "muon", "filter_lr", "filter_momentum", "grid")
             found |= dict.fromkeys(names, "layers are dense (network.layers)")
         return found
 
@@ -38,7 +38,7 @@ class PredSimConfig(ConvolutionConfig):
     "are those of the recipe conv",
     defaults=DEFAULTS,
 )
-def predsim(config: PredSimConfig, data: Any) -> Any:
+def predsim(config: PredSimConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Each layer has a linear classifier, and makes samples of a class alike.
 
     Similarity matching compares the samples of a mini-batch with each other, so mini-batches are
@@ -46,7 +46,6 @@ def predsim(config: PredSimConfig, data: Any) -> Any:
     """
     # Lists of recipes and the help of the command do without torch.
     from onward.network.readouts import SumOfHeads
-    from onward.network.samplers import Plain
     from onward.recipes.convolutions import (
         CONVOLUTIONS,
         Maps,
@@ -57,9 +56,9 @@ def predsim(config: PredSimConfig, data: Any) -> Any:
     from onward.recipes.similarity import PredictionAndSimilarity
 
     if config.layers == "dense":
-        return _dense(config, data)
+        return _dense(config, data, optimizer)
     if config.layers_per_block == "all":
-        return backpropagation(config, data)
+        return backpropagation(config, data, optimizer)
 
     def objective(maps: Maps) -> PredictionAndSimilarity:
         head = pooled_head(maps, data.num_classes, grid=config.grid)
@@ -68,10 +67,10 @@ def predsim(config: PredSimConfig, data: Any) -> Any:
         )
         return PredictionAndSimilarity(head, convolution, similarity=config.similarity)
 
-    return convolution_network(config, data, objective, Plain(), SumOfHeads("last"))
+    return convolution_network(config, data, objective, SumOfHeads("last"), optimizer)
 
 
-def _dense(config: PredSimConfig, data: Any) -> Any:
+def _dense(config: PredSimConfig, data: Any, optimizer: OptimizerConfig) -> Any:
     """Return a network of dense layers."""
     from itertools import pairwise
 
@@ -80,9 +79,9 @@ def _dense(config: PredSimConfig, data: Any) -> Any:
     from onward.network.blocks import Block
     from onward.network.networks import Network
     from onward.network.objectives import CrossEntropy, Objective
-    from onward.network.optimizers import Adam
     from onward.network.readouts import SumOfHeads
     from onward.network.samplers import Plain
+    from onward.recipes.blocks import rules
     from onward.recipes.convolutions import in_blocks
     from onward.recipes.similarity import PredictionAndSimilarity
 
@@ -99,6 +98,6 @@ def _dense(config: PredSimConfig, data: Any) -> Any:
     ]
     layers[0].insert(0, nn.Flatten())
     several = zip(in_blocks(config, layers), in_blocks(config, config.channels), strict=True)
-    adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
-    blocks = [Block(nn.Sequential(*own), objective(units[-1]), adam) for own, units in several]
+    rule, _ = rules(optimizer)
+    blocks = [Block(nn.Sequential(*own), objective(units[-1]), rule) for own, units in several]
     return Network(blocks, Plain(), SumOfHeads("last"), num_classes=data.num_classes)

@@ -3,10 +3,11 @@
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from onward.errors import SettingError, told
+from onward.settings import OptimizerConfig
 from onward.values import is_readable, kinds
 
 Function = Callable[..., Any]
@@ -21,7 +22,7 @@ those of each stage."""
 class Recipe:
     """A method: a function that builds its network, with default settings and a source.
 
-    Made by `recipe`. Called like the function.
+    Made by `recipe`. Called like the function; the optimizer may be left out.
     """
 
     name: str
@@ -55,8 +56,18 @@ class Recipe:
         """Return whether the function has a parameter of a name."""
         return name in inspect.signature(self.function).parameters
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self.function(*arguments, **keywords)
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """What a run of it has for `optimizer`, if nothing is changed."""
+        own = {n: value for n, value in self.defaults.items() if n.startswith("optimizer.")}
+        return replace(
+            OptimizerConfig(), **{name.removeprefix("optimizer."): own[name] for name in own}
+        )
+
+    def __call__(self, settings: Any, data: Any, **keywords: Any) -> Any:
+        if self.takes("optimizer"):
+            keywords.setdefault("optimizer", self.optimizer)
+        return self.function(settings, data, **keywords)
 
 
 def recipe(

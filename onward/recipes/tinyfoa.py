@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, Positive, Section
+from onward.settings import Counts, OptimizerConfig, Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +22,16 @@ class TinyFoAConfig(Section):
     heads: Literal["all", "last"] = "all"
     """Whose heads count."""
 
-    lr: Positive = 1e-4
-    """Learning rate of Adam."""
-
 
 @recipe(
     source="Huang & Aminifar 2025, AAAI (TinyFoA), but for its slices of a layer that are trained "
     "in turn. Here all layers learn an epoch in each chapter; the paper trains one after the "
     "other, 100 epochs each. That units are 0 or 1 is inferred; length normalization, how products "
     "are scaled, the warm-up and the sum of all heads are ours",
-    defaults={"training.epochs": 30, "training.schedule": "warmup"},
+    defaults={"training.epochs": 30, "training.schedule": "warmup", "optimizer.lr": 1e-4},
     is_twin_alike=False,
 )
-def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
+def tinyfoa(config: TinyFoAConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Each layer learns from a random head of its own, which is never trained.
 
     Weights and units are binary unless `network.binary` is false. Its learning rate is small, for
@@ -48,12 +46,18 @@ def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
     from onward.network.blocks import Block
     from onward.network.networks import Network
     from onward.network.objectives import CrossEntropy
-    from onward.network.optimizers import Adam, optimizer
+    from onward.network.optimizers import optimizer as torch_rule
     from onward.network.readouts import SumOfHeads
     from onward.network.samplers import Plain
     from onward.recipes.binary import BinaryDense, clamp_weights, fixed_head
-    from onward.recipes.blocks import dense_layers
+    from onward.recipes.blocks import dense_layers, rules
 
+    if config.binary and (optimizer.name != "adam" or optimizer.weight_decay):
+        raise SettingError(
+            f"Binary weights learn by Adam without decay; optimizer.name is {optimizer.name} and "
+            f"optimizer.weight_decay is {optimizer.weight_decay}. Leave both as they are, or set "
+            f"network.binary=false."
+        )
     widths = (data.num_inputs, *config.widths)
     layers: list[nn.Module] = (
         [BinaryDense(*sizes) for sizes in pairwise(widths)]
@@ -61,9 +65,9 @@ def tinyfoa(config: TinyFoAConfig, data: Any) -> Any:
         else [*dense_layers(widths, gain=2**0.5)]
     )
     rule = (
-        optimizer(torch.optim.Adam, project=clamp_weights, lr=config.lr, fused=True)
+        torch_rule(torch.optim.Adam, project=clamp_weights, lr=optimizer.lr, fused=True)
         if config.binary
-        else Adam(lr=config.lr)
+        else rules(optimizer)[0]
     )
     blocks = [
         Block(layer, CrossEntropy(fixed_head(width, data.num_classes)), rule)

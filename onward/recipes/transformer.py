@@ -16,7 +16,7 @@ from onward.errors import SettingError
 from onward.network.blocks import Block
 from onward.network.networks import Network
 from onward.network.objectives import Metrics, Objective
-from onward.network.optimizers import Adam
+from onward.network.optimizers import Optimizer
 from onward.network.readouts import SumOfHeads
 from onward.network.samplers import Plain, Views
 from onward.recipes.transformer_config import TransformerConfig
@@ -26,6 +26,7 @@ def transformer(
     config: TransformerConfig,
     embedding: nn.Module,
     objective: Callable[[int], Objective],
+    rule: Optimizer,
     *,
     num_classes: int,
     is_causal: bool,
@@ -36,6 +37,7 @@ def transformer(
         config: Settings.
         embedding: Makes tokens of samples; it learns with the first block.
         objective: Returns the objective of a block by its number.
+        rule: How weights follow their gradients.
         num_classes: Number of classes.
         is_causal: See `Attention`.
 
@@ -53,12 +55,11 @@ def transformer(
         )
     layers = [TransformerLayer(config.dim, config.heads, is_causal) for _ in range(config.layers)]
     size = config.layers if config.layers_per_block == "all" else config.layers_per_block
-    adam = Adam(lr=config.lr, weight_decay=config.weight_decay)
     blocks = []
     for number, first in enumerate(range(0, config.layers, size)):
         before = [] if number else [embedding]
         module = nn.Sequential(*before, *layers[first : first + size])
-        blocks.append(Block(module, objective(number), adam))
+        blocks.append(Block(module, objective(number), rule))
     return Network(blocks, Plain(), SumOfHeads("last"), num_classes=num_classes)
 
 

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from onward.settings import Count, NotNegative, Positive, Section
+from onward.settings import Count, Section
 
 DEFAULTS = {
     "training.batch_size": 32,
     "training.schedule": "warmup",
     "plan.kind": "stream",
+    "optimizer.weight_decay": 0.1,
 }
 """What differs from the defaults of a run, for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Section):
-    """Layers of a transformer, how they are grouped into blocks, and what updates them."""
+    """Layers of a transformer, and how they are grouped into blocks."""
 
     layers: Count = 4
     """Layers of all blocks together."""
@@ -29,12 +30,6 @@ class TransformerConfig(Section):
 
     heads: Count = 4
     """Attention heads of a layer; they share `dim` alike."""
-
-    lr: Positive = 1e-3
-    """Learning rate of AdamW."""
-
-    weight_decay: NotNegative = 0.1
-    """Decay of weights a step, times the learning rate; biases and norms are spared."""
 
     @property
     def has_one_block(self) -> bool:

@@ -9,8 +9,8 @@ from onward.recipes.recipe import recipe
 from onward.settings import (
     Counts,
     NotNegative,
+    OptimizerConfig,
     PlanConfig,
-    Positive,
     Section,
     Share,
     TrainingConfig,
@@ -45,12 +45,6 @@ class UFFConfig(Section):
     head_epochs: Annotated[int, Range(1)] | None = None
     """Epochs of the classifier, which is trained after the cells. None: training.epochs."""
 
-    lr: Positive = 1e-3
-    """Learning rate of AdamW."""
-
-    weight_decay: NotNegative = 0.01
-    """Decay of weights a step, times the learning rate."""
-
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
         reason = f"cells are of the kind {self.cell} (network.cell)"
@@ -64,10 +58,22 @@ class UFFConfig(Section):
     source="Hwang, Seo & Jung 2024, arXiv:2404.14664 (UFF), later Applied Sciences 15(15), 8207 "
     "(local back-propagation). The text was not at hand: sizes, learning rate, what a cell "
     "rebuilds and how its adversary learns are inferred",
-    defaults={"training.epochs": 20, "training.schedule": "warmup"},
+    defaults={
+        "training.epochs": 20,
+        "training.schedule": "warmup",
+        "optimizer.weight_decay": 0.01,
+        "optimizer.head_weight_decay": 0.01,
+    },
     is_twin_alike=False,
 )
-def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig) -> Any:
+def uff(
+    config: UFFConfig,
+    data: Any,
+    training: TrainingConfig,
+    plan: PlanConfig,
+    *,
+    optimizer: OptimizerConfig,
+) -> Any:
     """Each block is an autoencoder that learns without labels; then a classifier reads all latents.
 
     The cells learn from all training samples, and see no label. The second stage trains the
@@ -80,10 +86,10 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
     from onward.network.blocks import Block
     from onward.network.networks import Network
     from onward.network.objectives import CrossEntropy
-    from onward.network.optimizers import Adam
     from onward.network.readouts import SoftmaxHead
     from onward.network.samplers import NEUTRAL, Plain
     from onward.network.stages import Stage
+    from onward.recipes.blocks import rules
     from onward.recipes.cells import (
         AdversarialReconstruction,
         Latents,
@@ -106,7 +112,7 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
             "A stream plan hands on outputs made in training, when a denoising cell drops part of "
             "its input. Use --plan chapters, or another network.cell."
         )
-    rule = Adam(lr=config.lr, weight_decay=config.weight_decay)
+    rule, head_rule = rules(optimizer)
     shape, blocks, features = tuple(data.input_shape), [], 0
     if config.cell == "convolutional":
         _check_size(config.channels, shape)
@@ -134,7 +140,7 @@ def uff(config: UFFConfig, data: Any, training: TrainingConfig, plan: PlanConfig
     head = Block(
         nn.Sequential(Latents(), *layers),
         CrossEntropy(nn.Identity(), views=(NEUTRAL,)),
-        rule,
+        head_rule,
         reads=tuple(range(len(blocks))),
     )
     frozen = [Block(cell.module, cell.objective, None) for cell in blocks]

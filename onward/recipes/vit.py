@@ -5,7 +5,7 @@ from typing import Any
 
 from onward.recipes.recipe import recipe
 from onward.recipes.transformer_config import DEFAULTS, TransformerConfig
-from onward.settings import Count, Share
+from onward.settings import Count, OptimizerConfig, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class ViTConfig(TransformerConfig):
     | {"data.shift": "auto", "data.shift_fill": "reflect", "data.flip": "auto"}
     | {"training.epochs": 20},
 )
-def vit(config: ViTConfig, data: Any) -> Any:
+def vit(config: ViTConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """A transformer over patches of images; each block classifies the mean of its tokens.
 
     The last block names the class.
@@ -36,6 +36,7 @@ def vit(config: ViTConfig, data: Any) -> Any:
 
     from onward.errors import SettingError
     from onward.network.objectives import CrossEntropy
+    from onward.recipes.blocks import rules
     from onward.recipes.transformer import Patches, TokenMean, transformer
 
     if len(data.input_shape) != 3:
@@ -62,6 +63,7 @@ def vit(config: ViTConfig, data: Any) -> Any:
         config,
         Patches(channels, size, config.patch, config.dim),
         objective,
+        rules(optimizer)[0],
         num_classes=data.num_classes,
         is_causal=False,
     )

@@ -54,7 +54,7 @@ def _without_effect(
     # Settings of a recipe may know themselves which of them are idle.
     own = getattr(config.network, "without_effect", dict)
     for name, reason in own().items():
-        yield f"network.{name}", reason
+        yield name if "." in name else f"network.{name}", reason
     if all(block.schedule is not None for block in network.all_blocks):
         yield "training.schedule", "all blocks have schedules of their own"
     if not config.data.name.endswith(".txt"):
