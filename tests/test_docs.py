@@ -1,6 +1,7 @@
 """Documentation that cannot drift. `python tests/test_docs.py` writes anew what is derived."""
 
 import doctest
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 import recipe_pages
 from test_runs import RESULT
 
+import onward as ow
 from onward.cli.flags import FLAGS
 from onward.cli.parser import make_parser
 from onward.config import RunConfig
@@ -20,10 +22,12 @@ from onward.values import meanings
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ROOT / "docs" / "command.md"
+API = ROOT / "docs" / "api.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 HELP = re.compile(r"^```console\n\$ onward ?(\w*) --help\n.*?^```$", re.MULTILINE | re.DOTALL)
 SETTINGS = re.compile(r"(?<=<!-- settings -->\n).*(?=<!-- end of settings -->)", re.DOTALL)
+NAME = re.compile(r"^- `ow\.(\w+)`: .*$", re.MULTILINE)
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -84,6 +88,34 @@ def words(text):
     These are line breaks, and whether VALUE is written once or twice in `--flag VALUE, -f VALUE`.
     """
     return re.sub(r"(--[a-z-]+) ([A-Z_]+), (-[a-z]) \2", r"\1, \3 \2", " ".join(text.split()))
+
+
+def names_written_anew(page):
+    """Return the page on public names with the first line of the docstring of each as it is."""
+
+    def line(found):
+        thing = getattr(ow, found[1])
+        if not (inspect.isclass(thing) or inspect.isfunction(thing) or inspect.ismodule(thing)):
+            return found[0]
+        first = " ".join(inspect.getdoc(thing).partition("\n\n")[0].split())
+        return f"- `ow.{found[1]}`: {first}"
+
+    return NAME.sub(line, page)
+
+
+# docs/api.md
+
+
+def test_every_public_name_is_on_its_page():
+    found = NAME.findall(API.read_text())
+
+    assert sorted(["__version__", *found]) == sorted(ow.__all__)
+
+
+def test_the_page_on_public_names_is_up_to_date():
+    page = API.read_text()
+
+    assert names_written_anew(page) == page, "python tests/test_docs.py writes it anew"
 
 
 # docs/command.md
@@ -196,4 +228,5 @@ def test_the_page_on_a_recipe_is_up_to_date(name):
 
 if __name__ == "__main__":
     COMMAND.write_text(written_anew(COMMAND.read_text()))
+    API.write_text(names_written_anew(API.read_text()))
     recipe_pages.write_all()

@@ -38,9 +38,9 @@ class FFCLConfig(Section):
     source="Ahamed, Chen & Imran 2023, arXiv:2305.02927; stages and pairs as in the authors' "
     "published notebook. Its first stage leaves residual connections out, and trains convolutions "
     "and batch normalizations one by one; here they stay, and a convolution, its normalization and "
-    "ReLU are one block. Network, cross-entropy in the last stage (theirs: focal loss), AdamW at "
-    "0.001 (Adam at 0.0001), mini-batches of 50 (10) and epochs are ours. Layers start from random "
-    "weights (theirs: trained on ImageNet); no weights are chosen by validation",
+    "ReLU are one block. Network, cross-entropy in the last stage (the authors': focal loss), "
+    "AdamW at 0.001 (Adam at 0.0001), mini-batches of 50 (10) and epochs are ours. Layers start "
+    "from random weights (the authors': trained on ImageNet); no weights are chosen by validation",
     defaults={
         "training.epochs": 5,
         "training.schedule": "cosine",

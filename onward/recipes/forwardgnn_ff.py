@@ -41,10 +41,11 @@ class GraphForwardForwardConfig(Section):
 @recipe(
     name="forwardgnn-ff",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.1: FF-LA, and with "
-    "labels=nodes FF-VN; there the negatives of FF-VN read what the layer below has put out for "
-    "positives. Unlike there, labels of validation nodes are not shown in the test, layers are "
-    "validated every ten epochs and not every two, and features of the nodes of classes are the "
-    "same in every run. With loss=symba: Lee & Song 2023, arXiv:2303.08418",
+    "labels=nodes FF-VN. In the paper, the negatives of FF-VN read the layer below's outputs for "
+    "positives, labels of validation nodes are shown in the test, and layers are validated every "
+    "two epochs; here they read its outputs for negatives, these labels are not shown, and layers "
+    "are validated every ten epochs. Features of the nodes of classes are the same in every run. "
+    "With loss=symba: Lee & Song 2023, arXiv:2303.08418",
     defaults={
         "training.epochs": 1000,
         "training.precision": "fp32",
@@ -61,8 +62,8 @@ def forwardgnn_ff(
     """ForwardGNN, Forward-Forward: nodes that are shown a label, the true one or a wrong one.
 
     The graph comes once with the true labels of the training nodes, and once with each wrong label.
-    A layer learns to give more goodness to nodes with their own label. Classes are named by trying
-    each label, a pass of the whole graph for each.
+    A layer learns to give more goodness to nodes with their own label. Classes are predicted by
+    trying each label, a pass of the whole graph for each.
     """
     # Lists of recipes and the help of the command do without torch.
     from onward.network.networks import Network

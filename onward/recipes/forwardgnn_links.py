@@ -34,8 +34,8 @@ class LinksConfig(Section):
 @recipe(
     name="forwardgnn-links",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.4. Layers learn for "
-    "1,000 epochs and keep their best weights; there they stop after 100 validations without "
-    "better ones, which for goodness is soon after an early peak",
+    "1,000 epochs and keep their best weights. In the paper, they stop after 100 validations "
+    "without better ones, which for goodness is soon after an early peak",
     defaults={
         "data.links": True,
         "training.epochs": 1000,

@@ -49,8 +49,8 @@ def forwardgnn_sf(config: SingleForwardConfig, data: Any, *, optimizer: Optimize
     """ForwardGNN, single forward: nodes become like a node that stands for their class.
 
     A node for each class is linked to the training nodes of the class. A layer learns that the
-    vector of a node points towards that of its class node; it names classes by the nearest, in one
-    pass, without negatives. Layers learn one after the other, each from the whole graph.
+    vector of a node points towards that of its class node; it predicts the class by the nearest,
+    in one pass, without negatives. Layers learn one after the other, each from the whole graph.
     """
     # Lists of recipes and the help of the command do without torch.
     from onward.network.networks import Network

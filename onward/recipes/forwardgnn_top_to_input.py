@@ -35,9 +35,9 @@ class TopToInputConfig(Section):
 @recipe(
     name="forwardgnn-top-to-input",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.3: SF-Top-To-Input. States "
-    "start from zero at each epoch, which is ten ticks in training as in inference; there they "
-    "start from a pass upwards, and in training go on through all epochs. Features of the nodes of "
-    "classes are the same in every run",
+    "start from zero at each epoch, which is ten ticks in training as in inference. In the "
+    "paper, they start from one bottom-up pass, and in training carry over from epoch to epoch. "
+    "Features of the nodes of classes are the same in every run",
     defaults={
         "training.epochs": 100,
         "training.precision": "fp32",

@@ -32,9 +32,10 @@ class TopToLossConfig(Section):
 @recipe(
     name="forwardgnn-top-to-loss",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), section 3.3: SF-Top-To-Loss. Layers "
-    "read the layer below as it is in this epoch, before its update; there, as it was an epoch "
-    "before, but not in evaluation. In the first epoch layers above are 0; there, as a pass "
-    "upwards leaves them. Features of the nodes of classes are the same in every run",
+    "read the layer below as it is in this epoch, before its update. In the paper, layers read the "
+    "layer below as it was one epoch earlier, except in evaluation. In the first epoch, the layers "
+    "above are zero here; the paper initializes them with one bottom-up pass. "
+    "Features of the nodes of classes are the same in every run",
     defaults={
         "training.epochs": 1000,
         "training.precision": "fp32",

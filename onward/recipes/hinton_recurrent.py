@@ -87,7 +87,7 @@ def hinton_recurrent(
     """Forward-Forward with feedback: layers see those below and above, the top one the label.
 
     An image is shown for some ticks. At each, every layer makes a new state and learns from its
-    goodness. The label whose goodness is largest, over ticks in the middle, names the class.
+    goodness. The label whose goodness is largest, over ticks in the middle, is the prediction.
     """
     # Lists of recipes and the help of the command do without torch.
     import math

@@ -80,7 +80,7 @@ def hinton_unsupervised(
     training: TrainingConfig,
     plan: PlanConfig,
 ) -> Any:
-    """Blocks learn images against hybrids of two, without labels; then a softmax learns classes.
+    """Blocks tell images from hybrids of two, without labels; then a softmax classifier learns.
 
     The blocks learn from all training samples, and see no label. The second stage trains the
     softmax alone, from samples with labels: it reads the normalized activities of all blocks but

@@ -12,7 +12,7 @@ class IFFCLConfig(Section):
     """Two networks of dense layers, and what their layers learn from each other."""
 
     widths: Counts = (64, 64)
-    """Units of each layer of a tower; a layer that names classes comes last."""
+    """Units of each layer of a tower; a layer that predicts the class comes last."""
 
     loss: Literal["cosine", "classifier"] = "cosine"
     """What pairs of layers learn: to point the same way for samples of a class and not for others;
@@ -31,7 +31,7 @@ class IFFCLConfig(Section):
 def iffcl(config: IFFCLConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Experimental. Two networks see a pair of samples; each pair of layers has a loss of its own.
 
-    The last layers name classes, and both towers answer together.
+    The last layers predict the class, and both towers answer together.
     """
     # Lists of recipes and the help of the command do without torch.
     from itertools import pairwise

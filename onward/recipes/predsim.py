@@ -42,7 +42,7 @@ def predsim(config: PredSimConfig, data: Any, *, optimizer: OptimizerConfig) -> 
     """Each layer has a linear classifier, and makes samples of a class alike.
 
     Similarity matching compares the samples of a mini-batch with each other, so mini-batches are
-    not cut into slices. The last classifier names the class.
+    not cut into slices. The last classifier predicts the class.
     """
     # Lists of recipes and the help of the command do without torch.
     from onward.network.readouts import SumOfHeads

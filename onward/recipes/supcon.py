@@ -9,7 +9,7 @@ from onward.settings import Counts, OptimizerConfig, Positive, Section, Share
 
 @dataclass(frozen=True, kw_only=True)
 class SupConConfig(Section):
-    """Dense layers that learn which samples are of a class, and the head that names it."""
+    """Dense layers that learn which samples are of a class, and the head that predicts it."""
 
     widths: Counts = (2000, 2000, 2000, 2000)
     """Units of each block."""
@@ -32,7 +32,7 @@ class SupConConfig(Section):
     defaults={"training.epochs": 20, "training.schedule": "warmup", "plan.kind": "stream"},
 )
 def supcon(config: SupConConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
-    """Each layer brings samples of a class together and keeps others apart; a head names classes.
+    """Each layer brings samples of a class together, others apart; a head predicts the class.
 
     The loss compares the samples of a mini-batch with each other, so mini-batches are not cut into
     slices.

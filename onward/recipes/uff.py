@@ -56,8 +56,9 @@ class UFFConfig(Section):
 
 @recipe(
     source="Hwang, Seo & Jung 2024, arXiv:2404.14664 (UFF), later Applied Sciences 15(15), 8207 "
-    "(local back-propagation). The text was not at hand: sizes, learning rate, what a cell "
-    "rebuilds and how its adversary learns are inferred",
+    "(local back-propagation). We did not have access to the paper's full text: sizes, "
+    "learning rate, what a block (the paper calls it a cell) reconstructs and how its adversary "
+    "learns are inferred",
     defaults={
         "training.epochs": 20,
         "training.schedule": "warmup",

@@ -29,7 +29,7 @@ class ViTConfig(TransformerConfig):
 def vit(config: ViTConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """A transformer over patches of images; each block classifies the mean of its tokens.
 
-    The last block names the class.
+    The last block predicts the class.
     """
     # Lists of recipes and the help of the command do without torch.
     from torch import nn
