@@ -48,12 +48,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     """Test a run's network on its test samples, or on those of other data."""
     call = f'onward.evaluate("{options.run}", samples, network=network)'
     network, dataset, _ = load_run(options, call)
-    if options.data is None and data_changed(options.run, dataset):
-        print(
-            f"onward: note: {dataset.name} has changed since the network was trained on it: its "
-            f"test samples may be among those that were trained on.",
-            file=sys.stderr,
-        )
+    if options.data is None:
+        _note_changed(options.run, dataset)
     test = dataset.test
     counted = slice(None) if test.index is None else test.index
     y = dataset.y_test[counted]
@@ -225,9 +221,26 @@ def _note_known(network: Network, dataset: data.Dataset) -> None:
         )
 
 
-def data_changed(folder: Path, dataset: data.Dataset) -> bool:
-    """Return whether the samples of a run's data set are others than when it was trained."""
-    known = folders.read_result(folder).get("data_sha256")
+def _note_changed(folder: Path, dataset: data.Dataset) -> None:
+    """Say where samples of a run's data set are others than when it was trained."""
+    result = folders.read_result(folder)
+    if _training_changed(result.get("data_sha256"), dataset):
+        text = (
+            f"{dataset.name} has changed since the network was trained on it: its test samples may "
+            f"be among those that were trained on."
+        )
+    elif result.get("held_out_sha256") not in (None, dataset.held_out_sha256()):
+        text = (
+            f"the test or validation samples of {dataset.name} have changed since the network was "
+            f"trained: compare no accuracies with those of before."
+        )
+    else:
+        return
+    print(f"onward: note: {text}", file=sys.stderr)
+
+
+def _training_changed(known: str | None, dataset: data.Dataset) -> bool:
+    """Return whether training samples are others than those of a digest."""
     if known is None or known == dataset.sha256():
         return False
     # Version 0.1 divided uint8 by 255 before it computed the digest.
