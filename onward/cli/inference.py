@@ -26,9 +26,9 @@ from onward.errors import DataError, FileError, SettingError
 from onward.evaluation import as_trained, block_metrics, roc_auc
 from onward.exits import latency
 from onward.exits.answers import answer
-from onward.exits.calibration import MOST_OVERLAP
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
+from onward.inference import told_known
 from onward.network.networks import Network
 from onward.recipes import Recipe
 from onward.recipes.user import load_recipe
@@ -192,8 +192,8 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
             f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
             f"tell {network.num_classes} apart."
         )
-    if is_other:
-        _note_known(network, dataset)
+    if is_other and (text := told_known(network, dataset)) is not None:
+        print(f"onward: note: {text}", file=sys.stderr)
     return network, dataset, config
 
 
@@ -208,17 +208,6 @@ def _load(options: argparse.Namespace, call: str) -> tuple[Network, Recipe | Non
     recipe = None if options.code is None else load_recipe(options.code)
     may_differ = options.changed_recipe
     return checkpoint.load(options.run, recipe=recipe, may_differ=may_differ), recipe
-
-
-def _note_known(network: Network, dataset: data.Dataset) -> None:
-    """Say where samples of other data are those that a network was trained on."""
-    known = network.trained_on.overlap(dataset.test) if network.trained_on else 0.0
-    if known > MOST_OVERLAP:
-        print(
-            f"onward: note: about {known:.0%} of the samples of {dataset.name} are training "
-            f"samples of this network.",
-            file=sys.stderr,
-        )
 
 
 def _note_changed(folder: Path, dataset: data.Dataset) -> None:
