@@ -156,7 +156,7 @@ def trained(
     else:
         ow.train(
             network,
-            replace(split(config, dataset), validation=None, digest=None),
+            replace(split(config, dataset), validation=None, digest=None, held_out_digest=None),
             training=config.training,
             plan=config.plan,
             validation=0,

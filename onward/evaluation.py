@@ -290,6 +290,7 @@ def _with_parts(dataset: Dataset, own: Callable[[Batch], Batch], **changes: Any)
         validation=None if validation is None else own(validation),
         test=own(dataset.test),
         digest=None,
+        held_out_digest=None,
         **changes,
     )
 

@@ -13,7 +13,7 @@ from onward.data.numbers import Numbers
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.evaluation import Evaluation, as_trained, checked_labels
 from onward.exits.answers import Answers
-from onward.exits.calibration import Calibrated, choose, held_out
+from onward.exits.calibration import MOST_OVERLAP, Calibrated, choose, held_out
 from onward.exits.macs import Like
 from onward.exits.policies import ExitPolicy, full_depth
 from onward.network.networks import Network
@@ -58,7 +58,10 @@ def evaluate(
 
     Args:
         trained: A trained network, or the path of a run folder or model file.
-        x: Samples; of a data set, its test samples.
+        x: Samples. Of a data set, its test samples: those that it came with, or those that were
+            taken from the others, where `onward evaluate --data` counts all. To count all, give
+            arrays. That test samples are training samples of the network is warned of, unless they
+            belong together as a graph does.
         y: Their true classes; None where a batch has them. Of a batch without classes, or where
             the network names none, nothing is counted.
         readout: Another readout than the network's own.
@@ -68,13 +71,31 @@ def evaluate(
         DataError: Samples or classes are not like those of the training, or there are no classes.
     """
     asked = opened(trained, network)
-    batch = asked.checked(as_trained(asked, x).test if isinstance(x, Dataset) else x)
+    if isinstance(x, Dataset):
+        dataset = as_trained(asked, x)
+        batch = asked.checked(dataset.test)
+        text = None if batch.structure else told_known(asked, dataset)
+        if text is not None:
+            warnings.warn(text, OnwardWarning, stacklevel=2)
+    else:
+        batch = asked.checked(x)
     if y is not None:
         labels = checked_labels(asked, y, len(batch))
         batch = batch.with_targets(label=labels)
     elif not isinstance(x, Batch | Dataset):
         raise DataError("These samples have no classes to be compared with. Give them as y.")
     return evaluation.evaluate(asked, batch, readout)
+
+
+def told_known(network: Network, dataset: Dataset) -> str | None:
+    """Return that a network was trained on test samples of a data set, where it was."""
+    known = network.trained_on.overlap(dataset.test) if network.trained_on else 0.0
+    if known <= MOST_OVERLAP:
+        return None
+    return (
+        f"{dataset.name}: about {known:.0%} of the samples that are counted are training samples "
+        f"of this network."
+    )
 
 
 def calibrate(

@@ -9,7 +9,7 @@ from commands import onward
 
 import onward as ow
 from onward import standalone
-from onward.errors import DataError, FileError, SettingError
+from onward.errors import DataError, FileError, OnwardWarning, SettingError
 from onward.evaluation import as_trained
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
@@ -187,7 +187,8 @@ def test_a_data_set_with_other_numbers_for_the_same_names_is_scored_by_name(tmp_
     dataset = ow.dataset(x[some], y[some])
     assert dataset.class_names == ("dog", "eel")
 
-    found = ow.evaluate(network, dataset)
+    with pytest.warns(OnwardWarning, match="are training samples of this network"):
+        found = ow.evaluate(network, dataset)
 
     assert (
         found.accuracy

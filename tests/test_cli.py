@@ -443,3 +443,17 @@ def test_evaluate_notes_that_the_data_have_changed(tmp_path, capsys):
 
     assert onward("evaluate", "run") == 0
     assert "onward: note: grows.npz has changed since the network" in capsys.readouterr().err
+
+
+def test_evaluate_notes_that_the_test_samples_have_changed(tmp_path, capsys):
+    x = np.random.default_rng(0).random((60, 4))
+    arrays = {"x": x, "y": np.arange(60) % 2, "x_test": x[:9]}
+    np.savez("own.npz", **arrays, y_test=np.arange(9) % 2)
+    assert onward("train", "--data", "own.npz", *SMALL, "--batch-size", 20, "--out", "run") == 0
+    assert onward("evaluate", "run") == 0
+    assert "note" not in capsys.readouterr().err
+
+    np.savez("own.npz", **arrays, y_test=np.zeros(9))
+
+    assert onward("evaluate", "run") == 0
+    assert "note: the test or validation samples of own.npz have" in capsys.readouterr().err

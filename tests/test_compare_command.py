@@ -1,8 +1,10 @@
 """The command that compares: what it prints, writes and refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from commands import onward
 
@@ -225,3 +227,36 @@ def test_convolutions_and_transformers_have_twins_of_their_own():
         "one-pass": "backprop",
     }
     assert len(found) == 8
+
+
+# What is refused
+
+
+def write(path, **changes):
+    """Write a data set with test and validation samples of its own."""
+    x, y = np.random.default_rng(0).random((60, 4)), np.arange(60) % 2
+    parts = {"": slice(40), "_val": slice(40, 50), "_test": slice(50, 60)}
+    arrays = {f"{n}{p}": a[own] for p, own in parts.items() for n, a in (("x", x), ("y", y))}
+    np.savez(path, **arrays | changes)
+
+
+def test_other_test_or_validation_samples_are_refused(tmp_path, capsys):
+    own, other = tmp_path / "own.npz", tmp_path / "other.npz"
+    write(own)
+    write(other, x_test=np.ones((10, 4)))
+    flags = ("--epochs", 1, "--set", "training.batch_size=20", "--seeds", 1, "--no-twin")
+    folder = ("--out", tmp_path / "out")
+    files = [f"{recipe}:data.name={file}" for recipe, file in (("one-pass", own), ("pff", other))]
+    assert onward("compare", *files, *flags, *folder) == 2
+    assert "(other.npz) has other test or validation samples than" in capsys.readouterr().err
+    assert onward("compare", "one-pass", "--data", own, *flags, *folder) == 0
+
+    write(own, x_test=np.ones((10, 4)))
+
+    assert onward("compare", "one-pass", "pff", "--data", own, *flags, *folder) == 2
+    assert "had other test or validation samples than own.npz has now" in capsys.readouterr().err
+
+    # The same weights again, whose early exit is measured on other samples.
+    shutil.rmtree(tmp_path / "out" / "one-pass-0")
+    assert onward("compare", "one-pass", "--data", own, *flags, *folder) == 0
+    assert len(json.loads((tmp_path / "out" / "early-exit.json").read_text())) == 2

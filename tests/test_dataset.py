@@ -8,9 +8,11 @@ import pytest
 import torch
 from data_files import of_classes
 
+import onward as ow
 from onward.batch import Batch
 from onward.data import Dataset, check_classes, from_arrays, read_shared, write_shared
 from onward.errors import DataError
+from onward.runs.sharding import split
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -324,6 +326,26 @@ def test_how_samples_are_numbered_and_what_is_tested_on_does_not_count_in_the_di
     other = Dataset(training=pairs().training, test=pairs().training)
 
     assert numbered.sha256() == other.sha256() == pairs().sha256()
+
+
+def test_test_samples_and_validation_samples_of_one_s_own_have_a_digest(tmp_path):
+    own = replace(pairs(), validation=pairs().training)
+    numbered = replace(own, test=own.test.replace(ids=torch.tensor([4, 9, 2])))
+    write_shared(split(ow.RunConfig(), own), tmp_path / "data.safetensors")
+
+    assert own.held_out_sha256() == numbered.held_out_sha256()
+    assert read_shared(tmp_path / "data.safetensors").held_out_sha256() == own.held_out_sha256()
+    digests = {own.held_out_sha256(), pairs().held_out_sha256()}
+    digests.add(replace(pairs(), test=pairs(weights=None).training).held_out_sha256())
+    assert len(digests) == 3
+
+
+def test_validation_samples_that_are_held_out_do_not_count_beside_those_they_are_taken_from():
+    dataset = ow.dataset(np.eye(20), np.arange(20) % 2)
+    held_out = split(ow.RunConfig(), dataset)
+
+    assert len(held_out.validation)
+    assert held_out.held_out_sha256() == dataset.held_out_sha256()
 
 
 def assert_same_batch(actual, expected):

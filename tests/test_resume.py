@@ -303,8 +303,8 @@ def damage(path, draw):
 # Which run it is
 
 
-def begin(folder, settings="lr = 1", weights=("a", None), rank=0):
-    open_store(folder, rank, "", settings, weights, every=1).close()
+def begin(folder, settings="lr = 1", weights=("a", None), rank=0, held_out=("v",)):
+    open_store(folder, rank, "", settings, weights, every=1, held_out=held_out).close()
 
 
 def test_a_run_goes_on_from_the_weights_that_it_began_with(tmp_path):
@@ -327,6 +327,20 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(tmp_path):
     with pytest.raises(SettingError, match=r"Then: lr = 1; now: lr = 2\. A run goes on with"):
         begin(tmp_path, "seed = 0\nlr = 2", rank=1)
     begin(tmp_path, "seed = 0\nlr = 1", rank=1)
+
+
+def test_a_run_goes_on_with_the_test_and_validation_samples_that_it_began_with(tmp_path):
+    begin(tmp_path)
+
+    with pytest.raises(SettingError, match="is of a run with other test or validation samples"):
+        begin(tmp_path, held_out=("w",))
+    begin(tmp_path)
+
+    # As version 0.1 wrote it.
+    path = tmp_path / "rank-0" / "begun.json"
+    begun = json.loads(path.read_text())
+    path.write_text(json.dumps({name: begun[name] for name in ("settings", "first_weights")}))
+    begin(tmp_path, held_out=("w",))
 
 
 @pytest.mark.parametrize(

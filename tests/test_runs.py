@@ -130,6 +130,7 @@ RESULT = {
     "placement": is_text,
     "world_size": is_count,
     "data_sha256": is_digest,
+    "held_out_sha256": is_digest,
     "recipe_sha256": lambda value: value is None,
     "recipe_has_changed": lambda value: value is False,
     "seconds": is_number,

@@ -70,12 +70,20 @@ def test_validation_samples_have_the_classes_of_all_samples(counts, share, seed)
     assert ((of_each_class - expected).abs() <= 1).all()
 
 
-def test_samples_are_held_out_by_chance_where_a_class_has_a_single_row():
+def test_the_only_sample_of_a_class_is_kept_and_the_others_are_held_out_by_class():
+    dataset = without_test_samples([0] * 8 + [1] + [2] * 4)
+
+    validations = [split_validation(dataset, 3, seed=seed)[1] for seed in range(20)]
+
+    for validation in validations:
+        assert dataset.y[validation].bincount(minlength=3).tolist() == [2, 0, 1]
+
+
+def test_too_few_samples_to_have_some_of_each_class_are_held_out_by_chance():
     dataset = without_test_samples([0] * 9 + [1])
 
-    validations = [split_validation(dataset, 4, seed=seed)[1] for seed in range(20)]
+    validations = [split_validation(dataset, 9, seed=seed)[1] for seed in range(20)]
 
-    assert {len(validation) for validation in validations} == {4}
     assert {9 in validation for validation in validations} == {True, False}
 
 

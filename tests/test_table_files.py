@@ -273,7 +273,8 @@ def test_a_run_is_evaluated_on_another_table_with_its_own_label(run, tmp_path, c
     # All of them, and those that the network was trained on are noticed.
     said = capsys.readouterr()
     assert "on the 40 test samples of other.csv" in said.out
-    assert "% of the samples of other.csv are training samples of this network" in said.err
+    assert "other.csv: about " in said.err
+    assert "% of the samples that are counted are training samples of this network" in said.err
     assert onward("evaluate", run, "--data", path) == 2
     assert "has no column 'kind'" in capsys.readouterr().err
 

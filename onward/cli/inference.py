@@ -26,9 +26,9 @@ from onward.errors import DataError, FileError, SettingError
 from onward.evaluation import as_trained, block_metrics, roc_auc
 from onward.exits import latency
 from onward.exits.answers import answer
-from onward.exits.calibration import MOST_OVERLAP
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
+from onward.inference import told_known
 from onward.network.networks import Network
 from onward.recipes import Recipe
 from onward.recipes.user import load_recipe
@@ -48,12 +48,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     """Test a run's network on its test samples, or on those of other data."""
     call = f'onward.evaluate("{options.run}", samples, network=network)'
     network, dataset, _ = load_run(options, call)
-    if options.data is None and data_changed(options.run, dataset):
-        print(
-            f"onward: note: {dataset.name} has changed since the network was trained on it: its "
-            f"test samples may be among those that were trained on.",
-            file=sys.stderr,
-        )
+    if options.data is None:
+        _note_changed(options.run, dataset)
     test = dataset.test
     counted = slice(None) if test.index is None else test.index
     y = dataset.y_test[counted]
@@ -196,8 +192,8 @@ def load_run(options: argparse.Namespace, call: str) -> tuple[Network, data.Data
             f"{dataset.name} has {dataset.num_classes} classes, and the network was trained to "
             f"tell {network.num_classes} apart."
         )
-    if is_other:
-        _note_known(network, dataset)
+    if is_other and (text := told_known(network, dataset)) is not None:
+        print(f"onward: note: {text}", file=sys.stderr)
     return network, dataset, config
 
 
@@ -214,20 +210,26 @@ def _load(options: argparse.Namespace, call: str) -> tuple[Network, Recipe | Non
     return checkpoint.load(options.run, recipe=recipe, may_differ=may_differ), recipe
 
 
-def _note_known(network: Network, dataset: data.Dataset) -> None:
-    """Say where samples of other data are those that a network was trained on."""
-    known = network.trained_on.overlap(dataset.test) if network.trained_on else 0.0
-    if known > MOST_OVERLAP:
-        print(
-            f"onward: note: about {known:.0%} of the samples of {dataset.name} are training "
-            f"samples of this network.",
-            file=sys.stderr,
+def _note_changed(folder: Path, dataset: data.Dataset) -> None:
+    """Say where samples of a run's data set are others than when it was trained."""
+    result = folders.read_result(folder)
+    if _training_changed(result.get("data_sha256"), dataset):
+        text = (
+            f"{dataset.name} has changed since the network was trained on it: its test samples may "
+            f"be among those that were trained on."
         )
+    elif result.get("held_out_sha256") not in (None, dataset.held_out_sha256()):
+        text = (
+            f"the test or validation samples of {dataset.name} have changed since the network was "
+            f"trained: compare no accuracies with those of before."
+        )
+    else:
+        return
+    print(f"onward: note: {text}", file=sys.stderr)
 
 
-def data_changed(folder: Path, dataset: data.Dataset) -> bool:
-    """Return whether the samples of a run's data set are others than when it was trained."""
-    known = folders.read_result(folder).get("data_sha256")
+def _training_changed(known: str | None, dataset: data.Dataset) -> bool:
+    """Return whether training samples are others than those of a digest."""
     if known is None or known == dataset.sha256():
         return False
     # Version 0.1 divided uint8 by 255 before it computed the digest.

@@ -136,7 +136,8 @@ class _Measured:
 
     def of(self, name: str, network: Network, dataset: Dataset) -> EarlyExit | None:
         """Return what early exit saves a network, on the test samples of the data."""
-        key = f"{name} {weights_sha256(network)} {dataset.sha256()} {ALLOWED}"
+        key = f"{name} {weights_sha256(network)} {dataset.sha256()} "
+        key += f"{dataset.held_out_sha256()} {ALLOWED}"
         if key not in self.known:
             self.listener.note(f"Early exit of {name} is measured.")
             found = early_exit(network, dataset)
@@ -316,6 +317,12 @@ def _check_data(contests: Sequence[_Contest]) -> str:
                 f"{contest.entry.name} is of other data ({dataset.name}) than {first.entry.name} "
                 f"({data.name}), and accuracies on different data do not compare."
             )
+        if dataset.held_out_sha256() != data.held_out_sha256():
+            raise SettingError(
+                f"{contest.entry.name} ({dataset.name}) has other test or validation samples than "
+                f"{first.entry.name} ({data.name}), though the same to learn from. Accuracies on "
+                f"different samples do not compare."
+            )
     return known[0][1].name if known else contests[0].config.data.name
 
 
@@ -340,11 +347,16 @@ def _check_folder(contest: _Contest, seed: int, folder: Path) -> None:
         theirs = read_run(read_settings(file), own)
     except SettingError as error:
         raise SettingError(f"The run in {folder} is not one of {name}: {error}") from error
-    data = folders.read_result(folder).get("data_sha256") if finished else None
-    if data not in (None, contest.dataset.sha256()):
+    result = folders.read_result(folder) if finished else {}
+    if result.get("data_sha256") not in (None, contest.dataset.sha256()):
         raise SettingError(
             f"The run in {folder} is of other data than {contest.dataset.name} is now. Name "
             f"another folder, or remove that one."
+        )
+    if result.get("held_out_sha256") not in (None, contest.dataset.held_out_sha256()):
+        raise SettingError(
+            f"The run in {folder} had other test or validation samples than {contest.dataset.name} "
+            f"has now, though the same to learn from. Name another folder, or remove that one."
         )
     ours = contest.config.with_settings({"training.seed": seed})
     found = differences(ours, theirs) if not contest.entry.folders else []

@@ -99,6 +99,9 @@ class Dataset:
     digest: str | None = None
     """Digest of the training samples, where it is known; see `sha256`."""
 
+    held_out_digest: str | None = None
+    """Digest of the other samples, where it is known; see `held_out_sha256`."""
+
     def __post_init__(self) -> None:
         names = self.class_names
         if names is not None and len(names) != self.num_classes:
@@ -182,6 +185,20 @@ class Dataset:
             # As version 0.1 called them, so that a digest of its runs is still known.
             tensors = {"x": tensors["inputs"], "y": tensors["targets.label"]}
         return tensors_sha256(tensors)
+
+    def held_out_sha256(self) -> str:
+        """Return a digest of the test samples, and of validation samples of one's own."""
+        if self.held_out_digest is not None:
+            return self.held_out_digest
+        batches = {"test": self.test, "validation": self.validation}
+        return tensors_sha256(
+            {
+                f"{part}.{name}": tensor
+                for part, batch in batches.items()
+                for name, tensor in (batch.tensors() if batch is not None else {}).items()
+                if name != "ids"
+            }
+        )
 
 
 def from_arrays(

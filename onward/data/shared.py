@@ -37,6 +37,7 @@ def write_shared(dataset: Dataset, path: Path) -> None:
         "feature_names": dataset.feature_names,
         "is_image": dataset.is_image,
         "digest": dataset.sha256(),
+        "held_out_digest": dataset.held_out_sha256(),
     }
     save_file(tensors, path, metadata={"dataset": json.dumps(header)})
 

@@ -19,10 +19,11 @@ def hold_out(
     seed: int,
     purpose: str,
 ) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
-    """Hold some samples out, by class where every class has two samples or more.
+    """Hold some samples out, by class where each that has several can have one on both sides.
 
-    Groups are never cut: with them, that share of the groups is held out, so the number of samples
-    is met only as well as the sizes of the groups allow.
+    By class, the only sample of a class is kept. Groups are never cut: with them, that share of the
+    groups is held out, so the number of samples is met only as well as the sizes of the groups
+    allow.
 
     Args:
         y: Class of each sample.
@@ -58,10 +59,14 @@ def hold_out(
     state = derive(seed, purpose) % 2**32
     samples = np.arange(num_samples)
     if groups is None:
-        counts = y.unique(return_counts=True)[1]
-        by_class = counts.min() >= 2 and len(counts) <= min(held, num_samples - held)
+        _, number, counts = y.unique(return_inverse=True, return_counts=True)
+        common = samples[(counts[number] > 1).numpy()]  # A class with one sample has one side.
+        by_class = 0 < (counts > 1).sum() <= min(held, len(common) - held)
         split = train_test_split(
-            samples, test_size=held, random_state=state, stratify=y.numpy() if by_class else None
+            common if by_class else samples,
+            test_size=held,
+            random_state=state,
+            stratify=y.numpy()[common] if by_class else None,
         )
     else:
         num_groups = len(groups.unique())
@@ -73,8 +78,8 @@ def hold_out(
         held_groups = min(max(round(held / num_samples * num_groups), 1), num_groups - 1)
         splitter = GroupShuffleSplit(1, test_size=held_groups, random_state=state)
         split = next(splitter.split(samples, groups=groups.numpy()))
-    kept, out = (torch.from_numpy(np.sort(part)) for part in split)
-    return kept, out
+    out = np.sort(split[1])
+    return torch.from_numpy(np.delete(samples, out)), torch.from_numpy(out)
 
 
 def shards(

@@ -63,6 +63,10 @@ class DataSummary:
     every_sha256: str
     """Digest of those of all ranks."""
 
+    held_out_sha256: tuple[str, ...]
+    """Digest of the test samples and of validation samples of one's own, of each rank that has its
+    own; otherwise one."""
+
     inputs: InputTransformation
     """The input transformation, from the moments of all training samples of all shards."""
 
@@ -159,6 +163,7 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
     """
     training = dataset.training
     digest = dataset.sha256()
+    dataset = replace(dataset, held_out_digest=dataset.held_out_sha256())
     if not training.structure:
         # Nothing is learned from the others.
         training = training.counted
@@ -363,6 +368,7 @@ def describe(config: RunConfig, shards: Mapping[int, Shard], dataset: Dataset) -
         "by": by,
         "moments": [Moments.of(batch.tensor, by).to_json() for batch in each],
         "sha256": dataset.sha256(),
+        "held_out_sha256": dataset.held_out_sha256(),
     }
 
 
@@ -423,6 +429,7 @@ def agree(config: RunConfig, notes: Sequence[dict[str, Any]]) -> DataSummary:
         notes[0]["class_names"] and tuple(notes[0]["class_names"]),
         notes[0]["sha256"],
         hashlib.sha256(" ".join(note["sha256"] for note in notes).encode()).hexdigest(),
+        tuple(note["held_out_sha256"] for note in notes),
         _transformation(config, notes),
     )
 

@@ -166,6 +166,7 @@ def get_ready(
             _first_weights(network),
             every,
             is_kept=config.placement.keep_state,
+            held_out=seen.held_out_sha256,
         )
         worker = make_worker(plan, network, shards, make_settings(config))
         with closed_on_error(store):

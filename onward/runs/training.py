@@ -449,6 +449,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
         "placement": placement.name,
         "world_size": transport.num_ranks,
         "data_sha256": summary.data_sha256,
+        "held_out_sha256": summary.held_out_sha256[0],
         **per_rank,
         "seconds": max(per_rank["seconds"]),
         "timeline_is_whole": is_whole(text) and not plan.held,

@@ -37,6 +37,7 @@ def open_store(
     every: int,
     *,
     is_kept: bool = False,
+    held_out: Sequence[str] = (),
 ) -> Store:
     """Open the folder of a run's states, or one that is begun now.
 
@@ -48,17 +49,22 @@ def open_store(
         first_weights: Digest of each block's first weights, None where they are not here.
         every: Chapters between the ends from which the run can go on.
         is_kept: Whether it may go on after its last chapter.
+        held_out: Digests of the samples that decide no weights: those of tests and validations.
 
     Raises:
-        SettingError: The folder is of a run with other settings.
+        SettingError: The folder is of a run with other settings or samples.
         FileError: The folder cannot be written to.
     """
     digest = hashlib.sha256(settings.encode()).hexdigest()
     store = Store(folder, rank, digest, every, is_kept=is_kept)
-    begun = {"settings": settings, "first_weights": list(first_weights)}
+    begun = {
+        "settings": settings,
+        "first_weights": list(first_weights),
+        "held_out": list(held_out),
+    }
     try:
         for path in sorted(folder.glob(f"rank-*/{BEGUN}")):
-            _check_begun(path, settings, first_weights)
+            _check_begun(path, settings, first_weights, held_out)
         # Of a run that has got more epochs, those of now.
         write_text(store.own / CONFIG, config)
         if not (store.own / BEGUN).exists():
@@ -70,12 +76,16 @@ def open_store(
     return store
 
 
-def _check_begun(path: Path, settings: str, first_weights: Sequence[str | None]) -> None:
-    """Refuse a run that was begun with other settings, or from other weights."""
+def _check_begun(
+    path: Path, settings: str, first_weights: Sequence[str | None], held_out: Sequence[str]
+) -> None:
+    """Refuse a run that was begun with other settings or samples, or from other weights."""
     now = set(settings.splitlines())
     try:
         begun = json.loads(path.read_text())
         then, weights = set(begun["settings"].splitlines()), list(begun["first_weights"])
+        # Earlier versions did not keep it.
+        looked_at = list(begun.get("held_out", held_out))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(
             f"{path} is damaged ({error!r}), and nobody can tell which run it is of. Remove "
@@ -95,6 +105,12 @@ def _check_begun(path: Path, settings: str, first_weights: Sequence[str | None])
             f"{', '.join(sorted(then - now))}; now: {', '.join(sorted(now - then))}. A run goes "
             f"on with the settings it was begun with; for more epochs, with schedules that are "
             f"constant, since others spread the learning rate over all epochs."
+        )
+    if looked_at != list(held_out):
+        raise SettingError(
+            f"{path.parent.parent} is of a run with other test or validation samples, and the "
+            f"training samples are the same. A run goes on with the samples it was begun with: "
+            f"put them back, or begin anew."
         )
     if any(a and b and a != b for a, b in zip(first_weights, weights, strict=False)):
         raise SettingError(
