@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from onward.config import check_same, no_recipe
 from onward.data import DataInfo
 from onward.data.inputs import InputTransformation
 from onward.digests import tensors_sha256
-from onward.errors import FileError, MisfitError
+from onward.errors import FileError, MisfitError, OnwardWarning
 from onward.files import atomic_write
 from onward.network.blocks import Block
 from onward.network.layers import Dense
@@ -87,6 +89,7 @@ def save(network: Network, path: Path | str) -> None:
         "blueprint": blueprint.to_json() if blueprint else None,
         "trained_on": network.trained_on.to_json() if network.trained_on else None,
         "blocks": [_describe(block) for block in network.all_blocks],
+        "modules": None if blueprint else _modules(network),
         "reading": _reading(network),
         "inputs": network.inputs.to_json(),
         "class_names": network.class_names,
@@ -115,7 +118,8 @@ def load(
 ) -> Network:
     """Read a network from a file that `save` has written. Nothing in it is executed.
 
-    The network predicts as before; to train it further, give it an optimizer of your own.
+    The network predicts as before; to train it further, give it an optimizer of your own. Warns if
+    a network that no recipe has built has other modules than that of the file.
 
     Args:
         path: The file, or the folder of a run.
@@ -173,6 +177,9 @@ def load(
             raise ValueError(f"class_names is {names!r}")
         if names is not None and len(names) != network.num_classes:
             raise ValueError(f"{len(names)} class_names, {network.num_classes} classes")
+        known = header.get("modules")
+        if known is not None and not fits(known, list[str]):
+            raise ValueError(f"modules is {known!r}")
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise FileError(f"The model file {path} is damaged: {error!r}.") from error
     with torch.no_grad():
@@ -185,6 +192,8 @@ def load(
     network.class_names = None if names is None else tuple(names)
     if network.preprocessing is not None:
         network.preprocessing.set_extra_state(weights["preprocessing._extra_state"])
+    if known is not None:
+        _warn_of_other_modules(path, known, _modules(network))
     return network
 
 
@@ -305,6 +314,30 @@ def _reading(network: Network) -> str:
     readout = network.readout
     name = repr(readout) if is_dataclass(readout) else type(readout).__name__
     return f"{name}, {network.ticks} ticks"
+
+
+def _modules(network: Network) -> list[str]:
+    """Return what torch prints of each block that inference needs, without addresses in memory."""
+    found = []
+    for block in network.all_blocks:
+        scored = [block.objective] if block.objective.has_scores else []
+        text = "\n".join(map(repr, [block.module, *scored]))
+        found.append(re.sub(r" at 0x[0-9a-fA-F]+| \(GPU \d+\)", "", text))
+    return found
+
+
+def _warn_of_other_modules(path: Path, known: list[str], own: list[str]) -> None:
+    for number, texts in enumerate(zip_longest(known, own, fillvalue="")):
+        for was, now in zip_longest(*(text.splitlines() for text in texts), fillvalue="nothing"):
+            if was != now:
+                warnings.warn(
+                    f"The network is not that of the model file {path}, though the weights fit: "
+                    f"block {number} has {now.strip()}, and that of the file {was.strip()}. It "
+                    f"may answer otherwise. Build it as before.",
+                    OnwardWarning,
+                    stacklevel=3,
+                )
+                return
 
 
 def _describe(block: Block) -> dict[str, Any]:

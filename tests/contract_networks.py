@@ -221,7 +221,7 @@ class Gathering(nn.Module):
 class Foreseeing(Symba):
     """Goodness, and what the lowest block puts out, which the module does not see."""
 
-    ships = False
+    helpers = ("predictor",)
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,6 @@
 """Arguments of another type than a function takes: a sentence says what it takes."""
 
+import math
 import re
 
 import jaxtyping
@@ -104,6 +105,28 @@ def test_what_is_no_optimizer_is_refused_alone_and_as_one_of_several(optimizer):
 
     refuses(lambda: block(optimizer=optimizer), says)
     refuses(lambda: setattr(block(), "optimizer", optimizer), says)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ow.Adam(lr=-1e-3), "ow.Adam: lr must be a number of 0 or more; got -0.001."),
+        (lambda: ow.Adam(lr="0.1"), "ow.Adam: lr must be a number of 0 or more; got '0.1'."),
+        (lambda: ow.Adam(beta1=1.5), "beta1 must be a number of 0 or more and below 1; got 1.5."),
+        (lambda: ow.Adam(beta2=1.0), "beta2 must be a number of 0 or more and below 1; got 1.0."),
+        (lambda: ow.Adam(eps=-1e-8), "eps must be a number of 0 or more; got -1e-08."),
+        (lambda: ow.SGD(lr=math.nan), "ow.SGD: lr must be a number of 0 or more; got nan."),
+        (lambda: ow.SGD(momentum=1.0), "ow.SGD: momentum must be a number of 0 or more and below"),
+        (lambda: ow.SGD(weight_decay=-5), "weight_decay must be a number of 0 or more; got -5."),
+    ],
+)
+def test_numbers_that_an_optimizer_cannot_have_are_refused(make, says):
+    refuses(make, says)
+
+
+def test_numbers_of_numpy_and_a_learning_rate_of_zero_are_taken():
+    assert ow.Adam(lr=np.float32(0.5), weight_decay=1).lr == 0.5
+    assert ow.SGD(lr=0).lr == 0
 
 
 @pytest.mark.parametrize("reads", [0, "input", ("0",), (None,)])

@@ -295,6 +295,38 @@ def test_a_module_puts_out_tensors():
         block.forward(Batch(torch.zeros(2, 4)))
 
 
+@pytest.mark.parametrize(
+    ("outputs", "shape"),
+    [
+        (lambda x: x[1:], r"\(19, 4\)"),
+        (lambda x: x.mean(dim=0, keepdim=True), r"\(1, 4\)"),
+        (lambda x: x.sum(), r"\(\)"),
+        (lambda x: {"whole": x, "half": x[::2]}, r"\(10, 4\)"),
+    ],
+)
+def test_a_module_puts_out_as_many_samples_as_it_is_given(outputs, shape):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return outputs(x)
+
+    block = Block(Odd(), CrossEntropy(nn.Linear(4, 3)), SGD())
+
+    with pytest.raises(SettingError, match=f"The module Odd puts out shape {shape} for 20 samples"):
+        block.forward(Batch(torch.zeros(20, 4)))
+
+
+def test_layers_without_shapes_are_refused_until_they_have_seen_a_sample():
+    module = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    head = nn.Linear(4, 3)
+
+    with pytest.raises(SettingError, match=r"module.0.weight has no shape until.* Call the layers"):
+        Block(module, CrossEntropy(head), SGD())
+    with pytest.raises(SettingError, match=r"objective.head.weight has no shape until"):
+        Block(nn.Linear(2, 4), CrossEntropy(nn.LazyLinear(3)), SGD())
+    module(torch.zeros(1, 2))
+    Block(module, CrossEntropy(head), SGD())
+
+
 # How images and filters lie in memory
 
 

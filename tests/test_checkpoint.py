@@ -397,3 +397,50 @@ def test_a_network_that_is_read_in_another_way_does_not_take_the_weights(path):
         FileError, match=r"read by SumOfHeads\(heads='all', ticks=None\), 1 ticks, and this"
     ):
         load(path, network("last"))
+
+
+class Applied(nn.Module):
+    """A layer whose text holds an address in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.function = nn.Linear(4, 4), lambda x: x
+
+    def forward(self, x):
+        return self.function(self.linear(x))
+
+    def extra_repr(self):
+        return f"function={self.function}"
+
+
+def network_with(activation, head=None):
+    with torch.random.fork_rng():
+        module = nn.Sequential(Applied(), activation)
+        objective = ow.CrossEntropy(head or nn.Sequential(nn.Linear(4, 3)))
+    block = ow.Block(module, objective, ow.Adam())
+    return ow.Network([block], ow.Plain(), ow.SumOfHeads(), num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "now", "was"),
+    [
+        ({"activation": nn.Tanh()}, "(1): Tanh()", "(1): ReLU()"),
+        ({"activation": nn.Sequential()}, "(1): Sequential()", "(1): ReLU()"),
+        ({"head": nn.Sequential(nn.Linear(4, 3), nn.ReLU())}, "(1): ReLU()", ")"),
+    ],
+)
+def test_a_network_of_other_modules_takes_the_weights_with_a_warning(path, changed, now, was):
+    save(network_with(nn.ReLU()), path)
+
+    with pytest.warns(ow.OnwardWarning) as told:
+        load(path, network_with(**{"activation": nn.ReLU()} | changed))
+
+    assert f"block 0 has {now}, and that of the file {was}. It may" in str(told[0].message)
+
+
+@pytest.mark.parametrize("changes", [{}, {"modules": None}], ids=["same", "older"])
+def test_a_network_of_the_same_modules_and_an_older_file_need_no_warning(path, changes):
+    save(network_with(nn.ReLU()), path)
+    rewrite(path, **changes)
+
+    load(path, network_with(nn.ReLU() if not changes else nn.Tanh()))

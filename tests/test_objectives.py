@@ -357,13 +357,6 @@ def test_running_statistics_of_a_module_ship():
     assert "module.running_mean" in block.shipped()
 
 
-def test_an_objective_may_say_itself_whether_it_ships():
-    class Shipped(Decoder):
-        ships = True
-
-    assert "objective.decoder.weight" in block_with(Shipped()).shipped()
-
-
 # What objectives are asked for
 
 

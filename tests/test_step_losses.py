@@ -182,3 +182,20 @@ def test_a_loss_is_one_number(monkeypatch):
         SettingError, match=r"loss of CrossEntropy is a tensor of \(6,\); it must be"
     ):
         step_of(block, closed_form=False)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ((), "none"),
+        (("accuracy", "error"), "accuracy, error"),
+        (("correct",), "correct"),
+    ],
+)
+def test_metrics_have_the_names_that_the_objective_tells(monkeypatch, names, told):
+    block = block_of("cross-entropy", RULES["sgd"])
+    monkeypatch.setattr(block.objective, "metric_names", names)
+    says = f"CrossEntropy.metrics returns accuracy, and its metric_names are {told}. Both must be"
+
+    with pytest.raises(SettingError, match=says):
+        step_of(block, closed_form=False)(views_of("cross-entropy", seed=0), seed=0, lr_scale=1.0)

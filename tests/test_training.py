@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import onward as ow
 from onward.config import RunConfig
@@ -125,6 +126,29 @@ def test_bytes_of_a_text_are_refused_by_what_they_are(tmp_path):
 def test_samples_that_do_not_fit_are_refused_before_training():
     with pytest.raises(SettingError, match=r"Block 0 cannot take what it reads: .* \(1, 8, 8\)"):
         ow.train(ow.mlp((4,), num_classes=10), ow.load_data("digits"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_type_than_float32_are_refused(dtype):
+    network = ow.mlp((1, 8, 8), num_classes=10, widths=(8,)).to(dtype)
+
+    with pytest.raises(SettingError, match=rf"of block 0 is {dtype}, .* Call network.float\(\)"):
+        ow.train(network, ow.load_data("digits"))
+
+
+def test_a_frozen_block_may_have_weights_of_another_type():
+    class Halved(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.half()).float()
+
+    head = ow.CrossEntropy(nn.Linear(8, 3))
+    frozen = ow.Block(Halved(4, 8).half(), head, None)
+    learning = ow.Block(nn.Linear(8, 8), ow.CrossEntropy(nn.Linear(8, 3)), ow.Adam())
+    network = ow.Network([frozen, learning], ow.Plain(), ow.SumOfHeads("last"), num_classes=3)
+    x, y = torch.rand(12, 4), torch.arange(12) % 3
+    training = ow.TrainingConfig(epochs=1, batch_size=4, precision="fp32")
+
+    assert ow.train(network, ow.dataset(x, y), training=training, validation=0).facts
 
 
 def test_data_of_more_classes_than_the_network_tells_apart_are_refused():

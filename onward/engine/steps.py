@@ -225,6 +225,12 @@ class AutogradStep(Step):
         with torch.no_grad(), block.autocast():
             metrics = objective.metrics(detached)
             extra = self.extra_gradient(detached)
+        if tuple(metrics) != tuple(objective.metric_names):
+            raise SettingError(
+                f"{type(objective).__name__}.metrics returns {', '.join(metrics) or 'nothing'}, "
+                f"and its metric_names are {', '.join(objective.metric_names) or 'none'}. Both "
+                f"must be the same names, in the same order."
+            )
         if extra is not None:
             assert isinstance(losses, Tensor), "An extra gradient goes with one loss."
             named = self._derivatives(losses + (pre_activations * extra).sum(), ("",))

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from onward.arguments import check_arguments
 from onward.batch import Batch, Tensors, laid_out, mapped, named, parts
@@ -124,6 +125,12 @@ class Block(nn.Module):
             raise SettingError(f"clip is a norm of the gradient above 0; got {clip}.")
         self.module = module
         self.objective = objective
+        unknown = [n for n, t in chain(self.named_parameters(), self.named_buffers()) if is_lazy(t)]
+        if unknown:
+            raise SettingError(
+                f"{unknown[0]} has no shape until its layer (such as nn.LazyLinear) has seen a "
+                f"sample. Call the layers once on a sample before you give them to ow.Block."
+            )
         self.reads = reads
         self.schedule = schedule
         if schedule is not None:
@@ -167,7 +174,7 @@ class Block(nn.Module):
 
         Raises:
             SettingError: The module changed its input, which others still read, or puts out
-                something else than tensors.
+                something else than tensors, or another number of samples.
         """
         # Tensors of torch.inference_mode do not count their changes.
         counted = [part for part in parts(batch.inputs) if not part.is_inference()]
@@ -186,6 +193,14 @@ class Block(nn.Module):
             raise SettingError(
                 f"The module {type(self.module).__name__} puts out a {type(outputs).__name__}; a "
                 f"block hands on a tensor, or a dict of tensors by name."
+            )
+        samples = parts(batch.inputs)[0].shape[:1]
+        odd = [tensor for tensor in each if tensor.shape[:1] != samples]
+        if odd:
+            raise SettingError(
+                f"The module {type(self.module).__name__} puts out shape {tuple(odd[0].shape)} for "
+                f"{samples[0]} samples. The first dimension must be that of the samples, which a "
+                f"module neither drops nor joins."
             )
         return outputs
 

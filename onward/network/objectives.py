@@ -78,14 +78,9 @@ class Objective(nn.Module, ABC):
         """Whether class scores are the log-softmax of what the block puts out, and nothing else."""
         return False
 
-    @property
-    def ships(self) -> bool:
-        """Whether inference needs its parameters, all but `helpers`: they are part of the model."""
-        return self.has_scores
-
     def shipped(self) -> dict[str, Tensor]:
-        """Return the parameters and buffers that inference needs, by name."""
-        state: dict[str, Tensor] = self.state_dict(keep_vars=True) if self.ships else {}
+        """Return the parameters and buffers that inference needs, by name: those of its scores."""
+        state: dict[str, Tensor] = self.state_dict(keep_vars=True) if self.has_scores else {}
         return {name: t for name, t in state.items() if name.partition(".")[0] not in self.helpers}
 
     def activities(self, outputs: Tensor) -> Tensor:
@@ -218,6 +213,7 @@ class Threshold(Objective):
     views = ("positive", "negative")
     uses_weights = True
     metric_names = ("told_apart", "goodness_gap")
+    helpers = ("peer_mean",)
 
     peer_mean: Tensor
 
@@ -274,11 +270,6 @@ class Threshold(Objective):
         """Return the goodness of each sample as Hinton counts it: the sum of squares."""
         activities = outputs.tensor
         return self.goodness(activities) * activities.shape[1:].numel()
-
-    @property
-    def ships(self) -> bool:
-        """The running mean of peer normalisation is for training alone."""
-        return False
 
     def metrics(self, outputs: Views) -> Metrics:
         views = self._counted(outputs)

@@ -9,13 +9,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from onward.arguments import fits, said
 from onward.errors import SettingError, name_of
+from onward.settings import NotNegative, Share
+from onward.values import kinds
 
 Schedule = str | Callable[[float], float]
 """Learning rate over time: a name, or a function of the share of the training that is done."""
@@ -58,20 +61,23 @@ class Adam(Optimizer):
 
     is_elementwise = True
 
-    lr: float = 1e-3
+    lr: NotNegative = 1e-3
     """Learning rate."""
 
-    beta1: float = 0.9
+    beta1: Share = 0.9
     """Decay of the mean of the gradients."""
 
-    beta2: float = 0.999
+    beta2: Share = 0.999
     """Decay of the mean of their squares."""
 
-    eps: float = 1e-8
+    eps: NotNegative = 1e-8
     """Added to the denominator."""
 
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Share of the weights lost a step, times the learning rate; biases are spared."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, Adam)
 
     def init(self, parameter: Tensor) -> OptimizerState:
         return {
@@ -120,14 +126,17 @@ class SGD(Optimizer):
 
     is_elementwise = True
 
-    lr: float = 0.01
+    lr: NotNegative = 0.01
     """Learning rate, for the running mean."""
 
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Decay of the running mean."""
 
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Share of the weights lost a step, times the learning rate; biases are spared."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, SGD)
 
     def init(self, parameter: Tensor) -> OptimizerState:
         return {"momentum": _zeros_like(parameter)}
@@ -347,6 +356,20 @@ def optimizer(
     except (TypeError, ValueError) as error:
         raise SettingError(f"{rule} cannot be made: {error}.") from error
     return rule
+
+
+def _check_numbers(rule: Optimizer, owner: type) -> None:
+    """Refuse numbers that a rule cannot be meant to have.
+
+    Raises:
+        SettingError: There is one.
+    """
+    for name, kind in kinds(owner).items():
+        value, (_, allowed) = getattr(rule, name), get_args(kind)
+        if not fits(value, kind) or not allowed.holds(value):
+            raise SettingError(
+                f"ow.{owner.__name__}: {name} must be a number {allowed}; got {said(value)}."
+            )
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:

@@ -57,6 +57,11 @@ class ProductKind(StrEnum):
     BEST = "best weights"
 
 
+NOTES = (ProductKind.REPORT, ProductKind.COUNTS)
+"""Small products: they lie with the processor wherever blocks compute, and are kept until the run
+is finished."""
+
+
 class Product(NamedTuple):
     """Something a task made, by its time and block."""
 

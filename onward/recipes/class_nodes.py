@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onward.batch import Batch
 from onward.errors import SettingError
-from onward.network.objectives import Losses, Metrics, Objective
+from onward.network.objectives import Losses, Metrics, Objective, classified
 from onward.network.samplers import Sampler, Views
 from onward.recipes.graph_layers import unit_length
 from onward.recipes.neighborhoods import neighborhood
@@ -173,8 +173,7 @@ class NearestClassNode(Objective):
     def metrics(self, outputs: Views) -> Metrics:
         (view,) = outputs.values()
         index = view.index
-        right = self.logits(view)[index].argmax(dim=1) == view.label[index]
-        return {"accuracy": (right.sum(), len(right))}
+        return classified(self.logits(view)[index], view.label[index])
 
 
 class NearestClassNodeFromAbove(NearestClassNode):

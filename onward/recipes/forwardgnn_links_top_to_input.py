@@ -1,6 +1,6 @@
 """Forward learning of links, where layers read the layer above as well."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from onward.recipes.recipe import recipe
@@ -26,6 +26,7 @@ class LinksTopToInputConfig(Section):
 
 
 @recipe(
+    name="forwardgnn-links-top-to-input",
     source="Park et al. 2024, arXiv:2403.11004 (ForwardGNN), sections 3.3 and 3.4: "
     "CE-Top-To-Input. States start from zero at each epoch, which is ten ticks in training as in "
     "inference, as in forwardgnn-top-to-input; classes as in forwardgnn-links",
@@ -61,8 +62,3 @@ def forwardgnn_links_top_to_input(
     return Network(
         blocks, PairsOfNodes(), SumOfHeads(ticks=counted), num_classes=2, ticks=config.ticks
     )
-
-
-forwardgnn_links_top_to_input = replace(
-    forwardgnn_links_top_to_input, name="forwardgnn-links-top-to-input"
-)

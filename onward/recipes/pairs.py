@@ -11,7 +11,7 @@ from torch import Tensor
 from onward.batch import Batch
 from onward.data import DataInfo
 from onward.errors import SettingError
-from onward.network.objectives import Losses, Metrics, Objective
+from onward.network.objectives import Losses, Metrics, Objective, classified
 from onward.network.samplers import Sampler, Views
 
 PairLoss = Literal["cross-entropy", "goodness"]
@@ -123,6 +123,4 @@ class Likeness(Objective):
 
     def metrics(self, outputs: Views) -> Metrics:
         (view,) = outputs.values()
-        linked = view.structure["linked"]
-        right = self.scores(view).argmax(dim=1) == linked
-        return {"accuracy": (right.sum(), len(right))}
+        return classified(self.scores(view), view.structure["linked"])

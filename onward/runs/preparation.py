@@ -40,6 +40,7 @@ from onward.runs.trial import (
     check_parts,
     check_samples,
     check_single_samples,
+    check_weights,
 )
 from onward.runtime.block_stopping import check_own_scores
 from onward.runtime.workers import Settings, Shard, bytes_there
@@ -135,6 +136,7 @@ def arrange(
 
     The network takes on the arithmetic of the run; its weights may be released.
     """
+    check_weights(network)
     set_arithmetic(network, config)
     plan = make_plan(config, network, summary)
     check_parts(network, training, plan)

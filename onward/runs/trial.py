@@ -29,6 +29,22 @@ from onward.plan.tasks import Plan
 from onward.runtime.workers import Settings
 
 
+def check_weights(network: Network) -> None:
+    """Refuse weights that would be trained in another type than float32.
+
+    Raises:
+        SettingError: There are some.
+    """
+    for number, block in enumerate(network.all_blocks):
+        for name, parameter in block.trained():
+            if parameter.is_floating_point() and parameter.dtype is not torch.float32:
+                raise SettingError(
+                    f"The parameter {name} of block {number} is {parameter.dtype}, and weights are "
+                    f"trained in float32. Call network.float(); training.precision (fp32 or bf16) "
+                    f"chooses the arithmetic."
+                )
+
+
 def check_samples(network: Network, training: Batch, config: RunConfig) -> None:
     """Refuse samples, or what is done to them, that the parts of a network do not go with.
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from onward.errors import FileError
 from onward.network.networks import Network
 from onward.placement import Placement, first_blocks, messages, restored
-from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
+from onward.plan.tasks import NOTES, Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.chapters import ChapterWorker
 from onward.runtime.products import Products
-from onward.runtime.store import SMALL, Store
+from onward.runtime.store import Store
 from onward.runtime.streams import StreamWorker
 from onward.runtime.workers import Made, Settings, Shard, Worker
 from onward.timeline import SHORTEST_SECONDS, WORDS, Recorder
@@ -91,7 +91,7 @@ class Runtime:
     def restore(self) -> None:
         """Send what others need of what was done before, and report what was reported."""
         for product in sorted(self.holdings):
-            is_news = product.kind in SMALL and self.plan.is_done(product)
+            is_news = product.kind in NOTES and self.plan.is_done(product)
             if is_news and self.transport.rank == 0:
                 self.on_product(product, self._stored(product))
         for message in self.restored:
@@ -109,7 +109,7 @@ class Runtime:
         self._send(task, made)
         self._keep(task, made)
         for product, tensors in made.items():
-            if self.transport.rank == 0 and product.kind in SMALL:
+            if self.transport.rank == 0 and product.kind in NOTES:
                 self.on_product(product, tensors)
             self.products.put(product, tensors)
         if task.kind is not TaskKind.GATHER:
@@ -161,7 +161,7 @@ class Runtime:
 
     def _is_kept(self, product: Product) -> bool:
         assert self.store is not None
-        return product.kind in SMALL or self.plan.is_kept(product, self.store.every)
+        return product.kind in NOTES or self.plan.is_kept(product, self.store.every)
 
     def _commit(self, chapter: int) -> None:
         """Say that all before a chapter is done here, and forget what no rank goes back to."""
@@ -204,7 +204,7 @@ class Runtime:
             self.recorder.add("receive", str(self.plan.maker(products[0])), now, now)
             self._keep_received(made, source)
             for product, parts in made.items():
-                if product.kind in SMALL:
+                if product.kind in NOTES:
                     self.on_product(product, parts)
                 laid_out = self.worker.received(product, parts)
                 is_bounded = not self.plan.is_done(product)
@@ -270,7 +270,7 @@ class Runtime:
 
     def _reported(self, product: Product) -> list[Tensor] | None:
         """Return what a report that is awaited looks like; None for all else."""
-        is_awaited = product.kind in SMALL and product in self.reported
+        is_awaited = product.kind in NOTES and product in self.reported
         return self.worker.layout(product) if is_awaited else None
 
     def _source(self, product: Product) -> int:

@@ -23,14 +23,11 @@ from torch import Tensor
 from onward.digests import tensors_sha256
 from onward.errors import FileError
 from onward.files import PARTIAL, atomic_write, flush_folder
-from onward.plan.tasks import Plan, Product, ProductKind, Task
+from onward.plan.tasks import NOTES, Plan, Product, ProductKind, Task
 from onward.transport.buffers import Buffers
 
 FORMAT = "2"
 """Version of the layout of the files; others are not used."""
-
-SMALL = (ProductKind.REPORT, ProductKind.COUNTS)
-"""What is kept until the run is finished, however small it is."""
 
 MOST_UNWRITTEN = 2
 """Tasks that wait to be written before a rank waits too."""
@@ -222,7 +219,7 @@ class Store:
         # Before `look` can find it, to which it is no news.
         self.known.update(products)
         # Reports first: a task of which all else is there is not done again.
-        in_order = sorted(products.items(), key=lambda item: item[0].kind not in SMALL)
+        in_order = sorted(products.items(), key=lambda item: item[0].kind not in NOTES)
         try:
             for product, tensors in in_order:
                 with atomic_write(self.own / file_name(product)) as path:

@@ -29,7 +29,7 @@ from onward.network.optimizers import with_strides
 from onward.network.readouts import is_head
 from onward.network.samplers import Views
 from onward.plan.standing import NEVER, Standing
-from onward.plan.tasks import Plan, Product, ProductKind, Task, TaskKind
+from onward.plan.tasks import NOTES, Plan, Product, ProductKind, Task, TaskKind
 from onward.runtime.holding import Way
 from onward.timeline import Recorder
 from onward.transport.copies import brought_beside
@@ -43,9 +43,6 @@ mini-batch by mini-batch."""
 
 Made = dict[Product, list[Tensor]]
 """What a task has made."""
-
-NOTES = (ProductKind.REPORT, ProductKind.COUNTS)
-"""Products that lie with the processor, wherever blocks compute."""
 
 LAID_OUT = (ProductKind.WEIGHTS, ProductKind.OPTIMIZER_STATE, ProductKind.BEST)
 """Products whose tensors lie in memory as those of a block do."""
