@@ -13,8 +13,8 @@ from torch import Tensor
 
 from onward.batch import Batch, in_chunks
 from onward.data import Dataset
-from onward.data.labels import as_names, numbers_of, whole_numbers
-from onward.data.numbers import Numbers, real
+from onward.data.labels import as_names, check_shape, column, numbers_of, whole_numbers
+from onward.data.numbers import Numbers
 from onward.data.tables import places
 from onward.errors import DataError
 from onward.network.networks import Network
@@ -323,19 +323,16 @@ def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " 
     Raises:
         DataError: They are something else, or not those of the network.
     """
+    y = column(y)
     names = as_names(y, "y")
     if names is not None:
         if network.class_names is None:
             raise DataError(
                 "y has names of classes, and the network was trained on numbers. Give numbers."
             )
-        y = numbers_of(network.class_names, names.reshape(-1), "y").reshape(names.shape)
-    array = real(y, "y")
-    if array.shape != (samples,):
-        raise DataError(
-            f"There are {samples:,} samples, and their classes have shape {array.shape}."
-        )
-    labels = whole_numbers(array, "y", samples)
+        check_shape(names.shape, "y", samples)
+        return numbers_of(network.class_names, names, "y")
+    labels = whole_numbers(y, "y", samples)
     if samples and (labels.min() < 0 or labels.max() >= network.num_classes):
         raise DataError(
             f"Classes are whole numbers from 0 to {network.num_classes - 1} for this network; "

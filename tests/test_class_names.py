@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from commands import onward
@@ -111,6 +112,16 @@ def test_names_that_a_network_does_not_know_are_refused():
     numbered = ow.train(network(), ow.dataset(x, np.arange(60) % 3), training=SHORT).network
     with pytest.raises(DataError, match="the network was trained on numbers"):
         ow.evaluate(numbered, x, y)
+
+
+def test_a_network_is_evaluated_on_what_data_sets_take_for_classes():
+    network, (x, y) = trained(), samples()
+
+    assert ow.evaluate(network, x, pd.DataFrame({"kind": network.predict(x)})).accuracy == 1
+    with pytest.raises(DataError, match=r"there are 60 samples and each needs one name: the shape"):
+        ow.evaluate(network, x, y[:, None])
+    with pytest.raises(DataError, match=r"must be \(60,\)\. Give y\.ravel\(\)\."):
+        ow.evaluate(network, x, np.zeros((60, 1)))
 
 
 def test_further_training_keeps_to_the_classes_and_a_refused_run_changes_nothing():
