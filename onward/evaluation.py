@@ -317,22 +317,26 @@ def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " 
 
     Args:
         network: What is to name them.
-        y: A whole number a sample, or a name, where the network knows names.
+        y: A whole number a sample, or a name, where the network knows names. If all its names are
+            whole numbers, so are those in `y`, except in a tensor, whose numbers are those by which
+            the network counts classes, as in data sets.
         samples: How many samples there are.
 
     Raises:
         DataError: They are something else, or not those of the network.
     """
-    y = column(y)
+    y, known = column(y), network.class_names
     names = as_names(y, "y")
     if names is not None:
-        if network.class_names is None:
+        if known is None:
             raise DataError(
                 "y has names of classes, and the network was trained on numbers. Give numbers."
             )
         check_shape(names.shape, "y", samples)
-        return numbers_of(network.class_names, names, "y")
+        return numbers_of(known, names, "y")
     labels = whole_numbers(y, "y", samples)
+    if known and not isinstance(y, Tensor) and all(n.removeprefix("-").isdecimal() for n in known):
+        return numbers_of(known, labels.numpy().astype(np.str_), "y")
     if samples and (labels.min() < 0 or labels.max() >= network.num_classes):
         raise DataError(
             f"Classes are whole numbers from 0 to {network.num_classes - 1} for this network; "
