@@ -14,7 +14,12 @@ import onward as ow
 from onward.batch import Batch
 from onward.data.graphs import node_split
 from onward.errors import DataError, SettingError
-from onward.recipes.class_nodes import ClassNodes, NearestClassNode, with_class_nodes
+from onward.recipes.class_nodes import (
+    ClassNodes,
+    ClassNodesBelowLabels,
+    NearestClassNode,
+    with_class_nodes,
+)
 from onward.recipes.graph_worlds import ShownLabels, SumOfSquares
 
 pytest.importorskip("torch_geometric")
@@ -269,6 +274,16 @@ def test_a_graph_that_does_not_say_what_is_known_is_refused():
     for sampler in (ClassNodes(CLASSES), ShownLabels(CLASSES)):
         with pytest.raises(SettingError, match=r"structure: known, known_label\). Make the data"):
             sampler.neutral(batch.replace(structure={"edge_index": EDGES}))
+
+
+def test_a_graph_in_which_a_class_has_no_known_node_is_refused():
+    less = graph(y=np.arange(NODES) % 2, num_classes=2).test
+
+    for sampler in (ClassNodes(CLASSES), ClassNodesBelowLabels(CLASSES), ShownLabels(CLASSES)):
+        with pytest.raises(DataError, match=r"3 classes .* no known node has class 2\. Put nodes"):
+            sampler.neutral(less)
+    with pytest.raises(DataError, match="no known node has class 2"):
+        ShownLabels(CLASSES).candidates(less)
 
 
 def test_a_graph_without_a_recipe_is_for_the_single_forward(tmp_path):
