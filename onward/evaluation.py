@@ -305,9 +305,14 @@ def _renumbered(network: Network, dataset: Dataset) -> Dataset:
             f"Give the data class_names, as in the training."
         )
 
+    def ours_for(label: Tensor) -> Tensor:
+        return numbers_of(ours, np.array(theirs)[label.numpy()], dataset.name)
+
     def own(batch: Batch) -> Batch:
-        named = np.array(theirs)[batch.label.numpy()]
-        return batch.with_targets(label=numbers_of(ours, named, dataset.name))
+        structure = dict(batch.structure)
+        if "known_label" in structure:
+            structure["known_label"] = ours_for(structure["known_label"])
+        return batch.with_targets(label=ours_for(batch.label)).replace(structure=structure)
 
     return _with_parts(dataset, own, num_classes=len(ours), class_names=ours)
 

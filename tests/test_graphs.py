@@ -401,6 +401,15 @@ def test_nodes_whose_label_is_known_are_asked_like_others():
     assert ow.evaluate(network, dataset.training).accuracy > 0.6
 
 
+def test_known_labels_are_those_of_the_same_names():
+    names = np.array(["a", "b", "c"])[np.arange(NODES) % CLASSES]
+    dataset, other = graph(y=names), graph(y=names, class_names=["c", "a", "b"])
+
+    network = trained("forwardgnn-sf", dataset).network
+
+    assert ow.evaluate(network, other).correct == ow.evaluate(network, dataset).correct
+
+
 @pytest.mark.parametrize("kind", ["gcn", "sage"])
 def test_layers_of_backpropagation_are_those_of_pytorch_geometric(kind):
     edges = torch.randint(NODES, (2, 200), generator=torch.Generator().manual_seed(0))
