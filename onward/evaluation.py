@@ -13,8 +13,8 @@ from torch import Tensor
 
 from onward.batch import Batch, in_chunks
 from onward.data import Dataset
-from onward.data.labels import as_names, numbers_of, whole_numbers
-from onward.data.numbers import Numbers, real
+from onward.data.labels import as_names, check_shape, column, numbers_of, whole_numbers
+from onward.data.numbers import Numbers
 from onward.data.tables import places
 from onward.errors import DataError
 from onward.network.networks import Network
@@ -306,9 +306,14 @@ def _renumbered(network: Network, dataset: Dataset) -> Dataset:
             f"Give the data class_names, as in the training."
         )
 
+    def ours_for(label: Tensor) -> Tensor:
+        return numbers_of(ours, np.array(theirs)[label.numpy()], dataset.name)
+
     def own(batch: Batch) -> Batch:
-        named = np.array(theirs)[batch.label.numpy()]
-        return batch.with_targets(label=numbers_of(ours, named, dataset.name))
+        structure = dict(batch.structure)
+        if "known_label" in structure:
+            structure["known_label"] = ours_for(structure["known_label"])
+        return batch.with_targets(label=ours_for(batch.label)).replace(structure=structure)
 
     return _with_parts(dataset, own, num_classes=len(ours), class_names=ours)
 
@@ -318,25 +323,26 @@ def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " 
 
     Args:
         network: What is to name them.
-        y: A whole number a sample, or a name, where the network knows names.
+        y: A whole number a sample, or a name, where the network knows names. If all its names are
+            whole numbers, so are those in `y`, except in a tensor, whose numbers are those by which
+            the network counts classes, as in data sets.
         samples: How many samples there are.
 
     Raises:
         DataError: They are something else, or not those of the network.
     """
+    y, known = column(y), network.class_names
     names = as_names(y, "y")
     if names is not None:
-        if network.class_names is None:
+        if known is None:
             raise DataError(
                 "y has names of classes, and the network was trained on numbers. Give numbers."
             )
-        y = numbers_of(network.class_names, names.reshape(-1), "y").reshape(names.shape)
-    array = real(y, "y")
-    if array.shape != (samples,):
-        raise DataError(
-            f"There are {samples:,} samples, and their classes have shape {array.shape}."
-        )
-    labels = whole_numbers(array, "y", samples)
+        check_shape(names.shape, "y", samples)
+        return numbers_of(known, names, "y")
+    labels = whole_numbers(y, "y", samples)
+    if known and not isinstance(y, Tensor) and all(n.removeprefix("-").isdecimal() for n in known):
+        return numbers_of(known, labels.numpy().astype(np.str_), "y")
     if samples and (labels.min() < 0 or labels.max() >= network.num_classes):
         raise DataError(
             f"Classes are whole numbers from 0 to {network.num_classes - 1} for this network; "

@@ -63,7 +63,9 @@ def evaluate(
             arrays. That test samples are training samples of the network is warned of, unless they
             belong together as a graph does.
         y: Their true classes; None where a batch has them. Of a batch without classes, or where
-            the network names none, nothing is counted.
+            the network names none, nothing is counted. If names of classes are whole numbers, such
+            as 1, 2 and 3, numbers are these names; in a tensor, as in data sets, classes are
+            counted from 0.
         readout: Another readout than the network's own.
         network: See `opened`.
 
@@ -122,7 +124,7 @@ def calibrate(
             or of a model file; the network that is read computes in fp32, whatever the precision
             of the training was.
         x: Samples that it was not trained on, and is not tested on: an array or a batch.
-        y: Their classes, by number or name; None where the batch has them, numbered as the network
+        y: Their classes, as for `evaluate`; None where the batch has them, numbered as the network
             numbers them.
         confidence: How sure it is: a name of `ow.exits.CONFIDENCES`.
         max_error_increase: Share of samples that may become wrong: 0.001 is a tenth of a percent.

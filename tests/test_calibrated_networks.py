@@ -175,8 +175,8 @@ def test_no_samples_calibrate_nothing(digits, trained):
         (lambda y: y + 1, "from 0 to 9 for this network; these run from 1 to 10"),
         (lambda y: y - 1, "these run from -1 to 8"),
         (lambda y: y + 0.5, r"y holds \d\.5 in row 0\. It needs classes, as whole"),
-        (lambda y: y[:-1], r"There are 360 samples, and their classes have shape \(359,\)"),
-        (lambda y: y[:, None], r"their classes have shape \(360, 1\)"),
+        (lambda y: y[:-1], r"y has the shape \(359,\), but there are 360 samples"),
+        (lambda y: y[:, None], r"y has the shape \(360, 1\), .* Give y\.ravel\(\)\."),
     ],
     ids=["one too high", "one too low", "halves", "too few", "two axes"],
 )

@@ -113,6 +113,35 @@ def test_names_that_a_network_does_not_know_are_refused():
         ow.evaluate(numbered, x, y)
 
 
+def test_a_network_is_evaluated_on_what_data_sets_take_for_classes():
+    pandas = pytest.importorskip("pandas")
+    network, (x, y) = trained(), samples()
+
+    assert ow.evaluate(network, x, pandas.DataFrame({"kind": network.predict(x)})).accuracy == 1
+    with pytest.raises(DataError, match=r"there are 60 samples and each needs one name: the shape"):
+        ow.evaluate(network, x, y[:, None])
+    with pytest.raises(DataError, match=r"must be \(60,\)\. Give y\.ravel\(\)\."):
+        ow.evaluate(network, x, np.zeros((60, 1)))
+
+
+def test_numbers_are_names_where_classes_are_named_by_numbers():
+    x, _ = samples()
+    y = np.arange(60) % 3 + 1
+    dataset = ow.dataset(x, y.astype(str))
+    network = ow.train(ow.mlp((3,), num_classes=3, widths=(32,)), dataset, training=SHORT).network
+    some = y < 3
+
+    expected = (network.predict(x) == y.astype(str))[some].mean()
+    assert expected > 0.9
+    assert ow.evaluate(network, x[some], y[some]).accuracy == expected
+    assert ow.evaluate(network, x[some], y[some].astype(float).tolist()).accuracy == expected
+    # As data sets number them.
+    counted = ow.evaluate(network, dataset.x_test, dataset.y_test)
+    assert counted.accuracy == ow.evaluate(network, dataset).accuracy > 0.9
+    with pytest.raises(DataError, match="y has the name '0', and the classes are '1', '2', '3'"):
+        ow.evaluate(network, x, y - 1)
+
+
 def test_further_training_keeps_to_the_classes_and_a_refused_run_changes_nothing():
     x, y = samples()
     known, new = trained(), network()

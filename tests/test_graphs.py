@@ -14,7 +14,12 @@ import onward as ow
 from onward.batch import Batch
 from onward.data.graphs import node_split
 from onward.errors import DataError, SettingError
-from onward.recipes.class_nodes import ClassNodes, NearestClassNode, with_class_nodes
+from onward.recipes.class_nodes import (
+    ClassNodes,
+    ClassNodesBelowLabels,
+    NearestClassNode,
+    with_class_nodes,
+)
 from onward.recipes.graph_worlds import ShownLabels, SumOfSquares
 
 pytest.importorskip("torch_geometric")
@@ -271,6 +276,16 @@ def test_a_graph_that_does_not_say_what_is_known_is_refused():
             sampler.neutral(batch.replace(structure={"edge_index": EDGES}))
 
 
+def test_a_graph_in_which_a_class_has_no_known_node_is_refused():
+    less = graph(y=np.arange(NODES) % 2, num_classes=2).test
+
+    for sampler in (ClassNodes(CLASSES), ClassNodesBelowLabels(CLASSES), ShownLabels(CLASSES)):
+        with pytest.raises(DataError, match=r"3 classes .* no known node has class 2\. Put nodes"):
+            sampler.neutral(less)
+    with pytest.raises(DataError, match="no known node has class 2"):
+        ShownLabels(CLASSES).candidates(less)
+
+
 def test_a_graph_without_a_recipe_is_for_the_single_forward(tmp_path):
     np.savez(tmp_path / "own.npz", x=X, edge_index=EDGES, y=Y)
 
@@ -384,6 +399,15 @@ def test_nodes_whose_label_is_known_are_asked_like_others():
     network = trained("forwardgnn-ff", **{"training.epochs": 400}).network
 
     assert ow.evaluate(network, dataset.training).accuracy > 0.6
+
+
+def test_known_labels_are_those_of_the_same_names():
+    names = np.array(["a", "b", "c"])[np.arange(NODES) % CLASSES]
+    dataset, other = graph(y=names), graph(y=names, class_names=["c", "a", "b"])
+
+    network = trained("forwardgnn-sf", dataset).network
+
+    assert ow.evaluate(network, other).correct == ow.evaluate(network, dataset).correct
 
 
 @pytest.mark.parametrize("kind", ["gcn", "sage"])

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from commands import onward
+from samples import SHORT
 
 import onward as ow
 from onward.runs.folders import read_result
@@ -112,6 +114,47 @@ def test_other_classes_and_columns_are_refused(finished):
         ow.SettingError, match="was trained on numbered classes, and the data have the c"
     ):
         ow.run(config_of(training__init=str(finished)), dataset=named)
+
+
+def test_samples_in_other_units_are_warned_of(tmp_path):
+    wide = X * np.array([1, 1, 1, 1, 1, 1000], np.float32)
+    standardized = ow.run(config_of(), dataset=ow.dataset(wide, Y)).network
+    seen = ow.train(ow.mlp((6,), num_classes=3, widths=(8,)), ow.dataset(X, Y), training=SHORT)
+
+    with pytest.warns(ow.OnwardWarning, match=r"Feature 0 of the samples is up to .* standard"):
+        ow.train(standardized, ow.dataset(wide * [100, 1, 1, 1, 1, 1], Y), training=SHORT)
+    with pytest.warns(ow.OnwardWarning, match=r"from -?[\d.]+ to .* Scale them as the training"):
+        ow.train(seen.network, ow.dataset(X * 255, Y), training=SHORT)
+
+
+def test_the_same_samples_are_not_warned_of(finished, data, recwarn):
+    ow.run(config_of(training__init=str(finished)), dataset=data)
+
+    assert not [w for w in recwarn if "the network was trained on values" in str(w.message)]
+
+
+def test_samples_of_another_kind_or_shape_are_refused(finished):
+    network, wider = ow.load(finished), ow.dataset(np.pad(X, ((0, 0), (0, 1))), Y)
+    batch = ow.Batch(torch.from_numpy(X).long(), {"label": torch.from_numpy(Y)})
+    codes = ow.Dataset(training=batch, test=batch, num_classes=3)
+
+    with pytest.raises(ow.DataError, match=r"samples of shape \(7,\), and the network was trained"):
+        ow.train(network, wider, training=SHORT)
+    with pytest.raises(ow.DataError, match="float32 or uint8, and samples has something"):
+        ow.train(network, codes, training=SHORT)
+
+
+def test_windows_of_another_length_are_refused(tmp_path, capsys):
+    small = {"network.dim": 8, "network.heads": 1, "network.layers": 1, "training.epochs": 1}
+    text = Path(__file__).parent / "counting.txt"
+    flags = [f"--set={name}={value}" for name, value in small.items()]
+    train = ("train", "byte-lm", "--data", text, *flags, "--batch-size", 20)
+    assert onward(*train, "--set", "data.context=16", "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+
+    assert onward(*train, "--set", "data.context=32", "--init", tmp_path / "run") == 2
+
+    assert "has samples of shape (32,), and the network was trained" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_is_refused(data, tmp_path):

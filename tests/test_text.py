@@ -144,6 +144,22 @@ def test_attention_knows_how_far_apart_bytes_are_and_not_where_they_are():
     assert not products[0, 0].isclose(products[0, 1])
 
 
+@pytest.mark.parametrize("odd", [300, -1, 65.7])
+def test_numbers_that_are_no_bytes_are_refused(odd):
+    text = windows().tensor
+    text = text.float() if isinstance(odd, float) else text
+    text[1, 3] = odd
+
+    with pytest.raises(ow.DataError, match=rf"hold {odd}, and bytes are whole numbers from 0 to 2"):
+        network_of().predict(Batch(text))
+
+
+def test_bytes_may_be_floats():
+    network, text = network_of(), windows().tensor
+
+    assert network.predict(Batch(text.float())).equal(network.predict(Batch(text)))
+
+
 def loss_of(objective, batch, tokens):
     views = {"input": batch.replace(inputs=tokens)}
     return objective.loss({"input": batch}, views, torch.Generator()), objective.metrics(views)
@@ -221,7 +237,7 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 def test_samples_that_are_no_text_are_refused():
     with pytest.raises(ow.SettingError, match=r"shape \(1, 8, 8\) and 10 classes.*\.txt"):
         network_of(ow.DataInfo(input_shape=(1, 8, 8), num_classes=10))
-    numbers = ow.dataset(torch.rand(40, 6), torch.arange(40) % 2, num_classes=256)
+    numbers = ow.dataset(torch.rand(40, 6).round(), torch.arange(40) % 2, num_classes=256)
     data = ow.DataInfo(input_shape=(6,), num_classes=256)
     with pytest.raises(ow.SettingError, match='need a target "next"'):
         ow.train(network_of(data), numbers, training=ow.TrainingConfig(batch_size=10))

@@ -39,7 +39,7 @@ def read_labels(
         DataError: Labels do not fit samples, or each other.
     """
     names = None if class_names is None else _checked_names(class_names, num_classes, name)
-    given = {part: (_column(labels), size) for part, (labels, size) in given.items()}
+    given = {part: (column(labels), size) for part, (labels, size) in given.items()}
     named = {part: as_names(labels, f"{name}: {part}") for part, (labels, _) in given.items()}
     if any(each is not None for each in named.values()):
         lacking = next((part for part, each in named.items() if each is None), None)
@@ -51,7 +51,7 @@ def read_labels(
             )
         every = {part: each for part, each in named.items() if each is not None}
         for part, each in every.items():
-            _check_shape(each.shape, f"{name}: {part}", given[part][1])
+            check_shape(each.shape, f"{name}: {part}", given[part][1])
         names = names or _names_in(list(every.values()), name)
         found = {part: numbers_of(names, each, f"{name}: {part}") for part, each in every.items()}
         return found, len(names), names
@@ -65,7 +65,7 @@ def read_labels(
     return found, _count_classes(found, num_classes, name), names
 
 
-def _column(labels: Any) -> Any:
+def column(labels: Any) -> Any:
     """Return the only column of a table, and all else as it is."""
     is_one = is_table(labels) and len(labels.columns) == 1
     return labels[next(iter(labels.columns))] if is_one else labels
@@ -168,7 +168,12 @@ def _checked_names(
     return names
 
 
-def _check_shape(shape: tuple[int, ...], what: str, samples: int) -> None:
+def check_shape(shape: tuple[int, ...], what: str, samples: int) -> None:
+    """Refuse names that are not one a sample.
+
+    Raises:
+        DataError: They have another shape.
+    """
     if shape != (samples,):
         raise DataError(
             f"{what} has the shape {shape}, but there are {samples} samples and each needs one "

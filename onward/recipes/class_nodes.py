@@ -12,8 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onward.batch import Batch
+<<<<<<< HEAD
 from onward.errors import SettingError
 from onward.network.objectives import Losses, Metrics, Objective, classified
+=======
+from onward.errors import DataError, SettingError
+from onward.network.objectives import Losses, Metrics, Objective
+>>>>>>> mend-B
 from onward.network.samplers import Sampler, Views
 from onward.recipes.graph_layers import unit_length
 from onward.recipes.neighborhoods import neighborhood
@@ -25,18 +30,30 @@ FEATURES_SEED = 0
 """Draws the features of class nodes, which are the same in every run."""
 
 
-def known_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+def known_labels(batch: Batch, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the nodes of a graph whose labels are known, and these labels.
+
+    Args:
+        batch: A graph.
+        num_classes: Number of classes, each of which needs a known node; None for parts of a graph.
 
     Raises:
         SettingError: The graph does not say so.
+        DataError: A class has no known node.
     """
     if "known" not in batch.structure or "known_label" not in batch.structure:
         raise SettingError(
             "This method shows known labels to a graph, and these samples do not say which are "
             "known (structure: known, known_label). Make the data set with ow.graph."
         )
-    return batch.structure["known"], batch.structure["known_label"]
+    known, label = batch.structure["known"], batch.structure["known_label"]
+    missing = sorted(set(range(num_classes or 0)) - set(label.unique().tolist()))
+    if missing:
+        raise DataError(
+            f"The network tells {num_classes} classes apart by known nodes of each, and in this "
+            f"graph no known node has class {missing[0]}. Put nodes of all classes into train."
+        )
+    return known, label
 
 
 def class_features(num_classes: int, like: Tensor) -> Float[Tensor, "classes features"]:
@@ -103,10 +120,15 @@ class ClassNodes(Sampler):
 
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
         if self.neighbors is not None:
-            batch = neighborhood(batch, self.neighbors, draw)
+            return {"graph": self.linked(neighborhood(batch, self.neighbors, draw))}
         return {"graph": self.neutral(batch)}
 
     def neutral(self, batch: Batch) -> Batch:
+        known_labels(batch, self.num_classes)
+        return self.linked(batch)
+
+    def linked(self, batch: Batch) -> Batch:
+        """Return a graph, or a part that may lack some classes, with a node for each class."""
         return with_class_nodes(batch, self.num_classes, self.direction)
 
 
@@ -120,13 +142,13 @@ class ClassNodesBelowLabels(ClassNodes):
         Park et al. 2024, arXiv:2403.11004, section 3.3 (equation 7).
     """
 
-    def neutral(self, batch: Batch) -> Batch:
+    def linked(self, batch: Batch) -> Batch:
         x, (known, label) = batch.tensor, known_labels(batch)
         labels = x.new_full((len(x), self.num_classes), 1 / self.num_classes)
         labels[known] = F.one_hot(label, self.num_classes).to(x.dtype)
         own = torch.eye(self.num_classes, dtype=x.dtype, device=x.device)
         labels = torch.cat([labels, own])
-        graph = super().neutral(batch)
+        graph = super().linked(batch)
         return graph.replace(inputs={"features": graph.tensor, "labels": labels})
 
 

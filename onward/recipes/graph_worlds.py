@@ -81,10 +81,11 @@ class ShownLabels(Sampler):
 
     def neutral(self, batch: Batch) -> Batch:
         """Return the graph in which known nodes alone are shown a label."""
-        return self._shown(batch, self._known(batch, known_labels(batch)[1][:, None]))
+        _, true = known_labels(batch, self.num_classes)
+        return self._shown(batch, self._known(batch, true[:, None]))
 
     def candidates(self, batch: Batch) -> Batch:
-        known, true = known_labels(batch)
+        known, true = known_labels(batch, self.num_classes)
         labels = self._known(batch, true[:, None].expand(-1, self.num_classes))
         asked = batch.structure.get("asked")
         if asked is None:

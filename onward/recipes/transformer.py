@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onward.batch import Batch
 from onward.data.text import BYTES, NEXT
-from onward.errors import SettingError
+from onward.errors import DataError, SettingError
 from onward.network.blocks import Block
 from onward.network.networks import Network
 from onward.network.objectives import Metrics, Objective
@@ -140,7 +140,7 @@ def rotated(
 
 
 class Embedded(nn.Module):
-    """Bytes as tokens."""
+    """Bytes as tokens; other numbers are refused."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -148,7 +148,15 @@ class Embedded(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, text: Tensor) -> Float[Tensor, "samples tokens dim"]:
-        found: Tensor = self.table(text.long())
+        codes = text.long()
+        if not torch.compiler.is_exporting():
+            is_other = (codes < 0) | (codes >= BYTES) | (codes != text)
+            if is_other.any():
+                raise DataError(
+                    f"The samples hold {text[is_other][0].item():.6g}, and bytes are whole numbers "
+                    f"from 0 to {BYTES - 1}. Give the bytes of a text, as text.encode() has them."
+                )
+        found: Tensor = self.table(codes)
         return found
 
 

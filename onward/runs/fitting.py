@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from onward.config import RunConfig
+from onward.data import Dataset
 from onward.data.inputs import CHUNK
 from onward.data.preprocessing import total_sums
 from onward.data.quoting import listed
 from onward.data.tables import columns_listed
-from onward.errors import OnwardError, OnwardWarning, SettingError, line_of_user, told
+from onward.errors import DataError, OnwardError, OnwardWarning, SettingError, line_of_user, told
 from onward.network.networks import Network
 from onward.network.stages import Stage
 from onward.runs.sharding import DataSummary, is_private
@@ -56,12 +57,15 @@ def fit_preprocessing(
     own.is_fitted = True
 
 
-def fit_inputs(stages: Sequence[Stage], summary: DataSummary, standardize: Standardize) -> None:
+def fit_inputs(
+    stages: Sequence[Stage], summary: DataSummary, dataset: Dataset, standardize: Standardize
+) -> None:
     """Let networks take the samples and the classes of the run: stages see them alike.
 
     Raises:
         SettingError: One tells fewer classes apart than the samples have, or stages would
             preprocess samples otherwise.
+        DataError: One was trained before, on samples of another kind or shape.
     """
     networks = [stage.network for stage in stages]
     for network in networks:
@@ -77,18 +81,45 @@ def fit_inputs(stages: Sequence[Stage], summary: DataSummary, standardize: Stand
                 "The stages have networks with different preprocessing, and train the same "
                 "modules. Give all of them the same object."
             )
-    known = next((n.inputs for n in networks if n.inputs.is_fitted), None)
-    if known not in (None, summary.inputs) and standardize != "auto" and current_rank() == 0:
-        warnings.warn(
-            f"data.standardize = {standardize} has no effect: the network was trained before, and "
-            f"keeps its input transformation.",
-            OnwardWarning,
-            stacklevel=4,
-        )
+    before = next((network for network in networks if network.inputs.is_fitted), None)
+    known = summary.inputs if before is None else before.inputs
+    if before is not None and known is not summary.inputs:
+        _check_samples(before, summary, dataset)
+        if standardize != "auto" and current_rank() == 0:
+            warnings.warn(
+                f"data.standardize = {standardize} has no effect: the network was trained before, "
+                f"and keeps its input transformation.",
+                OnwardWarning,
+                stacklevel=4,
+            )
     for network in networks:
-        network.inputs = known or summary.inputs
+        network.inputs = known
         if network.num_classes:
             network.class_names = summary.class_names
+
+
+def _check_samples(network: Network, summary: DataSummary, dataset: Dataset) -> None:
+    """Refuse samples that a network trained before does not take, and warn of another scale.
+
+    Raises:
+        DataError: They are of another kind or shape.
+    """
+    kinds = (network.inputs.kind, summary.inputs.kind)
+    if "older" not in kinds and (kinds[0] == "kept") is not (kinds[1] == "kept"):
+        texts = [
+            "something else, such as token ids"
+            if kind == "kept"
+            else "one input of type float32 or uint8"
+            for kind in kinds
+        ]
+        raise DataError(
+            f"The network was trained on {texts[0]}, and {dataset.name} has {texts[1]}. Give "
+            f"samples like those it was trained on."
+        )
+    with warnings.catch_warnings():
+        if current_rank() != 0:
+            warnings.simplefilter("ignore", OnwardWarning)
+        network.checked(dataset.training, dataset.name)
 
 
 def _check_names(network: Network, summary: DataSummary) -> None:

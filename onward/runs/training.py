@@ -285,7 +285,7 @@ def _train_stages(
                     listener.note(f"Stage {number + 1} of {len(stages)}.")
                 with inputs_kept_on_error(stages):
                     if number == 0:
-                        fit_inputs(stages, summary, config.data.standardize)
+                        fit_inputs(stages, summary, dataset, config.data.standardize)
                     ready = get_ready(
                         stage,
                         part,
