@@ -12,13 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onward.batch import Batch
-<<<<<<< HEAD
-from onward.errors import SettingError
-from onward.network.objectives import Losses, Metrics, Objective, classified
-=======
 from onward.errors import DataError, SettingError
-from onward.network.objectives import Losses, Metrics, Objective
->>>>>>> mend-B
+from onward.network.objectives import Losses, Metrics, Objective, classified
 from onward.network.samplers import Sampler, Views
 from onward.recipes.graph_layers import unit_length
 from onward.recipes.neighborhoods import neighborhood

@@ -149,7 +149,8 @@ class Embedded(nn.Module):
 
     def forward(self, text: Tensor) -> Float[Tensor, "samples tokens dim"]:
         codes = text.long()
-        if not torch.compiler.is_exporting():
+        # A GPU would be waited for.
+        if text.device.type == "cpu" and not torch.compiler.is_exporting():
             is_other = (codes < 0) | (codes >= BYTES) | (codes != text)
             if is_other.any():
                 raise DataError(
