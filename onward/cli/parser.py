@@ -40,6 +40,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if not flag.startswith("-"):
             raise SettingError(f"There is one argument too many: {flag}.")
         hint = nearest(flag, options.flags)
+        setting, _ = FLAGS.get(flag, ("", ""))
+        if setting and "--set" in options.flags and not setting.startswith("placement."):
+            given = unknown[0].partition("=")[2] or "".join(unknown[1:2])
+            value = "VALUE" if not given or given.startswith("-") else given
+            hint = f" Set it by its name: --set {setting}={value}."
         if flag == "--device":
             hint = " This command computes on the CPU, where a finished network is."
         raise SettingError(f"There is no flag {flag}.{hint}")
