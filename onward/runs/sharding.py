@@ -1,6 +1,7 @@
 """Which samples each rank learns from: loading, held-out samples, shards."""
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from onward.data.inputs import (
     kind_of,
 )
 from onward.data.quoting import listed
+from onward.data.splits import num_held
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.runtime.workers import Shard
 from onward.settings import TrainingConfig
@@ -194,7 +196,7 @@ def labelled(config: RunConfig, training: Batch) -> Tensor | None:
 
     Raises:
         SettingError: They have none, or belong together.
-        DataError: A class would have none.
+        DataError: A class would have none, or all would.
     """
     share = config.data.labelled
     if share is None:
@@ -203,6 +205,14 @@ def labelled(config: RunConfig, training: Batch) -> Tensor | None:
         raise SettingError(
             f"data.labelled is {share}, but samples cannot be left out here: these have no labels, "
             f"or belong together as a graph does. Leave it out."
+        )
+    number = len(training)
+    if num_held(1 - share, number) == number:
+        step = 10.0 ** math.floor(-math.log10(number))
+        least = math.ceil(1 / number / step) * step
+        raise DataError(
+            f"data.labelled = {share} keeps no label of {number:,} samples. Choose {least:g} or "
+            f"more."
         )
     seed = config.data.split_seed
     kept, _ = datasets.hold_out(training.label, None, 1 - share, seed=seed, purpose="labels")
