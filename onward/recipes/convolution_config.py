@@ -50,7 +50,7 @@ class ConvolutionConfig(Section):
     """Learning rate of Adam."""
 
     weight_decay: NotNegative = 0.0
-    """Decay of weights a step, times the learning rate, with Adam."""
+    """Decay of weights per step, times the learning rate, with Adam."""
 
     local: ClassVar[tuple[str, ...]] = ()
     """Settings that one block of all layers leaves without effect."""

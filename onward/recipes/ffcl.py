@@ -31,7 +31,7 @@ class FFCLConfig(Section):
     """Learning rate of AdamW."""
 
     weight_decay: NotNegative = 1e-5
-    """Decay of weights a step, times the learning rate."""
+    """Decay of weights per step, times the learning rate."""
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""

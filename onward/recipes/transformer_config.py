@@ -34,7 +34,7 @@ class TransformerConfig(Section):
     """Learning rate of AdamW."""
 
     weight_decay: NotNegative = 0.1
-    """Decay of weights a step, times the learning rate; biases and norms are spared."""
+    """Decay of weights per step, times the learning rate; biases and norms are spared."""
 
     @property
     def has_one_block(self) -> bool:

@@ -49,7 +49,7 @@ class UFFConfig(Section):
     """Learning rate of AdamW."""
 
     weight_decay: NotNegative = 0.01
-    """Decay of weights a step, times the learning rate."""
+    """Decay of weights per step, times the learning rate."""
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
