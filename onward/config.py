@@ -280,7 +280,7 @@ def usual_recipe(data: str) -> str:
 
 
 def no_recipe(name: str) -> str:
-    """Say that a recipe does not come with Onward."""
+    """Say that a recipe does not come with Onward, or that a path is none of a run."""
     if name.endswith(".py"):
         return f"{name} is a file. Add which of its functions is the recipe: {name}:FUNCTION."
     if ":" in name:
@@ -288,6 +288,12 @@ def no_recipe(name: str) -> str:
             f"The recipe {name} does not come with Onward, and files do not name code that is run. "
             f"Name it on the command line: --recipe FILE.py:FUNCTION."
         )
+    if "/" in name:
+        if Path(name).is_dir():
+            return (
+                f"{name} is a folder. To repeat the run in it, give {Path(name) / 'config.toml'}."
+            )
+        return f"There is no run folder {name}. To repeat a run, give its RUN/config.toml."
     return (
         f"There is no recipe {name}.{nearest(name, RECIPES)} There are {', '.join(RECIPES)}. For a "
         f"recipe of your own give FILE.py:FUNCTION; to repeat a run, its RUN/config.toml."

@@ -181,13 +181,13 @@ class OptimizerConfig(Section):
     """Learning rate of the blocks."""
 
     weight_decay: NotNegative = 0.0
-    """Decay of the blocks' weights a step, times the learning rate."""
+    """Decay of the blocks' weights per step, times the learning rate."""
 
     head_lr: Positive = 1e-3
     """Learning rate of a softmax head that reads several blocks."""
 
     head_weight_decay: NotNegative = 0.0
-    """Decay of that head's weights a step, times its learning rate."""
+    """Decay of that head's weights per step, times its learning rate."""
 
     momentum: Share = 0.9
     """Decay of the mean gradient, for sgd."""
@@ -222,9 +222,9 @@ class TrainingConfig(Section):
     code."""
 
     device: Literal["cpu", "cuda", "auto", "mps"] = "cpu"
-    """What blocks compute on; rounding and draws depend on it. cuda: a GPU of NVIDIA's, one a rank
-    where there are enough. auto: cuda where torch finds one, else cpu; the choice is written into
-    the run folder. mps: a GPU of Apple's, experimental and untested."""
+    """What blocks compute on; rounding and draws depend on it. cuda: a GPU of NVIDIA's, one per
+    rank where there are enough. auto: cuda where torch finds one, else cpu; the choice is written
+    into the run folder. mps: a GPU of Apple's, experimental and untested."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Matrix products in fp32, or in bf16 with fp32 weights. auto: bf16 where the device has
@@ -256,7 +256,7 @@ class PlanConfig(Section):
     """Blocks take turns of a chapter, or all learn from every mini-batch."""
 
     chapters: Count | None = None
-    """Turns of each block (S); with stream, how often is reported. None: one an epoch."""
+    """Turns of each block (S); with stream, how often is reported. None: one per epoch."""
 
     hint_age: Annotated[int, Range(0)] | Literal["never"] | None = None
     """Age of the class scores that draw adaptive, hard and gradual negatives: in chapters, or
@@ -271,8 +271,8 @@ class PlanConfig(Section):
     """Parts of the training samples; chapter c learns from part c modulo this number."""
 
     shard_by: Literal["iid", "class", "dirichlet"] = "iid"
-    """How samples are assigned to shards: at random, so that each has few classes, or in shares of
-    each class that are drawn from a Dirichlet distribution."""
+    """How samples are assigned to shards. iid: at random. class: each shard gets few classes.
+    dirichlet: each class is divided in proportions drawn from a Dirichlet distribution."""
 
     shard_alpha: Positive = 0.5
     """Concentration of that distribution: the smaller, the fewer shards share a class."""
@@ -294,8 +294,9 @@ class PlanConfig(Section):
     than before. None: all epochs are trained."""
 
     stop_age: Count = 1
-    """Chapters from the validation that ends training to the first that is not trained. On several
-    ranks that take turns, fewer than ranks let them wait for each validation."""
+    """Chapters from the validation that ends training to the first that is not trained. With
+    several ranks under all-layers, a value below the number of ranks makes them wait for each
+    validation."""
 
     monitor: Monitor = "accuracy"
     """What is compared where validations decide something: the accuracy, or the area under the ROC

@@ -19,6 +19,7 @@ from onward.batch import Batch
 from onward.checkpoint import load, save
 from onward.config import RunConfig
 from onward.data import Dataset
+from onward.data.splits import num_held
 from onward.data.tables import densified, is_sparse
 from onward.errors import DataError, SettingError
 from onward.network.networks import Network
@@ -228,11 +229,10 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     else "Samples are what fit is given. Leave it out."
                 )
                 raise SettingError(f"settings has {name}. {instead}")
-        size = _plain(self.batch_size)
         changes: dict[str, Any] = {
             "data.validation": 0,
             "training.seed": _seed(self.random_state),
-            "training.batch_size": min(size, samples) if isinstance(size, int) else size,
+            "training.batch_size": _plain(self.batch_size),
             "training.precision": self.precision,
         }
         if self.epochs is not None:
@@ -240,7 +240,10 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.widths is not None:
             changes["network.widths"] = tuple(map(_plain, np.atleast_1d(self.widths)))
         own = {name: _plain(value) for name, value in own.items()}
-        return config.with_settings(changes | own)
+        config = config.with_settings(changes | own)
+        learned = samples - num_held(config.data.validation, samples)
+        size = min(config.training.batch_size, max(learned, 1))
+        return config.with_settings({"training.batch_size": size})
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most likely class of each sample."""

@@ -23,6 +23,11 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
             ["x"],
             "There is no recipe x. There are one-pass, mono-forward, tinyfoa, conv, predsim, ",
         ),
+        (
+            ["runs/a"],
+            "There is no run folder runs/a. To repeat a run, give its RUN/config.toml.",
+        ),
+        (["/"], "/ is a folder. To repeat the run in it, give /config.toml."),
         (["none.toml"], "The run file none.toml cannot be read: No such file or directory."),
         (["--epoch", "3"], "There is no flag --epoch. Did you mean --epochs?"),
         (["--batchsize=3"], "There is no flag --batchsize. Did you mean --batch-size?"),

@@ -248,3 +248,8 @@ def test_cifar10_as_published_has_its_known_numbers():
     assert cifar10.y_test.bincount().tolist() == [1_000] * 10
     channels = (cifar10.x.double().mean(dim=(0, 2, 3)) / 255).tolist()
     assert channels == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+
+
+def test_data_that_were_in_memory_are_given_in_python():
+    with pytest.raises(DataError, match=r"in memory .* or call onward\.calibrate\(RUN, x, y\)"):
+        load("samples")

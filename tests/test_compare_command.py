@@ -184,6 +184,9 @@ def test_numbers_have_units():
     ("arguments", "text"),
     [
         (["nothing"], "There is no recipe nothing."),
+        (["runs/nothing"], "There is no run folder runs/nothing."),
+        (["one-pass", "--widths", "8,8"], "--widths. Set it by its name: --set network.widths=8,8"),
+        (["one-pass", "--batch-size=50"], "Set it by its name: --set training.batch_size=50."),
         (["one-pass", "--seeds", "0"], "seeds is 0; it is the number of runs"),
         (["one-pass", "--flops", "0"], "PFLOP are a number above 0; got 0.0."),
         (["one-pass", "--flops", "1", "--epochs", "2"], "Give --epochs or --flops, not both"),

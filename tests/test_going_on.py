@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from commands import onward
 
-from onward.errors import DivergedError
-from onward.runs.folders import read_result
+from onward.errors import DivergedError, FileError
+from onward.runs.folders import check_unfinished, read_result
 from onward.runtime.chapters import ChapterWorker
 
 pytestmark = pytest.mark.usefixtures("unchecked_module")
@@ -189,6 +189,13 @@ def test_a_finished_run_does_not_go_on(cut, refused):
             "run/config.toml; to train further, begin another run with its weights, --init run. A "
             "run with --set placement.keep_state=true goes on for more epochs."
         )
+
+
+def test_a_finished_run_of_several_stages_is_told_what_it_can_do(tmp_path):
+    (tmp_path / "result.json").write_text('{"stage": 1}')
+
+    with pytest.raises(FileError, match=f"are not trained further. To repeat it, train {tmp_path}"):
+        check_unfinished(tmp_path)
 
 
 def test_a_run_that_goes_on_may_be_one_that_begins(undisturbed):

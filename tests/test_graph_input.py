@@ -44,7 +44,7 @@ def test_weights_of_edges_are_said_to_have_no_effect():
 
 
 def test_edges_that_go_one_way_are_told_unless_it_is_said_that_they_do(recwarn):
-    with pytest.warns(OnwardWarning, match="edges go one way only"):
+    with pytest.warns(OnwardWarning, match="edges go one way only, .* in a file must hold both"):
         graph(undirected=None)
     recwarn.clear()
 

@@ -10,6 +10,7 @@ import pytest
 import onward as ow
 from onward.cli.main import main
 from onward.runs import idle
+from onward.runs.sharding import SHARED, split
 from onward.values import kinds
 
 
@@ -168,3 +169,36 @@ def test_what_says_how_data_are_read_is_named_where_they_are_handed_over(name, v
 
     texts = [str(each.message) for each in found if "has no effect" in str(each.message)]
     assert texts == [f"data.{name} = {value} has no effect: {reason}."]
+
+
+def graph_without_validation():
+    order = np.arange(40)
+    ring = np.stack([order, np.roll(order, 1)])
+    x, y = np.random.default_rng(0).normal(size=(40, 3)), order % 2
+    parts = {"train": order[:20], "test": order[20:]}
+    return ow.graph(x, ring, y, **parts, undirected=True, name="ring")
+
+
+def samples_with_validation():
+    x, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    return ow.dataset(x, y, x_val=x, y_val=y, name="pairs")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reason"),
+    [
+        (samples_with_validation, "pairs has validation samples of its own."),
+        (graph_without_validation, "nothing is held out of a graph. Give its validation set"),
+    ],
+)
+def test_a_validation_size_is_named_where_nothing_is_held_out(dataset, reason, monkeypatch):
+    config = ow.RunConfig(recipe="custom").with_settings({"data.validation": 0.5})
+
+    with pytest.warns(ow.OnwardWarning, match=f"data.validation = 0.5 has no effect: {reason}"):
+        split(config, dataset())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        split(ow.RunConfig(recipe="custom"), dataset())
+        # The command has said it, and has started this process.
+        monkeypatch.setenv(SHARED, "data.safetensors")
+        split(config, dataset())

@@ -326,14 +326,14 @@ def test_a_stream_goes_on_from_the_end_of_any_chapter_and_does_nothing_again(pla
         pytest.param(
             chapters_of_two_blocks,
             {"batch_size": 11},
-            "training.batch_size is 11, but the training set has 10 samples. Set --batch-size to "
-            "10",
+            "training.batch_size is 11, but the training set has 10 samples. Set "
+            "training.batch_size to 10 or less.",
             id="mini-batch larger than the set",
         ),
         pytest.param(
             chapters_of_two_blocks,
             {"batch_size": 5, "samples": (10, 4)},
-            "training.batch_size is 5, but shard 1 has 4 samples. Set --batch-size to 4 or less.",
+            "training.batch_size is 5, but shard 1 has 4 samples. Set training.batch_size to 4",
             id="mini-batch larger than a shard",
         ),
         pytest.param(

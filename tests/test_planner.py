@@ -67,7 +67,7 @@ def test_more_ranks_than_blocks_are_best_used_in_teams():
     assert best.plan.slices > 1
     assert set(best.placement.teams) == {best.plan.slices}
     assert f"--slices {best.plan.slices}" in advice(plan, found)
-    assert "which ends in other weights" in advice(plan, found)
+    assert "(changes the weights)." in advice(plan, found)
 
 
 def test_a_slow_rank_speaks_for_a_placement_that_gives_it_less():

@@ -56,8 +56,8 @@ def test_elsewhere_there_are_few_lines_and_no_control_codes(dumb, monkeypatch):
 
     assert text.splitlines() == [
         "2 blocks, 2 epochs in 2 chapters, 1,293 samples; sequential on 1 rank",
-        "chapter 2, block 1: loss 0.2500  accuracy 85.00%; 0 s, about 0 s left",
-        "chapter 2: validation accuracy 62.50%",
+        "chapter 1, block 1: loss 0.2500  accuracy 85.00%; 0 s, about 0 s left",
+        "chapter 1: validation accuracy 62.50%",
     ]
 
 
@@ -67,7 +67,7 @@ def test_elsewhere_a_long_run_says_a_line_now_and_then(monkeypatch):
     lines = Telling().text.splitlines()
 
     assert [line.partition(":")[0] for line in lines[1:5]] == [
-        f"chapter {chapter}, block {block}" for chapter in (1, 2) for block in (0, 1)
+        f"chapter {chapter}, block {block}" for chapter in (0, 1) for block in (0, 1)
     ]
 
 

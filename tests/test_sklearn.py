@@ -241,6 +241,15 @@ def test_epochs_that_early_stopping_left_out_are_not_counted():
     assert 1 < fitted.n_iter_ < 60
 
 
+def test_fewer_samples_than_a_mini_batch_are_one_also_beside_those_held_out():
+    x, y = iris()
+    settings = {"data.validation": 0.2, "plan.patience": 2}
+
+    fitted = OnwardClassifier(widths=(8,), epochs=2, settings=settings).fit(x[::3], y[::3])
+
+    assert fitted.n_iter_ == 2
+
+
 def test_a_warm_start_with_another_transformation_is_refused():
     estimator = OnwardClassifier(widths=(8,), epochs=1, warm_start=True).fit(*iris())
     estimator.set_params(settings={"data.standardize": "none"})

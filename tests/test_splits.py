@@ -270,5 +270,8 @@ def test_labels_of_samples_without_any_are_not_left_out():
 def test_a_share_of_labels_that_leaves_none_is_refused():
     dataset = ow.dataset(np.arange(20.0)[:, None], np.arange(20) % 2, test=0.5)
 
-    with pytest.raises(DataError, match="samples cannot be held out"):
+    with pytest.raises(
+        DataError, match=r"labelled = 0.01 keeps no label of 9 samples. Choose 0.2 or more."
+    ):
         parts_of(dataset, labelled=0.01)
+    parts_of(dataset, labelled=0.2, validation=0)

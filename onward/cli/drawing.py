@@ -189,7 +189,7 @@ def advice(plan: Plan, found: Sequence[Choice]) -> str:
         changes.append(f"--replicas {teams.pop()}")
     if changes:
         text += f" It needs {' '.join(changes)}"
-        text += ", which ends in other weights." if best.plan != plan else "."
+        text += " (changes the weights)." if best.plan != plan else "."
     return text
 
 

@@ -97,7 +97,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help=f"{', '.join(RECIPES)}, one of your own as FILE.py:FUNCTION or "
         f"PACKAGE.MODULE:FUNCTION, or a TOML run file (default: conv for "
-        f"images of three channels, else one-pass)",
+        f"images of three channels, byte-lm for text, forwardgnn-sf for graphs, else one-pass)",
     )
     groups = {section: parser.add_argument_group(*told) for section, told in GROUPS.items()}
     for flag, (name, _) in FLAGS.items():

@@ -40,6 +40,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if not flag.startswith("-"):
             raise SettingError(f"There is one argument too many: {flag}.")
         hint = nearest(flag, options.flags)
+        setting, _ = FLAGS.get(flag, ("", ""))
+        if setting and "--set" in options.flags and not setting.startswith("placement."):
+            given = unknown[0].partition("=")[2] or "".join(unknown[1:2])
+            value = "VALUE" if not given or given.startswith("-") else given
+            hint = f" Set it by its name: --set {setting}={value}."
         if flag == "--device":
             hint = " This command computes on the CPU, where a finished network is."
         raise SettingError(f"There is no flag {flag}.{hint}")
@@ -95,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--costs",
         type=Path,
         metavar="FILE.json",
-        help="file with measured times: read, or, with --measure, written",
+        help="file of measured step times; with --measure it is written, otherwise read",
     )
     plan.add_argument(
         "--link",
@@ -107,7 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--speeds",
         metavar="S,S,...",
-        help="speed of each rank, 1 being that of the machine of the times",
+        help="speed of each rank relative to the machine that was timed (1: the same)",
     )
 
     _add_evaluate(command("evaluate", "Test a trained network."))
@@ -124,14 +129,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE.png", help="picture (default: RUN/trace.png)"
     )
     trace.add_argument(
-        "--simulate", action="store_true", help="draw beside it how it would go with free messages"
+        "--simulate",
+        action="store_true",
+        help="also draw, below, the same tasks as if messages took no time",
     )
 
-    _add_export(command("export", "Write a network as ONNX files, one a stage."))
+    _add_export(command("export", "Export a network to ONNX, one file per stage."))
     _add_predict(command("predict", "Predict the classes of samples."))
-    _add_sample(command("sample", "Go on with a text, by a network that predicts the next byte."))
+    _add_sample(command("sample", "Continue a text with a network that predicts the next byte."))
 
-    check = command("doctor", "Check this machine, and the way between ranks.")
+    check = command("doctor", "Check this machine and the links between ranks.")
     for flag in ("--processes", "--iface"):
         add_flag(check, flag)
 
@@ -179,8 +186,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--flops",
         type=float,
         metavar="PFLOP",
-        help="train each recipe for as many epochs as this many 1e15 operations are enough for, at "
-        "least one, instead of --epochs",
+        help="train each recipe for as many epochs as fit into this many PFLOP (at least one), "
+        "instead of --epochs",
     )
     parser.add_argument(
         "--no-twin",
@@ -191,8 +198,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for all runs, compare.json and compare.png; runs that are there are read, or "
-        "go on (default: runs/compare-DATA)",
+        help="folder for all runs, compare.json and compare.png; finished runs in it are reused "
+        "and interrupted ones resumed (default: runs/compare-DATA)",
     )
 
 
@@ -285,7 +292,7 @@ def _add_exits(parser: argparse.ArgumentParser) -> None:
         "--target-macs",
         type=float,
         metavar="MACS",
-        help="mean MACs a sample, instead: operations, not millions",
+        help="mean MACs per sample, instead: operations, not millions",
     )
     parser.add_argument(
         "--delta",

@@ -124,7 +124,8 @@ def _read(name: str, path: Path, label: str | None) -> dict[str, Any]:
     raise DataError(
         f'There is no data set "{name}".{hint} Known are {", ".join(NAMES)}, and {PATHS}. Data '
         f"that were in memory when a network was trained have no file: save samples in one, and "
-        f"name it."
+        f"name it with --data, or call onward.calibrate(RUN, x, y), which does what `onward exits` "
+        f"does."
     )
 
 

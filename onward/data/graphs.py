@@ -212,8 +212,8 @@ def _warn_of_one_way(edges: Int[Tensor, "2 edges"], nodes: int, name: str) -> No
     if lonely.any():
         warnings.warn(
             f"{name}: {int(lonely.sum()):,} of {len(codes):,} edges go one way only, and messages "
-            f"with them. If edges have no direction, add the way back: undirected=True, or in a "
-            f"file the edges themselves. If they have one, say undirected=False.",
+            f"with them. If edges have no direction, edge_index in a file must hold both; in "
+            f"Python, undirected=True adds the other. If they have one, undirected=False says so.",
             OnwardWarning,
             stacklevel=3,
         )

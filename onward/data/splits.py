@@ -11,6 +11,12 @@ from onward.errors import DataError
 from onward.seeds import derive, generator
 
 
+def num_held(size: float | int, num_samples: int) -> int:
+    """Return how many samples a size is: a share of them, rounded up, or a number."""
+    share = size * num_samples if 0 < size < 1 else 0
+    return size if isinstance(size, int) else math.ceil(share)
+
+
 def hold_out(
     y: Int[Tensor, " samples"],
     groups: Int[Tensor, " samples"] | None,
@@ -48,8 +54,7 @@ def hold_out(
     from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
     num_samples = len(y)
-    share = size * num_samples if 0 < size < 1 else 0
-    held = size if isinstance(size, int) else math.ceil(share)
+    held = num_held(size, num_samples)
     if not 0 < held < num_samples:
         raise DataError(
             f"{size} of {num_samples} samples cannot be held out for {purpose} so that samples are "

@@ -196,7 +196,7 @@ class Plan(ABC):
                 where = f"shard {shard} has" if len(self.samples) > 1 else "the training set has"
                 raise SettingError(
                     f"training.batch_size is {self.batch_size}, but {where} {samples} samples. "
-                    f"Set --batch-size to {samples} or less."
+                    f"Set training.batch_size to {samples} or less."
                 )
             if self.chapters // self.epochs > self.batches(shard):
                 raise SettingError(

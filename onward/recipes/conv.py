@@ -14,7 +14,7 @@ class ConvConfig(ConvolutionConfig):
     """Layers of convolutions, and their classifiers."""
 
     grid: Count = 4
-    """Cells a side of the grid over which a head averages; in smaller maps, every position."""
+    """Cells per side of the grid over which a head averages; in smaller maps, every position."""
 
     head_units: Annotated[int, Range(0)] = 128
     """Hidden units of a head, with batch normalization and GELU; 0: heads are linear."""

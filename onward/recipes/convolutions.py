@@ -113,7 +113,7 @@ def pooled_head(maps: Maps, num_classes: int, *, grid: int, units: int = 0) -> n
     Args:
         maps: What it reads.
         num_classes: How many scores.
-        grid: Cells a side of the grid; in smaller maps, every position.
+        grid: Cells per side of the grid; in smaller maps, every position.
         units: Hidden units, with batch normalization and GELU; 0 for a linear map.
     """
     size = [min(grid, places) for places in maps.size]

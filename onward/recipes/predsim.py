@@ -17,7 +17,7 @@ class PredSimConfig(ConvolutionConfig):
     and GELU; samples are taken for vectors."""
 
     grid: Count = 4
-    """Cells a side of the grid over which a head averages; in smaller maps, every position."""
+    """Cells per side of the grid over which a head averages; in smaller maps, every position."""
 
     similarity: Share = 0.99
     """Share of similarity matching in the loss; the rest is prediction."""

@@ -139,6 +139,11 @@ def check_unfinished(folder: Path) -> None:
         FileError: It has.
     """
     if is_finished(folder) and not can_go_on(folder):
+        if read_result(folder).get("stage", 0):
+            raise FileError(
+                f"The run in {folder} is finished, and runs of several stages are not trained "
+                f"further. To repeat it, train {folder / FILES[0]}."
+            )
         raise FileError(
             f"The run in {folder} is finished, and kept no optimizer state. To repeat it, train "
             f"{folder / FILES[0]}; to train further, begin another run with its weights, --init "

@@ -125,7 +125,7 @@ class Bars(results.Listener):
             elapsed = self.last_line - self.started
             left = elapsed / max(self.done - self.before, 1) * (self.total - self.done)
             self.say(
-                f"chapter {progress.chapter + 1}, {self.names[progress.block]}: {text}; "
+                f"chapter {progress.chapter}, {self.names[progress.block]}: {text}; "
                 f"{elapsed:.0f} s, about {left:.0f} s left"
             )
 
@@ -143,7 +143,7 @@ class Bars(results.Listener):
         now = time.monotonic()
         if now - self.last_validation > LINE_EVERY_SECONDS or chapter == self.chapters:
             self.last_validation = now
-            self.say(f"chapter {chapter}{shard}: validation accuracy {accuracy}")
+            self.say(f"chapter {progress.chapter}{shard}: validation accuracy {accuracy}")
 
     def end(self) -> None:
         if self.bars is not None:

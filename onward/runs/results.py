@@ -142,7 +142,7 @@ def ended_early(found: Mapping[str, Any]) -> str:
     if found.get("best_chapter") is None:
         return ""
     kept = f"{found['chapters_trained']} of {found['chapters']}"
-    return f"{kept}, the best: {found['best_chapter'] + 1}"
+    return f"{kept}, the best: chapter {found['best_chapter']}"
 
 
 @dataclass
@@ -216,7 +216,7 @@ class Log:
         now, plan = self.standing, self.plan
         if now is None:
             return ""
-        found = f"the best validation accuracy was that of chapter {now.best + 1}"
+        found = f"the best validation accuracy was that of chapter {now.best}, counted from 0"
         trained = self.chapters_trained
         parts = [f"Training ended after {trained} of {plan.chapters} chapters: {found}."]
         if trained == plan.chapters:

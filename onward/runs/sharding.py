@@ -1,6 +1,7 @@
 """Which samples each rank learns from: loading, held-out samples, shards."""
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,12 @@ from onward.data.inputs import (
     kind_of,
 )
 from onward.data.quoting import listed
+from onward.data.splits import num_held
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.runtime.workers import Shard
 from onward.settings import TrainingConfig
 from onward.transport.messages import Transport
+from onward.world import current_rank
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,8 @@ def load_data(config: RunConfig, rank: int, *, allow_one_class: bool = False) ->
         label=label and label.replace("{rank}", str(rank)),
         links=config.data.links,
     )
-    for name, is_idle in (
-        ("test", dataset.has_own_test),
-        ("validation", dataset.validation is not None),
-    ):
-        if is_idle and rank == 0:
-            _warn_if_chosen(config, name, f"{dataset.name} has {name} samples of its own")
+    if dataset.has_own_test and rank == 0:
+        _warn_if_chosen(config, "test", f"{dataset.name} has test samples of its own")
     return dataset
 
 
@@ -119,13 +118,16 @@ def handed_over(config: RunConfig, dataset: Dataset) -> RunConfig:
     if Path(config.data.name).name != dataset.name:
         for name in ("name", "label", "dir", "test", "context", "links"):
             _warn_if_chosen(config, name, f"the data set was handed over, {dataset.name}")
-    if dataset.validation is not None:
-        _warn_if_chosen(config, "validation", f"{dataset.name} has validation samples of its own")
     return config.with_settings({"data.name": dataset.name})
 
 
 def _warn_if_chosen(config: RunConfig, name: str, reason: str) -> None:
-    """Warn of a setting of the data that has no effect, where it is not that of the recipe."""
+    """Warn of a setting of the data that has no effect, where it is not that of the recipe.
+
+    Rank 0 does, unless the command, which has handed it the data, has done so.
+    """
+    if SHARED in os.environ or current_rank() != 0:
+        return
     chosen = getattr(config.data, name)
     if chosen != getattr(RunConfig(recipe=config.recipe, method=config.method).data, name):
         text = f"data.{name} = {chosen} has no effect: {reason}."
@@ -159,7 +161,8 @@ def with_data(config: RunConfig, dataset: Dataset, num_ranks: int) -> RunConfig:
 def split(config: RunConfig, dataset: Dataset) -> Dataset:
     """Return a data set whose validation samples are held out, unless it has some of its own.
 
-    What is held out of a data set is a copy: let the data set as it was read go.
+    A size that was chosen and has no effect is warned of. What is held out of a data set is a
+    copy: let the data set as it was read go.
     """
     training = dataset.training
     digest = dataset.sha256()
@@ -169,9 +172,16 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
         training = training.counted
         dataset = replace(dataset, training=training, digest=digest)
     if dataset.validation is not None:
+        reason = f"{dataset.name} has validation samples of its own"
+        _warn_if_chosen(config, "validation", reason)
         return replace(dataset, training=training, digest=digest)
     if training.structure or "label" not in training.targets or not config.data.validation:
         # Parts of a graph belong together, and without classes there is nothing to be right about.
+        if config.data.validation:
+            reason = "nothing is held out of samples without classes"
+            if training.structure:
+                reason = "nothing is held out of a graph. Give its validation set with it"
+            _warn_if_chosen(config, "validation", reason)
         nothing = training.replace(structure={}).take(slice(0, 0))
         return replace(dataset, training=training, validation=nothing, digest=digest)
     kept, held_out = datasets.split_validation(
@@ -191,7 +201,7 @@ def labelled(config: RunConfig, training: Batch) -> Tensor | None:
 
     Raises:
         SettingError: They have none, or belong together.
-        DataError: A class would have none.
+        DataError: A class would have none, or all would.
     """
     share = config.data.labelled
     if share is None:
@@ -200,6 +210,14 @@ def labelled(config: RunConfig, training: Batch) -> Tensor | None:
         raise SettingError(
             f"data.labelled is {share}, but samples cannot be left out here: these have no labels, "
             f"or belong together as a graph does. Leave it out."
+        )
+    number = len(training)
+    if num_held(1 - share, number) == number:
+        step = 10.0 ** math.floor(-math.log10(number))
+        least = math.ceil(1 / number / step) * step
+        raise DataError(
+            f"data.labelled = {share} keeps no label of {number:,} samples. Choose {least:g} or "
+            f"more."
         )
     seed = config.data.split_seed
     kept, _ = datasets.hold_out(training.label, None, 1 - share, seed=seed, purpose="labels")

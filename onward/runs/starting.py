@@ -228,7 +228,7 @@ def _check_labelled(config: RunConfig, summary: DataSummary) -> None:
         raise SettingError(
             f"data.labelled is {config.data.labelled} and keeps the labels of {samples} training "
             f"samples{where}, and training.batch_size is {size}. Keep more labels, or set "
-            f"--batch-size to {samples} or less."
+            f"it to {samples} or less."
         )
 
 
