@@ -25,7 +25,7 @@ from onward.data.mapped import MappedSamples, mapped
 from onward.data.numbers import Numbers, real
 from onward.data.quoting import listed
 from onward.data.splits import hold_out
-from onward.data.tables import as_known, column_names, in_order
+from onward.data.tables import as_known, column_names, in_order, warn_of_rounding
 from onward.digests import tensors_sha256
 from onward.errors import DataError
 from onward.html import table
@@ -276,7 +276,9 @@ def from_arrays(
     x_test, y_test = _read(x_test, y_test, f"{name}: x_test")
     x = as_known(x)
     columns = column_names(x)
-    inputs = samples(x, f"{name}: x")
+    array = real(x, f"{name}: x")
+    warn_of_rounding(array, columns, f"{name}: x")
+    inputs = samples(array, f"{name}: x")
     if y is None:
         raise DataError(
             f"{name}: there is no y. Give the class of each sample, as a whole number or a name."
