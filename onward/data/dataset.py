@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Pairs
 
+from onward.arguments import check_arguments
 from onward.batch import Batch, named, parts
 from onward.data.labels import (
     as_names,
@@ -271,6 +272,8 @@ def from_arrays(
         >>> dataset.num_samples, dataset.input_shape, dataset.num_classes, len(dataset.x_test)
         (8, (10,), 2, 2)
     """
+    # Names of classes, which a file may bring, are read with the labels.
+    check_arguments(from_arrays, locals() | {"class_names": None}, called="dataset")
     x, y = _read(x, y, f"{name}: x")
     x_val, y_val = _read(x_val, y_val, f"{name}: x_val")
     x_test, y_test = _read(x_test, y_test, f"{name}: x_test")
