@@ -9,23 +9,30 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from onward.errors import SettingError
 
 TAKES = {
+    "allow_one_class": "True or False",
     "augment": "a function of a batch and a generator, such as ow.Translate(2), or several",
     "class_weights": "'balanced', a number between 0 and 1, or None",
     "blocks": "a list of ow.Block",
     "config": "an ow.RunConfig, such as ow.RunConfig(recipe='hinton'), or of a recipe of your own "
     "ow.RunConfig(method=recipe)",
+    "context": "a whole number of bytes",
     "data": "an ow.DataConfig, such as ow.DataConfig(name='mnist')",
+    "data_dir": "a path",
     "dataset": "an ow.Dataset: ow.dataset(x, y) makes one of arrays, tensors or tables, "
     "ow.dataset(loader) of a Dataset or DataLoader of torch, and "
     "ow.Dataset(training=ow.Batch(x, {'label': y}), ...) of batches",
     "folder": "a path",
     "input_shape": "a tuple of whole numbers, such as (1, 28, 28)",
     "head": "a module, such as nn.Linear(units, num_classes)",
+    "is_image": "True or False",
+    "label": "the name of a column, or the path of an .npy file",
     "labelled": "a fraction of the training samples, above 0 and up to 1",
+    "links": "True or False",
     "listener": "an ow.Listener, such as ow.CSVLog('training.csv') or a class of your own whose "
     "methods are called, such as progress; or several",
     "method": "a recipe, such as ow.load_recipe('FILE.py:FUNCTION')",
     "module": "an nn.Module, such as nn.Linear(inputs, units); several go into an nn.Sequential",
+    "name": "a text, such as 'mnist'",
     "network": "an ow.Network; ow.train also takes stages, [ow.Stage(network=...), ...]",
     "num_classes": "a whole number",
     "objective": "an ow.Objective, such as ow.CrossEntropy(nn.Linear(units, num_classes))",
@@ -51,8 +58,10 @@ TAKES = {
     "settings": "a dict of settings by full name, such as {'training.epochs': 5}",
     "shift": "a whole number of pixels",
     "source": "the number of a block, or 'input'",
+    "split_seed": "a whole number",
     "standardize": "one of 'auto', 'feature', 'channel', 'none'",
     "structure": "a tuple of names, such as ('links',)",
+    "test": "a fraction below 1, or a number of samples",
     "ticks": "a whole number",
     "training": "an ow.TrainingConfig, such as ow.TrainingConfig(epochs=5)",
     "validation": "a fraction below 1, or a number of samples",
@@ -61,19 +70,22 @@ TAKES = {
 """What arguments of each name are, for messages."""
 
 
-def check_arguments(function: Callable[..., object], given: Mapping[str, Any]) -> None:
+def check_arguments(
+    function: Callable[..., object], given: Mapping[str, Any], *, called: str | None = None
+) -> None:
     """Refuse arguments of other types than a function, or a dataclass, is written with.
 
     Args:
         function: Has annotations.
         given: Its arguments by name, such as `locals()`; what has no annotation is left out.
+        called: What a user knows the function as. None: by its own name.
 
     Raises:
         SettingError: One is of another type.
     """
     for name, kind in typing.get_type_hints(function).items():
         if name in given and not fits(given[name], kind):
-            owner = function.__qualname__.removesuffix(".__init__")
+            owner = called or function.__qualname__.removesuffix(".__init__")
             raise SettingError(
                 f"ow.{owner}: {name} must be {TAKES.get(name, kind)}; got {said(given[name])}."
             )
@@ -96,6 +108,8 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str | int) and value in inner
     if origin is None:
+        if isinstance(value, bool) and kind in (int, float):
+            return False
         return isinstance(value, {int: Integral, float: Real}.get(kind, kind))
     if issubclass(origin, Mapping):
         keys, values = inner

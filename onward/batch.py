@@ -107,13 +107,20 @@ class Batch:
         """Refuse what does not belong to the same samples.
 
         Raises:
-            ValueError: A target, ids or weights are of another number of samples.
+            ValueError: A target, ids or weights are of another number of samples, or ids or weights
+                are no vector.
         """
         if not isinstance(self.inputs, Tensor | dict):
             raise TypeError(
                 f"The inputs of a batch are a tensor, or a dict of tensors by name; got "
                 f"{type(self.inputs).__name__}."
             )
+        for name, tensor in (("ids", self.ids), ("weights", self.weights)):
+            if tensor is not None and tensor.ndim != 1:
+                raise ValueError(
+                    f"The {name} of a batch are one number a sample, of shape ({len(self)},); got "
+                    f"shape {tuple(tensor.shape)}. Give {name}.reshape(-1)."
+                )
         beside = {**self.targets, "ids": self.ids, "weights": self.weights}
         for name, tensor in beside.items():
             if tensor is not None and tensor.shape[0] != len(self):

@@ -20,7 +20,7 @@ from onward.checkpoint import load, save
 from onward.config import RunConfig
 from onward.data import Dataset
 from onward.data.splits import num_held
-from onward.data.tables import densified, is_sparse
+from onward.data.tables import densified, is_sparse, warn_of_rounding
 from onward.errors import DataError, SettingError
 from onward.network.networks import Network
 from onward.recipes import RECIPES
@@ -125,6 +125,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _fitted(self, X: Any, y: Any) -> "OnwardClassifier":
         before: Network | None = getattr(self, "network_", None) if self.warm_start else None
+        given = X
         X, y = validate_data(
             self,
             X,
@@ -134,6 +135,9 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ensure_min_samples=2,
             reset=before is None,
         )
+        columns = _names(getattr(self, "feature_names_in_", None))
+        if not is_sparse(X) and getattr(given, "dtype", None) != np.float32:
+            warn_of_rounding(np.asarray(given, dtype=np.float64), columns, "X")
         X = densified(X, "X") if is_sparse(X) else np.array(X)
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
@@ -176,7 +180,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             training=training,
             test=training.take(slice(0, 0)),
             num_classes=len(classes),
-            feature_names=_names(getattr(self, "feature_names_in_", None)),
+            feature_names=columns,
         )
         if before is None:
             result = run(config, Listener(), dataset=dataset)

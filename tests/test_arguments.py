@@ -402,6 +402,36 @@ def test_what_fails_in_a_module_is_told_with_its_line_and_stays_the_cause():
     assert isinstance(it.value.__cause__, AttributeError)
 
 
+# Data sets
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"num_classes": 2.0}, "ow.dataset: num_classes must be a whole number; got 2.0."),
+        ({"num_classes": "2"}, "ow.dataset: num_classes must be a whole number; got '2'."),
+        ({"test": None}, "ow.dataset: test must be a fraction below 1, or a number of samples; go"),
+        ({"test": True}, "ow.dataset: test must be a fraction below 1, or a number of samples; go"),
+        ({"is_image": 1}, "ow.dataset: is_image must be True or False; got 1."),
+    ],
+)
+def test_arguments_of_a_data_set_are_held_against_their_types(given, says):
+    refuses(lambda: ow.dataset(np.eye(10), np.arange(10) % 2, **given), says)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"test": None}, "ow.load_data: test must be a fraction below 1, or a number of samples"),
+        ({"label": 3}, "ow.load_data: label must be the name of a column, or the path of an .npy"),
+        ({"data_dir": 3}, "ow.load_data: data_dir must be a path; got 3."),
+        ({"name": None}, "ow.load_data: name must be a text, such as 'mnist'; got None."),
+    ],
+)
+def test_arguments_of_data_that_are_loaded_are_held_against_their_types(given, says):
+    refuses(lambda: ow.load_data(**{"name": "digits", **given}), says)
+
+
 # Results
 
 

@@ -123,6 +123,41 @@ def test_one_class_for_all_samples_is_doubted_however_large_the_class():
     assert any("No better than chance: the network" in text for text in found)
 
 
+def test_a_class_without_training_samples_is_given_no_weights():
+    one_answer = whole(Tally((990, 10), named=(1000, 0), right=(990, 0)))
+    training = ow.Batch(torch.zeros(3, 1), {"label": torch.tensor([1, 2, 1])})
+
+    (said,) = (text for text in doubts(FALLING, one_answer, training=training) if "All" in text)
+
+    assert "none is of that class" in said
+    assert "class_weights" not in said
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ([2] * 9 + [0], r"Class 'dog' has 9 test samples and no training samples, so the network"),
+        ([2, 3, 0], r"Classes 'dog', 'bird' have 2 test samples and no training samples"),
+        ([1], None),
+    ],
+)
+def test_classes_that_are_tested_and_not_learned_are_named_when_a_run_starts(label, said, recwarn):
+    y = torch.arange(40) % 2
+    dataset = ow.Dataset(
+        training=ow.Batch(torch.eye(40), {"label": y}),
+        test=ow.Batch(torch.eye(40)[: len(label)], {"label": torch.tensor(label)}),
+        num_classes=4,
+        class_names=("cat", "dgo", "dog", "bird"),
+    )
+    network = ow.mlp((40,), num_classes=4, widths=(8,))
+
+    ow.train(network, dataset, training=ow.TrainingConfig(epochs=1, batch_size=10), validation=0)
+
+    found = [str(each.message) for each in recwarn if "no training samples" in str(each.message)]
+    assert len(found) == (said is not None)
+    assert said is None or re.search(said, found[0])
+
+
 def test_where_all_test_samples_are_of_one_class_there_is_nothing_to_doubt():
     assert doubts(FALLING, whole(Tally((0, 50), named=(0, 50), right=(0, 50)))) == []
 

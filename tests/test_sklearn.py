@@ -100,6 +100,15 @@ def test_sparse_samples_are_answered_as_dense_ones():
     assert (sparse.predict_proba(scipy.sparse.coo_array(x)) == dense.predict_proba(x)).all()
 
 
+def test_a_column_that_is_lost_in_float32_is_named():
+    x, y = iris()
+    x[:, 2] += 1e7
+    estimator = OnwardClassifier(widths=(8,), epochs=1)
+
+    with pytest.warns(ow.OnwardWarning, match="X: in the column '2', numbers differ by less than"):
+        estimator.fit(x, y)
+
+
 def test_sparse_samples_that_need_too_much_memory_are_refused():
     wide = scipy.sparse.csr_array((2000, 2**31 - 1), dtype=np.float32)
 

@@ -253,6 +253,39 @@ def test_sparse_matrices_are_written_out(kind, trained):
     assert torch.equal(network.scores(kind(dense)).network, network.scores(dense).network)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, bool, np.int64])
+def test_whole_numbers_of_a_sparse_matrix_are_no_pixels(kind):
+    counts = np.arange(3 * ROWS).reshape(ROWS, 3) % 5
+
+    dataset = ow.dataset(scipy.sparse.csr_array(counts.astype(kind)), Y, test=2)
+
+    assert dataset.x.dtype == torch.float32
+    assert dataset.x.max() == (1 if kind is bool else 4)
+
+
+def of_columns(kind, **columns):
+    return pandas.DataFrame({name: column.astype(kind) for name, column in columns.items()})
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_a_column_that_is_lost_in_float32_is_named(kind):
+    rows = np.arange(ROWS)
+    given = of_columns(kind, age=rows, time=1_600_000_000 + rows, same=rows * 0 + 10**9)
+
+    with pytest.warns(ow.OnwardWarning, match="in the column 'time', numbers differ by less than "):
+        ow.dataset(given, Y)
+    with pytest.warns(ow.OnwardWarning, match=r"x: in the column '1', numbers .* 0\.001%"):
+        ow.dataset(given.to_numpy(), Y)
+
+
+@pytest.mark.filterwarnings("error")
+def test_columns_that_float32_holds_are_not_warned_of():
+    rows = np.arange(ROWS)
+
+    ow.dataset(of_columns(np.float64, days=1_600_000_000 + 86_400 * rows, small=1e-9 * rows), Y)
+    ow.dataset(np.where(rows % 2, 0.3, 0.1 + 0.2)[:, None].repeat(2, axis=1), Y)
+
+
 def test_a_sparse_matrix_without_room_for_its_zeros_is_refused():
     matrix = scipy.sparse.csr_array((10**6, 10**8), dtype=np.float32)
 

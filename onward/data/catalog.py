@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onward.arguments import check_arguments
 from onward.data import arrays, cifar, idx, mitbih, table_files
 from onward.data.arrays import read_npy_pair, read_npz
 from onward.data.dataset import Dataset, from_arrays
@@ -35,7 +36,7 @@ PATHS = "paths that end in .npz, .npy, .csv, .tsv, .parquet or .txt, or to a fol
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     data_dir: Path | str | None = None,
     split_seed: int = 0,
@@ -70,6 +71,8 @@ def load(
         >>> digits.num_samples, len(digits.x_test), digits.input_shape
         (1437, 360, (1, 8, 8))
     """
+    check_arguments(load, locals(), called="load_data")
+    name = str(name)
     path = Path(name).expanduser()
     if label is not None and not takes_label(name):
         raise DataError(

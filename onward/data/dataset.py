@@ -12,19 +12,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Pairs
 
-from onward.batch import Batch, parts
+from onward.arguments import check_arguments
+from onward.batch import Batch, named, parts
 from onward.data.labels import (
     as_names,
     check_classes,
+    check_label,
     read_labels,
     whole_numbers,
 )
 from onward.data.loaders import is_loader, read_pairs
-from onward.data.mapped import mapped
+from onward.data.mapped import MappedSamples, mapped
 from onward.data.numbers import Numbers, real
 from onward.data.quoting import listed
 from onward.data.splits import hold_out
-from onward.data.tables import as_known, column_names, in_order
+from onward.data.tables import as_known, column_names, in_order, warn_of_rounding
 from onward.digests import tensors_sha256
 from onward.errors import DataError
 from onward.html import table
@@ -115,9 +117,45 @@ class Dataset:
                 f"{self.name}: there are {len(columns)} feature_names, and samples have the shape "
                 f"{self.input_shape}."
             )
+        for part in ("training", "validation", "test"):
+            self._check_part(part)
         if self.training.ids is None:
             ids = torch.arange(len(self.training))
             object.__setattr__(self, "training", self.training.replace(ids=ids))
+
+    def _check_part(self, part: str) -> None:
+        """Refuse samples that a network cannot take, or not after those of the training."""
+        batch, known = getattr(self, part), named(self.training.inputs, "inputs")
+        if batch is None:
+            return
+        inputs = named(batch.inputs, "inputs")
+        if inputs.keys() != known.keys():
+            raise DataError(
+                f"{self.name}: training has {', '.join(known)}, and {part} {', '.join(inputs)}. "
+                f"Give both the same inputs by name."
+            )
+        for name, x in inputs.items():
+            what = f"{self.name}: {part}.{name}"
+            if x.dtype is torch.float64:
+                raise DataError(
+                    f"{what} is of type float64, and networks take float32. Give x.float()."
+                )
+            alike = f"{self.name}: samples of training.{name}", f"{part}.{name}"
+            _check_alike(known[name], x, *alike)
+            # With a digest, they were looked at before, and may lie in a file that ranks share.
+            if self.digest is None and not isinstance(x, MappedSamples):
+                check_finite(x, what)
+        if "label" in batch.targets:
+            check_label(batch, self.num_classes, self.name, part)
+        weights = batch.weights
+        if weights is None or not len(weights):
+            return
+        weights = weights if batch.index is None else weights[batch.index]
+        if not weights.isfinite().all() or weights.min() < 0 or not weights.any():
+            raise DataError(
+                f"{self.name}: {part}.weights run from {weights.min():g} to {weights.max():g}. "
+                f"Weights are finite and not negative, and one at least is above 0."
+            )
 
     def __repr__(self) -> str:
         """Return it in a line."""
@@ -251,12 +289,16 @@ def from_arrays(
         >>> dataset.num_samples, dataset.input_shape, dataset.num_classes, len(dataset.x_test)
         (8, (10,), 2, 2)
     """
+    # Names of classes, which a file may bring, are read with the labels.
+    check_arguments(from_arrays, locals() | {"class_names": None}, called="dataset")
     x, y = _read(x, y, f"{name}: x")
     x_val, y_val = _read(x_val, y_val, f"{name}: x_val")
     x_test, y_test = _read(x_test, y_test, f"{name}: x_test")
     x = as_known(x)
     columns = column_names(x)
-    inputs = samples(x, f"{name}: x")
+    array = real(x, f"{name}: x")
+    warn_of_rounding(array, columns, f"{name}: x")
+    inputs = samples(array, f"{name}: x")
     if y is None:
         raise DataError(
             f"{name}: there is no y. Give the class of each sample, as a whole number or a name."
@@ -432,15 +474,19 @@ def check_finite(x: Tensor, what: str) -> None:
 
 
 def _check_alike(x: Tensor, other: Tensor, what: str, of: str) -> None:
-    if x.shape[1:] != other.shape[1:]:
+    # Codes, such as those of a text, may be more or fewer.
+    is_codes = not x.is_floating_point() and x.dtype is not torch.uint8
+    if x.ndim != other.ndim or (x.shape[1:] != other.shape[1:] and not is_codes):
         raise DataError(
             f"{what} have the shape {tuple(x.shape[1:])} and samples of {of} "
             f"{tuple(other.shape[1:])}. They must have the same shape."
         )
     if x.dtype != other.dtype:
+        is_pixels = torch.uint8 in (x.dtype, other.dtype)
+        reason = ", but only uint8 is divided by 255" if is_pixels else ""
         raise DataError(
-            f"{what} are of type {_type(x)} and samples of {of} of type {_type(other)}, but only "
-            f"uint8 is divided by 255. Give both in the same type."
+            f"{what} are of type {_type(x)} and samples of {of} of type {_type(other)}{reason}. "
+            f"Give both in the same type."
         )
 
 

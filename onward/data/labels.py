@@ -9,6 +9,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onward.batch import Batch
 from onward.data.numbers import Numbers, check_no_mask, real
 from onward.data.quoting import listed, text_of
 from onward.data.tables import is_table
@@ -196,6 +197,30 @@ def check_classes(counts: Sequence[int]) -> None:
             f"The classes of the {sum(counts)} training samples are {present}, and learning takes "
             f"two at least. Add samples of another class."
         )
+
+
+def check_label(batch: Batch, num_classes: int, name: str, part: str) -> None:
+    """Refuse a target `label` that is no number of a class for each sample that counts.
+
+    Args:
+        batch: Some samples.
+        num_classes: How many classes there are; 0 where it is not known.
+        name: What the data set is called in errors.
+        part: What the samples are called in it.
+
+    Raises:
+        DataError: It is of another shape or type, or of no such class.
+    """
+    label, what = batch.targets["label"], f"{part}.label"
+    found = whole_numbers(label, f"{name}: {what}", len(batch))
+    if label.dtype is not torch.int64:
+        raise DataError(
+            f"{name}: {what} is of type {str(label.dtype).removeprefix('torch.')}, and classes are "
+            f"numbers of type int64. Give label.long()."
+        )
+    if batch.index is not None:
+        found = torch.zeros_like(found).index_put((batch.index,), found[batch.index])
+    _count_classes({what: found}, num_classes or MOST_CLASSES, name)
 
 
 def whole_numbers(values: Numbers, what: str, num_samples: int) -> Int[Tensor, " samples"]:

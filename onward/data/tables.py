@@ -1,6 +1,7 @@
 """Tables with named columns, as pandas and polars have them, and matrices that are mostly zero."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
@@ -11,10 +12,17 @@ import psutil
 from numpy.typing import NDArray
 
 from onward.data.quoting import listed, text_of
-from onward.errors import DataError
+from onward.errors import DataError, OnwardWarning
 
 MOST_COLUMNS = 100_000
 """A table that is wider is taken for a mistake."""
+
+ROUNDED = 1e-5
+"""Spread of a column, as a share of its largest number, below which float32, with steps of about
+1e-7 of it, keeps little of it."""
+
+NOISE = 1e-12
+"""The same share, up to which numbers differ by the rounding of float64 alone."""
 
 DENSE_SHARE = 0.25
 """Share of the machine's memory that a sparse matrix may take once its zeros are written out."""
@@ -190,6 +198,31 @@ def check_names(names: Sequence[Any], what: str) -> None:
         raise DataError(f"{what} has {number} columns with the name {text_of(name)}. Rename them.")
 
 
+def warn_of_rounding(array: NDArray[Any], names: Sequence[str] | None, what: str) -> None:
+    """Warn of columns whose numbers are nearly the same in float32, such as times in seconds.
+
+    Args:
+        array: Samples, in the type in which they were given.
+        names: Names of the columns; None where they have none.
+        what: What the samples are called.
+    """
+    if array.ndim != 2 or not array.size or array.dtype.name not in ("int32", "int64", "float64"):
+        return
+    low, high = (ends(axis=0).astype(np.float64) for ends in (array.min, array.max))
+    with np.errstate(invalid="ignore", over="ignore"):  # What is not finite is refused later.
+        spread, largest = high - low, np.maximum(np.abs(low), np.abs(high))
+    columns = np.flatnonzero((spread < ROUNDED * largest) & (spread > NOISE * largest))
+    if len(columns):
+        found = columns_listed([names[n] if names else n for n in columns.tolist()])
+        warnings.warn(
+            f"{what}: in {found}, numbers differ by less than {ROUNDED:.3%} of their size, "
+            f"and most of that is lost in float32, in which networks compute. Subtract the mean of "
+            f"the column first.",
+            OnwardWarning,
+            stacklevel=3,
+        )
+
+
 def columns_listed(names: Sequence[Any], most: int = 5) -> str:
     """Return names of columns in a line, the first of many.
 
@@ -211,6 +244,9 @@ def densified(matrix: Any, what: str) -> NDArray[Any]:
     Raises:
         DataError: It would take too much memory.
     """
+    if matrix.dtype.kind in "bui":
+        # As numbers of a table: bytes that are mostly zero are counts, and no pixels.
+        matrix = matrix.astype(np.float32)
     size = float(np.prod([float(n) for n in matrix.shape])) * matrix.dtype.itemsize
     room = DENSE_SHARE * psutil.virtual_memory().total
     if size > room:

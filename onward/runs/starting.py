@@ -12,6 +12,7 @@ import torch
 from onward.config import RunConfig
 from onward.costs import budget, memory
 from onward.data import Dataset
+from onward.data.quoting import class_name
 from onward.devices import device_name, find_device, resolve_precision
 from onward.digests import tensors_sha256
 from onward.errors import FileError, OnwardWarning, SettingError, name_of
@@ -135,8 +136,9 @@ def get_ready(
     memory.check([memory.Room(*other) for other in rooms], memory.LESS_ON_GPUS)
     store: Store | None = None
     holders: Holders = {}
-    for text in idles[-1] if warns and transport.rank == 0 else ():
-        if all(text in others for others in idles):
+    if warns and transport.rank == 0:
+        common = [text for text in idles[-1] if all(text in others for others in idles)]
+        for text in (*common, *_not_learned(dataset, summary)):
             warnings.warn(text, OnwardWarning, stacklevel=5)
     if max_restarts() > 0 and not keeps and transport.rank == 0:
         listener.note(
@@ -194,6 +196,28 @@ def get_ready(
         store,
         holders,
     )
+
+
+def _not_learned(dataset: Dataset, summary: DataSummary) -> list[str]:
+    """Return which classes are asked for in validation and test, and have no training samples."""
+    lacking = [label for label, samples in enumerate(summary.class_samples) if not samples]
+    found = []
+    for part, batch in (("validation", dataset.validation), ("test", dataset.test)):
+        if batch is None or "label" not in batch.targets:
+            continue
+        label = batch.targets["label"]
+        counted = label if batch.index is None else label[batch.index]
+        asked = counted.bincount(minlength=summary.num_classes)
+        names = [class_name(summary.class_names, number) for number in lacking if asked[number]]
+        if names:
+            total, is_one = int(asked[lacking].sum()), len(names) == 1
+            found.append(
+                f"Class{' ' if is_one else 'es '}{', '.join(names[:5])}"
+                f"{', ...' if len(names) > 5 else ''} {'has' if is_one else 'have'} {total:,} "
+                f"{part} sample{'' if total == 1 else 's'} and no training samples, so the network "
+                f"cannot learn {'it' if is_one else 'them'}. Check how classes are named."
+            )
+    return found
 
 
 def _check_kept(config: RunConfig, later: Sequence[object]) -> None:
