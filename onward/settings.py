@@ -129,8 +129,9 @@ class NetworkConfig(Section):
     """How the wrong label of a negative is chosen. fixed: uniformly, once for the run; random:
     uniformly, anew each time; adaptive: the most likely one, by what the network says; hard: drawn
     in proportion to what it says; gradual: adaptive as often as it is right, random otherwise;
-    nearest: that of the nearest sample of another class; mixed: random, with samples and labels
-    mixed two by two. None for objectives without negatives."""
+    nearest: that of the sample of another class with the nearest inputs, among 500 drawn at random;
+    mixed: random, with samples and labels mixed two by two. None for objectives without
+    negatives."""
 
     label_strength: Positive | None = None
     """Input value of an embedded label. None: 1; for images of several channels a tenth of the

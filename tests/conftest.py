@@ -127,9 +127,11 @@ def refused(capsys):
 
 
 def contents():
-    """Return all files and folders here, and what they hold."""
+    """Return all files and folders here, and what they hold, but for Python's bytecode."""
     found = {}
     for path in Path().rglob("*"):
+        if "__pycache__" in path.parts:
+            continue
         try:
             found[path] = path.read_bytes() if path.is_file() else None
         except PermissionError:

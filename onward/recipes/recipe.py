@@ -64,10 +64,11 @@ class Recipe:
             OptimizerConfig(), **{name.removeprefix("optimizer."): own[name] for name in own}
         )
 
-    def __call__(self, settings: Any, data: Any, **keywords: Any) -> Any:
-        if self.takes("optimizer"):
-            keywords.setdefault("optimizer", self.optimizer)
-        return self.function(settings, data, **keywords)
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        given = inspect.signature(self.function).bind_partial(*arguments, **keywords).arguments
+        if self.takes("optimizer") and "optimizer" not in given:
+            keywords["optimizer"] = self.optimizer
+        return self.function(*arguments, **keywords)
 
 
 def recipe(
