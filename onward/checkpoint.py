@@ -322,7 +322,9 @@ def _modules(network: Network) -> list[str]:
     for block in network.all_blocks:
         scored = [block.objective] if block.objective.has_scores else []
         text = "\n".join(map(repr, [block.module, *scored]))
-        found.append(re.sub(r" at 0x[0-9a-fA-F]+| \(GPU \d+\)", "", text))
+        # Nor what inference does not need: where it is, and what is dropped in training.
+        text = re.sub(r" at 0x[0-9a-fA-F]+| \((GPU |cuda:)\d+\)|(?<=Dropout\()p=[^,)]*", "", text)
+        found.append("\n".join(line for line in text.splitlines() if line.strip() != ")"))
     return found
 
 

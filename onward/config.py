@@ -30,6 +30,9 @@ MOVED = {
 }
 """The same for settings that some recipes had, and recipes of one's own may still have."""
 
+OF_HEADS = ("ff-conv", "uff")
+"""Recipes whose heads followed them too."""
+
 RENAMED_VALUES = {
     ("plan.cut", "rows"): "samples",
     ("network.muon", "muon"): "true",
@@ -181,6 +184,9 @@ class RunConfig:
             name = RENAMED.get(given, given)
             if name not in known and MOVED.get(name) in known:
                 name = MOVED[name]
+                if self.recipe in OF_HEADS and name.startswith("optimizer."):
+                    changes_of_head = sections.setdefault("optimizer", {})
+                    changes_of_head[f"head_{name.removeprefix('optimizer.')}"] = value
             if name not in known:
                 same_end = [full for full in known if full.rpartition(".")[2] == name]
                 guess = f" Did you mean {same_end[0]}?" if same_end else nearest(name, known)

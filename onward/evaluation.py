@@ -341,7 +341,7 @@ def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " 
         check_shape(names.shape, "y", samples)
         return numbers_of(known, names, "y")
     labels = whole_numbers(y, "y", samples)
-    if known and not isinstance(y, Tensor) and all(n.removeprefix("-").isdecimal() for n in known):
+    if known and not isinstance(y, Tensor) and all(map(_is_number, known)):
         return numbers_of(known, labels.numpy().astype(np.str_), "y")
     if samples and (labels.min() < 0 or labels.max() >= network.num_classes):
         raise DataError(
@@ -349,3 +349,8 @@ def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " 
             f"these run from {labels.min()} to {labels.max()}."
         )
     return labels
+
+
+def _is_number(name: str) -> bool:
+    """Return whether a name is what a whole number is written as."""
+    return name.removeprefix("-").isdecimal() and str(int(name)) == name

@@ -95,8 +95,8 @@ def told_known(network: Network, dataset: Dataset) -> str | None:
     if known <= MOST_OVERLAP:
         return None
     return (
-        f"{dataset.name}: about {known:.0%} of the samples that are counted are training samples "
-        f"of this network."
+        f"{dataset.name}: about {known:.0%} of the samples that are counted equal training "
+        f"samples of this network."
     )
 
 

@@ -137,7 +137,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         columns = _names(getattr(self, "feature_names_in_", None))
         if not is_sparse(X) and getattr(given, "dtype", None) != np.float32:
-            warn_of_rounding(np.asarray(given, dtype=np.float64), columns, "X")
+            warn_of_rounding(np.asarray(given), columns, "X")
         X = densified(X, "X") if is_sparse(X) else np.array(X)
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)

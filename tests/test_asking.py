@@ -176,7 +176,7 @@ def test_samples_and_classes_are_evaluated_as_they_are_or_as_a_data_set():
     assert ow.evaluate(network, x, y) == expected
     with pytest.raises(DataError, match="These samples have no classes"):
         ow.evaluate(network, x)
-    with pytest.warns(OnwardWarning, match=r"arrays: about 90% of the samples .* are training"):
+    with pytest.warns(OnwardWarning, match=r"arrays: about 90% of the samples .* equal training"):
         assert ow.evaluate(network, dataset) == expected
 
 

@@ -426,7 +426,7 @@ def network_with(activation, head=None):
     [
         ({"activation": nn.Tanh()}, "(1): Tanh()", "(1): ReLU()"),
         ({"activation": nn.Sequential()}, "(1): Sequential()", "(1): ReLU()"),
-        ({"head": nn.Sequential(nn.Linear(4, 3), nn.ReLU())}, "(1): ReLU()", ")"),
+        ({"head": nn.Sequential(nn.Linear(4, 3), nn.ReLU())}, "(1): ReLU()", "nothing"),
     ],
 )
 def test_a_network_of_other_modules_takes_the_weights_with_a_warning(path, changed, now, was):
@@ -436,6 +436,12 @@ def test_a_network_of_other_modules_takes_the_weights_with_a_warning(path, chang
         load(path, network_with(**{"activation": nn.ReLU()} | changed))
 
     assert f"block 0 has {now}, and that of the file {was}. It may" in str(told[0].message)
+
+
+def test_a_network_that_drops_more_in_training_answers_alike(path):
+    save(network_with(nn.Dropout(0.1)), path)
+
+    load(path, network_with(nn.Dropout(0.5)))
 
 
 @pytest.mark.parametrize("changes", [{}, {"modules": None}], ids=["same", "older"])

@@ -216,7 +216,7 @@ def test_a_data_set_with_other_numbers_for_the_same_names_is_scored_by_name(tmp_
     dataset = ow.dataset(x[some], y[some])
     assert dataset.class_names == ("dog", "eel")
 
-    with pytest.warns(OnwardWarning, match="are training samples of this network"):
+    with pytest.warns(OnwardWarning, match="equal training samples of this network"):
         found = ow.evaluate(network, dataset)
 
     assert (

@@ -123,16 +123,6 @@ def test_one_class_for_all_samples_is_doubted_however_large_the_class():
     assert any("No better than chance: the network" in text for text in found)
 
 
-def test_a_class_without_training_samples_is_given_no_weights():
-    one_answer = whole(Tally((990, 10), named=(1000, 0), right=(990, 0)))
-    training = ow.Batch(torch.zeros(3, 1), {"label": torch.tensor([1, 2, 1])})
-
-    (said,) = (text for text in doubts(FALLING, one_answer, training=training) if "All" in text)
-
-    assert "none is of that class" in said
-    assert "class_weights" not in said
-
-
 @pytest.mark.parametrize(
     ("label", "said"),
     [

@@ -172,6 +172,15 @@ def test_what_moved_to_another_section_is_read_from_files_of_before():
     assert (config.network.muon, config.optimizer.lr) == (False, 0.02)
 
 
+@pytest.mark.parametrize("recipe", ["ff-conv", "uff"])
+def test_heads_follow_what_they_did_before_it_moved(recipe):
+    Path("run.toml").write_text(f'recipe = "{recipe}"\n[network]\nlr = 0.02\n')
+
+    rates = config_of("run.toml").optimizer
+
+    assert (rates.lr, rates.head_lr) == (0.02, 0.02)
+
+
 def test_a_run_file_changes_the_recipe_that_it_names():
     Path("run.toml").write_text('recipe = "hinton"\n[training]\nepochs = 3\n')
 

@@ -274,7 +274,7 @@ def test_a_run_is_evaluated_on_another_table_with_its_own_label(run, tmp_path, c
     said = capsys.readouterr()
     assert "on the 40 test samples of other.csv" in said.out
     assert "other.csv: about " in said.err
-    assert "% of the samples that are counted are training samples of this network" in said.err
+    assert "% of the samples that are counted equal training samples of this network" in said.err
     assert onward("evaluate", run, "--data", path) == 2
     assert "has no column 'kind'" in capsys.readouterr().err
 

@@ -274,7 +274,7 @@ def test_a_column_that_is_lost_in_float32_is_named(kind):
 
     with pytest.warns(ow.OnwardWarning, match="in the column 'time', numbers differ by less than "):
         ow.dataset(given, Y)
-    with pytest.warns(ow.OnwardWarning, match=r"x: in the column '1', numbers .* 0\.001%"):
+    with pytest.warns(ow.OnwardWarning, match=r"x: in the column '1', numbers .* 0\.0002%"):
         ow.dataset(given.to_numpy(), Y)
 
 
@@ -283,6 +283,7 @@ def test_columns_that_float32_holds_are_not_warned_of():
     rows = np.arange(ROWS)
 
     ow.dataset(of_columns(np.float64, days=1_600_000_000 + 86_400 * rows, small=1e-9 * rows), Y)
+    ow.dataset(of_columns(np.int64, number=10**6 + rows), Y)
     ow.dataset(np.where(rows % 2, 0.3, 0.1 + 0.2)[:, None].repeat(2, axis=1), Y)
 
 

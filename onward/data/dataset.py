@@ -151,10 +151,11 @@ class Dataset:
         if weights is None or not len(weights):
             return
         weights = weights if batch.index is None else weights[batch.index]
-        if not weights.isfinite().all() or weights.min() < 0 or not weights.any():
+        counts = part != "training" or weights.any()
+        if not counts or not weights.isfinite().all() or weights.min() < 0:
             raise DataError(
                 f"{self.name}: {part}.weights run from {weights.min():g} to {weights.max():g}. "
-                f"Weights are finite and not negative, and one at least is above 0."
+                f"Weights are finite and not negative, and one of training samples is above 0."
             )
 
     def __repr__(self) -> str:

@@ -17,9 +17,9 @@ from onward.errors import DataError, OnwardWarning
 MOST_COLUMNS = 100_000
 """A table that is wider is taken for a mistake."""
 
-ROUNDED = 1e-5
-"""Spread of a column, as a share of its largest number, below which float32, with steps of about
-1e-7 of it, keeps little of it."""
+ROUNDED = 16 * 2.0**-23
+"""Spread of a column, as a share of its largest number, below which it has at most some sixteen
+different values in float32, or twice as many."""
 
 NOISE = 1e-12
 """The same share, up to which numbers differ by the rounding of float64 alone."""
@@ -211,11 +211,14 @@ def warn_of_rounding(array: NDArray[Any], names: Sequence[str] | None, what: str
     low, high = (ends(axis=0).astype(np.float64) for ends in (array.min, array.max))
     with np.errstate(invalid="ignore", over="ignore"):  # What is not finite is refused later.
         spread, largest = high - low, np.maximum(np.abs(low), np.abs(high))
-    columns = np.flatnonzero((spread < ROUNDED * largest) & (spread > NOISE * largest))
+    is_rounded = (spread < ROUNDED * largest) & (spread > NOISE * largest)
+    if array.dtype.kind == "i":
+        is_rounded &= largest > 1 << 24  # Up to there float32 has all whole numbers.
+    columns = np.flatnonzero(is_rounded)
     if len(columns):
         found = columns_listed([names[n] if names else n for n in columns.tolist()])
         warnings.warn(
-            f"{what}: in {found}, numbers differ by less than {ROUNDED:.3%} of their size, "
+            f"{what}: in {found}, numbers differ by less than {ROUNDED:.4%} of their size, "
             f"and most of that is lost in float32, in which networks compute. Subtract the mean of "
             f"the column first.",
             OnwardWarning,

@@ -42,7 +42,10 @@ def known_labels(batch: Batch, num_classes: int | None = None) -> tuple[Tensor, 
             "known (structure: known, known_label). Make the data set with ow.graph."
         )
     known, label = batch.structure["known"], batch.structure["known_label"]
-    missing = sorted(set(range(num_classes or 0)) - set(label.unique().tolist()))
+    # A GPU would be waited for.
+    missing = None
+    if num_classes is not None and label.device.type == "cpu":
+        missing = sorted(set(range(num_classes)) - set(label.tolist()))
     if missing:
         raise DataError(
             f"The network tells {num_classes} classes apart by known nodes of each, and in this "

@@ -3,7 +3,7 @@
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from onward.errors import SettingError, told
@@ -56,18 +56,14 @@ class Recipe:
         """Return whether the function has a parameter of a name."""
         return name in inspect.signature(self.function).parameters
 
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        """What a run of it has for `optimizer`, if nothing is changed."""
-        own = {n: value for n, value in self.defaults.items() if n.startswith("optimizer.")}
-        return replace(
-            OptimizerConfig(), **{name.removeprefix("optimizer."): own[name] for name in own}
-        )
-
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         given = inspect.signature(self.function).bind_partial(*arguments, **keywords).arguments
         if self.takes("optimizer") and "optimizer" not in given:
-            keywords["optimizer"] = self.optimizer
+            parts = {name.partition(".")[::2]: value for name, value in self.defaults.items()}
+            own = {
+                name: value for (section, name), value in parts.items() if section == "optimizer"
+            }
+            keywords["optimizer"] = OptimizerConfig(**own)
         return self.function(*arguments, **keywords)
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from onward.batch import Batch
 from onward.data.quoting import class_name
 from onward.evaluation import Evaluation, Tally
 from onward.runs.results import Progress
@@ -35,7 +34,6 @@ def doubts(
     frozen: Collection[int] = (),
     class_names: Sequence[str] | None = None,
     follows_scores: bool = False,
-    training: Batch | None = None,
 ) -> list[str]:
     """Return the signs that something went wrong, a sentence or two each, with what to look at.
 
@@ -45,7 +43,6 @@ def doubts(
         frozen: Blocks without parameters that learn, whose loss has no need to fall.
         class_names: Name of each class; None: they have numbers only.
         follows_scores: Whether negatives are drawn with class scores of the network.
-        training: The training samples; None: not known.
     """
     first: dict[int, Mapping[str, float | None]] = {}
     last: dict[int, Mapping[str, float | None]] = {}
@@ -95,12 +92,10 @@ def doubts(
         found += _worse_than_a_block(tally, test.tally_blocks, follows_scores)
     named = [label for label, count in enumerate(tally.named if tally else ()) if count]
     if tally is not None and len(named) == 1 and sum(samples > 0 for samples in tally.samples) > 1:
-        has_samples = training is None or bool((training.counted.label == named[0]).any())
-        weights = ", and, if most samples are of that class, data.class_weights"
         found.append(
             f"All {test.samples:,} test samples were classified as class "
-            f"{class_name(class_names, named[0])}. Check the learning rate"
-            f"{weights if has_samples else ', and the training samples: none is of that class'}."
+            f"{class_name(class_names, named[0])}. Check the learning rate, "
+            f"and, if most samples are of that class, data.class_weights."
         )
     return found
 

@@ -22,6 +22,9 @@ from onward.settings import Standardize
 from onward.transport.messages import Transport
 from onward.world import current_rank
 
+FIRST = slice(0, 1000)
+"""Samples by which a network that was trained before is asked whether it takes them."""
+
 
 def fit_preprocessing(
     network: Network, config: RunConfig, shards: Mapping[int, Shard], transport: Transport
@@ -83,7 +86,7 @@ def fit_inputs(
             )
     before = next((network for network in networks if network.inputs.is_fitted), None)
     known = summary.inputs if before is None else before.inputs
-    if before is not None and known is not summary.inputs:
+    if before is not None:
         _check_samples(before, summary, dataset)
         if standardize != "auto" and current_rank() == 0:
             warnings.warn(
@@ -119,7 +122,8 @@ def _check_samples(network: Network, summary: DataSummary, dataset: Dataset) -> 
     with warnings.catch_warnings():
         if current_rank() != 0:
             warnings.simplefilter("ignore", OnwardWarning)
-        network.checked(dataset.training, dataset.name)
+        samples = dataset.training
+        network.checked(samples if samples.structure else samples.take(FIRST), dataset.name)
 
 
 def _check_names(network: Network, summary: DataSummary) -> None:

@@ -166,7 +166,7 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
     """
     training = dataset.training
     digest = dataset.sha256()
-    dataset = replace(dataset, held_out_digest=dataset.held_out_sha256())
+    dataset = replace(dataset, digest=digest, held_out_digest=dataset.held_out_sha256())
     if not training.structure:
         # Nothing is learned from the others.
         training = training.counted

@@ -477,13 +477,13 @@ def _test(network: Network, dataset: Dataset, trained: Trained) -> Result:
     readouts: dict[str, float] = {}
     per_block = test.block_accuracy
     for name, readout in network.readouts.items():
-        found = test if readout == network.readout else evaluate(network, dataset.test, readout)
+        is_known = readout == network.readout
+        found = test if is_known else evaluate(network, dataset.test, readout)
         readouts[name] = found.correct / max(found.samples, 1)
         per_block = per_block or found.block_accuracy
     progress = sorted(log.entries, key=lambda e: (e.chapter, e.block is None, e.block or 0))
     frozen = [n for n, block in enumerate(network.all_blocks) if not [*block.trained()]]
-    names, hints = network.class_names, network.sampler.needs_hints
-    signs = doubts(progress, test, frozen, names, hints, dataset.training)
+    signs = doubts(progress, test, frozen, network.class_names, network.sampler.needs_hints)
     for text in signs:
         warnings.warn(text, OnwardWarning, stacklevel=3)
     return Result(
