@@ -334,8 +334,8 @@ def _warn_of_other_modules(path: Path, known: list[str], own: list[str]) -> None
             if was != now:
                 warnings.warn(
                     f"The network is not that of the model file {path}, though the weights fit: "
-                    f"block {number} has {now.strip()}, and that of the file {was.strip()}. It "
-                    f"may answer otherwise. Build it as before.",
+                    f"block {number} has {now.strip()}, and that of the file {was.strip()}. Its "
+                    f"predictions may differ. Build it as it was when it was saved.",
                     OnwardWarning,
                     stacklevel=3,
                 )

@@ -23,21 +23,7 @@ RENAMED = {
 }
 """Old names of settings, which are still read, and their names of now."""
 
-MOVED = {
-    "network.lr": "optimizer.lr",
-    "network.weight_decay": "optimizer.weight_decay",
-    "network.optimizer": "network.muon",
-}
-"""The same for settings that some recipes had, and recipes of one's own may still have."""
-
-OF_HEADS = ("ff-conv", "uff")
-"""Recipes whose heads followed them too."""
-
-RENAMED_VALUES = {
-    ("plan.cut", "rows"): "samples",
-    ("network.muon", "muon"): "true",
-    ("network.muon", "adam"): "false",
-}
+RENAMED_VALUES = {("plan.cut", "rows"): "samples"}
 """Old values of settings, which are still read, and what they are called now."""
 
 SECTIONS = {
@@ -182,13 +168,9 @@ class RunConfig:
         changes: dict[str, Any] = {}
         for given, value in settings.items():
             name = RENAMED.get(given, given)
-            if name not in known and MOVED.get(name) in known:
-                name = MOVED[name]
-                if self.recipe in OF_HEADS and name.startswith("optimizer."):
-                    changes_of_head = sections.setdefault("optimizer", {})
-                    changes_of_head[f"head_{name.removeprefix('optimizer.')}"] = value
             if name not in known:
-                same_end = [full for full in known if full.rpartition(".")[2] == name]
+                end = name.rpartition(".")[2]
+                same_end = [full for full in known if full.rpartition(".")[2] == end]
                 guess = f" Did you mean {same_end[0]}?" if same_end else nearest(name, known)
                 raise SettingError(f"Unknown setting {name}.{guess}{self._instead_of(name)}")
             value = RENAMED_VALUES.get((name, value), value) if isinstance(value, str) else value

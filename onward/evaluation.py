@@ -323,9 +323,9 @@ def checked_labels(network: Network, y: Numbers, samples: int) -> Int[Tensor, " 
 
     Args:
         network: What is to name them.
-        y: A whole number a sample, or a name, where the network knows names. If all its names are
-            whole numbers, so are those in `y`, except in a tensor, whose numbers are those by which
-            the network counts classes, as in data sets.
+        y: A whole number per sample, or a name, where the network knows names. Where all its names
+            are whole numbers, numbers in an array are names; in a tensor they count classes from 0,
+            as in data sets.
         samples: How many samples there are.
 
     Raises:

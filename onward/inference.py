@@ -58,14 +58,14 @@ def evaluate(
 
     Args:
         trained: A trained network, or the path of a run folder or model file.
-        x: Samples. Of a data set, its test samples: those that it came with, or those that were
-            taken from the others, where `onward evaluate --data` counts all. To count all, give
-            arrays. That test samples are training samples of the network is warned of, unless they
-            belong together as a graph does.
+        x: Samples, or a data set, of which the test samples are counted: those it came with, or
+            those held out of the others. (`onward evaluate --data` counts all samples of data
+            without a test set; to do the same, give arrays.) Warns if test samples equal training
+            samples of the network, except in graphs.
         y: Their true classes; None where a batch has them. Of a batch without classes, or where
-            the network names none, nothing is counted. If names of classes are whole numbers, such
-            as 1, 2 and 3, numbers are these names; in a tensor, as in data sets, classes are
-            counted from 0.
+            the network names none, nothing is counted. Where all names of classes are whole
+            numbers, such as 1, 2 and 3, numbers in an array are names; in a tensor they count
+            classes from 0, as in data sets.
         readout: Another readout than the network's own.
         network: See `opened`.
 

@@ -164,21 +164,11 @@ def test_every_recipe_has_a_learning_rate(recipe):
     assert config_of(recipe, "--lr", "0.1").optimizer.lr == 0.1
 
 
-def test_what_moved_to_another_section_is_read_from_files_of_before():
-    Path("run.toml").write_text('recipe = "conv"\n[network]\noptimizer = "adam"\nlr = 0.02\n')
+def test_a_setting_of_another_section_is_guessed_by_its_name():
+    Path("run.toml").write_text('recipe = "conv"\n[network]\nlr = 0.02\n')
 
-    config = config_of("run.toml")
-
-    assert (config.network.muon, config.optimizer.lr) == (False, 0.02)
-
-
-@pytest.mark.parametrize("recipe", ["ff-conv", "uff"])
-def test_heads_follow_what_they_did_before_it_moved(recipe):
-    Path("run.toml").write_text(f'recipe = "{recipe}"\n[network]\nlr = 0.02\n')
-
-    rates = config_of("run.toml").optimizer
-
-    assert (rates.lr, rates.head_lr) == (0.02, 0.02)
+    with pytest.raises(SettingError, match=r"network\.lr\. Did you mean optimizer\.lr\?"):
+        config_of("run.toml")
 
 
 def test_a_run_file_changes_the_recipe_that_it_names():

@@ -135,7 +135,7 @@ def test_early_stopping_is_of_the_stage_that_names_classes(recipe, small):
 
 def test_where_no_stage_names_classes_early_stopping_is_said_to_have_no_effect():
     with pytest.warns(
-        OnwardWarning, match="patience = 1 has no effect: these blocks name no class"
+        OnwardWarning, match="patience = 1 has no effect: these blocks predict no class"
     ):
         train(CASES["denoising, no readout"], patience=1)
 

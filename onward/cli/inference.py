@@ -221,7 +221,7 @@ def _note_changed(folder: Path, dataset: data.Dataset) -> None:
     elif result.get("held_out_sha256") not in (None, dataset.held_out_sha256()):
         text = (
             f"the test or validation samples of {dataset.name} have changed since the network was "
-            f"trained: compare no accuracies with those of before."
+            f"trained: its accuracy cannot be compared with earlier ones."
         )
     else:
         return

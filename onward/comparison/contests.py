@@ -320,8 +320,8 @@ def _check_data(contests: Sequence[_Contest]) -> str:
         if dataset.held_out_sha256() != data.held_out_sha256():
             raise SettingError(
                 f"{contest.entry.name} ({dataset.name}) has other test or validation samples than "
-                f"{first.entry.name} ({data.name}), though the same to learn from. Accuracies on "
-                f"different samples do not compare."
+                f"{first.entry.name} ({data.name}), though the same training samples. Accuracies "
+                f"on different samples cannot be compared."
             )
     return known[0][1].name if known else contests[0].config.data.name
 
@@ -356,7 +356,7 @@ def _check_folder(contest: _Contest, seed: int, folder: Path) -> None:
     if result.get("held_out_sha256") not in (None, contest.dataset.held_out_sha256()):
         raise SettingError(
             f"The run in {folder} had other test or validation samples than {contest.dataset.name} "
-            f"has now, though the same to learn from. Name another folder, or remove that one."
+            f"has now, though the same training samples. Name another folder, or remove that one."
         )
     ours = contest.config.with_settings({"training.seed": seed})
     found = differences(ours, theirs) if not contest.entry.folders else []

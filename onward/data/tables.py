@@ -18,8 +18,8 @@ MOST_COLUMNS = 100_000
 """A table that is wider is taken for a mistake."""
 
 ROUNDED = 16 * 2.0**-23
-"""Spread of a column, as a share of its largest number, below which it has at most some sixteen
-different values in float32, or twice as many."""
+"""Spread of a column, as a share of its largest number, below which float32 keeps 16 to 32
+different values of it at most."""
 
 NOISE = 1e-12
 """The same share, up to which numbers differ by the rounding of float64 alone."""

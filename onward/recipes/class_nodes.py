@@ -118,8 +118,8 @@ class ClassNodes(Sampler):
 
     def views(self, batch: Batch, draw: torch.Generator, hints: Tensor | None) -> dict[str, Batch]:
         if self.neighbors is not None:
-            return {"graph": self.linked(neighborhood(batch, self.neighbors, draw))}
-        return {"graph": self.neutral(batch)}
+            batch = neighborhood(batch, self.neighbors, draw)
+        return {"graph": self.linked(batch)}
 
     def neutral(self, batch: Batch) -> Batch:
         known_labels(batch, self.num_classes)

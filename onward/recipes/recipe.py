@@ -59,10 +59,8 @@ class Recipe:
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         given = inspect.signature(self.function).bind_partial(*arguments, **keywords).arguments
         if self.takes("optimizer") and "optimizer" not in given:
-            parts = {name.partition(".")[::2]: value for name, value in self.defaults.items()}
-            own = {
-                name: value for (section, name), value in parts.items() if section == "optimizer"
-            }
+            parts = [(*name.split("."), value) for name, value in self.defaults.items()]
+            own = {name: value for section, name, value in parts if section == "optimizer"}
             keywords["optimizer"] = OptimizerConfig(**own)
         return self.function(*arguments, **keywords)
 

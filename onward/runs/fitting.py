@@ -23,7 +23,7 @@ from onward.transport.messages import Transport
 from onward.world import current_rank
 
 FIRST = slice(0, 1000)
-"""Samples by which a network that was trained before is asked whether it takes them."""
+"""Training samples that are looked at to see whether a network trained before takes them."""
 
 
 def fit_preprocessing(

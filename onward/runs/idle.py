@@ -71,7 +71,10 @@ def _without_effect(
         yield "plan.cut", "mini-batches are not cut (plan.slices)"
     if network.num_classes == 0:
         for name in ("patience", "keep_best", "block_patience"):
-            yield f"plan.{name}", "these blocks name no classes, so that no accuracy is compared"
+            yield (
+                f"plan.{name}",
+                "these blocks predict no class, so there is no accuracy to compare",
+            )
     if not plan.has_validation:
         yield "plan.validate_every", "there are no validation samples"
     if config.plan.block_patience is None:

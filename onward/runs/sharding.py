@@ -165,16 +165,16 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
     copy: let the data set as it was read go.
     """
     training = dataset.training
-    digest = dataset.sha256()
-    dataset = replace(dataset, digest=digest, held_out_digest=dataset.held_out_sha256())
+    own, other = dataset.sha256(), dataset.held_out_sha256()
+    dataset = replace(dataset, digest=own, held_out_digest=other)
     if not training.structure:
         # Nothing is learned from the others.
         training = training.counted
-        dataset = replace(dataset, training=training, digest=digest)
+        dataset = replace(dataset, training=training)
     if dataset.validation is not None:
         reason = f"{dataset.name} has validation samples of its own"
         _warn_if_chosen(config, "validation", reason)
-        return replace(dataset, training=training, digest=digest)
+        return dataset
     if training.structure or "label" not in training.targets or not config.data.validation:
         # Parts of a graph belong together, and without classes there is nothing to be right about.
         if config.data.validation:
@@ -183,7 +183,7 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
                 reason = "nothing is held out of a graph. Give its validation set with it"
             _warn_if_chosen(config, "validation", reason)
         nothing = training.replace(structure={}).take(slice(0, 0))
-        return replace(dataset, training=training, validation=nothing, digest=digest)
+        return replace(dataset, validation=nothing)
     kept, held_out = datasets.split_validation(
         dataset, config.data.validation, seed=config.data.split_seed
     )
@@ -192,7 +192,6 @@ def split(config: RunConfig, dataset: Dataset) -> Dataset:
         training=training.take(kept),
         validation=training.take(held_out),
         groups=None,
-        digest=digest,
     )
 
 
