@@ -1,13 +1,18 @@
 """Operations of a run, counted over real steps, against what layers of known sizes take."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from prepared import prepare
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import onward as ow
 from onward.costs import flops
+from onward.flop_counter import FlopCounter
 from onward.runs import preparation
 from onward.simulation import simulate
 
@@ -192,3 +197,24 @@ def test_inference_of_a_sweep_passes_a_sample_once_for_each_label():
     passes = 2 * (INPUTS * 24 + CLASSES * 24 * 16)
     assert passes < found < 1.2 * passes
     assert flops.of_inference(heads) == 2 * (INPUTS * 24 + 24 * 16 + (24 + 16 + 2) * CLASSES)
+
+
+def test_it_counts_what_torch_counts():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(64, 5))
+    x = torch.rand(2, 3, 6, 6)
+    with FlopCounterMode(display=False) as theirs:
+        layers(x).square().sum().backward()
+    with FlopCounter() as ours:
+        layers(x).square().sum().backward()
+
+    assert ours.total == theirs.get_total_flops() > 0
+    with torch.inference_mode():  # Layers come undivided.
+        assert flops.count(layers, x) == 2 * 2 * (4 * 27 * 16 + 64 * 5)
+
+
+def test_counting_leaves_the_compiler_of_torch_where_it_is():
+    code = "import sys, torch, onward as ow; from onward.costs.flops import count\n"
+    code += "assert count(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4)) == 48\n"
+    code += "assert 'torch._dynamo' not in sys.modules"
+
+    subprocess.run([sys.executable, "-c", code], check=True)

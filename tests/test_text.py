@@ -14,7 +14,7 @@ import onward as ow
 from onward.batch import Batch
 from onward.data.text import read_text
 from onward.exits.macs import stage_costs
-from onward.flop_counter import flop_counter
+from onward.flop_counter import FlopCounter
 from onward.network.passes import passes
 from onward.recipes.transformer import NextByte, rotated
 
@@ -368,9 +368,9 @@ def test_the_products_of_attention_are_counted():
 def test_the_products_of_attention_are_counted_backwards_as_well():
     query = torch.randn(2, 4, CONTEXT, 8, requires_grad=True)
 
-    with flop_counter() as counter:
+    with FlopCounter() as counter:
         F.scaled_dot_product_attention(query, query, query, is_causal=True).sum().backward()
 
     product = 2 * 2 * 4 * CONTEXT**2 * 8
     # Forwards two; backwards the first again, and two for each of them.
-    assert counter.get_total_flops() == 2 * product + 5 * product
+    assert counter.total == 2 * product + 5 * product

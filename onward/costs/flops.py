@@ -9,7 +9,7 @@ from onward.batch import Batch
 from onward.costs.times import BlockCosts, measure
 from onward.errors import PlacementError
 from onward.exits.macs import stage_costs
-from onward.flop_counter import flop_counter
+from onward.flop_counter import FlopCounter
 from onward.network.networks import Network
 from onward.placement import Placement, place
 from onward.plan.tasks import Plan
@@ -28,9 +28,9 @@ def count(work: Callable[..., object], *given: Any, **named: Any) -> float:
         >>> count(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4))
         48.0
     """
-    with flop_counter() as counter:
+    with FlopCounter() as counter:
         work(*given, **named)
-    return float(counter.get_total_flops())
+    return float(counter.total)
 
 
 def count_steps(plan: Plan, network: Network, shard: Shard, settings: Settings) -> BlockCosts:

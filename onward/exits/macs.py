@@ -11,7 +11,7 @@ from torch import Tensor
 from onward.batch import Batch, mapped, parts
 from onward.errors import SettingError
 from onward.exits.answers import Answers
-from onward.flop_counter import flop_counter
+from onward.flop_counter import FlopCounter
 from onward.network.networks import Forward, Network
 
 Like = Any
@@ -67,18 +67,18 @@ def stage_costs(network: Network, like: Like = None, *, shared: bool = True) -> 
     forward = Forward(network, batch, shares=shared)
     is_sweep, passes = forward.readout.sweeps, len(forward.samples)
     costs = []
-    with flop_counter() as counter:
+    with FlopCounter() as counter:
         network.transformed(batch)
-    row, each = counter.get_total_flops() // 2 // len(batch), 0
+    row, each = counter.total // 2 // len(batch), 0
     weights = 0 if network.preprocessing is None else _bytes(network.preprocessing.buffers())
     while forward.visit < forward.num_visits:
         tick, number = divmod(forward.visit, len(forward.blocks))
         is_shared = forward.visit == 0 and forward.first is not None
-        with flop_counter() as counter:
+        with FlopCounter() as counter:
             scores = forward.step()
         if forward.outputs is None:
             continue
-        macs = counter.get_total_flops() // 2
+        macs = counter.total // 2
         block = forward.blocks[number]
         units = [block.objective.activities(t) for t in parts(forward.outputs.inputs)]
         squares = sum(tensor.numel() for tensor in units) // passes

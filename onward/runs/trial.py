@@ -21,7 +21,7 @@ from onward.errors import (
     name_of,
     told,
 )
-from onward.flop_counter import flop_counter
+from onward.flop_counter import FlopCounter
 from onward.network.blocks import Block
 from onward.network.networks import Network
 from onward.network.passes import passes
@@ -159,8 +159,7 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
     Args:
         network: The blocks.
         training: Samples like those of the data.
-        is_counted: Whether anybody asks. To count, torch imports its compiler, most of a second;
-            without, each block costs 1.
+        is_counted: Whether anybody asks; without, each block costs 1.
 
     Raises:
         SettingError: Samples do not fit a block, or a head scores another number of classes.
@@ -170,7 +169,7 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
     costs: list[int] = []
     for block in network.line:
         number, scores = len(costs), None
-        counter = flop_counter()
+        counter = FlopCounter()
         with counter if is_counted else nullcontext():
             try:
                 outputs = next(blocks).outputs
@@ -210,7 +209,7 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
                 f"Block {len(costs)} scores {scores.shape[1]} classes, and the network was built "
                 f"for {network.num_classes}. Give its head {network.num_classes} outputs."
             )
-        costs.append(max(counter.get_total_flops(), 1))
+        costs.append(max(counter.total, 1))
     return costs
 
 
