@@ -136,6 +136,29 @@ def test_samples_may_be_images_or_signals(shape, readout):
     assert network(torch.randn(5, *shape)).shape == (5, 4)
 
 
+def test_a_softmax_head_is_read_block_by_block():
+    network = built(readout="softmax")
+    module = network.head.module
+    for each in module.parameters():
+        torch.nn.init.normal_(each)
+    x = draw(5, 1, 8, 8)
+    neutral = network.sampler.neutral(ow.Batch(x)).tensor
+
+    scores = network.scores(x).network
+
+    read = {}
+    for number, block in enumerate(network.line):
+        read[str(number)] = block.module(read[str(number - 1)] if number else neutral)
+    torch.testing.assert_close(scores, module(read).log_softmax(dim=1))
+    assert network.num_exits == 3
+    found = [cost.weight_bytes for cost in stage_costs(network, (1, 8, 8))]
+    each = [
+        [*block.module.parameters(), *module.heads[k].parameters()]
+        for k, block in enumerate(network.line)
+    ]
+    assert found == [sum(4 * tensor.numel() for tensor in own) for own in each]
+
+
 @pytest.mark.parametrize(("layers", "sizes"), [(1, [1, 1, 1]), (2, [2, 1])])
 def test_layers_are_grouped_into_blocks(layers, sizes):
     network = built(layers_per_block=layers)

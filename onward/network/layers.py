@@ -132,9 +132,9 @@ class ReadoutLayer(nn.Module):
             place: Which of those that are read, from 0.
             activities: What that block puts out.
         """
-        return F.linear(normalize_length(activities.flatten(1)), self.columns(place))
+        (columns,) = self.weights_of(place)
+        return F.linear(normalize_length(activities.flatten(1)), columns)
 
-    def columns(self, place: int) -> Float[Tensor, "classes units"]:
-        """Return the weights with which one of the blocks is read."""
-        columns: Tensor = self.weight.split(self.widths, dim=1)[place]
-        return columns
+    def weights_of(self, place: int) -> list[Tensor]:
+        """Return the weights with which one of the blocks is read, of shape (classes, units)."""
+        return [self.weight.split(self.widths, dim=1)[place]]

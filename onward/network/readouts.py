@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from onward.batch import Batch
 from onward.errors import SettingError
 from onward.network.blocks import Block, Edge
-from onward.network.layers import ReadoutLayer
 from onward.network.samplers import NEUTRAL
 
 
@@ -154,11 +153,30 @@ class GoodnessSweep(Readout):
         return Fold(exits, tuple(visit % len(blocks) != left_out for visit in exits))
 
 
+@runtime_checkable
+class Sum(Protocol):
+    """A module of a head that adds up what it makes of each block, as `ow.ReadoutLayer` does."""
+
+    def part(self, place: int, activities: Tensor, /) -> Float[Tensor, "samples classes"]:
+        """Return what one of the blocks adds to the scores.
+
+        Args:
+            place: Which of those that are read, from 0.
+            activities: What that block puts out.
+        """
+        ...
+
+    def weights_of(self, place: int, /) -> list[Tensor]:
+        """Return the weights with which one of the blocks is read."""
+        ...
+
+
 @dataclass(frozen=True)
 class SoftmaxHead(Readout):
     """Reads the class from the last block, a head that learns from the neutral view: one pass.
 
-    A head that is a sum over the blocks it reads is read block by block; any other at its end.
+    A head whose module is a `Sum` over the blocks it reads is read block by block; any other at its
+    end.
 
     Source:
         Hinton 2022, arXiv:2212.13345, section 3.3.
@@ -186,7 +204,7 @@ class SoftmaxHead(Readout):
         head = blocks[-1]
         if number == len(blocks) - 1:
             return head.scores(outputs)
-        assert isinstance(head.module, ReadoutLayer)
+        assert isinstance(head.module, Sum)
         place = _sources(edges[-1]).index(number)
         with head.autocast():
             return head.module.part(place, outputs.tensor).float()
@@ -197,8 +215,8 @@ class SoftmaxHead(Readout):
         head = blocks[-1]
         if number == len(blocks) - 1:
             return super().weights(blocks, edges, number)
-        assert isinstance(head.module, ReadoutLayer)
-        return [head.module.columns(_sources(edges[-1]).index(number))]
+        assert isinstance(head.module, Sum)
+        return head.module.weights_of(_sources(edges[-1]).index(number))
 
 
 def is_head(block: Block) -> bool:
@@ -241,4 +259,4 @@ def _sources(edges: tuple[Edge, ...]) -> list[int]:
 def _is_sum(head: Block, edges: tuple[Edge, ...]) -> bool:
     """Return whether a head is a sum over the blocks that it reads, all in this tick."""
     is_usual = all(e.delay == 0 and e.to == "module" and e.source != "input" for e in edges)
-    return isinstance(head.module, ReadoutLayer) and head.objective.scores_are_logits and is_usual
+    return isinstance(head.module, Sum) and head.objective.scores_are_logits and is_usual

@@ -116,8 +116,12 @@ class MapsHead(nn.Module):
 
     def forward(self, x: Tensor | dict[str, Tensor]) -> Float[Tensor, "samples classes"]:
         each = [x] if isinstance(x, Tensor) else list(x.values())
-        parts = [
-            head(normalize_length(maps[:, self.num_classes :]))
-            for head, maps in zip(self.heads, each, strict=True)
-        ]
-        return torch.stack(parts).sum(dim=0)
+        return torch.stack([self.part(k, maps) for k, maps in enumerate(each)]).sum(dim=0)
+
+    def part(self, place: int, maps: Tensor) -> Float[Tensor, "samples classes"]:
+        """Return what one of the blocks adds to the scores, see `onward.network.readouts.Sum`."""
+        scores: Tensor = self.heads[place](normalize_length(maps[:, self.num_classes :]))
+        return scores
+
+    def weights_of(self, place: int) -> list[Tensor]:
+        return [*self.heads[place].parameters()]
