@@ -28,6 +28,14 @@ class Section:
     section: ClassVar[str] = "network"
     """Its name in a run; settings of all recipes are called `network`."""
 
+    layer_sizes: ClassVar[tuple[str, ...]] = ("widths",)
+    """Settings that say how large layers are: where they differ, a twin has other layers."""
+
+    @property
+    def is_backpropagation(self) -> bool:
+        """Whether all layers learn together, so that this is a twin and needs none."""
+        return False
+
     def __post_init__(self) -> None:
         """Refuse values that settings cannot have.
 
@@ -153,6 +161,11 @@ class NetworkConfig(Section):
 
     gain: Positive = 1.0
     """Standard deviation of the first weights, times the square root of the number of inputs."""
+
+    @property
+    def is_backpropagation(self) -> bool:
+        """Whether all layers learn together."""
+        return self.one_block
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""

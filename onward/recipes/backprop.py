@@ -9,6 +9,7 @@ backprop = replace(
     name="backprop",
     summary="The same layers in one block, trained by backpropagation: what to compare with.",
     source="the usual way; the twin of one-pass",
+    twin={"network.one_block": True},
     defaults={
         "network.one_block": True,
         "network.gain": 2**0.5,

@@ -20,6 +20,9 @@ DEFAULTS = {
 }
 """What differs from the defaults of a run, for all of them."""
 
+TWIN = {"network.layers_per_block": "all"}
+"""What makes backpropagation of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionConfig(Section):
@@ -48,8 +51,15 @@ class ConvolutionConfig(Section):
     filter_momentum: Share = 0.6
     """Momentum of filters with Muon."""
 
+    layer_sizes: ClassVar = ("channels",)
+
     local: ClassVar[tuple[str, ...]] = ()
     """Settings that one block of all layers leaves without effect."""
+
+    @property
+    def is_backpropagation(self) -> bool:
+        """Whether all layers learn together, with a classifier."""
+        return self.layers_per_block == "all"
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
@@ -57,7 +67,7 @@ class ConvolutionConfig(Section):
         if not self.muon:
             reason = "filters are not updated by Muon (network.muon)"
             found |= dict.fromkeys(("filter_lr", "filter_momentum"), reason)
-        if self.layers_per_block == "all":
+        if self.is_backpropagation:
             reason = "one block learns with one classifier (network.layers_per_block)"
             found |= dict.fromkeys(self.local, reason)
         return found

@@ -1,7 +1,7 @@
 """Settings that all recipes of transformers have."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from onward.settings import Count, Section
 
@@ -12,6 +12,9 @@ DEFAULTS = {
     "optimizer.weight_decay": 0.1,
 }
 """What differs from the defaults of a run, for all of them."""
+
+TWIN = {"network.layers_per_block": "all"}
+"""What makes backpropagation of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,9 @@ class TransformerConfig(Section):
     heads: Count = 4
     """Attention heads of a layer; they share `dim` alike."""
 
+    layer_sizes: ClassVar = ("layers", "dim")
+
     @property
-    def has_one_block(self) -> bool:
+    def is_backpropagation(self) -> bool:
         """Whether all layers learn together."""
         return self.layers_per_block == "all" or self.layers_per_block >= self.layers
