@@ -120,8 +120,8 @@ class NetworkConfig(Section):
     objective: Literal["cross-entropy", "threshold"] = "cross-entropy"
     """Local objective of each block."""
 
-    one_block: bool = False
-    """All layers in one block, which is backpropagation."""
+    layers_per_block: Literal[1, "all"] = 1
+    """Layers that learn together. all: one block, which is backpropagation, to compare with."""
 
     readout: Literal["heads", "goodness", "softmax"] = "heads"
     """How classes are read off: the blocks' own heads, a goodness sweep over all labels, or one
@@ -165,7 +165,7 @@ class NetworkConfig(Section):
     @property
     def is_backpropagation(self) -> bool:
         """Whether all layers learn together."""
-        return self.one_block
+        return self.layers_per_block == "all"
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""

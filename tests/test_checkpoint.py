@@ -243,6 +243,27 @@ def test_a_file_that_holds_how_it_was_trained_is_read(tmp_path):
     assert weights_sha256(load(path)) == weights_sha256(network)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "shape", "old"),
+    [
+        ("backprop", (5,), {"one_block": True}),
+        ("one-pass", (5,), {"one_block": False}),
+        ("gff", (3, 5), {"layers_per_block": "one"}),
+    ],
+)
+def test_a_file_with_old_names_of_settings_is_read(path, recipe, shape, old):
+    network = network_of(recipe, widths=(4, 3), input_shape=shape)
+    save(network, path)
+    found = header_of(path)["blueprint"]
+    del found["settings"]["layers_per_block"]
+    rewrite(path, blueprint=found | {"settings": found["settings"] | old})
+
+    loaded = load(path)
+
+    assert loaded.blueprint == network.blueprint
+    assert weights_sha256(loaded) == weights_sha256(network)
+
+
 def test_a_file_of_version_0_1_is_read(tmp_path):
     path, saved = tmp_path / "model.safetensors", network_of("hinton")
     save(saved, path)

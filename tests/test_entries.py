@@ -21,7 +21,7 @@ def test_dense_blocks_have_backprop_for_a_twin_with_layers_and_data_like_theirs(
     assert config.network.widths == (8, 8, 8)
     assert (config.training.epochs, config.training.batch_size) == (7, 64)
     assert config.data == others[0].config.data
-    assert config.network.one_block
+    assert config.network.is_backpropagation
 
 
 def test_convolutions_have_themselves_in_one_block_for_a_twin():
@@ -46,7 +46,7 @@ def test_a_twin_that_is_named_is_not_added_again():
     [
         "byte-lm:network.layers_per_block=4",
         "conv:network.layers_per_block=6",
-        "mono-forward:network.one_block=true",
+        "mono-forward:network.layers_per_block=all",
     ],
 )
 def test_settings_that_are_backpropagation_need_no_twin(given):
@@ -56,7 +56,7 @@ def test_settings_that_are_backpropagation_need_no_twin(given):
 
 
 def test_settings_that_are_no_backpropagation_have_a_twin():
-    given = ["backprop:network.one_block=false", "predsim:network.layers_per_block=6"]
+    given = ["backprop:network.layers_per_block=1", "predsim:network.layers_per_block=6"]
 
     entries = read_entries(given, {})
 
@@ -73,7 +73,7 @@ def test_recipes_with_other_layers_have_twins_of_their_own():
 
 
 def test_a_setting_of_all_makes_no_local_training_of_a_twin():
-    _, twin = read_entries(["one-pass"], {"network.one_block": False})
+    _, twin = read_entries(["one-pass"], {"network.layers_per_block": 1})
 
     assert twin.config.network.is_backpropagation
 

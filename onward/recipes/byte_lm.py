@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from onward.recipes.recipe import recipe
-from onward.recipes.transformer_config import DEFAULTS, TWIN, TransformerConfig
+from onward.recipes.recipe import ONE_BLOCK, recipe
+from onward.recipes.transformer_config import DEFAULTS, TransformerConfig
 from onward.settings import Count, OptimizerConfig
 
 
@@ -31,7 +31,7 @@ class ByteLMConfig(TransformerConfig):
     "first: network.multi_token); layers normalized first, as in GPT-2, with rotary positions; "
     "sizes, first weights and optimizer are ours",
     defaults=DEFAULTS | {"optimizer.lr": 3e-3},
-    twin=TWIN,
+    twin=ONE_BLOCK,
 )
 def byte_lm(config: ByteLMConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """A transformer over bytes; each block predicts the next byte with a head of its own.

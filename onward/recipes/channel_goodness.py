@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from onward.errors import SettingError
-from onward.recipes.convolution_config import DEFAULTS, TWIN, ConvolutionConfig
-from onward.recipes.recipe import recipe
+from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import Counts, OptimizerConfig, Positive
 from onward.values import written
 
@@ -44,7 +44,7 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     "as logits; Sun et al. 2025, ICLR (DeeperForward): mean in place of mean square; layers "
     "and optimizers are those of the recipe conv, and the slope is ours",
     defaults=DEFAULTS,
-    twin=TWIN,
+    twin=ONE_BLOCK,
 )
 def channel_goodness(
     config: ChannelGoodnessConfig, data: Any, *, optimizer: OptimizerConfig

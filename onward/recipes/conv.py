@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from onward.recipes.convolution_config import DEFAULTS, TWIN, ConvolutionConfig
-from onward.recipes.recipe import recipe
+from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import Count, OptimizerConfig, Share
 from onward.values import Range
 
@@ -38,7 +38,7 @@ class ConvConfig(ConvolutionConfig):
     "Belilovsky et al. 2019, arXiv:1812.11446; whitening, GELU, alternating flips and Muon on "
     "filters as in Jordan 2024, arXiv:2404.00498; label smoothing: Szegedy et al. 2016",
     defaults=DEFAULTS,
-    twin=TWIN,
+    twin=ONE_BLOCK,
 )
 def conv(config: ConvConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Convolutions, each layer with a small classifier of its own on averaged maps.

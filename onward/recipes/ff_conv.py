@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from onward.recipes.convolution_config import DEFAULTS, TWIN, ConvolutionConfig
-from onward.recipes.recipe import recipe
+from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import NotNegative, OptimizerConfig, Positive
 
 
@@ -35,7 +35,7 @@ class FFConvConfig(ConvolutionConfig):
     "sees the label, and how maps are normalized, are ours; whitening and optimizers are those of "
     "the recipe conv",
     defaults=DEFAULTS,
-    twin=TWIN,
+    twin=ONE_BLOCK,
 )
 def ff_conv(config: FFConvConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Forward-Forward with convolutions: a label in planes of the input, which every layer sees.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.errors import SettingError
-from onward.recipes.recipe import recipe
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import Counts, Negatives, NotNegative, OptimizerConfig, Positive, Section
 
 
@@ -15,9 +15,9 @@ class GFFConfig(Section):
     widths: Counts = (128, 128, 128)
     """Units of each layer."""
 
-    layers_per_block: Literal["one", "all"] = "one"
-    """one: each layer is a block. all: one block of all layers, trained by backpropagation with the
-    cross-entropy of the mean over nodes, to compare with."""
+    layers_per_block: Literal[1, "all"] = 1
+    """Layers that learn together. all: one block, trained by backpropagation with the cross-entropy
+    of the mean over nodes, to compare with."""
 
     negatives: Negatives = "random"
     """How the wrong label of a negative is chosen."""
@@ -51,7 +51,7 @@ class GFFConfig(Section):
         "training.schedule": "cooldown",
         "optimizer.lr": 1e-2,
     },
-    twin={"network.layers_per_block": "all"},
+    twin=ONE_BLOCK,
 )
 def gff(config: GFFConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Forward-Forward on whole graphs: a label at every node, the true one or a wrong one.

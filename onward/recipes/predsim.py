@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from onward.recipes.convolution_config import DEFAULTS, TWIN, ConvolutionConfig
-from onward.recipes.recipe import recipe
+from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import Count, OptimizerConfig, Share
 
 
@@ -37,7 +37,7 @@ class PredSimConfig(ConvolutionConfig):
     source="Nøkland & Eidnes 2019, arXiv:1901.06656, section 2 (predsim); layers and optimizers "
     "are those of the recipe conv",
     defaults=DEFAULTS,
-    twin=TWIN,
+    twin=ONE_BLOCK,
 )
 def predsim(config: PredSimConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Each layer has a linear classifier, and makes samples of a class alike.

@@ -17,6 +17,9 @@ weights, where others may be released). Where it returns stages, also `training`
 `TrainingConfig`) and, where it has it, `plan` (a `PlanConfig`): those of the run, of which it makes
 those of each stage."""
 
+ONE_BLOCK = {"network.layers_per_block": "all"}
+"""What makes a twin of recipes whose layers are grouped into blocks."""
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -13,9 +13,6 @@ DEFAULTS = {
 }
 """What differs from the defaults of a run, for all of them."""
 
-TWIN = {"network.layers_per_block": "all"}
-"""What makes backpropagation of them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Section):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from onward.recipes.recipe import recipe
-from onward.recipes.transformer_config import DEFAULTS, TWIN, TransformerConfig
+from onward.recipes.recipe import ONE_BLOCK, recipe
+from onward.recipes.transformer_config import DEFAULTS, TransformerConfig
 from onward.settings import Count, OptimizerConfig, Share
 
 
@@ -25,7 +25,7 @@ class ViTConfig(TransformerConfig):
     defaults=DEFAULTS
     | {"data.shift": "auto", "data.shift_fill": "reflect", "data.flip": "auto"}
     | {"training.epochs": 20},
-    twin=TWIN,
+    twin=ONE_BLOCK,
 )
 def vit(config: ViTConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """A transformer over patches of images; each block classifies the mean of its tokens.
