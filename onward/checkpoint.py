@@ -295,6 +295,8 @@ def _current(settings: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str,
         own["layers_per_block"] = "all" if own.pop("one_block") else 1
     if own.get("layers_per_block") == "one":
         own["layers_per_block"] = 1
+    if "heads" in own and "attention_heads" in known:
+        own["attention_heads"] = own.pop("heads")
     return own
 
 

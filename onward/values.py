@@ -87,7 +87,7 @@ def kinds(owner: type) -> dict[str, Any]:
 
 
 USUAL = {"learning_rate": "lr", "wd": "weight_decay", "batchsize": "batch_size"}
-USUAL |= {"one_block": "layers_per_block"}
+USUAL |= {"one_block": "layers_per_block", "heads": "attention_heads"}
 USUAL |= dict.fromkeys(("gpu", "gpus", "cuda", "accelerator"), "device")
 """What settings are called elsewhere, or were before, and what they are called here."""
 

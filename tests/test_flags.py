@@ -172,7 +172,8 @@ def test_a_setting_of_another_section_is_guessed_by_its_name():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "old", "new"), [("backprop", "one_block=true", "layers_per_block")]
+    ("recipe", "old", "new"),
+    [("backprop", "one_block=true", "layers_per_block"), ("vit", "heads=2", "attention_heads")],
 )
 def test_an_old_name_of_a_setting_of_the_network_is_refused_with_its_name_of_now(recipe, old, new):
     with pytest.raises(SettingError, match=rf"Did you mean network\.{new}\?"):

@@ -28,7 +28,7 @@ class TransformerConfig(Section):
     dim: Count = 128
     """Numbers that stand for a byte or a patch."""
 
-    heads: Count = 4
+    attention_heads: Count = 4
     """Attention heads of a layer; they share `dim` alike."""
 
     layer_sizes: ClassVar = ("layers", "dim")
