@@ -104,7 +104,7 @@ class Work:
             widths=network.widths,
             dropout=network.dropout,
             gain=network.gain,
-            one_block=one_block,
+            layers_per_block="all" if one_block else 1,
             optimizer=self.config.optimizer,
         )
 

@@ -261,9 +261,7 @@ def _rebuild(
             f"FILE.py:FUNCTION."
         )
     try:
-        # Older files hold how the network was trained among what it is.
-        dropped = {"lr", "weight_decay", "optimizer"} - set(kinds(recipe.settings))
-        own = {n: value for n, value in blueprint["settings"].items() if n not in dropped}
+        own = _current(blueprint["settings"], kinds(recipe.settings))
         settings = changed(recipe.settings(), own, "network")
         data = DataInfo(
             input_shape=tuple(int(n) for n in blueprint["data"]["input_shape"]),
@@ -283,6 +281,23 @@ def _rebuild(
         raise FileError(f"The model file {path} describes no known network: {error}.") from error
     # What fails in a user's code is not the file's fault.
     return build(found)
+
+
+def _current(settings: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a model file as they are called now.
+
+    Older files hold how the network was trained among what it is.
+    """
+    own = dict(settings)
+    for name in {"lr", "weight_decay", "optimizer"} - known.keys():
+        own.pop(name, None)
+    if "one_block" in own.keys() - known.keys():
+        own["layers_per_block"] = "all" if own.pop("one_block") else 1
+    if own.get("layers_per_block") == "one":
+        own["layers_per_block"] = 1
+    if "heads" in own and "attention_heads" in known:
+        own["attention_heads"] = own.pop("heads")
+    return own
 
 
 def _check_size(path: Path, settings: NetworkConfig, data: DataInfo) -> None:

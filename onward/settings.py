@@ -28,6 +28,14 @@ class Section:
     section: ClassVar[str] = "network"
     """Its name in a run; settings of all recipes are called `network`."""
 
+    layer_sizes: ClassVar[tuple[str, ...]] = ("widths",)
+    """Settings that say how large layers are: where they differ, a twin has other layers."""
+
+    @property
+    def is_backpropagation(self) -> bool:
+        """Whether all layers learn together, so that this is a twin and needs none."""
+        return False
+
     def __post_init__(self) -> None:
         """Refuse values that settings cannot have.
 
@@ -112,8 +120,8 @@ class NetworkConfig(Section):
     objective: Literal["cross-entropy", "threshold"] = "cross-entropy"
     """Local objective of each block."""
 
-    one_block: bool = False
-    """All layers in one block, which is backpropagation."""
+    layers_per_block: Literal[1, "all"] = 1
+    """Layers that learn together. all: one block, which is backpropagation, to compare with."""
 
     readout: Literal["heads", "goodness", "softmax"] = "heads"
     """How classes are read off: the blocks' own heads, a goodness sweep over all labels, or one
@@ -153,6 +161,11 @@ class NetworkConfig(Section):
 
     gain: Positive = 1.0
     """Standard deviation of the first weights, times the square root of the number of inputs."""
+
+    @property
+    def is_backpropagation(self) -> bool:
+        """Whether all layers learn together."""
+        return self.layers_per_block == "all"
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""

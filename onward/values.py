@@ -87,8 +87,9 @@ def kinds(owner: type) -> dict[str, Any]:
 
 
 USUAL = {"learning_rate": "lr", "wd": "weight_decay", "batchsize": "batch_size"}
+USUAL |= {"one_block": "layers_per_block", "heads": "attention_heads"}
 USUAL |= dict.fromkeys(("gpu", "gpus", "cuda", "accelerator"), "device")
-"""What settings are called elsewhere, and what they are called here."""
+"""What settings are called elsewhere, or were before, and what they are called here."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -115,7 +116,7 @@ def is_readable(kind: Any) -> bool:
     if origin in (types.UnionType, typing.Union):
         return all(is_readable(each) for each in inner if each is not type(None))
     if origin is Literal:
-        return all(isinstance(each, str) for each in inner)
+        return all(type(each) in (int, str) for each in inner)
     if origin is tuple:
         return len(inner) == 2 and inner[1] is Ellipsis and is_readable(inner[0])
     return kind in (int, float, str, bool)
@@ -132,8 +133,9 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _read_any(name, value, kind)
     if origin is Literal:
-        if value in inner:
-            return value
+        for each in inner:
+            if str(each) == str(value):
+                return each
     elif origin is tuple:
         parts = value.split(",") if isinstance(value, str) else value
         if isinstance(parts, list | tuple) and value != NONE:
@@ -179,7 +181,7 @@ def _refused(name: str, value: Any, kind: Any) -> SettingError:
 def _words(kind: Any) -> list[str]:
     """Return the words that a setting of a type may be."""
     if get_origin(kind) is Literal:
-        return list(get_args(kind))
+        return list(map(str, get_args(kind)))
     return [word for inner in get_args(kind) for word in _words(inner)]
 
 

@@ -47,7 +47,10 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
             ["--hint-age", "old"],
             "plan.hint_age must be a whole number of 0 or more, or never; got 'old'",
         ),
-        (["--set", "network.one_block=yes"], "network.one_block must be true or false; got 'yes'."),
+        (
+            ["--set", "network.skip_first=yes"],
+            "network.skip_first must be true or false; got 'yes'.",
+        ),
         (["--set", "plan.optimizer_state=aged"], "plan.optimizer_state must be travel, restart or"),
     ],
 )

@@ -188,7 +188,7 @@ def test_what_are_no_classes_of_the_samples_is_refused(digits, trained, classes,
 
 
 def test_a_network_with_one_exit_has_nothing_to_leave(digits):
-    network = ow.mlp(digits.input_shape, num_classes=10, widths=(8, 8), one_block=True)
+    network = ow.mlp(digits.input_shape, num_classes=10, widths=(8, 8), layers_per_block="all")
 
     with pytest.raises(SettingError, match="has one exit, its end"):
         calibrate(network, digits.x_test, digits.y_test, max_error_increase=0.01)

@@ -234,13 +234,38 @@ def test_the_header_holds_the_settings_of_the_network(path, saved):
 def test_a_file_that_holds_how_it_was_trained_is_read(tmp_path):
     path, config = tmp_path / "model.safetensors", ow.RunConfig(recipe="vit")
     data = ow.DataInfo(input_shape=(1, 8, 8), num_classes=2, is_image=True)
-    settings = replace(config.network, layers=2, dim=8)
+    settings = replace(config.network, layers=2, dim=8, attention_heads=2)
     network = build(Blueprint(ow.RECIPES["vit"], settings, data))
     save(network, path)
     found = header_of(path)["blueprint"]
-    rewrite(path, blueprint=found | {"settings": found["settings"] | {"lr": 0.1}})
+    old = {"lr": 0.1, "heads": found["settings"].pop("attention_heads")}
+    rewrite(path, blueprint=found | {"settings": found["settings"] | old})
 
-    assert weights_sha256(load(path)) == weights_sha256(network)
+    loaded = load(path)
+
+    assert loaded.blueprint.settings == settings
+    assert weights_sha256(loaded) == weights_sha256(network)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape", "old"),
+    [
+        ("backprop", (5,), {"one_block": True}),
+        ("one-pass", (5,), {"one_block": False}),
+        ("gff", (3, 5), {"layers_per_block": "one"}),
+    ],
+)
+def test_a_file_with_old_names_of_settings_is_read(path, recipe, shape, old):
+    network = network_of(recipe, widths=(4, 3), input_shape=shape)
+    save(network, path)
+    found = header_of(path)["blueprint"]
+    del found["settings"]["layers_per_block"]
+    rewrite(path, blueprint=found | {"settings": found["settings"] | old})
+
+    loaded = load(path)
+
+    assert loaded.blueprint == network.blueprint
+    assert weights_sha256(loaded) == weights_sha256(network)
 
 
 def test_a_file_of_version_0_1_is_read(tmp_path):

@@ -1,8 +1,12 @@
 """What is compared: recipes with settings, run files, and twins."""
 
+from pathlib import Path
+
 import pytest
+from own_recipe import SOURCE
 
 from onward.comparison.entries import read_entries, twin_of
+from onward.errors import SettingError
 
 
 def test_dense_blocks_have_backprop_for_a_twin_with_layers_and_data_like_theirs():
@@ -17,7 +21,7 @@ def test_dense_blocks_have_backprop_for_a_twin_with_layers_and_data_like_theirs(
     assert config.network.widths == (8, 8, 8)
     assert (config.training.epochs, config.training.batch_size) == (7, 64)
     assert config.data == others[0].config.data
-    assert config.network.one_block
+    assert config.network.is_backpropagation
 
 
 def test_convolutions_have_themselves_in_one_block_for_a_twin():
@@ -35,6 +39,65 @@ def test_a_twin_that_is_named_is_not_added_again():
     entries = read_entries(["backprop", "one-pass"], {})
 
     assert [each.name for each in entries] == ["backprop", "one-pass"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "byte-lm:network.layers_per_block=4",
+        "conv:network.layers_per_block=6",
+        "mono-forward:network.layers_per_block=all",
+    ],
+)
+def test_settings_that_are_backpropagation_need_no_twin(given):
+    (entry,) = read_entries([given], {})
+
+    assert entry.is_twin
+
+
+def test_settings_that_are_no_backpropagation_have_a_twin():
+    given = ["backprop:network.layers_per_block=1", "predsim:network.layers_per_block=6"]
+
+    entries = read_entries(given, {})
+
+    assert [each.is_twin for each in entries] == [False, False, True, True]
+
+
+def test_recipes_with_other_layers_have_twins_of_their_own():
+    entries = read_entries(["gff", "byte-lm"], {})
+
+    assert [twin_of(each, entries)[0] for each in entries[:2]] == [
+        "gff:network.layers_per_block=all",
+        "byte-lm:network.layers_per_block=all",
+    ]
+
+
+def test_a_setting_of_all_makes_no_local_training_of_a_twin():
+    _, twin = read_entries(["one-pass"], {"network.layers_per_block": 1})
+
+    assert twin.config.network.is_backpropagation
+
+
+SAYS_TWIN = SOURCE.replace('"a test", defaults', '"a test", twin={"network.lr": 1.0}, defaults')
+
+
+@pytest.mark.usefixtures("own_recipe")
+def test_a_recipe_of_ones_own_says_which_settings_make_its_twin():
+    answer = "is_backpropagation = property(lambda self: self.lr == 1)"
+    Path("mine.py").write_text(SAYS_TWIN.replace("lr: float = 0.01", f"lr: float = 0.01; {answer}"))
+
+    entry, twin = read_entries(["mine.py:small"], {})
+
+    assert (twin.name, twin.config.network.lr) == ("mine.py:small:network.lr=1.0", 1)
+    assert twin_of(entry, [entry, twin])[0] == twin.name
+
+
+@pytest.mark.usefixtures("own_recipe")
+def test_a_twin_that_does_not_say_that_it_is_one_is_refused():
+    Path("mine.py").write_text(SAYS_TWIN)
+
+    with pytest.raises(SettingError, match="Give Settings a property is_backpropagation"):
+        read_entries(["mine.py:small"], {})
 
 
 def test_settings_of_an_entry_count_more_than_those_of_all():

@@ -78,9 +78,9 @@ def test_help_shows_flags_in_groups_with_defaults_and_two_examples(capsys):
 
 
 def test_set_reaches_any_setting():
-    config = config_of("--set", "optimizer.lr=0.5", "--set", "network.one_block = true")
+    config = config_of("--set", "optimizer.lr=0.5", "--set", "network.skip_first = false")
 
-    assert (config.optimizer.lr, config.network.one_block) == (0.5, True)
+    assert (config.optimizer.lr, config.network.skip_first) == (0.5, False)
 
 
 def test_set_goes_before_a_flag_and_a_flag_before_the_recipe():
@@ -169,6 +169,15 @@ def test_a_setting_of_another_section_is_guessed_by_its_name():
 
     with pytest.raises(SettingError, match=r"network\.lr\. Did you mean optimizer\.lr\?"):
         config_of("run.toml")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "old", "new"),
+    [("backprop", "one_block=true", "layers_per_block"), ("vit", "heads=2", "attention_heads")],
+)
+def test_an_old_name_of_a_setting_of_the_network_is_refused_with_its_name_of_now(recipe, old, new):
+    with pytest.raises(SettingError, match=rf"Did you mean network\.{new}\?"):
+        config_of(recipe, "--set", f"network.{old}")
 
 
 def test_a_run_file_changes_the_recipe_that_it_names():

@@ -146,7 +146,12 @@ def test_samples_of_another_kind_or_shape_are_refused(finished):
 
 
 def test_windows_of_another_length_are_refused(tmp_path, capsys):
-    small = {"network.dim": 8, "network.heads": 1, "network.layers": 1, "training.epochs": 1}
+    small = {
+        "network.dim": 8,
+        "network.attention_heads": 1,
+        "network.layers": 1,
+        "training.epochs": 1,
+    }
     text = Path(__file__).parent / "counting.txt"
     flags = [f"--set={name}={value}" for name, value in small.items()]
     train = ("train", "byte-lm", "--data", text, *flags, "--batch-size", 20)

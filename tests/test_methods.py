@@ -22,7 +22,12 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 WIDE = {"network.widths": (64, 48, 32)}
 QUICK = {"training.epochs": 3, "training.batch_size": 100, "data.validation": 0}
 RECURRENT = {"network.widths": (48, 32), "network.ticks": 4, "network.counted": (1, 2)}
-TINY = {"network.layers": 3, "network.layers_per_block": 1, "network.dim": 32, "network.heads": 2}
+TINY = {
+    "network.layers": 3,
+    "network.layers_per_block": 1,
+    "network.dim": 32,
+    "network.attention_heads": 2,
+}
 TINY |= {"training.epochs": 4, "training.batch_size": 25, "optimizer.lr": 5e-3}
 TEXT = {"network.multi_token": True}
 TEXT |= {"data.name": str(Path(__file__).parent / "counting.txt"), "data.context": 16}

@@ -48,7 +48,7 @@ NETWORKS = {
     "softmax": lambda: goodness_network("softmax"),
     "all heads": heads_network,
     "last head": lambda: heads_network(heads="last"),
-    "backprop": lambda: heads_network(one_block=True),
+    "backprop": lambda: heads_network(layers_per_block="all"),
 }
 every_readout = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
 

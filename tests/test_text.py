@@ -20,13 +20,13 @@ from onward.recipes.transformer import NextByte, rotated
 
 COUNTING = Path(__file__).parent / "counting.txt"
 CONTEXT = 12
-TINY = {"layers": 4, "layers_per_block": 2, "dim": 16, "heads": 2}
+TINY = {"layers": 4, "layers_per_block": 2, "dim": 16, "attention_heads": 2}
 DATA = ow.DataInfo(input_shape=(CONTEXT,), num_classes=256)
 SHORT = {
     "data.name": str(COUNTING),
     "data.context": 16,
     "network.dim": 32,
-    "network.heads": 2,
+    "network.attention_heads": 2,
     "optimizer.lr": 1e-2,
     "network.layers_per_block": 1,
     "network.layers": 2,
@@ -223,9 +223,12 @@ def test_a_low_rank_head_is_a_product_of_two_narrow_matrices():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 18, "heads": 4}, r"network.dim is 18; it must be divisible by .*16 or"),
-        ({"dim": 20, "heads": 4}, r"twice network.heads, which is 4. Set network.dim to 16 or 24"),
-        ({"dim": 4, "heads": 8}, r"Set network.dim to 16,"),
+        ({"dim": 18, "attention_heads": 4}, r"network.dim is 18; it must be divisible by .*16 or"),
+        (
+            {"dim": 20, "attention_heads": 4},
+            r"twice network.attention_heads, which is 4. Set network.dim to 16 or 24",
+        ),
+        ({"dim": 4, "attention_heads": 8}, r"Set network.dim to 16,"),
         ({"head_rank": 17}, r"network.head_rank = 17 is more than network.dim = 16"),
     ],
 )

@@ -7,7 +7,7 @@ import onward as ow
 from onward.batch import Batch
 from onward.network.passes import passes
 
-SMALL = {"layers": 3, "layers_per_block": 1, "dim": 16, "heads": 2}
+SMALL = {"layers": 3, "layers_per_block": 1, "dim": 16, "attention_heads": 2}
 
 
 def network_of(shape, **changes):
@@ -52,7 +52,11 @@ def test_layers_are_grouped_into_blocks(per_block, blocks):
     [
         ((64,), {}, r"vit is for images of shape .*shape \(64,\)"),
         ((1, 28, 30), {}, r"28 x 30 pixels .*network.patch = 4 .* one of 1, 2, or give"),
-        ((3, 8, 8), {"dim": 15}, r"divisible by network.heads.* Set network.dim to 14 or 16"),
+        (
+            (3, 8, 8),
+            {"dim": 15},
+            r"divisible by network.attention_heads.* Set network.dim to 14 or 16",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_numbers(shape, changes, message):

@@ -75,8 +75,8 @@ def compare(
             them.
         pflop: Operations of a training in 1e15: each recipe trains for as many epochs as these
             are enough for, at least one. None: as long as its settings say.
-        twin: Whether the same layers trained by backpropagation are added: `backprop` for dense
-            blocks, `network.layers_per_block=all` for recipes that have this setting.
+        twin: Whether the same layers trained by backpropagation are added: what a recipe says that
+            its twin is, such as `backprop` for dense blocks.
         listener: See `ow.train`.
 
     Raises:

@@ -8,22 +8,18 @@ from typing import Any
 
 import torch
 
+from onward.arguments import fits
 from onward.config import CUSTOM, RENAMED, RunConfig, no_recipe, read_run, read_settings
 from onward.devices import find_device, resolve_precision
 from onward.errors import FileError, SettingError
-from onward.recipes import RECIPES
+from onward.recipes import RECIPES, Recipe
 from onward.recipes.user import is_named, load_recipe
 from onward.runs.folders import is_finished
-from onward.values import nearest
+from onward.settings import Section
+from onward.values import nearest, written
 
 Given = str | Path | RunConfig
 """A recipe, with settings or without; a run file; the folder of a finished run; or settings."""
-
-LAYERS = "network.layers_per_block"
-"""The setting by which recipes of convolutions become backpropagation."""
-
-TWIN = "backprop"
-"""The recipe that is the twin of those that say nothing else."""
 
 ALONE = ("name", "processes", "replicas", "iface", "directory")
 """Settings of a placement that one process has no use for."""
@@ -51,34 +47,30 @@ class Entry:
     @property
     def is_twin(self) -> bool:
         """Whether it is trained by backpropagation through all layers."""
-        own, recipe = settings_of(self.config), self.config.recipe
-        return recipe == self.twin_recipe or own.get(LAYERS) == "all"
+        return bool(getattr(self.config.network, "is_backpropagation", False))
 
     @property
-    def has_groups(self) -> bool:
-        """Whether a setting groups its layers into blocks."""
-        return LAYERS in self.config.setting_names()
+    def twin(self) -> str | Mapping[str, Any]:
+        """What its twin is: a recipe, or settings of its own."""
+        return (self.config.method or Recipe).twin
 
     @property
-    def twin_recipe(self) -> str:
-        """The recipe of its twin; none where a setting makes a twin of it."""
-        method = self.config.method or RECIPES.get(self.config.recipe)
-        return "" if self.has_groups else TWIN if method is None else method.twin
+    def layer_sizes(self) -> dict[str, Any]:
+        """The settings that say how large its layers are; None for those without effect."""
+        network = self.config.network
+        idle: dict[str, str] = getattr(network, "without_effect", dict)()
+        names = getattr(network, "layer_sizes", Section.layer_sizes)
+        return {
+            name: None if name in idle else getattr(network, name)
+            for name in names
+            if hasattr(network, name)
+        }
 
     @property
-    def widths(self) -> list[Any]:
-        """The settings that say how many units its layers have, where they have an effect."""
-        own = settings_of(self.config)
-        idle: dict[str, str] = getattr(self.config.network, "without_effect", dict)()
-        return [
-            None if name in idle else own.get(f"network.{name}") for name in ("widths", "channels")
-        ]
-
-    @property
-    def kin(self) -> tuple[str, bool]:
-        """What it has in common with all that share its twin."""
-        has_channels = "network.channels" in self.config.setting_names()
-        return self.twin_recipe, self.has_groups and has_channels
+    def kin(self) -> type:
+        """The dataclass that the settings of all extend that share its twin."""
+        twin = RunConfig(recipe=self.twin) if isinstance(self.twin, str) else self.config
+        return next(c for c in reversed(type(twin.network).__mro__) if is_dataclass(c))
 
 
 def read_entries(
@@ -269,31 +261,43 @@ def _of_folders(folders: Sequence[Path]) -> list[Entry]:
 
 
 def _twins(entries: Sequence[Entry], common: Mapping[str, Any]) -> list[Entry]:
-    """Return the twins that are to be added: of dense blocks, of convolutions, and of others."""
+    """Return the twins that are to be added: of other recipes, and then of the same ones."""
     found = []
     has_twin = {entry.kin for entry in entries if entry.is_twin}
-    missing = {entry.kin for entry in entries} - has_twin
-    for recipe, has_channels in sorted(missing, key=lambda kin: (not kin[0], kin)):
-        like = next(e for e in entries if e.kin == (recipe, has_channels))
-        if not recipe:
-            name = f"{like.config.recipe}:{LAYERS}=all"
-            config = like.config.with_settings({LAYERS: "all"})
-            found.append(Entry(name=name, config=config, without=like.without))
+    missing = dict.fromkeys(entry.kin for entry in entries if entry.kin not in has_twin)
+    firsts = [next(entry for entry in entries if entry.kin == kin) for kin in missing]
+    for like in sorted(firsts, key=lambda entry: not isinstance(entry.twin, str)):
+        if isinstance(like.twin, str):
+            found.append(_of_recipe(like.twin, like, common))
             continue
-        config = RunConfig(recipe=recipe)
-        known, lacking = _known(config, common)
-        config = config.with_settings(known)
-        changes = {f"training.{name}": getattr(like.config.training, name) for name in ALIKE}
-        changes["plan.monitor"] = like.config.plan.monitor
-        own = settings_of(like.config)
-        # As many updates, where weights are updated several times for a mini-batch.
-        changes["training.epochs"] *= own.get("network.ticks", 1)
-        widths = own.get("network.widths")
-        if isinstance(widths, tuple) and all(isinstance(width, int) for width in widths):
-            changes["network.widths"] = widths
-        config = replace(config.with_settings(changes), data=like.config.data)
-        found.append(Entry(name=recipe, config=config, without=lacking))
+        own = [f"{full}={written(value)}" for full, value in like.twin.items()]
+        name, config = ":".join([like.config.recipe, *own]), like.config.with_settings(like.twin)
+        found.append(Entry(name=name, config=config, without=like.without))
+        if not found[-1].is_twin:
+            raise SettingError(
+                f"{name} is to be the twin of {like.name}, but its settings do not say that they "
+                f"are backpropagation. Give {type(config.network).__name__} a property "
+                f"is_backpropagation which is true for them."
+            )
     return found
+
+
+def _of_recipe(recipe: str, like: Entry, common: Mapping[str, Any]) -> Entry:
+    """Return the twin of an entry that is another recipe."""
+    usual = Entry(name=recipe, config=RunConfig(recipe=recipe))
+    known, lacking = _known(usual.config, common)
+    changes = {f"training.{name}": getattr(like.config.training, name) for name in ALIKE}
+    changes["plan.monitor"] = like.config.plan.monitor
+    # As many updates, where weights are updated several times for a mini-batch.
+    changes["training.epochs"] *= getattr(like.config.network, "ticks", 1)
+    for name in usual.layer_sizes.keys() & like.layer_sizes.keys():
+        size = getattr(like.config.network, name)
+        if fits(size, tuple[int, ...]):
+            changes[f"network.{name}"] = size
+    if isinstance(usual.twin, Mapping):
+        changes |= usual.twin  # Whatever is common to all.
+    config = usual.config.with_settings(known | changes)
+    return replace(usual, config=replace(config, data=like.config.data), without=lacking)
 
 
 def twin_of(entry: Entry, entries: Sequence[Entry]) -> tuple[str | None, bool]:
@@ -305,5 +309,5 @@ def twin_of(entry: Entry, entries: Sequence[Entry]) -> tuple[str | None, bool]:
     twin = None if entry.is_twin else next(twins, None)
     if twin is None:
         return None, False
-    method = entry.config.method or RECIPES.get(entry.config.recipe)
-    return twin.name, twin.widths == entry.widths and (method is None or method.is_twin_alike)
+    is_alike = (entry.config.method or Recipe).is_twin_alike
+    return twin.name, is_alike and twin.layer_sizes == entry.layer_sizes

@@ -56,7 +56,9 @@ def dense_network(
         widths,
         dropout=config.dropout,
         gain=config.gain,
-        held=[number for number in range(depth) if is_held(0 if config.one_block else number)],
+        held=[
+            number for number in range(depth) if is_held(0 if config.is_backpropagation else number)
+        ],
     )
     rule, head_rule = rules(optimizer)
 
@@ -79,7 +81,7 @@ def dense_network(
             block.release()
         blocks.append(block)
 
-    if config.one_block:
+    if config.is_backpropagation:
         add(Block(nn.Sequential(*layers), objective(depth - 1), rule))
     else:
         for number in range(depth):
@@ -207,8 +209,10 @@ def check_network(config: NetworkConfig) -> None:
             f"{config.objective}: blocks with cross-entropy have heads to read, blocks with a "
             f"threshold are read by goodness or softmax."
         )
-    if config.one_block and config.objective == "threshold":
-        raise SettingError("network.one_block is backpropagation, and goes with cross-entropy.")
+    if config.is_backpropagation and config.objective == "threshold":
+        raise SettingError(
+            "network.layers_per_block = all is backpropagation, and goes with cross-entropy."
+        )
 
 
 def rules(config: OptimizerConfig) -> tuple[Optimizer, Optimizer]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from onward.recipes.recipe import recipe
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.recipes.transformer_config import DEFAULTS, TransformerConfig
 from onward.settings import Count, OptimizerConfig
 
@@ -20,7 +20,7 @@ class ByteLMConfig(TransformerConfig):
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
-        if not self.has_one_block:
+        if not self.is_backpropagation:
             return {}
         return {"multi_token": "one block learns from the next byte alone (layers_per_block)"}
 
@@ -31,6 +31,7 @@ class ByteLMConfig(TransformerConfig):
     "first: network.multi_token); layers normalized first, as in GPT-2, with rotary positions; "
     "sizes, first weights and optimizer are ours",
     defaults=DEFAULTS | {"optimizer.lr": 3e-3},
+    twin=ONE_BLOCK,
 )
 def byte_lm(config: ByteLMConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """A transformer over bytes; each block predicts the next byte with a head of its own.
@@ -56,7 +57,7 @@ def byte_lm(config: ByteLMConfig, data: Any, *, optimizer: OptimizerConfig) -> A
         )
 
     def objective(number: int) -> NextByte:
-        is_multi_token = config.multi_token and number == 0 and not config.has_one_block
+        is_multi_token = config.multi_token and number == 0 and not config.is_backpropagation
         return NextByte(config.dim, rank=config.head_rank, is_multi_token=is_multi_token)
 
     rule, _ = rules(optimizer)

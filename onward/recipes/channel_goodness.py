@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from onward.errors import SettingError
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
-from onward.recipes.recipe import recipe
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import Counts, OptimizerConfig, Positive
 from onward.values import written
 
@@ -32,7 +32,7 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
         found = super().without_effect()
-        if self.layers_per_block != "all" and self.muon:
+        if not self.is_backpropagation and self.muon:
             reason = "filters, all there is to decay, are updated by Muon (network.muon)"
             found["optimizer.weight_decay"] = reason
         return found
@@ -44,6 +44,7 @@ class ChannelGoodnessConfig(ConvolutionConfig):
     "as logits; Sun et al. 2025, ICLR (DeeperForward): mean in place of mean square; layers "
     "and optimizers are those of the recipe conv, and the slope is ours",
     defaults=DEFAULTS,
+    twin=ONE_BLOCK,
 )
 def channel_goodness(
     config: ChannelGoodnessConfig, data: Any, *, optimizer: OptimizerConfig
@@ -59,7 +60,7 @@ def channel_goodness(
     from onward.recipes.convolutions import Maps, backpropagation, convolution_network
     from onward.recipes.goodness import ClassGoodness
 
-    if config.layers_per_block == "all":
+    if config.is_backpropagation:
         return backpropagation(config, data, optimizer)
     _check_channels(config.channels, data.num_classes)
     slope = config.slope or {"square": 3.0, "mean": 10.0}[config.goodness]

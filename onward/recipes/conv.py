@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
-from onward.recipes.recipe import recipe
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import Count, OptimizerConfig, Share
 from onward.values import Range
 
@@ -27,12 +27,18 @@ class ConvConfig(ConvolutionConfig):
 
     local: ClassVar = ("heads",)
 
+    @property
+    def is_backpropagation(self) -> bool:
+        """Whether all layers learn together, however that is said."""
+        return self.layers_per_block == "all" or self.layers_per_block >= len(self.channels)
+
 
 @recipe(
     source="strictly local cross-entropy as in Nøkland & Eidnes 2019, arXiv:1901.06656, and "
     "Belilovsky et al. 2019, arXiv:1812.11446; whitening, GELU, alternating flips and Muon on "
     "filters as in Jordan 2024, arXiv:2404.00498; label smoothing: Szegedy et al. 2016",
     defaults=DEFAULTS,
+    twin=ONE_BLOCK,
 )
 def conv(config: ConvConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Convolutions, each layer with a small classifier of its own on averaged maps.

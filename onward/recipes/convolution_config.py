@@ -48,8 +48,15 @@ class ConvolutionConfig(Section):
     filter_momentum: Share = 0.6
     """Momentum of filters with Muon."""
 
+    layer_sizes: ClassVar = ("channels",)
+
     local: ClassVar[tuple[str, ...]] = ()
     """Settings that one block of all layers leaves without effect."""
+
+    @property
+    def is_backpropagation(self) -> bool:
+        """Whether all layers learn together, with a classifier."""
+        return self.layers_per_block == "all"
 
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
@@ -57,7 +64,7 @@ class ConvolutionConfig(Section):
         if not self.muon:
             reason = "filters are not updated by Muon (network.muon)"
             found |= dict.fromkeys(("filter_lr", "filter_momentum"), reason)
-        if self.layers_per_block == "all":
+        if self.is_backpropagation:
             reason = "one block learns with one classifier (network.layers_per_block)"
             found |= dict.fromkeys(self.local, reason)
         return found

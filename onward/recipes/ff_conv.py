@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
-from onward.recipes.recipe import recipe
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import NotNegative, OptimizerConfig, Positive
 
 
@@ -35,6 +35,7 @@ class FFConvConfig(ConvolutionConfig):
     "sees the label, and how maps are normalized, are ours; whitening and optimizers are those of "
     "the recipe conv",
     defaults=DEFAULTS,
+    twin=ONE_BLOCK,
 )
 def ff_conv(config: FFConvConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Forward-Forward with convolutions: a label in planes of the input, which every layer sees.
@@ -61,7 +62,7 @@ def ff_conv(config: FFConvConfig, data: Any, *, optimizer: OptimizerConfig) -> A
     )
     from onward.recipes.labelled import LabelledLayer, LabelledLayers, MapsHead, MapThreshold
 
-    if config.layers_per_block == "all":
+    if config.is_backpropagation:
         return backpropagation(config, data, optimizer)
     classes, maps = data.num_classes, maps_of(config, data)
     layers = [

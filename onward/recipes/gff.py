@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from onward.errors import SettingError
-from onward.recipes.recipe import recipe
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import Counts, Negatives, NotNegative, OptimizerConfig, Positive, Section
 
 
@@ -15,9 +15,9 @@ class GFFConfig(Section):
     widths: Counts = (128, 128, 128)
     """Units of each layer."""
 
-    layers_per_block: Literal["one", "all"] = "one"
-    """one: each layer is a block. all: one block of all layers, trained by backpropagation with the
-    cross-entropy of the mean over nodes, to compare with."""
+    layers_per_block: Literal[1, "all"] = 1
+    """Layers that learn together. all: one block, trained by backpropagation with the cross-entropy
+    of the mean over nodes, to compare with."""
 
     negatives: Negatives = "random"
     """How the wrong label of a negative is chosen."""
@@ -28,9 +28,14 @@ class GFFConfig(Section):
     slope: Positive | None = None
     """Steepness of the threshold. None: the units of the layer."""
 
+    @property
+    def is_backpropagation(self) -> bool:
+        """Whether all layers learn together."""
+        return self.layers_per_block == "all"
+
     def without_effect(self) -> dict[str, str]:
         """Return which of these settings have no effect beside the others, with the reason."""
-        if self.layers_per_block == "one":
+        if not self.is_backpropagation:
             return {}
         reason = "one block of all layers needs no negatives (network.layers_per_block)"
         return dict.fromkeys(("negatives", "threshold", "slope"), reason)
@@ -46,6 +51,7 @@ class GFFConfig(Section):
         "training.schedule": "cooldown",
         "optimizer.lr": 1e-2,
     },
+    twin=ONE_BLOCK,
 )
 def gff(config: GFFConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Forward-Forward on whole graphs: a label at every node, the true one or a wrong one.
@@ -80,7 +86,7 @@ def gff(config: GFFConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
             f"samples have the shape {shape}. Make the data set with ow.graphs."
         )
     features, (rule, _) = shape[1] - shape[0], rules(optimizer)
-    if config.layers_per_block == "all":
+    if config.is_backpropagation:
         layers = [Aggregated(TableGCN(*pair)) for pair in pairwise((features, *config.widths))]
         head = CrossEntropy(MeanOfNodes(config.widths[-1], classes))
         block = Block(nn.Sequential(*layers), head, rule)

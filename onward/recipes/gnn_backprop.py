@@ -1,7 +1,7 @@
 """Backpropagation through graph convolutions, to compare with."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
@@ -11,6 +11,8 @@ from onward.settings import Counts, OptimizerConfig, Section
 @dataclass(frozen=True, kw_only=True)
 class GraphBackpropConfig(Section):
     """Graph convolutions in one block."""
+
+    is_backpropagation: ClassVar = True
 
     widths: Counts = (128, 128, 128, 128)
     """Units of each layer; where nodes have classes, the last layer has a unit for each in their

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
-from onward.recipes.recipe import recipe
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.settings import Count, OptimizerConfig, Share
 
 
@@ -37,6 +37,7 @@ class PredSimConfig(ConvolutionConfig):
     source="Nøkland & Eidnes 2019, arXiv:1901.06656, section 2 (predsim); layers and optimizers "
     "are those of the recipe conv",
     defaults=DEFAULTS,
+    twin=ONE_BLOCK,
 )
 def predsim(config: PredSimConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """Each layer has a linear classifier, and makes samples of a class alike.
@@ -57,7 +58,7 @@ def predsim(config: PredSimConfig, data: Any, *, optimizer: OptimizerConfig) -> 
 
     if config.layers == "dense":
         return _dense(config, data, optimizer)
-    if config.layers_per_block == "all":
+    if config.is_backpropagation:
         return backpropagation(config, data, optimizer)
 
     def objective(maps: Maps) -> PredictionAndSimilarity:
@@ -87,7 +88,7 @@ def _dense(config: PredSimConfig, data: Any, optimizer: OptimizerConfig) -> Any:
 
     def objective(units: int) -> Objective:
         head = nn.Linear(units, data.num_classes)
-        if config.layers_per_block == "all":
+        if config.is_backpropagation:
             return CrossEntropy(head)
         compared = nn.Linear(units, units, bias=False)
         return PredictionAndSimilarity(head, compared, similarity=config.similarity)

@@ -17,6 +17,9 @@ weights, where others may be released). Where it returns stages, also `training`
 `TrainingConfig`) and, where it has it, `plan` (a `PlanConfig`): those of the run, of which it makes
 those of each stage."""
 
+ONE_BLOCK = {"network.layers_per_block": "all"}
+"""What makes a twin of recipes whose layers are grouped into blocks."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -43,8 +46,9 @@ class Recipe:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What differs from the defaults of a run, by full name."""
 
-    twin: str = "backprop"
-    """The recipe that trains the same layers by backpropagation; its own name, where it does."""
+    twin: str | Mapping[str, Any] = "backprop"
+    """What trains the same layers by backpropagation: a recipe, by its name, or this one with some
+    settings, by full name. Settings that do so already say it by `is_backpropagation`."""
 
     is_twin_alike: bool = True
     """Whether that has the same layers; where not, it is only a network of similar size."""
@@ -70,7 +74,7 @@ def recipe(
     source: str = "",
     name: str | None = None,
     defaults: Mapping[str, Any] | None = None,
-    twin: str = "backprop",
+    twin: str | Mapping[str, Any] = "backprop",
     is_twin_alike: bool = True,
 ) -> Callable[[Function], Recipe]:
     """Make a recipe of a function from settings and a `DataInfo` to a network.
@@ -85,7 +89,8 @@ def recipe(
         source: Paper and section, or what else the method is from.
         name: What to type. None: the name of the function.
         defaults: What differs from the defaults of a run, by full name.
-        twin: The recipe that trains the same layers by backpropagation.
+        twin: What trains the same layers by backpropagation: the name of a recipe that comes with
+            Onward, or settings of this one, such as `{"network.layers_per_block": "all"}`.
         is_twin_alike: Whether that has the same layers.
 
     Raises:

@@ -44,16 +44,17 @@ def transformer(
     Raises:
         SettingError: Attention heads do not share the numbers of a token alike.
     """
-    parts = config.heads * (2 if is_causal else 1)
+    heads = config.attention_heads
+    parts = heads * (2 if is_causal else 1)
     if config.dim % parts:
         lower = config.dim // parts * parts
         fits = f"{lower} or {lower + parts}" if lower else str(parts)
         raise SettingError(
             f"network.dim is {config.dim}; it must be divisible by "
-            f"{'twice ' if is_causal else ''}network.heads, which is {config.heads}. Set "
-            f"network.dim to {fits}, or change network.heads."
+            f"{'twice ' if is_causal else ''}network.attention_heads, which is {heads}. Set "
+            f"network.dim to {fits}, or change network.attention_heads."
         )
-    layers = [TransformerLayer(config.dim, config.heads, is_causal) for _ in range(config.layers)]
+    layers = [TransformerLayer(config.dim, heads, is_causal) for _ in range(config.layers)]
     size = config.layers if config.layers_per_block == "all" else config.layers_per_block
     blocks = []
     for number, first in enumerate(range(0, config.layers, size)):

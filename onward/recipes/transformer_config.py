@@ -1,7 +1,7 @@
 """Settings that all recipes of transformers have."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from onward.settings import Count, Section
 
@@ -28,10 +28,12 @@ class TransformerConfig(Section):
     dim: Count = 128
     """Numbers that stand for a byte or a patch."""
 
-    heads: Count = 4
+    attention_heads: Count = 4
     """Attention heads of a layer; they share `dim` alike."""
 
+    layer_sizes: ClassVar = ("layers", "dim")
+
     @property
-    def has_one_block(self) -> bool:
+    def is_backpropagation(self) -> bool:
         """Whether all layers learn together."""
         return self.layers_per_block == "all" or self.layers_per_block >= self.layers

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from onward.recipes.recipe import recipe
+from onward.recipes.recipe import ONE_BLOCK, recipe
 from onward.recipes.transformer_config import DEFAULTS, TransformerConfig
 from onward.settings import Count, OptimizerConfig, Share
 
@@ -25,6 +25,7 @@ class ViTConfig(TransformerConfig):
     defaults=DEFAULTS
     | {"data.shift": "auto", "data.shift_fill": "reflect", "data.flip": "auto"}
     | {"training.epochs": 20},
+    twin=ONE_BLOCK,
 )
 def vit(config: ViTConfig, data: Any, *, optimizer: OptimizerConfig) -> Any:
     """A transformer over patches of images; each block classifies the mean of its tokens.
