@@ -28,6 +28,7 @@ from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
+from onward.files import write_atomically
 from onward.inference import told_known
 from onward.network.networks import Network
 from onward.recipes import Recipe
@@ -321,7 +322,7 @@ def predict_command(options: argparse.Namespace) -> None:
         arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
         arrays |= {"labels": network.named(labels), "scores": scores.numpy()}
         arrays |= {} if files is None else {"files": np.array(files)}
-        folders.write_atomically(options.out, lambda file: np.savez(file, **arrays))
+        write_atomically(options.out, lambda file: np.savez(file, **arrays))
         what = "labels and scores" if calibrated is None else "labels, scores and exits"
         print(f"{len(labels):,} {what} in {options.out}")
         return
