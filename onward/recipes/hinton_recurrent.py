@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, NotNegative, OptimizerConfig, Positive, Section, Share
+from onward.settings import Counts, NotNegative, OptimizerConfig, Positive, Section, Share, Whole
 from onward.values import Range
 
 
@@ -34,7 +34,7 @@ class HintonRecurrentConfig(Section):
     those that were updated just now. Blocks are then numbered in the order in which layers are
     updated: the first, the third, and so on, then the second."""
 
-    counted: tuple[Annotated[int, Range(0)], ...] = (3, 4, 5)
+    counted: tuple[Whole, ...] = (3, 4, 5)
     """Ticks, from 0, whose goodness counts for the label that is tried. The paper's iterations 3 to
     5, if it counts from 1, are the ticks 2, 3 and 4."""
 
