@@ -173,7 +173,7 @@ def _check_cuts(config: RunConfig, network: Network, slices: int, cut: Cut) -> N
     for block in network.all_blocks:
         if block.is_frozen:
             continue
-        check_cut(block, closed_form=closed_form, slices=slices, cut=cut, is_head=is_head(block))
+        check_cut(block, closed_form=closed_form, slices=slices, cut=cut)
 
 
 def resolve_memory_format(name: str, network: Network) -> str:
