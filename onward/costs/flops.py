@@ -77,9 +77,7 @@ class Traffic(NamedTuple):
     """Bytes that all ranks send together."""
 
 
-def traffic(
-    plan: Plan, costs: BlockCosts, block_costs: Sequence[int], most: int = 4
-) -> Traffic | None:
+def traffic(plan: Plan, costs: BlockCosts, block_costs: Sequence[int], most: int) -> Traffic | None:
     """Return what some ranks would send, as they are placed where nothing is said.
 
     Args:
