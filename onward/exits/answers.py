@@ -41,7 +41,8 @@ def answer(
 ) -> Answers:
     """Predict the classes of samples, see `onward.answer`."""
     check_arguments(answer, {"policy": policy})
-    found = [_answer(network, part, policy) for part in in_chunks(network.checked(x), batch_size)]
+    parts = in_chunks(network.checked(x), batch_size)
+    found = [answers_to(network, part, policy) for part in parts]
     return Answers(
         torch.cat([part.labels for part in found]),
         torch.cat([part.exits for part in found]),
@@ -50,7 +51,8 @@ def answer(
     )
 
 
-def _answer(network: Network, batch: Batch, policy: ExitPolicy) -> Answers:
+def answers_to(network: Network, batch: Batch, policy: ExitPolicy) -> Answers:
+    """Return the answers to samples that were checked before, all at once, see `answer`."""
     forward = Forward(network, batch)
     num_exits, num_samples = len(forward.fold.exits), len(batch)
     policy.check(num_exits, is_sweep=forward.readout.sweeps)
