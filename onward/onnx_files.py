@@ -125,7 +125,7 @@ def check_whole(network: Network) -> None:
     Raises:
         SettingError: It is read by a sweep over labels.
     """
-    if network.readout is not None and network.readout.sweeps:
+    if network.is_sweep:
         raise SettingError(
             "A sweep over labels is not written as one graph: which labels are passed on depends "
             "on the sample. Leave --one-graph out: the files of the stages do."
@@ -221,8 +221,7 @@ def _stages(
                 f"ONNX files are written with {package}, which is not installed. Install it with:\n"
                 f'    pip install "onward[export]"'
             )
-    sweeps = network.readout is not None and network.readout.sweeps
-    policy.check(len(network.fold().exits), is_sweep=sweeps)
+    policy.check(len(network.fold().exits), is_sweep=network.is_sweep)
     batch = example(network, like)
     reason = _obstacle(network, batch)
     if reason is None:

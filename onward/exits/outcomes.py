@@ -93,8 +93,7 @@ def look_at(network: Network, batch: Batch) -> HeldOut:
         for part in in_chunks(batch)
     ]
     costs = tuple(stage_costs(network, batch))
-    is_sweep = network.readout is not None and network.readout.sweeps
-    return HeldOut(torch.cat(chunks, dim=1), batch.label.cpu(), costs, is_sweep)
+    return HeldOut(torch.cat(chunks, dim=1), batch.label.cpu(), costs, network.is_sweep)
 
 
 def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
