@@ -49,6 +49,12 @@ class Tally:
     right: tuple[int, ...]
     """Those of them that are right."""
 
+    @classmethod
+    def of(cls, answers: Tensor, label: Tensor, num_classes: int) -> "Tally":
+        """Count answers to samples whose classes are known."""
+        which = (label, answers, label[answers == label])
+        return cls(*(tuple(each.bincount(minlength=num_classes).tolist()) for each in which))
+
     @property
     def accuracy(self) -> float:
         """Share of the samples that are right."""
@@ -64,6 +70,12 @@ class Tally:
     def balanced_accuracy(self) -> float:
         """Mean of the sensitivities of classes that have samples."""
         return statistics.mean(share for share in self.sensitivity if share is not None)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of the F1 scores of classes that have samples."""
+        each = zip(self.samples, self.named, self.right, strict=True)
+        return statistics.mean(2 * right / (s + named) for s, named, right in each if s)
 
     @property
     def by_chance(self) -> float:
@@ -168,13 +180,8 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     found = network.scores_of(batch, readout)
     scores = Scores(found.network.cpu(), tuple(own.cpu() for own in found.blocks))
     index = slice(None) if batch.index is None else batch.index.cpu()
-
-    def counts(labels: Tensor) -> tuple[int, ...]:
-        return tuple(labels.bincount(minlength=network.num_classes).tolist())
-
-    samples = counts(label)
     answers = [s[index].argmax(dim=1) for s in (scores.network, *scores.blocks)]
-    whole, *each = (Tally(samples, counts(a), counts(label[a == label])) for a in answers)
+    whole, *each = (Tally.of(a, label, network.num_classes) for a in answers)
     # Where there are ticks, the last one counts.
     blocks = [visit % len(network.all_blocks) for visit in network.fold(readout).exits]
     tallies = dict(zip(blocks, each, strict=False))
@@ -193,17 +200,6 @@ def merit(correct: int, order: int | None, monitor: Monitor) -> int:
             "of one class. Use other validation samples, or accuracy."
         )
     return order
-
-
-def roc_auc(scores: Float[Tensor, "samples classes"], label: Tensor) -> float | None:
-    """Return the area under the ROC curve, where there are two classes with samples.
-
-    Example:
-        >>> roc_auc(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8]]), torch.tensor([0, 1, 0]))
-        0.75
-    """
-    order = ordered(scores, label)
-    return None if order is None else order / (2 * math.prod(label.bincount().tolist()))
 
 
 def ordered(scores: Float[Tensor, "samples classes"], label: Tensor) -> int | None:

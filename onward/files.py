@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from onward.errors import FileError
 
@@ -32,17 +33,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all.
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all.
 
     Raises:
-        FileError: The disk is full, for instance.
+        FileError: The disk is full, or the folder cannot be written to.
     """
     try:
-        with atomic_write(path) as partial:
-            partial.write_text(text)
+        with atomic_write(path) as partial, partial.open("wb") as file:
+            write(file)
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, see `write_atomically`."""
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def flush(path: Path) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from onward import evaluation, exits, onnx_files
+from onward import evaluation, onnx_files
 from onward.batch import CHUNK_SAMPLES, Batch
 from onward.checkpoint import load
 from onward.data.dataset import Dataset
 from onward.data.numbers import Numbers
 from onward.errors import DataError, OnwardWarning, SettingError
 from onward.evaluation import Evaluation, as_trained, checked_labels
+from onward.exits import answers
 from onward.exits.answers import Answers
 from onward.exits.calibration import MOST_OVERLAP, Calibrated, choose, held_out
 from onward.exits.macs import Like
@@ -228,7 +229,7 @@ def answer(
             "Nothing says when samples leave. Give a policy, or calibrate the run with "
             "onward.calibrate first and give its folder."
         )
-    return exits.answer(asked, x, policy, batch_size=batch_size)
+    return answers.answer(asked, x, policy, batch_size=batch_size)
 
 
 def export(

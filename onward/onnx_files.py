@@ -125,14 +125,14 @@ def check_whole(network: Network) -> None:
     Raises:
         SettingError: It is read by a sweep over labels.
     """
-    if network.readout is not None and network.readout.sweeps:
+    if network.is_sweep:
         raise SettingError(
             "A sweep over labels is not written as one graph: which labels are passed on depends "
             "on the sample. Leave --one-graph out: the files of the stages do."
         )
 
 
-def export_whole(network: Network, path: Path, policy: ExitPolicy, *, like: Like = None) -> None:
+def export_whole(network: Network, path: Path, policy: ExitPolicy) -> None:
     """Write a network as one ONNX file with conditions, for one sample at a time.
 
     Its input `x` has shape (1, inputs...); its outputs are `scores`, shape (1, classes), and
@@ -142,7 +142,6 @@ def export_whole(network: Network, path: Path, policy: ExitPolicy, *, like: Like
         network: See `export`; not one that is read by a sweep over labels.
         path: The file.
         policy: When inference stops.
-        like: See `export`.
 
     Raises:
         SettingError: A package is missing, or the network cannot be exported so.
@@ -150,7 +149,7 @@ def export_whole(network: Network, path: Path, policy: ExitPolicy, *, like: Like
     """
     check_whole(network)
     with in_fp32(network):
-        way, stages, inputs = _stages(network, policy, like)
+        way, stages, inputs = _stages(network, policy, None)
         # Conditions take no Python but the simplest: each stage becomes a graph first.
         with _quiet():
             graphs = [
@@ -167,25 +166,7 @@ def export_whole(network: Network, path: Path, policy: ExitPolicy, *, like: Like
 def export(
     network: Network, folder: Path, policy: ExitPolicy, *, like: Like = None, int8: bool = False
 ) -> list[Path]:
-    """Write a network as ONNX files, a manifest, and a program that runs them.
-
-    The folder then holds `stage-0.onnx` and so on, `manifest.json`, and `infer.py`, which needs
-    onnxruntime and numpy only.
-
-    Args:
-        network: A trained network. It is exported in fp32.
-        folder: Where; it is made where it is missing.
-        policy: When inference stops.
-        like: Samples that it is asked about, or the shape of one. None: those that it knows.
-        int8: Whether weights are stored in eight bits, and activities rounded to eight as well.
-
-    Returns:
-        The files of the stages.
-
-    Raises:
-        SettingError: A package is missing, or the network cannot be exported.
-        FileError: The folder cannot be written to.
-    """
+    """Write a network as ONNX files, see `onward.export`."""
     try:
         earlier = _earlier(folder)
         with in_fp32(network):
@@ -240,8 +221,7 @@ def _stages(
                 f"ONNX files are written with {package}, which is not installed. Install it with:\n"
                 f'    pip install "onward[export]"'
             )
-    sweeps = network.readout is not None and network.readout.sweeps
-    policy.check(len(network.fold().exits), is_sweep=sweeps)
+    policy.check(len(network.fold().exits), is_sweep=network.is_sweep)
     batch = example(network, like)
     reason = _obstacle(network, batch)
     if reason is None:

@@ -47,10 +47,6 @@ class Placement:
         """Return the team that a rank belongs to."""
         return next(team for team, ranks in enumerate(self.members) if rank in ranks)
 
-    def rank(self, task: Task) -> int:
-        """Return the rank that does a task, the first where several share it."""
-        return self.members[self._team(task)].start
-
     def ranks(self, task: Task) -> range:
         """Return the ranks that share a task. Validation and gathering are done by one."""
         if task.kind is TaskKind.GATHER and self.is_gathered_everywhere:
@@ -72,9 +68,6 @@ class Placement:
 @dataclass(frozen=True)
 class Message:
     """What one task sends to one rank."""
-
-    task: Task
-    """The task that made it."""
 
     source: int
     """The rank that sends it."""
@@ -99,7 +92,7 @@ def messages(plan: Plan, placement: Placement, task: Task) -> list[Message]:
         for dest in sorted(needed - set(makers)):
             held.setdefault(dest, []).append(product)
     return [
-        Message(task, makers[dest % len(makers)], dest, tuple(products))
+        Message(makers[dest % len(makers)], dest, tuple(products))
         for dest, products in sorted(held.items())
     ]
 
@@ -124,9 +117,7 @@ def restored(
         if plan.is_done(product) and rank not in holders[product]
     )
     return [
-        Message(
-            plan.maker(product), holders[product][dest % len(holders[product])], dest, (product,)
-        )
+        Message(holders[product][dest % len(holders[product])], dest, (product,))
         for product, dest in wanted
     ]
 

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from onward import seeds
 from onward.arguments import check_arguments
 from onward.batch import Batch
 from onward.data.text import BYTES
 from onward.errors import SettingError
+from onward.exits.answers import answers_to
+from onward.exits.policies import ExitPolicy, full_depth
 from onward.inference import Trained, opened
-from onward.network.networks import Forward, Network
+from onward.network.networks import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,16 @@ def sample(
         raise SettingError(f"The confidence is a probability, from 0 to 1; got {confidence}.")
     network = opened(trained)
     context = _context(network)
+    policy = full_depth(network.num_exits)
+    if confidence is not None:
+        policy = ExitPolicy("probability", (float(confidence),) * len(policy.thresholds))
     draw = seeds.generator(seed, "sample")
     text, visited = bytearray(prompt), 0
     for _ in range(num_bytes):
         window = torch.tensor([list(text[-context:])], dtype=torch.int16)
-        scores, exits = _scores(network, window, confidence)
-        visited += exits
+        found = answers_to(network, Batch(window), policy)
+        visited += int(found.exits) + 1
+        scores = found.scores[0]
         if temperature == 0:
             text.append(int(scores.argmax()))
             continue
@@ -96,13 +101,3 @@ def _context(network: Network) -> int:
         )
     assert shape is not None
     return shape[0]
-
-
-def _scores(network: Network, window: Tensor, confidence: float | int | None) -> tuple[Tensor, int]:
-    """Return scores of the next byte, and through how many exits it went."""
-    forward, number = Forward(network, Batch(window)), 0
-    for number, scores in enumerate(forward, 1):
-        sure = float(scores.softmax(dim=1).max())
-        if number == network.num_exits or (confidence is not None and sure >= confidence):
-            return scores[0].cpu(), number
-    raise AssertionError("A network that names classes has an exit.")

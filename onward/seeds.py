@@ -48,15 +48,8 @@ def global_generator_kept(device: torch.device = CPU) -> Iterator[None]:
     Modules such as `torch.nn.Dropout` know no other generator, so it is seeded before each of
     their steps; the caller of the library should not notice.
     """
-    own = None if device.type == "cpu" else torch.get_device_module(device)
-    state = torch.get_rng_state()
-    on_device = None if own is None else own.get_rng_state(device)
-    try:
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         yield
-    finally:
-        torch.set_rng_state(state)
-        if own is not None:
-            own.set_rng_state(on_device, device)
 
 
 def seed_global_generator(seed: int, device: torch.device) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from onward.values import NotEmpty, Range, kinds, read_value
 
 Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
 Counts = Annotated[tuple[Count, ...], NotEmpty()]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
@@ -63,7 +64,7 @@ class DataConfig(Section):
     dir: str | None = None
     """Folder that holds data sets. None: the environment variable ONWARD_DATA, then a cache."""
 
-    validation: NotNegative | Annotated[int, Range(0)] = 0.1
+    validation: NotNegative | Whole = 0.1
     """Training samples held out for validation: a share below 1, or a number of samples; 0 for
     none."""
 
@@ -93,7 +94,7 @@ class DataConfig(Section):
     many samples it has. A power p below 1 is milder: a sample of a class of n samples counts as
     n^-p. Blocks are then trained by autograd."""
 
-    shift: Annotated[int, Range(0)] | Literal["auto"] = 0
+    shift: Whole | Literal["auto"] = 0
     """Largest random shift of training images or signals, in pixels, drawn anew for each sample and
     epoch. auto: a sixteenth of the shorter axis, rounded; 2 for CIFAR-10."""
 
@@ -106,7 +107,7 @@ class DataConfig(Section):
     decides. auto: alternating for images of three channels, which are mostly photographs, and none
     for others."""
 
-    cutout: Annotated[int, Range(0)] = 0
+    cutout: Whole = 0
     """Side in pixels of a square of zeros, at a random place of each training image; 0: none."""
 
 
@@ -272,7 +273,7 @@ class PlanConfig(Section):
     chapters: Count | None = None
     """Turns of each block (S); with stream, how often is reported. None: one per epoch."""
 
-    hint_age: Annotated[int, Range(0)] | Literal["never"] | None = None
+    hint_age: Whole | Literal["never"] | None = None
     """Age of the class scores that draw adaptive, hard and gradual negatives: in chapters, or
     in mini-batches with stream. None: the number of blocks in a chapter plan, 0 with stream,
     the number of shards where there are several."""

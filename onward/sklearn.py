@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.class_weight import compute_class_weight
@@ -257,9 +258,7 @@ class OnwardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
         """Return probabilities of the classes, see `ow.Network.predict_proba`."""
-        scores = self._scores(X).astype(np.float64)
-        shares: NDArray[Any] = np.exp(scores - scores.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
+        shares: NDArray[Any] = softmax(self._scores(X).astype(np.float64), axis=1)
         return shares
 
     def _scores(self, X: Any) -> NDArray[Any]:

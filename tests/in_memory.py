@@ -119,7 +119,7 @@ def run_in_memory(plan, placement, networks, shards, settings, way="memory"):
     for runtime in runtimes:
         runtime.restore()
     for task in plan.tasks():
-        runtimes[placement.rank(task)].do(task)
+        runtimes[placement.ranks(task)[0]].do(task)
     return runtimes
 
 

@@ -199,7 +199,7 @@ def test_samples_that_are_gained_are_credited_where_that_is_asked_for():
     outcome = follow(net.policy, seen)
     assert mean(seen.losses(outcome.answers, "net")) == pytest.approx(net.error_increase)
     assert net.error_increase <= 0.005 < net.newly_wrong / net.samples
-    assert net.newly_right == int(outcome.is_newly_right.sum()) > 0
+    assert net.newly_right == int((seen.losses(outcome.answers, "net") < 0).sum()) > 0
     assert net.mean_macs < lost.mean_macs
     # One-sided 95 % of the difference of two counts.
     scale = (net.newly_wrong + 1 - net.newly_right) / net.samples

@@ -329,7 +329,7 @@ def test_operations_and_messages_are_those_of_the_plan(finished):
     (pff,) = found.entries
     assert pff.training_flops == flops.of_training(begun.plan, costs)
     each = block_costs(begun.network, begun.dataset.training)
-    assert pff.traffic == flops.traffic(begun.plan, costs, each)
+    assert pff.traffic == flops.traffic(begun.plan, costs, each, 4)
     assert pff.traffic.ranks == 4
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch import nn
 
 import onward as ow
@@ -281,6 +282,7 @@ def test_what_is_evaluated_is_counted_by_class():
     assert found.tally.named == tuple(named.bincount(minlength=3).tolist())
     right = [int(((named == c) & (label == c)).sum()) for c in range(3)]
     assert found.tally.right == tuple(right)
+    assert found.tally.macro_f1 == pytest.approx(f1_score(label, named, average="macro"))
     shares = [r / n for r, n in zip(right, (3, 2, 1), strict=True)]
     assert found.tally.balanced_accuracy == pytest.approx(sum(shares) / 3)
     expected = sum(n * m for n, m in zip((3, 2, 1), found.tally.named, strict=True)) / 36

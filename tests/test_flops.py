@@ -166,7 +166,7 @@ def test_what_ranks_send_is_what_the_simulation_says():
     stage = begun("one-pass")
     costs = counted(stage)
 
-    found = flops.traffic(stage.plan, costs, stage.costs)
+    found = flops.traffic(stage.plan, costs, stage.costs, 4)
 
     placement = preparation.place_plan(stage.config, stage.plan, 4, stage.costs)
     sent = simulate(stage.plan, placement, costs).bytes_by_link
@@ -177,7 +177,7 @@ def test_what_ranks_send_is_what_the_simulation_says():
 def test_a_stream_of_two_blocks_has_work_for_two_ranks():
     stage = begun("mono-forward")
 
-    found = flops.traffic(stage.plan, counted(stage), stage.costs)
+    found = flops.traffic(stage.plan, counted(stage), stage.costs, 4)
 
     assert found is not None
     assert (found.ranks, found.placement) == (2, "stream")
@@ -186,7 +186,7 @@ def test_a_stream_of_two_blocks_has_work_for_two_ranks():
 def test_one_block_has_nothing_to_send():
     stage = begun("backprop")
 
-    assert flops.traffic(stage.plan, counted(stage), stage.costs) is None
+    assert flops.traffic(stage.plan, counted(stage), stage.costs, 4) is None
 
 
 def test_inference_of_a_sweep_passes_a_sample_once_for_each_label():

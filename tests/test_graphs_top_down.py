@@ -227,4 +227,4 @@ def test_a_clip_of_nothing_is_refused_and_so_are_slices():
     with pytest.raises(SettingError, match="clip is a norm of the gradient above 0; got 0"):
         block(0.0)
     with pytest.raises(SettingError, match="clips the gradient of the whole mini-batch"):
-        check_cut(block(1.0), closed_form=False, slices=2, cut="samples", is_head=False)
+        check_cut(block(1.0), closed_form=False, slices=2, cut="samples")

@@ -27,7 +27,7 @@ from onward.plan.tasks import ProductKind, Task, TaskKind
 
 @for_all_placements(plans)
 def test_every_task_has_a_rank(plan, placement):
-    assert all(placement.rank(task) in range(placement.num_ranks) for task in plan.tasks())
+    assert all(placement.ranks(task)[0] in range(placement.num_ranks) for task in plan.tasks())
 
 
 @for_all_placements(plans)
@@ -42,7 +42,7 @@ def test_every_rank_trains_something(plan, placement):
 
 @for_all_placements(plans)
 def test_the_network_is_gathered_on_rank_0(plan, placement):
-    assert placement.rank(plan.gather) == 0
+    assert placement.ranks(plan.gather)[0] == 0
 
 
 def test_sequential_does_everything_on_rank_0():
@@ -50,7 +50,7 @@ def test_sequential_does_everything_on_rank_0():
 
     placement = place(plan, "sequential", 1, [1, 1, 1, 1])
 
-    assert {placement.rank(task) for task in plan.tasks()} == {0}
+    assert {placement.ranks(task)[0] for task in plan.tasks()} == {0}
 
 
 def test_single_layer_keeps_a_block_on_its_rank():
@@ -59,7 +59,7 @@ def test_single_layer_keeps_a_block_on_its_rank():
     placement = place(plan, "single-layer", 3, [1, 1, 1])
 
     trained = [t for t in plan.tasks() if t.kind is TaskKind.TRAIN]
-    assert [placement.rank(t) for t in trained] == [t.block for t in trained]
+    assert [placement.ranks(t)[0] for t in trained] == [t.block for t in trained]
 
 
 def test_single_layer_trains_the_head_scores_and_validates_on_the_last_rank():
@@ -67,9 +67,9 @@ def test_single_layer_trains_the_head_scores_and_validates_on_the_last_rank():
 
     placement = place(plan, "single-layer", 2, [1, 1])
 
-    assert placement.rank(Task(TaskKind.TRAIN, 3, plan.heads[-1])) == 1
-    assert placement.rank(Task(TaskKind.SCORE, 3, 0)) == 1
-    assert placement.rank(Task(TaskKind.VALIDATE, 3, 0)) == 1
+    assert placement.ranks(Task(TaskKind.TRAIN, 3, plan.heads[-1]))[0] == 1
+    assert placement.ranks(Task(TaskKind.SCORE, 3, 0))[0] == 1
+    assert placement.ranks(Task(TaskKind.VALIDATE, 3, 0))[0] == 1
 
 
 def test_all_layers_deals_whole_chapters_in_turn():
@@ -78,7 +78,7 @@ def test_all_layers_deals_whole_chapters_in_turn():
     placement = place(plan, "all-layers", 3, [1, 1])
 
     assert all(
-        placement.rank(task) == task.time % 3
+        placement.ranks(task)[0] == task.time % 3
         for task in plan.tasks()
         if task.kind is not TaskKind.GATHER
     )
@@ -91,9 +91,9 @@ def test_federated_trains_and_validates_a_shard_on_its_owner_alone():
 
     for task in plan.tasks():
         if task.kind is TaskKind.TRAIN:
-            assert placement.rank(task) == plan.shard(task.time) % 2
+            assert placement.ranks(task)[0] == plan.shard(task.time) % 2
         elif task.kind is TaskKind.VALIDATE:
-            assert placement.rank(task) == task.block % 2
+            assert placement.ranks(task)[0] == task.block % 2
 
 
 @for_all_placements(chapter_plans())
@@ -111,8 +111,8 @@ def test_stream_keeps_a_block_and_its_neutral_samples_on_its_rank():
 
     for step in range(10):
         for kind in (TaskKind.PASS, TaskKind.TRAIN):
-            assert [placement.rank(Task(kind, step, block)) for block in (0, 1)] == [0, 1]
-        assert placement.rank(Task(TaskKind.TRAIN, step, plan.heads[-1])) == 1
+            assert [placement.ranks(Task(kind, step, block))[0] for block in (0, 1)] == [0, 1]
+        assert placement.ranks(Task(TaskKind.TRAIN, step, plan.heads[-1]))[0] == 1
 
 
 # Teams
@@ -142,7 +142,7 @@ def test_each_rank_of_a_team_sends_to_the_one_with_its_place_in_the_next():
     ways = {
         (source, message.dest)
         for source, message in sent(plan, placement)
-        if message.task.time == 0 and message.products[0].kind is ProductKind.WEIGHTS
+        if message.products[0].time == 0 and message.products[0].kind is ProductKind.WEIGHTS
     }
     assert ways == {(rank, rank + 4) for rank in range(4)}
 
@@ -355,8 +355,8 @@ def test_blocks_can_be_given_to_any_ranks():
 
     check_placement(plan, placement, 2)
 
-    assert [placement.rank(Task(TaskKind.TRAIN, 5, block)) for block in range(3)] == [1, 0, 1]
-    assert placement.rank(plan.gather) == 0
+    assert [placement.ranks(Task(TaskKind.TRAIN, 5, block))[0] for block in range(3)] == [1, 0, 1]
+    assert placement.ranks(plan.gather)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def go_on(prepared, name, num_ranks, folder, *, most=None, shared=True, every=1)
         for runtime in runtimes:
             runtime.restore()
         for task in list(plan.tasks())[:most]:
-            runtimes[placement.rank(task)].do(task)
+            runtimes[placement.ranks(task)[0]].do(task)
             done.append(task)
     for store in stores:
         store.close()

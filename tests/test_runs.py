@@ -16,6 +16,7 @@ from onward.checkpoint import weights_sha256
 from onward.cli.main import main
 from onward.config import RunConfig, read_run, read_settings
 from onward.errors import FileError
+from onward.files import write_atomically
 from onward.runs import folders
 from onward.runs.folders import FILES, read_result
 from onward.runtime.workers import report_fields
@@ -372,7 +373,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "file").write_text("before")
 
     with pytest.raises(KeyboardInterrupt):
-        folders.write_atomically(tmp_path / "file", fail)
+        write_atomically(tmp_path / "file", fail)
 
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 

@@ -69,7 +69,7 @@ def test_a_rank_sends_the_bytes_that_follow_from_the_plan(recipe, changes, name)
     prepared = prepare(recipe, changes)
     placement = place(prepared.plan, name, 4, prepared.costs())
     wanted = {
-        (product, placement.rank(prepared.plan.maker(product)), placement.rank(task))
+        (product, placement.ranks(prepared.plan.maker(product))[0], placement.ranks(task)[0])
         for task in prepared.plan.tasks()
         for product in prepared.plan.needs(task)
     }

@@ -221,7 +221,7 @@ def test_without_links_every_task_starts_when_its_rank_and_its_needs_are_ready(
 
     free, ready = [0.0] * ranks, {}
     for task in plan.tasks():
-        rank = placement.rank(task)
+        rank = placement.ranks(task)[0]
         start = max([free[rank], *(ready[need] for need in plan.needs(task))])
         free[rank] = start + seconds[task]
         ready |= dict.fromkeys(plan.makes(task), free[rank])

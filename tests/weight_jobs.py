@@ -186,7 +186,7 @@ def far_behind(folder):
     def noted(runtime, product, task):
         # Those that its own blocks hand on wait for nobody.
         here = [p for p in runtime.products if p.kind is ProductKind.ACTIVITIES]
-        waiting.append(sum(runtime.placement.rank(runtime.plan.maker(p)) == 0 for p in here))
+        waiting.append(sum(runtime.placement.ranks(runtime.plan.maker(p))[0] == 0 for p in here))
         return get(runtime, product, task)
 
     StreamWorker.train, Runtime._get = train_late, noted

@@ -23,11 +23,12 @@ from onward.data.inputs import as_floats
 from onward.data.quoting import class_name
 from onward.data.table_files import is_table_file
 from onward.errors import DataError, FileError, SettingError
-from onward.evaluation import as_trained, block_metrics, roc_auc
+from onward.evaluation import Tally, as_trained, block_metrics, evaluate
 from onward.exits import latency
 from onward.exits.answers import answer
 from onward.exits.macs import StageCost, macs_spent, stage_costs
 from onward.exits.policies import ExitPolicy, full_depth
+from onward.files import write_atomically
 from onward.inference import told_known
 from onward.network.networks import Network
 from onward.recipes import Recipe
@@ -54,26 +55,25 @@ def evaluate_command(options: argparse.Namespace) -> None:
     counted = slice(None) if test.index is None else test.index
     y = dataset.y_test[counted]
     calibrated = None if options.full_depth else folders.read_exits(options.run, network)
-    scores, metrics = network.scores(test), block_metrics(network, test)
-    columns = {"full depth": scores.network.argmax(dim=1)[counted]}
+    found, metrics = evaluate(network, test), block_metrics(network, test)
+    assert found.tally is not None
+    columns = {"full depth": found.tally}
     if calibrated is not None:
         network.set_precision(EARLY)
         answers = answer(network, test, calibrated.policy)
-        columns["early exit"] = answers.labels[counted]
-    text = [rates(labels, y, network.class_names) for labels in columns.values()]
+        labels = answers.labels[counted]
+        columns["early exit"] = Tally.of(labels, y, network.num_classes)
+    text = [rates(tally, network.class_names) for tally in columns.values()]
     shown = Table()
     shown.add_column("what")
     for name in columns:
         shown.add_column(name, justify="right")
     for what in text[0]:
         shown.add_row(what, *(each[what] for each in text))
-    numbers = [visit % len(network.all_blocks) for visit in network.fold().exits]
-    for number, block in zip(numbers, scores.blocks, strict=False):
-        accuracy = (block.argmax(dim=1)[counted] == y).double().mean()
-        shown.add_row(f"accuracy, block {number} alone", f"{accuracy:.2%}")
-    area = roc_auc(scores.network[counted], y)
-    if area is not None:
-        shown.add_row("area under the ROC curve", f"{area:.2%}")
+    for number, alone in found.tally_blocks.items():
+        shown.add_row(f"accuracy, block {number} alone", f"{alone.accuracy:.2%}")
+    if found.roc_auc is not None:
+        shown.add_row("area under the ROC curve", f"{found.roc_auc:.2%}")
     for name, figures in told_metrics(metrics).items():
         shown.add_row(f"{name}, each block alone", figures)
     console = Output()
@@ -82,8 +82,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     if calibrated is not None:
         costs = stage_costs(network, test if test.structure else None)
         cost = macs_spent(costs, answers)[counted]
-        is_right, policy = answers.labels[counted] == y, calibrated.policy
-        console.print(exits_table(answers.exits[counted], is_right, cost, costs, policy))
+        policy = calibrated.policy
+        console.print(exits_table(answers.exits[counted], labels == y, cost, costs, policy))
         mean, full = float(cost.mean()), calibrated.full_macs
         console.print(
             f"{policy.confidence}: {told_macs(mean)} MACs a sample instead of {told_macs(full)}, "
@@ -98,19 +98,13 @@ def evaluate_command(options: argparse.Namespace) -> None:
         console.print(latency_table(network, test, policies))
 
 
-def rates(labels: Tensor, y: Tensor, names: Sequence[str] | None = None) -> dict[str, str]:
-    """Return how often labels are right, also where some classes are rare, which accuracy hides."""
-    from sklearn.metrics import f1_score, recall_score  # Takes a second; no other command needs it.
-
-    known = y.unique().tolist()
-    found = {
-        "accuracy": f"{(labels == y).double().mean():.2%}",
-        "macro-F1": f"{f1_score(y, labels, labels=known, average='macro', zero_division=0):.4f}",
-    }
+def rates(tally: Tally, names: Sequence[str] | None = None) -> dict[str, str]:
+    """Return how often answers are right, also where classes are rare, which accuracy hides."""
+    found = {"accuracy": f"{tally.accuracy:.2%}", "macro-F1": f"{tally.macro_f1:.4f}"}
+    known = [(label, share) for label, share in enumerate(tally.sensitivity) if share is not None]
     if len(known) <= MOST_CLASSES:
-        each = recall_score(y, labels, labels=known, average=None, zero_division=0)
-        for label, sensitivity in zip(known, each.tolist(), strict=True):
-            found[f"sensitivity, class {class_name(names, label)}"] = f"{sensitivity:.2%}"
+        for label, share in known:
+            found[f"sensitivity, class {class_name(names, label)}"] = f"{share:.2%}"
     return found
 
 
@@ -328,7 +322,7 @@ def predict_command(options: argparse.Namespace) -> None:
         arrays: dict[str, Any] = {name + "s": column.numpy() for name, column in columns.items()}
         arrays |= {"labels": network.named(labels), "scores": scores.numpy()}
         arrays |= {} if files is None else {"files": np.array(files)}
-        folders.write_atomically(options.out, lambda file: np.savez(file, **arrays))
+        write_atomically(options.out, lambda file: np.savez(file, **arrays))
         what = "labels and scores" if calibrated is None else "labels, scores and exits"
         print(f"{len(labels):,} {what} in {options.out}")
         return

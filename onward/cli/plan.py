@@ -19,8 +19,9 @@ from onward.cli.planner import choices, read_links, read_speeds
 from onward.costs import times
 from onward.devices import find_device
 from onward.errors import SettingError
+from onward.files import write_text
 from onward.placement import stall
-from onward.runs import folders, preparation, training
+from onward.runs import preparation, training
 from onward.simulation import Link, simulate
 
 
@@ -77,9 +78,7 @@ def _show(
                 device=find_device(begun.config.training.device),
             )
         if options.costs:
-            folders.write_atomically(
-                options.costs, lambda file: file.write(found.to_json().encode())
-            )
+            write_text(options.costs, found.to_json())
     else:
         found = times.read(options.costs)
     found.check(begun.network, plan.batch_size)

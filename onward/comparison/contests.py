@@ -24,6 +24,7 @@ from onward.costs import flops, memory
 from onward.costs.times import BlockCosts
 from onward.data import Dataset
 from onward.errors import DataError, OnwardError, SettingError, told
+from onward.files import write_text
 from onward.network.networks import Network
 from onward.runs import folders
 from onward.runs.preparation import Preview, preview
@@ -115,8 +116,7 @@ def compare(
 
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:
-    text = json.dumps(found, indent=1) + "\n"
-    folders.write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 class _Measured:

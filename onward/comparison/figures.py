@@ -318,8 +318,7 @@ def _curve(folder: Path, result: Mapping[str, Any], network: Network, before: in
     }
     what, shown = ("validation", means) if len(means) > 1 else ("training", training)
     # Blocks of a sweep learn to tell right labels from wrong ones, which is another accuracy.
-    is_sweep = network.readout is not None and network.readout.sweeps
-    if not shown or (what == "training" and is_sweep):
+    if not shown or (what == "training" and network.is_sweep):
         return None
     epochs = tuple(before + (chapter + 1) * length for chapter in sorted(shown))
     return Curve(what, epochs, tuple(shown[chapter] for chapter in sorted(shown)))

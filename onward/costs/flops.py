@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from onward.batch import Batch
-from onward.costs.times import BlockCosts, measure
+from onward.costs.times import BlockCosts, first, measure
 from onward.errors import PlacementError
 from onward.exits.macs import stage_costs
 from onward.flop_counter import FlopCounter
@@ -41,12 +41,9 @@ def count_steps(plan: Plan, network: Network, shard: Shard, settings: Settings) 
     """
     found = measure(network, shard, plan.batch_size, settings, count)
     train = list(found.train)
-    training = shard.training
-    is_whole = training.structure and not network.sampler.takes_parts
-    batch = training if is_whole else training.take(slice(0, plan.batch_size))
     # Every mini-batch is transformed before the first block; some plans keep what comes out, and
     # others make it again.
-    train[0] += count(network.transformed, batch)
+    train[0] += count(network.transformed, first(network, shard.training, plan.batch_size))
     if plan.kind == "stream" and plan.hint_age is not None and plan.hinting is not None:
         # There hints are no task of their own.
         train[plan.hinting] += found.score
@@ -77,9 +74,7 @@ class Traffic(NamedTuple):
     """Bytes that all ranks send together."""
 
 
-def traffic(
-    plan: Plan, costs: BlockCosts, block_costs: Sequence[int], most: int = 4
-) -> Traffic | None:
+def traffic(plan: Plan, costs: BlockCosts, block_costs: Sequence[int], most: int) -> Traffic | None:
     """Return what some ranks would send, as they are placed where nothing is said.
 
     Args:
@@ -114,8 +109,7 @@ def of_inference(network: Network, like: Batch | None = None) -> int:
         network: What is asked.
         like: Samples as it is asked about. None: those that it knows.
     """
-    assert network.readout is not None
-    labels = network.sampler.num_candidates if network.readout.sweeps else 1
+    labels = network.sampler.num_candidates if network.is_sweep else 1
     return 2 * sum(cost.row + cost.each * labels for cost in stage_costs(network, like))
 
 

@@ -242,7 +242,7 @@ def measure(
     """
     network, timer = deepcopy(network).to(device), timer or Timer(REPEATS, device)
     sampler = network.sampler
-    batch = network.transformed(_first(network, shard.training, batch_size))
+    batch = network.transformed(first(network, shard.training, batch_size))
     draw = seeds.generator(settings.seed, "costs", device=device)
     views = {name: list(passes(network, v)) for name, v in sampler.views(batch, draw, None).items()}
     neutral = list(passes(network, sampler.neutral(batch)))
@@ -271,11 +271,11 @@ def measure(
         ahead.append(_bytes_sent(neutral[number].outputs, settings.bf16_wire))
         outputs.append(sum(t.nbytes for t in parts(neutral[number].outputs.inputs)))
     if network.head is None and sampler.needs_hints:
-        score = timer(network.scores, _first(network, shard.training, batch_size))
+        score = timer(network.scores, first(network, shard.training, batch_size))
     validate, num_validated = 0.0, len(shard.validation)
     if num_validated and network.readout is not None:
         some = min(num_validated, batch_size)
-        seconds = timer(evaluate, network, _first(network, shard.validation, some))
+        seconds = timer(evaluate, network, first(network, shard.validation, some))
         validate = seconds * num_validated / some
     blocks = network.all_blocks
     return BlockCosts(
@@ -298,7 +298,7 @@ def measure(
     )
 
 
-def _first(network: Network, batch: Batch, samples: int) -> Batch:
+def first(network: Network, batch: Batch, samples: int) -> Batch:
     """Return the first samples of a batch; all of one whose samples belong together."""
     is_whole = batch.structure and not network.sampler.takes_parts
     return batch if is_whole else batch.take(slice(0, samples))

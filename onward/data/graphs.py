@@ -302,8 +302,7 @@ def _labels(
 def node_split(nodes: int, number: int) -> dict[str, NDArray[np.int64]]:
     """Split nodes into 64 % to train with, 16 % for validation and 20 % for the test.
 
-    One of five splits, whose tests do not overlap, as scikit-learn's `KFold` and `train_test_split`
-    make them. Classes are not looked at.
+    One of five splits, whose tests do not overlap. Classes are not looked at.
 
     Args:
         nodes: How many there are.
@@ -316,24 +315,18 @@ def node_split(nodes: int, number: int) -> dict[str, NDArray[np.int64]]:
         >>> {part: len(found) for part, found in node_split(100, 0).items()}
         {'train': 64, 'validation': 16, 'test': 20}
     """
-    if not 0 <= number < SPLITS:
+    from sklearn.model_selection import KFold, train_test_split  # Takes a second.
+
+    if not 0 <= number < SPLITS or nodes < SPLITS:
         raise DataError(
-            f"A graph without sets of its own is split in one of {SPLITS} ways, by data.split_seed "
-            f"from 0 to {SPLITS - 1}; got {number}."
+            f"A graph without sets of its own, of {SPLITS} nodes or more, is split in one of "
+            f"{SPLITS} ways, by data.split_seed from 0 to {SPLITS - 1}; got {nodes} nodes and "
+            f"{number}."
         )
-    order = np.arange(nodes)
-    np.random.RandomState(101).shuffle(order)
-    sizes = [nodes // SPLITS + (part < nodes % SPLITS) for part in range(SPLITS)]
-    first = sum(sizes[:number])
-    test = np.sort(order[first : first + sizes[number]])
-    rest = np.setdiff1d(np.arange(nodes), test)
-    drawn = np.random.RandomState(127 * number).permutation(len(rest))
-    held = -(-len(rest) // 5)
-    return {
-        "train": np.sort(rest[drawn[held:]]),
-        "validation": np.sort(rest[drawn[:held]]),
-        "test": test,
-    }
+    folds = KFold(SPLITS, shuffle=True, random_state=101).split(np.arange(nodes))
+    rest, test = list(folds)[number]
+    train, validation = train_test_split(rest, test_size=0.2, random_state=127 * number)
+    return {"train": np.sort(train), "validation": np.sort(validation), "test": test}
 
 
 def is_graph_file(path: Path) -> bool:

@@ -18,20 +18,20 @@ from onward.engine.team import Team, in_order
 from onward.errors import SettingError
 from onward.network.blocks import Block
 from onward.network.layers import Dense
+from onward.network.readouts import is_head
 from onward.network.samplers import Views
 from onward.seeds import seed_global_generator
 from onward.settings import Cut
 
 
-def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut, is_head: bool) -> None:
+def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut) -> None:
     """Refuse a block whose mini-batches cannot be cut.
 
     Args:
         block: What is trained.
         closed_form: Whether closed forms are used where there are some.
         slices: Number of slices; 1 for none.
-        cut: What is cut.
-        is_head: Whether it learns from the neutral view: then units are not cut.
+        cut: What is cut; of a head, samples always.
 
     Raises:
         SettingError: It cannot; the message says why.
@@ -59,7 +59,7 @@ def check_cut(block: Block, *, closed_form: bool, slices: int, cut: Cut, is_head
             "Batch normalisation looks at all samples of a mini-batch: plan.slices must be 1 with "
             "it."
         )
-    if cut == "samples" or is_head:
+    if cut == "samples" or is_head(block):
         return
     if not (closed_form and has_closed_form(block)):
         raise SettingError(

@@ -94,10 +94,10 @@ def make_step(
         return FrozenStep(block)
     is_plain = all(view.is_plain for view in (example or {}).values())
     closed_form = training.closed_form and is_plain and has_closed_form(block)
-    head, slices, team = is_head(block), training.slices, team or Alone()
-    check_cut(block, closed_form=closed_form, slices=slices, cut=training.cut, is_head=head)
+    slices, team = training.slices, team or Alone()
+    check_cut(block, closed_form=closed_form, slices=slices, cut=training.cut)
     # A head is small: where units are cut, every rank trains all of it.
-    if slices > 1 and training.cut == "units" and not head:
+    if slices > 1 and training.cut == "units" and not is_head(block):
         return UnitsStep(block, slices, team)
     step: Step
     if not closed_form:

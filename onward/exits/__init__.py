@@ -1,6 +1,6 @@
 """Early exit: when inference may stop, what that saves, and how thresholds are found."""
 
-from onward.exits.answers import Answers, answer
+from onward.exits.answers import Answers
 from onward.exits.bounds import BOUNDS
 from onward.exits.calibration import (
     Calibrated,
@@ -15,7 +15,6 @@ from onward.exits.outcomes import RISKS, HeldOut, Outcome, fixed_depths, follow,
 from onward.exits.policies import CONFIDENCES, ExitPolicy, full_depth
 
 __all__ = [
-    "answer",
     "Answers",
     "BOUNDS",
     "Calibrated",

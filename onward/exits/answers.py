@@ -39,29 +39,10 @@ def answer(
     *,
     batch_size: int = CHUNK_SAMPLES,
 ) -> Answers:
-    """Predict the classes of samples, each no deeper than it has to go.
-
-    Samples that have left are taken out of the batch; of a batch with a structure, they are passed
-    along as neighbors of the others. The same samples in batches of other sizes get the same
-    answers, except where a score is within rounding of a threshold.
-
-    Args:
-        network: A trained network.
-        x: Samples of the shape and scale the network was trained on: an array or a batch.
-        policy: When they leave.
-        batch_size: Samples at once; a batch with a structure is never cut.
-
-    Raises:
-        SettingError: The network has no readout, or the policy is for other networks.
-
-    Example:
-        >>> import onward as ow
-        >>> network = ow.mlp((4,), num_classes=3, widths=(8, 8))
-        >>> answer(network, torch.ones(2, 4), ow.ExitPolicy("margin", (0.0,))).exits
-        tensor([0, 0])
-    """
+    """Predict the classes of samples, see `onward.answer`."""
     check_arguments(answer, {"policy": policy})
-    found = [_answer(network, part, policy) for part in in_chunks(network.checked(x), batch_size)]
+    parts = in_chunks(network.checked(x), batch_size)
+    found = [answers_to(network, part, policy) for part in parts]
     return Answers(
         torch.cat([part.labels for part in found]),
         torch.cat([part.exits for part in found]),
@@ -70,7 +51,8 @@ def answer(
     )
 
 
-def _answer(network: Network, batch: Batch, policy: ExitPolicy) -> Answers:
+def answers_to(network: Network, batch: Batch, policy: ExitPolicy) -> Answers:
+    """Return the answers to samples that were checked before, all at once, see `answer`."""
     forward = Forward(network, batch)
     num_exits, num_samples = len(forward.fold.exits), len(batch)
     policy.check(num_exits, is_sweep=forward.readout.sweeps)

@@ -80,9 +80,6 @@ class Outcome:
     is_newly_wrong: Bool[Tensor, " samples"]
     """Whether it is not, and that of the whole network is."""
 
-    is_newly_right: Bool[Tensor, " samples"]
-    """Whether it is, and that of the whole network is not."""
-
 
 def look_at(network: Network, batch: Batch) -> HeldOut:
     """Pass samples through the whole network and return what it says at each exit.
@@ -96,8 +93,7 @@ def look_at(network: Network, batch: Batch) -> HeldOut:
         for part in in_chunks(batch)
     ]
     costs = tuple(stage_costs(network, batch))
-    is_sweep = network.readout is not None and network.readout.sweeps
-    return HeldOut(torch.cat(chunks, dim=1), batch.label.cpu(), costs, is_sweep)
+    return HeldOut(torch.cat(chunks, dim=1), batch.label.cpu(), costs, network.is_sweep)
 
 
 def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
@@ -114,9 +110,9 @@ def follow(policy: ExitPolicy, seen: HeldOut) -> Outcome:
         exits[policy.leaves(history[: number + 1])] = number
     samples = torch.arange(num_samples)
     answers = history.argmax(dim=2)[exits, samples]
-    losses = seen.losses(answers, "net")
+    losses = seen.losses(answers, "lost")
     is_wrong = answers != seen.labels
-    return Outcome(exits, answers, macs[exits, samples], is_wrong, losses > 0, losses < 0)
+    return Outcome(exits, answers, macs[exits, samples], is_wrong, losses > 0)
 
 
 def dropped(policy: ExitPolicy, seen: HeldOut) -> tuple[Tensor, Tensor]:
@@ -154,12 +150,12 @@ def oracle(seen: HeldOut) -> tuple[float, float]:
     return float((~right.any(dim=0)).double().mean()), float(macs[first, samples].mean())
 
 
-def shuffled(outcome: Outcome, seen: HeldOut, seed: int = 0) -> tuple[float, float]:
+def shuffled(outcome: Outcome, seen: HeldOut) -> tuple[float, float]:
     """Return error and mean MACs where as many samples leave at each exit, chosen at random.
 
     No labels are dropped, so in a sweep this costs more than a policy that drops some.
     """
-    order = torch.randperm(len(seen.labels), generator=seeds.generator(seed, "shuffled exits"))
+    order = torch.randperm(len(seen.labels), generator=seeds.generator(0, "shuffled exits"))
     exits, samples = outcome.exits[order], torch.arange(len(order))
     answers = seen.history.argmax(dim=2)[exits, samples]
     _, macs = dropped(full_depth(len(seen.costs)), seen)

@@ -129,6 +129,11 @@ class Network(nn.Module):
         """After how many visits of a block there are class scores; 0 without a readout."""
         return 0 if self.readout is None else len(self.fold().exits)
 
+    @property
+    def is_sweep(self) -> bool:
+        """Whether its readout tries every label."""
+        return self.readout is not None and self.readout.sweeps
+
     def transformed(self, batch: Batch, augment: Callable[[Batch], Batch] | None = None) -> Batch:
         """Return samples as samplers and blocks see them: scaled, standardized, preprocessed.
 
@@ -379,7 +384,9 @@ class Forward:
             self.outputs = self.passed(number, self.source, self.seen)
             self._now[number] = self.outputs.inputs
             if self.visit in self.fold.exits:
-                scores = self.read(number, self.outputs)
+                self.found.append(self.read(number, self.outputs))
+                self.total, scores = self.fold.step(self.total, self.exit, self.found[-1])
+                self.exit += 1
         self._forget(number)
         self.visit += 1
         if self.visit % len(self.blocks) == 0:
@@ -410,6 +417,7 @@ class Forward:
         return edge.zeros(self.seen) if before is None else before
 
     def read(self, number: int, outputs: Batch) -> Tensor:
+        """Return what is found where a block is an exit, see `Fold.step`."""
         found = self.readout.scores(self.blocks, self.network.edges, number, outputs)
         wanted = () if self.readout.sweeps else (self.network.num_classes,)
         if tuple(found.shape[1:]) != wanted:
@@ -428,10 +436,7 @@ class Forward:
             full = found.new_full((self.num_samples, self.network.num_classes), -torch.inf)
             full[self.samples, self.labels] = found
             found = full
-        self.total, scores = self.fold.step(self.total, self.exit, found)
-        self.found.append(found)
-        self.exit += 1
-        return scores
+        return found
 
     def _forget(self, number: int) -> None:
         """Let go of what no later block reads."""

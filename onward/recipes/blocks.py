@@ -194,10 +194,6 @@ def label_strength(data: DataInfo) -> float:
 
 def check_network(config: NetworkConfig) -> None:
     """Raise a `SettingError` where network settings do not fit each other."""
-    if not 0 <= config.dropout < 1:
-        raise SettingError(
-            f"network.dropout is a share of the inputs, from 0 to below 1; got {config.dropout}."
-        )
     if (config.objective == "threshold") is (config.negatives is None):
         raise SettingError(
             f"network.objective = {config.objective} and network.negatives = {config.negatives} "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onward.network.objectives import Metrics, Objective
 from onward.network.samplers import Views
-from onward.recipes.convolutions import CONVOLUTIONS, POOLS, Maps
+from onward.recipes.convolutions import POOLS, Maps, convolution
 
 
 class Encoder(nn.Module):
@@ -49,17 +49,14 @@ def dense_decoder(shape: tuple[int, ...], units: int) -> nn.Module:
 
 def convolutional_encoder(before: Maps, channels: int) -> Encoder:
     """Return a convolution with a kernel of size 3, ReLU, and pooling to half the size."""
-    kind = len(before.size) - 1
-    convolution = CONVOLUTIONS[kind](before.channels, channels, kernel_size=3, padding=1)
-    return Encoder(nn.Sequential(convolution, nn.ReLU(), POOLS[kind](2)))
+    filters = convolution(before, channels, bias=True)
+    return Encoder(nn.Sequential(filters, nn.ReLU(), POOLS[len(before.size) - 1](2)))
 
 
 def convolutional_decoder(before: Maps, channels: int) -> nn.Module:
     """Return a convolution of maps that were first brought back to their size."""
-    convolution = CONVOLUTIONS[len(before.size) - 1](
-        channels, before.channels, kernel_size=3, padding=1
-    )
-    return nn.Sequential(nn.Upsample(size=before.size), convolution)
+    filters = convolution(Maps(channels, before.size), before.channels, bias=True)
+    return nn.Sequential(nn.Upsample(size=before.size), filters)
 
 
 class Reconstruction(Objective):

@@ -1,12 +1,11 @@
 """Convolutions, each layer or few with a classifier of its own."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from onward.recipes.convolution_config import DEFAULTS, ConvolutionConfig
 from onward.recipes.recipe import ONE_BLOCK, recipe
-from onward.settings import Count, OptimizerConfig, Share
-from onward.values import Range
+from onward.settings import Count, OptimizerConfig, Share, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +15,7 @@ class ConvConfig(ConvolutionConfig):
     grid: Count = 4
     """Cells per side of the grid over which a head averages; in smaller maps, every position."""
 
-    head_units: Annotated[int, Range(0)] = 128
+    head_units: Whole = 128
     """Hidden units of a head, with batch normalization and GELU; 0: heads are linear."""
 
     label_smoothing: Share = 0.1

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from onward.settings import Count, Counts, Positive, Section, Share
-from onward.values import Range
+from onward.settings import Count, Counts, Positive, Section, Share, Whole
 
 DEFAULTS = {
     "data.shift": "auto",
@@ -28,7 +27,7 @@ class ConvolutionConfig(Section):
     channels: Counts = (48, 96, 96, 192, 192, 192)
     """Filters of each layer, with kernels of size 3."""
 
-    pooled: tuple[Annotated[int, Range(0)], ...] | None = None
+    pooled: tuple[Whole, ...] | None = None
     """Layers, counted from 1, that halve each axis by max pooling; 0 for none. None: 1, 3 and 5, as
     far as there are so many layers and axes are longer than 1."""
 

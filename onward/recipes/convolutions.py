@@ -46,6 +46,12 @@ class Maps(NamedTuple):
     """Positions of each along its axes."""
 
 
+def convolution(before: Maps, channels: int, *, bias: bool = False) -> nn.Module:
+    """Return a convolution with kernels of size 3, which leaves the size of maps as it is."""
+    kind = CONVOLUTIONS[len(before.size) - 1]
+    return kind(before.channels, channels, kernel_size=3, padding=1, bias=bias)
+
+
 def convolution_network(
     config: ConvolutionConfig,
     data: DataInfo,
@@ -213,11 +219,9 @@ def maps_of(config: ConvolutionConfig, data: DataInfo) -> list[Maps]:
 def _layer(before: Maps, after: Maps, *, is_pooled: bool) -> nn.Module:
     """Return a layer: convolution, pooling, batch normalization, GELU."""
     kind = len(after.size) - 1
-    convolution = CONVOLUTIONS[kind](
-        before.channels, after.channels, kernel_size=3, padding=1, bias=False
-    )
     pool = [POOLS[kind](2)] if is_pooled else []
-    return nn.Sequential(convolution, *pool, NORMS[kind](after.channels), nn.GELU())
+    filters = convolution(before, after.channels)
+    return nn.Sequential(filters, *pool, NORMS[kind](after.channels), nn.GELU())
 
 
 def rules_of(

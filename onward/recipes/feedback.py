@@ -9,6 +9,7 @@ from onward.batch import Tensors
 from onward.network.blocks import Block, Edge
 from onward.network.objectives import Objective
 from onward.recipes.graph_layers import Reading, layer, prepared, rule
+from onward.recipes.settling import tick_order
 from onward.settings import OptimizerConfig
 
 
@@ -28,10 +29,7 @@ def feedback_blocks(
     objective: Callable[[], Objective],
     optimizer: OptimizerConfig,
 ) -> list[Block]:
-    """Return a block for each layer: the first, third and so on, then the second, fourth and so on.
-
-    That is the order in which they are updated: those that come first see what the others were a
-    tick before.
+    """Return a block for each layer, in the order in which they are updated, see `tick_order`.
 
     Args:
         kind: gcn, sage or gat.
@@ -45,16 +43,8 @@ def feedback_blocks(
         Park et al. 2024, arXiv:2403.11004, section 3.3 (equation 7).
     """
     depth = len(widths) - 1
-    numbers = [*range(0, depth, 2), *range(1, depth, 2)]
-    place = {number: position for position, number in enumerate(numbers)}
+    numbers, seen = tick_order(widths[1:])
     above = (*widths[2:], labels)
-
-    def seen(source: int, reader: int, name: str) -> Edge:
-        """Return how a layer sees another one."""
-        if place[source] < place[reader]:
-            return Edge(place[source], name=name)
-        return Edge(place[source], delay=1, name=name, shape=(widths[source + 1],))
-
     blocks = []
     for number in numbers:
         is_first, is_last = number == 0, number == depth - 1

@@ -1,12 +1,19 @@
 """Forward-Forward contrastive learning: three stages over the same layers."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, OptimizerConfig, PlanConfig, Section, TrainingConfig
-from onward.values import Range
+from onward.settings import (
+    Counts,
+    OptimizerConfig,
+    PlanConfig,
+    Section,
+    Share,
+    TrainingConfig,
+    Whole,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +24,13 @@ class FFCLConfig(Section):
     """Channels of each pair of layers, whose second adds what went into the first. All pairs but
     the first halve both axes."""
 
-    margin: Annotated[float, Range(0, 1)] = 0.0
+    margin: Share = 0.0
     """Cosine below which pairs of different classes are left alone."""
 
-    local_epochs: Annotated[int, Range(0)] | None = None
+    local_epochs: Whole | None = None
     """Epochs of the first stage, in which each layer learns by itself. None: training.epochs."""
 
-    global_epochs: Annotated[int, Range(0)] | None = None
+    global_epochs: Whole | None = None
     """Epochs of the second stage, in which all layers learn together from pairs: backpropagation.
     None: training.epochs."""
 

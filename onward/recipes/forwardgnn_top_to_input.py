@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, OptimizerConfig, Positive, Section
+from onward.settings import Counts, OptimizerConfig, Positive, Section, Whole
 from onward.values import Range
 
 
@@ -28,7 +28,7 @@ class TopToInputConfig(Section):
     ticks: Annotated[int, Range(2)] = 10
     """How often all layers are updated, and learn, from one look at the graph."""
 
-    counted: tuple[Annotated[int, Range(0)], ...] | None = None
+    counted: tuple[Whole, ...] | None = None
     """Ticks, from 0, at which classes are read off, and added up. None: all but the first two."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
-from onward.settings import Counts, NotNegative, OptimizerConfig, Positive, Section, Share
+from onward.settings import Counts, NotNegative, OptimizerConfig, Positive, Section, Share, Whole
 from onward.values import Range
 
 
@@ -34,7 +34,7 @@ class HintonRecurrentConfig(Section):
     those that were updated just now. Blocks are then numbered in the order in which layers are
     updated: the first, the third, and so on, then the second."""
 
-    counted: tuple[Annotated[int, Range(0)], ...] = (3, 4, 5)
+    counted: tuple[Whole, ...] = (3, 4, 5)
     """Ticks, from 0, whose goodness counts for the label that is tried. The paper's iterations 3 to
     5, if it counts from 1, are the ticks 2, 3 and 4."""
 
@@ -100,7 +100,7 @@ def hinton_recurrent(
     from onward.network.readouts import GoodnessSweep
     from onward.recipes.blocks import rules
     from onward.recipes.local_fields import LocalLinear
-    from onward.recipes.settling import LabelAtTheTop, Settling
+    from onward.recipes.settling import LabelAtTheTop, Settling, tick_order
 
     is_dense = config.layers == "dense"
     if is_dense:
@@ -116,17 +116,7 @@ def hinton_recurrent(
         channels, side = (shape[0], *config.maps), shape[1]
         widths = tuple(units * side**2 for units in config.maps)
     depth, inputs = len(widths), math.prod(data.input_shape)
-    numbers = list(range(depth))
-    if config.updates == "alternating":
-        # Those that come first in a tick see what the others were a tick before.
-        numbers = numbers[::2] + numbers[1::2]
-    place = {layer: position for position, layer in enumerate(numbers)}
-
-    def seen(source: int, reader: int, name: str) -> Edge:
-        """Return how a layer sees another one, or itself."""
-        if config.updates == "alternating" and place[source] < place[reader]:
-            return Edge(place[source], name=name)
-        return Edge(place[source], delay=1, name=name, shape=(widths[source],))
+    layers, seen = tick_order(widths, alternates=config.updates == "alternating")
 
     def linear(source: int, layer: int) -> nn.Module:
         """Return the map to a layer from another one, or from the image or the label."""
@@ -148,7 +138,7 @@ def hinton_recurrent(
 
     rule, _ = rules(optimizer)
     blocks = []
-    for layer in numbers:
+    for layer in layers:
         is_first, is_last = layer == 0, layer == depth - 1
         names = (
             "input.image" if is_first else "below",

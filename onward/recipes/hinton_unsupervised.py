@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from onward.errors import SettingError
 from onward.recipes.hinton import hinton
 from onward.recipes.recipe import recipe
 from onward.settings import (
+    Count,
     Counts,
     NotNegative,
     OptimizerConfig,
@@ -16,8 +17,8 @@ from onward.settings import (
     Section,
     Share,
     TrainingConfig,
+    Whole,
 )
-from onward.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class HintonUnsupervisedConfig(Section):
     """Units at each position, of layers of local fields. The first has a grid of 4 x 4 positions,
     and each of the others sees squares of 2 x 2 positions of the one before."""
 
-    smoothing: Annotated[int, Range(0)] = 6
+    smoothing: Whole = 6
     """How often the mask of a hybrid is blurred. The paper says "repeatedly"."""
 
     threshold: NotNegative = 1.0
@@ -54,7 +55,7 @@ class HintonUnsupervisedConfig(Section):
     skip_first: bool = True
     """Whether the head leaves the first block out, if there are others."""
 
-    head_epochs: Annotated[int, Range(1)] | None = None
+    head_epochs: Count | None = None
     """Epochs of the head, which is trained after the blocks. None: training.epochs."""
 
     def without_effect(self) -> dict[str, str]:

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from onward.batch import Batch
 from onward.network.layers import normalize_length
 from onward.network.objectives import Threshold
-from onward.recipes.convolutions import (
-    CONVOLUTIONS,
-    NORMS,
-    POOLS,
-    Maps,
-    pooled_head,
-)
+from onward.recipes.convolutions import NORMS, POOLS, Maps, convolution, pooled_head
 
 
 class LabelledLayer(nn.Module):
@@ -36,9 +30,7 @@ class LabelledLayer(nn.Module):
     def __init__(self, before: Maps, after: Maps, num_classes: int, *, is_pooled: bool) -> None:
         super().__init__()
         kind = len(after.size) - 1
-        self.convolution = CONVOLUTIONS[kind](
-            before.channels, after.channels, kernel_size=3, padding=1, bias=False
-        )
+        self.convolution = convolution(before, after.channels)
         self.pool = POOLS[kind](2) if is_pooled else nn.Identity()
         self.norm = nn.Sequential(
             NORMS[kind](after.channels, affine=False), nn.GroupNorm(1, after.channels)

@@ -48,9 +48,9 @@ def predsim(config: PredSimConfig, data: Any, *, optimizer: OptimizerConfig) -> 
     # Lists of recipes and the help of the command do without torch.
     from onward.network.readouts import SumOfHeads
     from onward.recipes.convolutions import (
-        CONVOLUTIONS,
         Maps,
         backpropagation,
+        convolution,
         convolution_network,
         pooled_head,
     )
@@ -63,10 +63,8 @@ def predsim(config: PredSimConfig, data: Any, *, optimizer: OptimizerConfig) -> 
 
     def objective(maps: Maps) -> PredictionAndSimilarity:
         head = pooled_head(maps, data.num_classes, grid=config.grid)
-        convolution = CONVOLUTIONS[len(maps.size) - 1](
-            maps.channels, maps.channels, kernel_size=3, padding=1, bias=False
-        )
-        return PredictionAndSimilarity(head, convolution, similarity=config.similarity)
+        beside = convolution(maps, maps.channels)
+        return PredictionAndSimilarity(head, beside, similarity=config.similarity)
 
     return convolution_network(config, data, objective, SumOfHeads("last"), optimizer)
 

@@ -1,5 +1,6 @@
 """Layers of a recurrent network that settle tick by tick, with the label at the top."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from onward.batch import Batch
+from onward.network.blocks import Edge
 from onward.network.layers import normalize_length
 from onward.network.negatives import wrong_labels
 from onward.network.samplers import Sampler
@@ -49,6 +51,27 @@ class LabelAtTheTop(Sampler):
         x = batch.tensor
         labels = torch.arange(self.num_classes, device=x.device).repeat(len(x))
         return self.shown(Batch(x.repeat_interleave(self.num_classes, dim=0)), labels)
+
+
+def tick_order(
+    widths: Sequence[int], *, alternates: bool = True
+) -> tuple[list[int], Callable[[int, int, str], Edge]]:
+    """Return the order in which layers are updated in a tick, and how one sees another or itself.
+
+    Each sees the others as they were a tick before. Where they alternate, the first, third and so
+    on come first, and then the second, fourth and so on, which see those as they are now.
+    """
+    numbers = list(range(len(widths)))
+    if alternates:
+        numbers = numbers[::2] + numbers[1::2]
+    place = {number: position for position, number in enumerate(numbers)}
+
+    def seen(source: int, reader: int, name: str) -> Edge:
+        if alternates and place[source] < place[reader]:
+            return Edge(place[source], name=name)
+        return Edge(place[source], delay=1, name=name, shape=(widths[source],))
+
+    return numbers, seen
 
 
 class Settling(nn.Module):

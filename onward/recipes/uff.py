@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from onward.errors import SettingError
 from onward.recipes.recipe import recipe
 from onward.settings import (
+    Count,
     Counts,
     NotNegative,
     OptimizerConfig,
@@ -14,8 +15,8 @@ from onward.settings import (
     Section,
     Share,
     TrainingConfig,
+    Whole,
 )
-from onward.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,10 @@ class UFFConfig(Section):
     adversarial: NotNegative = 0.01
     """How much fooling the discriminator counts beside the squared error."""
 
-    head_units: Annotated[int, Range(0)] = 500
+    head_units: Whole = 500
     """Hidden units of the classifier; 0: it is linear."""
 
-    head_epochs: Annotated[int, Range(1)] | None = None
+    head_epochs: Count | None = None
     """Epochs of the classifier, which is trained after the cells. None: training.epochs."""
 
     def without_effect(self) -> dict[str, str]:

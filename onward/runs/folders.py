@@ -3,16 +3,16 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from onward.checkpoint import save, weights_sha256
 from onward.config import CUSTOM, RunConfig
 from onward.errors import FileError, SettingError
 from onward.exits.calibration import Calibrated
-from onward.files import PARTIAL, atomic_write, flush
+from onward.files import PARTIAL, flush, write_text
 from onward.network.networks import Network
 from onward.runs.results import Result
 from onward.runtime.store import ENDING, check_idle
@@ -255,8 +255,7 @@ def write_exits(folder: Path, network: Network, calibrated: Calibrated) -> None:
         FileError: The disk is full, or the folder cannot be written to.
     """
     found = calibrated.to_json() | {"weights_sha256": weights_sha256(network)}
-    text = json.dumps(found, indent=2) + "\n"
-    write_atomically(folder / EXITS, lambda file: file.write(text.encode()))
+    write_text(folder / EXITS, json.dumps(found, indent=2) + "\n")
 
 
 def read_exits(folder: Path, network: Network) -> Calibrated | None:
@@ -277,19 +276,6 @@ def read_exits(folder: Path, network: Network) -> Calibrated | None:
     if digest != weights_sha256(network):
         raise FileError(f"{path} was calibrated for other weights. Calibrate again.")
     return calibrated
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        FileError: The disk is full, or the folder cannot be written to.
-    """
-    try:
-        with atomic_write(path) as partial, partial.open("wb") as file:
-            write(file)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def read_result(folder: Path) -> Mapping[str, Any]:

@@ -173,7 +173,7 @@ def _check_cuts(config: RunConfig, network: Network, slices: int, cut: Cut) -> N
     for block in network.all_blocks:
         if block.is_frozen:
             continue
-        check_cut(block, closed_form=closed_form, slices=slices, cut=cut, is_head=is_head(block))
+        check_cut(block, closed_form=closed_form, slices=slices, cut=cut)
 
 
 def resolve_memory_format(name: str, network: Network) -> str:
@@ -317,7 +317,7 @@ def _usual_validations(config: RunConfig, network: Network, summary: DataSummary
         return None
     if plan.is_judged:
         return 1
-    labels = network.sampler.num_candidates if network.readout.sweeps else 1
+    labels = network.sampler.num_candidates if network.is_sweep else 1
     asked = sum(summary.validation_samples) * labels
     # Every view takes a pass and the gradient of the weights each time; a chapter passes all
     # samples once more, to the next block.

@@ -94,15 +94,13 @@ def asker(forward: Forward) -> Callable[[], Tensor]:
 
     @torch.no_grad()
     def ask() -> Tensor:
-        before = forward.total, forward.exit, list(forward.found)
         if shares:
             outputs = forward.passed(number, forward.source, forward.seen)
         else:
             block.eval()
             with block.autocast():
                 outputs = read.replace(inputs=block(read), context={})
-        scores = forward.read(number, outputs)
-        forward.total, forward.exit, forward.found = before
+        _, scores = forward.fold.step(forward.total, forward.exit, forward.read(number, outputs))
         return scores
 
     return ask
