@@ -25,7 +25,7 @@ from onward.data.loaders import is_loader, read_pairs
 from onward.data.mapped import MappedSamples, mapped
 from onward.data.numbers import Numbers, real
 from onward.data.quoting import listed
-from onward.data.splits import hold_out
+from onward.data.splits import hold_out, warn_of_same
 from onward.data.tables import as_known, column_names, in_order, warn_of_rounding
 from onward.digests import tensors_sha256
 from onward.errors import DataError
@@ -323,6 +323,7 @@ def from_arrays(
             what = f"{name}: x_{part}"
             others[part] = samples(in_order(x_part, columns, what), what)
             _check_alike(inputs, others[part], f"{name}: samples of x", f"x_{part}")
+            warn_of_same(inputs, others[part], "validation" if part == "val" else part, name)
             labels[f"y_{part}"] = (y_part, len(others[part]))
     all_labels, num_classes, class_names = read_labels(
         labels, num_classes, class_names, name, allow_one_class=allow_one_class
