@@ -402,3 +402,15 @@ def test_a_default_that_has_no_effect_is_refused():
 def test_a_function_that_is_no_recipe_is_refused_when_it_is_made(function, says):
     with pytest.raises(SettingError, match=says):
         ow.recipe(source="a test")(function)
+
+
+def test_a_parameter_that_nothing_is_given_for_is_refused_when_the_recipe_is_made():
+    def function(settings, data, lr):
+        return None
+
+    function.__annotations__ = {"settings": make_dataclass("Empty", [], frozen=True)}
+
+    with pytest.raises(
+        SettingError, match=r"parameter lr.*may have optimizer, held, training, plan"
+    ):
+        ow.recipe(source="a test")(function)
