@@ -147,9 +147,11 @@ class Batch:
             SettingError: They have none.
         """
         if "label" not in self.targets:
+            others = f", but {', '.join(self.targets)}" if self.targets else ""
             raise SettingError(
-                "The classes of samples are asked for (batch.label), and these have none: the data "
-                "have no labels, or a stage does not see them (ow.Stage(sees_labels=False))."
+                f"The classes of samples are asked for (batch.label), and these have none{others}: "
+                f"the data have no target called `label`, or a stage does not see it "
+                f"(ow.Stage(sees_labels=False))."
             )
         return self.targets["label"]
 

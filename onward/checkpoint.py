@@ -257,8 +257,8 @@ def _rebuild(
         raise FileError(
             f"The model file {path} is of the recipe {name}, which does not come with Onward, and "
             f"files do not name code that is run. Load its recipe and pass it: onward.load(path, "
-            f'recipe=onward.load_recipe("FILE.py:FUNCTION")); on the command line, --recipe '
-            f"FILE.py:FUNCTION."
+            f'recipe=onward.load_recipe("{name}")); on the command line, --recipe {name}, with the '
+            f"path of its file."
         )
     try:
         own = _current(blueprint["settings"], kinds(recipe.settings))

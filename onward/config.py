@@ -274,7 +274,7 @@ def no_recipe(name: str) -> str:
     if ":" in name:
         return (
             f"The recipe {name} does not come with Onward, and files do not name code that is run. "
-            f"Name it on the command line: --recipe FILE.py:FUNCTION."
+            f"Name it on the command line, with the path of its file: --recipe {name}."
         )
     if "/" in name:
         if Path(name).is_dir():
@@ -366,10 +366,16 @@ def check_same(method: Recipe, name: str, sha256: str | None, *, may_differ: boo
     """Refuse a recipe that is not the one that a file was made by.
 
     Raises:
-        SettingError: It has another name, or its file has been edited since.
+        SettingError: It has another name, or its file has been edited since. The file may be a
+            copy under another name.
     """
-    if method.name != name:
-        raise SettingError(f"This was made by the recipe {name}, and not by {method.name}.")
+    is_alike = method.name.rpartition(":")[2] == name.rpartition(":")[2]
+    if method.name != name and not (is_alike and (may_differ or method.sha256 == sha256)):
+        advice = " With --changed-recipe (in Python, may_differ=True) it is used all the same."
+        raise SettingError(
+            f"This was made by the recipe {name}, and not by {method.name}."
+            f"{advice if is_alike else ''}"
+        )
     if method.sha256 != sha256 and not may_differ:
         raise SettingError(
             f"The file of the recipe {name} has been edited since: its sha256 was {sha256}, and is "

@@ -293,7 +293,7 @@ def _onnx(module: nn.Module, x: Tensor, outputs: list[str], shapes: Any = None) 
     """
     try:
         with _quiet():
-            return torch.onnx.export(
+            program: Any = torch.onnx.export(
                 module,
                 (x,),
                 input_names=["x"],
@@ -305,6 +305,13 @@ def _onnx(module: nn.Module, x: Tensor, outputs: list[str], shapes: Any = None) 
     except torch.onnx.OnnxExporterError as error:
         text = str(error.__cause__ or error).partition("\n")[0]
         raise SettingError(f"torch cannot write this network as ONNX files: {text}") from error
+    if shapes is not None and isinstance(program.model.graph.inputs[0].shape[0], int):
+        raise SettingError(
+            "This network cannot be written as ONNX files: they would take two samples at a time "
+            "and no others. Code of yours has made a constant of their number; where it asks for "
+            "it, such as in `candidates`, write tensor.shape[0], and not len()."
+        )
+    return program
 
 
 def _quantize(path: Path) -> None:

@@ -314,3 +314,10 @@ def test_of_joined_batches_those_count_that_counted():
 def test_batches_that_hold_other_targets_are_not_joined():
     with pytest.raises(SettingError, match=r"inputs; inputs, targets\.label"):
         joined([Batch(images(2, 2)), Batch(images(1, 2), {"label": torch.tensor([0])})])
+
+
+def test_where_the_class_is_asked_for_other_targets_are_named():
+    batch = Batch(torch.eye(2), {"labels": torch.tensor([0, 1])})
+
+    with pytest.raises(SettingError, match="have none, but labels: the data have no target called"):
+        _ = batch.label

@@ -52,6 +52,13 @@ def test_silent_units_are_named_with_their_block_and_setting():
     assert "Lower the learning rate" in found[0]
 
 
+@pytest.mark.parametrize(("right", "sign"), [(20, "Check the learning"), (2, "the wrong sign")])
+def test_far_below_chance_the_scores_may_have_the_wrong_sign(right, sign):
+    (found,) = doubts(FALLING, whole(tally(right)))
+
+    assert sign in found
+
+
 @pytest.mark.parametrize(("right", "is_doubted"), [(25, True), (27, True), (28, False)])
 def test_a_block_is_held_against_what_the_same_answers_would_be_worth_in_any_order(
     right, is_doubted

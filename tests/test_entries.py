@@ -7,6 +7,7 @@ from own_recipe import SOURCE
 
 from onward.comparison.entries import read_entries, twin_of
 from onward.errors import SettingError
+from onward.recipes.user import load_recipe
 
 
 def test_dense_blocks_have_backprop_for_a_twin_with_layers_and_data_like_theirs():
@@ -98,6 +99,45 @@ def test_a_twin_that_does_not_say_that_it_is_one_is_refused():
 
     with pytest.raises(SettingError, match="Give Settings a property is_backpropagation"):
         read_entries(["mine.py:small"], {})
+
+
+BOTH = """
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    units: tuple[int, ...] = (8,)
+    is_backpropagation = property(lambda self: True)
+
+@ow.recipe(source="a test")
+def whole(settings: Whole, data: ow.DataInfo) -> ow.Network:
+    "All layers together."
+    return small(Settings(units=settings.units), data)
+
+@ow.recipe(source="a test", twin=whole)
+def local(settings: Settings, data: ow.DataInfo) -> ow.Network:
+    "Layer by layer."
+    return small(settings, data)
+"""
+
+
+@pytest.mark.usefixtures("own_recipe")
+@pytest.mark.parametrize("more", [[], ["mine.py:whole"]])
+def test_the_twin_of_a_recipe_of_ones_own_may_be_another_one(more):
+    Path("mine.py").write_text(SOURCE + BOTH)
+
+    entry, twin = found = read_entries(["mine.py:local", *more], {})
+
+    assert (twin.name, twin.is_twin) == ("mine.py:whole", True)
+    assert twin.config.recipe_sha256 == entry.config.recipe_sha256 is not None
+    assert twin_of(entry, found)[0] == "mine.py:whole"
+
+
+@pytest.mark.usefixtures("own_recipe")
+@pytest.mark.parametrize("name", ["nonsense", "mine.py:whole"])
+def test_a_twin_that_does_not_come_with_onward_is_refused_where_its_recipe_is_loaded(name):
+    Path("mine.py").write_text(SOURCE + BOTH.replace("twin=whole", f"twin={name!r}"))
+
+    with pytest.raises(SettingError, match=f"mine.py:local is to be {name}, .*twin=FUNCTION"):
+        load_recipe("mine.py:local")
 
 
 def test_settings_of_an_entry_count_more_than_those_of_all():

@@ -154,6 +154,13 @@ def test_first_biases_are_zero():
     assert (Dense(3, 4, generator=draw()).bias == 0).all()
 
 
+def test_without_a_generator_first_weights_follow_from_that_of_torch():
+    layers = [Dense(3, 4) for _ in range(2) if torch.manual_seed(0)]
+
+    assert layers[0].weight.equal(layers[1].weight)
+    assert layers[0].weight.isfinite().all()
+
+
 def test_first_weights_follow_from_the_generator():
     first, again, other = (Dense(3, 4, generator=draw(seed)).weight for seed in (0, 0, 1))
 

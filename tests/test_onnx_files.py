@@ -103,6 +103,13 @@ def plain(**more):
     return nn.Linear(4, 4), more
 
 
+class Counted(nn.Module):
+    """Makes a constant of the number of samples."""
+
+    def forward(self, x):
+        return x + torch.zeros(len(x), 1)
+
+
 DELAYED = ow.Edge(0, delay=1, shape=(4,))
 
 
@@ -120,6 +127,7 @@ DELAYED = ow.Edge(0, delay=1, shape=(4,))
             (4,),
             "block 2 reads 0 across the exit after block 1",
         ),
+        ([(Counted(), {})], (4,), "write tensor.shape[0], and not len()"),
         ([(Doubtful(), {})], (4,), "torch cannot write this network as ONNX files: "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

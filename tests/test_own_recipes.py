@@ -11,13 +11,16 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+import torch
 from commands import onward
 from own_recipe import LOOP, SOURCE, changed
 
 import onward as ow
+from onward import checkpoint
 from onward.checkpoint import weights_sha256
 from onward.config import RunConfig
 from onward.errors import SettingError
+from onward.evaluation import evaluate
 from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.user import load_recipe
 from onward.runtime.chapters import ChapterWorker
@@ -33,6 +36,11 @@ def result(folder="run"):
 def trained(own_recipe):
     """A run of the recipe, in `run`."""
     assert onward("train", "mine.py:small", "--out", "run") == 0
+
+
+def in_bf16(network):
+    network.set_precision(torch.bfloat16)
+    return network
 
 
 def edited():
@@ -177,13 +185,14 @@ def test_no_command_imports_what_a_run_folder_names(command, capsys):
     said = capsys.readouterr().err
     assert "mine.py:small" in said
     assert "not come with Onward" in said
-    assert "--recipe FILE.py:FUNCTION" in said
+    assert "with the path of its file" in said
+    assert "--recipe mine.py:small" in said
     assert not Path("imported").exists()
 
 
 @pytest.mark.usefixtures("trained")
 def test_python_is_told_how_to_load_a_network_of_ones_own_recipe():
-    with pytest.raises(ow.FileError, match=r"recipe=onward.load_recipe\(\"FILE.py:FUNCTION\"\)"):
+    with pytest.raises(ow.FileError, match=r"recipe=onward.load_recipe\(\"mine.py:small\"\)"):
         ow.load("run")
 
 
@@ -214,6 +223,28 @@ def test_with_its_recipe_a_run_is_tested_and_gets_exits(capsys):
 
     assert onward("exits", "run", "--recipe", "mine.py:small") == 0
     assert Path("run/exits.json").exists()
+    assert "`onward evaluate run --recipe mine.py:small` tests it." in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("trained")
+def test_full_depth_is_computed_as_early_exit_is(capsys, monkeypatch):
+    assert onward("exits", "run", "--recipe", "mine.py:small") == 0
+    kept = []
+
+    def noted(network, test):
+        kept.append({block.precision for block in network.all_blocks})
+        return evaluate(network, test)
+
+    monkeypatch.setattr("onward.cli.inference.evaluate", noted)
+    load = checkpoint.load
+    monkeypatch.setattr(
+        "onward.cli.inference.checkpoint.load", lambda *a, **k: in_bf16(load(*a, **k))
+    )
+
+    assert onward("evaluate", "run", "--recipe", "mine.py:small") == 0
+    assert onward("evaluate", "run", "--recipe", "mine.py:small", "--full-depth") == 0
+
+    assert kept == [{torch.float32}, {torch.bfloat16}]
 
 
 # Files that were edited
@@ -239,6 +270,17 @@ def test_a_run_repeated_with_an_edited_recipe_says_so_in_its_result():
 
     assert result("again")["recipe_has_changed"]
     assert result("again")["weights_sha256"] == result()["weights_sha256"]
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_copy_of_the_file_under_another_name_is_the_same_recipe(capsys):
+    Path("other.py").write_text(SOURCE)
+    assert onward("evaluate", "run", "--recipe", "other.py:small") == 0
+
+    Path("other.py").write_text(SOURCE + "\n# Another line.\n")
+    assert onward("evaluate", "run", "--recipe", "other.py:small") == 2
+    assert "not by other.py:small. With --changed-recipe" in capsys.readouterr().err
+    assert onward("evaluate", "run", "--recipe", "other.py:small", "--changed-recipe") == 0
 
 
 @pytest.mark.usefixtures("trained")
@@ -359,4 +401,16 @@ def test_a_default_that_has_no_effect_is_refused():
 )
 def test_a_function_that_is_no_recipe_is_refused_when_it_is_made(function, says):
     with pytest.raises(SettingError, match=says):
+        ow.recipe(source="a test")(function)
+
+
+def test_a_parameter_that_nothing_is_given_for_is_refused_when_the_recipe_is_made():
+    def function(settings, data, lr):
+        return None
+
+    function.__annotations__ = {"settings": make_dataclass("Empty", [], frozen=True)}
+
+    with pytest.raises(
+        SettingError, match=r"parameter lr.*may have optimizer, held, training, plan"
+    ):
         ow.recipe(source="a test")(function)

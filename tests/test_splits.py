@@ -275,3 +275,17 @@ def test_a_share_of_labels_that_leaves_none_is_refused():
     ):
         parts_of(dataset, labelled=0.01)
     parts_of(dataset, labelled=0.2, validation=0)
+
+
+def test_test_samples_that_are_training_samples_are_warned_of_with_their_number(recwarn):
+    x, y = np.arange(60.0).reshape(30, 2), np.arange(30) % 2
+    new = x[:20] + 100
+
+    with pytest.warns(ow.OnwardWarning, match="arrays: 30 of 30 test samples are training samples"):
+        ow.dataset(x, y, x_test=x, y_test=y)
+    with pytest.warns(ow.OnwardWarning, match="2 of 20 validation samples are training samples"):
+        ow.dataset(x, y, x_val=np.concatenate([x[:2], new[2:]]), y_val=y[:20])
+
+    # A few are common.
+    ow.dataset(x, y, x_test=np.concatenate([x[:1], new[1:]]), y_test=y[:20])
+    assert not recwarn.list

@@ -407,3 +407,20 @@ def test_classes_of_an_npy_file_are_predicted(tmp_path, capsys):
     _, *rows = predicted(capsys, tmp_path / "r", first)
 
     assert len(rows) == 40
+
+
+def test_classes_called_like_a_missing_value_are_warned_of_with_their_number(tmp_path, capsys):
+    table = flowers().replace({"kind": {"virginica": "Virginica"}})
+    table.loc[:2, "kind"] = "NA"
+    file = written(table, tmp_path / "t.csv")
+
+    with pytest.warns(ow.OnwardWarning, match=r"t\.csv: 'NA' is a class like others, of 3 samples"):
+        dataset = ow.load_data(file, label="kind")
+    ow.train(
+        ow.mlp((2,), num_classes=3, widths=(4,)),
+        dataset,
+        training=ow.TrainingConfig(epochs=1, batch_size=10),
+        listener=ow.Bars(),
+    )
+
+    assert "Note: 3 classes: 'NA', 'Virginica', 'setosa'." in capsys.readouterr().err

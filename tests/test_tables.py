@@ -433,3 +433,28 @@ def test_a_table_of_one_column_may_be_the_classes():
     names = pandas.DataFrame({"kind": ["cat", "dog"] * 5})
 
     assert ow.dataset(np.eye(10), names).class_names == ("cat", "dog")
+
+
+def test_samples_and_classes_of_one_index_in_two_orders_are_refused():
+    table, classes = people(), pandas.Series(Y)
+
+    with pytest.raises(ow.DataError, match=r"same index in another order.*y\.loc\[x\.index\]"):
+        ow.dataset(table.iloc[::-1], classes)
+
+    ow.dataset(table.iloc[::-1], classes.loc[table.index[::-1]])
+    ow.dataset(table.iloc[::-1].reset_index(drop=True), classes)
+    ow.dataset(table.set_index(np.arange(ROWS) + 5), classes)
+
+
+def test_the_first_values_that_are_no_number_among_many_are_named():
+    table = people().astype({"age": str}).assign(other=1.0)
+    table.loc[[7, 9], "age"] = "?"
+
+    said = r"the column 'age' has numbers, but for 2 of 60 values, the first '\?' in row 7"
+    with pytest.raises(ow.DataError, match=said):
+        ow.dataset(table, Y)
+
+
+def test_a_table_without_classes_is_told_that_there_is_no_y():
+    with pytest.raises(ow.DataError, match=r'there is no y.*x\.drop\(columns="kind"\)'):
+        ow.dataset(people().assign(kind=Y))

@@ -275,6 +275,14 @@ def test_a_parameter_without_an_optimizer_is_named():
         rules_by_name({"module": ow.Adam()})
 
 
+def test_a_parameter_that_does_not_learn_needs_no_optimizer():
+    module = nn.Linear(4, 3).requires_grad_(False)
+
+    block = ow.Block(module, ow.CrossEntropy(nn.Linear(3, 2)), {"objective": ow.Adam()})
+
+    assert set(block.rules) == {"objective.head.weight", "objective.head.bias"}
+
+
 def test_a_block_with_a_rule_of_torch_learns_by_autograd():
     def block(optimizer):
         layer = ow.Dense(4, 3, generator=torch.Generator())

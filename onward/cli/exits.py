@@ -7,6 +7,7 @@ import torch
 from rich.table import Table
 
 from onward import seeds
+from onward.cli.flags import recipe_flags
 from onward.cli.inference import EARLY, exits_table, load_run, told_macs
 from onward.cli.output import Output
 from onward.cli.report import Curve, draw_exits
@@ -70,7 +71,8 @@ def exits_command(options: argparse.Namespace) -> None:
     )
     console.print(summary(calibrated, is_grouped=dataset.groups is not None), soft_wrap=True)
     console.print(text, soft_wrap=True)
-    console.print(f"`onward evaluate {options.run}` tests it.", soft_wrap=True)
+    again = " ".join(["onward evaluate", str(options.run), *recipe_flags(options)])
+    console.print(f"`{again}` tests it.", soft_wrap=True)
 
 
 def summary(calibrated: Calibrated, *, is_grouped: bool) -> str:
@@ -187,10 +189,8 @@ def export_command(options: argparse.Namespace) -> None:
     console.print(f"{count(len(y), 'test sample')} of {dataset.name}", soft_wrap=True)
     console.print(shown)
     if calibrated is None and network.num_exits > 1 and config.data.validation:
-        console.print(
-            f"No sample exits early: calibrate first, with `onward exits {options.run}`.",
-            soft_wrap=True,
-        )
+        first = " ".join(["onward exits", str(options.run), *recipe_flags(options)])
+        console.print(f"No sample exits early: calibrate first, with `{first}`.", soft_wrap=True)
     console.print(
         f"{count(len(files), 'stage')}, {num_bytes * 1e-6:.1f} MB in {options.onnx}. On a machine "
         f"with onnxruntime and numpy: "

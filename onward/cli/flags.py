@@ -164,6 +164,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add_traceback(parser)
 
 
+def recipe_flags(options: argparse.Namespace) -> list[str]:
+    """Return the flags with which another command takes the recipe that this one has taken."""
+    code = [] if options.code is None else ["--recipe", options.code]
+    return code + ["--changed-recipe"] * options.changed_recipe
+
+
 def add_traceback(parser: argparse.ArgumentParser) -> None:
     """Let a command show where code of a user fails."""
     parser.add_argument(

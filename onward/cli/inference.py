@@ -55,11 +55,13 @@ def evaluate_command(options: argparse.Namespace) -> None:
     counted = slice(None) if test.index is None else test.index
     y = dataset.y_test[counted]
     calibrated = None if options.full_depth else folders.read_exits(options.run, network)
+    if calibrated is not None:
+        # All columns in one arithmetic, or they would differ by that as well.
+        network.set_precision(EARLY)
     found, metrics = evaluate(network, test), block_metrics(network, test)
     assert found.tally is not None
     columns = {"full depth": found.tally}
     if calibrated is not None:
-        network.set_precision(EARLY)
         answers = answer(network, test, calibrated.policy)
         labels = answers.labels[counted]
         columns["early exit"] = Tally.of(labels, y, network.num_classes)

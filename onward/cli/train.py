@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from onward import data, world
-from onward.cli.flags import read_config
+from onward.cli.flags import read_config, recipe_flags
 from onward.cli.results import print_result
 from onward.config import RunConfig
 from onward.errors import FileError, SettingError, Stopped
@@ -57,9 +57,8 @@ def train_command(options: argparse.Namespace) -> None:
             print_result(result.to_json(), folder, *times)
     except Stopped as stopped:
         if folders.is_unfinished(folder):
-            code = "" if options.code is None else f" --recipe {options.code}"
-            code += " --changed-recipe" if options.changed_recipe else ""
-            stopped.add_note(f"Resume with: onward train --resume {folder}{code}")
+            again = ["onward train --resume", str(folder), *recipe_flags(options)]
+            stopped.add_note(f"Resume with: {' '.join(again)}")
         raise
 
 
@@ -106,9 +105,7 @@ def _launch(config: RunConfig, options: argparse.Namespace, folder: Path, *, res
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.toml"
         file.write_text(config.to_toml())
-        code = [] if options.code is None else ["--recipe", options.code]
-        code += ["--changed-recipe"] * options.changed_recipe
-        code += ["--traceback"] * options.traceback
+        code = recipe_flags(options) + ["--traceback"] * options.traceback
         code += ["--tensorboard"] * options.tensorboard
         variables = {world.STARTED: str(world.started())}
         if not sharding.is_private(config):

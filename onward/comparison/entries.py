@@ -50,7 +50,7 @@ class Entry:
         return bool(getattr(self.config.network, "is_backpropagation", False))
 
     @property
-    def twin(self) -> str | Mapping[str, Any]:
+    def twin(self) -> str | Mapping[str, Any] | Recipe:
         """What its twin is: a recipe, or settings of its own."""
         return (self.config.method or Recipe).twin
 
@@ -67,10 +67,15 @@ class Entry:
         }
 
     @property
-    def kin(self) -> type:
-        """The dataclass that the settings of all extend that share its twin."""
-        twin = RunConfig(recipe=self.twin) if isinstance(self.twin, str) else self.config
-        return next(c for c in reversed(type(twin.network).__mro__) if is_dataclass(c))
+    def kin(self) -> str:
+        """The dataclass that the settings of all extend that share its twin, by name.
+
+        The class itself is another one each time that a user's file is read.
+        """
+        twin = self.twin
+        config = self.config if self.is_twin or isinstance(twin, Mapping) else _usual(twin)
+        kin = next(c for c in reversed(type(config.network).__mro__) if is_dataclass(c))
+        return f"{kin.__module__}.{kin.__qualname__}"
 
 
 def read_entries(
@@ -266,25 +271,31 @@ def _twins(entries: Sequence[Entry], common: Mapping[str, Any]) -> list[Entry]:
     has_twin = {entry.kin for entry in entries if entry.is_twin}
     missing = dict.fromkeys(entry.kin for entry in entries if entry.kin not in has_twin)
     firsts = [next(entry for entry in entries if entry.kin == kin) for kin in missing]
-    for like in sorted(firsts, key=lambda entry: not isinstance(entry.twin, str)):
-        if isinstance(like.twin, str):
-            found.append(_of_recipe(like.twin, like, common))
-            continue
-        own = [f"{full}={written(value)}" for full, value in like.twin.items()]
-        name, config = ":".join([like.config.recipe, *own]), like.config.with_settings(like.twin)
-        found.append(Entry(name=name, config=config, without=like.without))
+    for like in sorted(firsts, key=lambda entry: isinstance(entry.twin, Mapping)):
+        if isinstance(like.twin, Mapping):
+            own = [f"{full}={written(value)}" for full, value in like.twin.items()]
+            config = like.config.with_settings(like.twin)
+            name = ":".join([like.config.recipe, *own])
+            found.append(Entry(name=name, config=config, without=like.without))
+        else:
+            found.append(_of_recipe(_usual(like.twin), like, common))
         if not found[-1].is_twin:
             raise SettingError(
-                f"{name} is to be the twin of {like.name}, but its settings do not say that they "
-                f"are backpropagation. Give {type(config.network).__name__} a property "
-                f"is_backpropagation which is true for them."
+                f"{found[-1].name} is to be the twin of {like.name}, but its settings do not say "
+                f"that they are backpropagation. Give {type(found[-1].config.network).__name__} a "
+                f"property is_backpropagation which is true for them."
             )
     return found
 
 
-def _of_recipe(recipe: str, like: Entry, common: Mapping[str, Any]) -> Entry:
+def _usual(recipe: str | Recipe) -> RunConfig:
+    """Return a run of a recipe, with the settings that it has by default."""
+    return RunConfig(recipe=recipe) if isinstance(recipe, str) else RunConfig(method=recipe)
+
+
+def _of_recipe(twin: RunConfig, like: Entry, common: Mapping[str, Any]) -> Entry:
     """Return the twin of an entry that is another recipe."""
-    usual = Entry(name=recipe, config=RunConfig(recipe=recipe))
+    usual = Entry(name=twin.recipe, config=twin)
     known, lacking = _known(usual.config, common)
     changes = {f"training.{name}": getattr(like.config.training, name) for name in ALIKE}
     changes["plan.monitor"] = like.config.plan.monitor

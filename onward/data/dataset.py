@@ -21,12 +21,18 @@ from onward.data.labels import (
     read_labels,
     whole_numbers,
 )
-from onward.data.loaders import is_loader, read_pairs
+from onward.data.loaders import read_given
 from onward.data.mapped import MappedSamples, mapped
 from onward.data.numbers import Numbers, real
 from onward.data.quoting import listed
-from onward.data.splits import hold_out
-from onward.data.tables import as_known, column_names, in_order, warn_of_rounding
+from onward.data.splits import hold_out, warn_of_same
+from onward.data.tables import (
+    as_known,
+    column_names,
+    in_order,
+    is_table,
+    warn_of_rounding,
+)
 from onward.digests import tensors_sha256
 from onward.errors import DataError
 from onward.html import table
@@ -292,18 +298,20 @@ def from_arrays(
     """
     # Names of classes, which a file may bring, are read with the labels.
     check_arguments(from_arrays, locals() | {"class_names": None}, called="dataset")
-    x, y = _read(x, y, f"{name}: x")
-    x_val, y_val = _read(x_val, y_val, f"{name}: x_val")
-    x_test, y_test = _read(x_test, y_test, f"{name}: x_test")
+    x, y = read_given(x, y, f"{name}: x")
+    x_val, y_val = read_given(x_val, y_val, f"{name}: x_val")
+    x_test, y_test = read_given(x_test, y_test, f"{name}: x_test")
+    if y is None:
+        of_table = ', of a table x.drop(columns="kind") and x["kind"]' if is_table(x) else ""
+        raise DataError(
+            f"{name}: there is no y. Give the class of each sample, as a whole number or a "
+            f"name{of_table}."
+        )
     x = as_known(x)
     columns = column_names(x)
     array = real(x, f"{name}: x")
     warn_of_rounding(array, columns, f"{name}: x")
     inputs = samples(array, f"{name}: x")
-    if y is None:
-        raise DataError(
-            f"{name}: there is no y. Give the class of each sample, as a whole number or a name."
-        )
     labels: dict[str, tuple[Numbers, int]] = {"y": (y, len(inputs))}
     group_of = None
     if groups is not None:
@@ -323,6 +331,7 @@ def from_arrays(
             what = f"{name}: x_{part}"
             others[part] = samples(in_order(x_part, columns, what), what)
             _check_alike(inputs, others[part], f"{name}: samples of x", f"x_{part}")
+            warn_of_same(inputs, others[part], "validation" if part == "val" else part, name)
             labels[f"y_{part}"] = (y_part, len(others[part]))
     all_labels, num_classes, class_names = read_labels(
         labels, num_classes, class_names, name, allow_one_class=allow_one_class
@@ -350,15 +359,6 @@ def from_arrays(
         groups=group_of,
         has_own_test="test" in others,
     )
-
-
-def _read(x: Any, y: Numbers, what: str) -> tuple[Numbers, Numbers]:
-    """Return samples and classes, from a data set or loader of torch where there is one."""
-    if not is_loader(x):
-        return x, y
-    if y is not None:
-        raise DataError(f"{what} is a {type(x).__name__}, which brings the classes. Leave out y.")
-    return read_pairs(x, what)
 
 
 def _is_image(shape: tuple[int, ...], is_image: bool | None, name: str) -> bool:

@@ -1,5 +1,6 @@
 """Labels of one's own: classes by number, or by name."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,13 @@ from onward.batch import Batch
 from onward.data.numbers import Numbers, check_no_mask, real
 from onward.data.quoting import listed, text_of
 from onward.data.tables import is_table
-from onward.errors import DataError
+from onward.errors import DataError, OnwardWarning
 
 MOST_CLASSES = 1_000_000
 """A number that is larger is taken for a mistake, before memory is asked for it."""
+
+NO_VALUE = ("", "?", "n/a", "na", "nan", "none", "null")
+"""What people write, in any case, where they have no value."""
 
 
 def read_labels(
@@ -53,7 +57,9 @@ def read_labels(
         every = {part: each for part, each in named.items() if each is not None}
         for part, each in every.items():
             check_shape(each.shape, f"{name}: {part}", given[part][1])
-        names = names or _names_in(list(every.values()), name)
+        if names is None:
+            names = _names_in(list(every.values()), name)
+            _warn_of_no_value(names, list(every.values()), name)
         found = {part: numbers_of(names, each, f"{name}: {part}") for part, each in every.items()}
         return found, len(names), names
     found = {
@@ -147,6 +153,20 @@ def _names_in(labels: Sequence[NDArray[Any]], name: str) -> tuple[str, ...]:
             f"takes several samples of a class. Are these names of samples?"
         )
     return names
+
+
+def _warn_of_no_value(names: Sequence[str], labels: Sequence[NDArray[Any]], name: str) -> None:
+    """Warn of classes that are called like a value that is missing."""
+    for each in names:
+        if each.strip().lower() in NO_VALUE:
+            count = sum(int((part == each).sum()) for part in labels)
+            warnings.warn(
+                f"{name}: {text_of(each)} is a class like others, of {count} samples. If it says "
+                f"that the class is not known, leave out these samples; if it is a class, give it "
+                f"another name.",
+                OnwardWarning,
+                stacklevel=4,
+            )
 
 
 def _checked_names(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from onward.data.tables import check_order
 from onward.errors import DataError
 from onward.watching import watched
 
@@ -18,6 +19,20 @@ CHUNK = 256
 def is_loader(values: Any) -> bool:
     """Return whether something is a data set or a loader of torch."""
     return isinstance(values, Dataset | DataLoader)
+
+
+def read_given(x: Any, y: Any, what: str) -> tuple[Any, Any]:
+    """Return samples and classes, from a data set or loader of torch where there is one.
+
+    Raises:
+        DataError: Such a one has classes of its own, or those of tables are in another order.
+    """
+    if not is_loader(x):
+        check_order(x, y, what)
+        return x, y
+    if y is not None:
+        raise DataError(f"{what} is a {type(x).__name__}, which brings the classes. Leave out y.")
+    return read_pairs(x, what)
 
 
 def read_pairs(given: Any, what: str) -> tuple[Tensor, Any]:

@@ -1,14 +1,45 @@
 """Splits of the samples of a data set: samples held out, and shards."""
 
 import math
+import warnings
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from onward.errors import DataError
+from onward.errors import DataError, OnwardWarning
 from onward.seeds import derive, generator
+
+SAME = 0.1
+"""Share of the test samples that are also training samples from which on it is warned of."""
+
+MOST_BYTES = 1 << 28
+"""Bytes of training samples up to which they are compared with others."""
+
+
+def warn_of_same(training: Tensor, others: Tensor, part: str, name: str) -> None:
+    """Warn where many samples that were given to measure with are training samples.
+
+    Args:
+        training: Training samples.
+        others: Test or validation samples; the first 1,000 are compared.
+        part: What those are called.
+        name: What the data set is called.
+    """
+    if training.nbytes > MOST_BYTES:
+        return
+    others = others[:1000]
+    known = {hash(sample.tobytes()) for sample in training.numpy()}
+    same = sum(hash(sample.tobytes()) in known for sample in others.numpy())
+    if same >= SAME * len(others):
+        warnings.warn(
+            f"{name}: {same:,} of {len(others):,} {part} samples are training samples too, byte "
+            f"for byte. The {part} accuracy says little of new samples then: leave these out on "
+            f"one side, or give x alone, from which samples are held out.",
+            OnwardWarning,
+            stacklevel=3,
+        )
 
 
 def num_held(size: float | int, num_samples: int) -> int:

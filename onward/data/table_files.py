@@ -2,7 +2,6 @@
 
 import csv
 import difflib
-import math
 import re
 import warnings
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import psutil
 
 from onward.data.quoting import text_of
-from onward.data.tables import MOST_COLUMNS, check_names, columns_listed, is_missing
+from onward.data.tables import MOST_COLUMNS, check_names, columns_listed, is_missing, is_number
 from onward.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -182,7 +181,7 @@ def _check_size(path: Path, columns: int, num_bytes: int, room: int) -> None:
 
 def _check_header(path: Path, names: list[str]) -> None:
     """Refuse names of columns that are none."""
-    numbers = [name for name in names if _is_number(name)]
+    numbers = [name for name in names if is_number(name)]
     # Columns may be called 0, 1, 2.
     if path.suffix.lower() != ".parquet" and (
         numbers and (len(numbers) == len(names) or any("." in name for name in numbers))
@@ -211,13 +210,6 @@ def _check_informative(path: Path, table: Any, label: str) -> None:
         )
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return not math.isnan(float(text))
-    except ValueError:
-        return False
-
-
 def _classes(column: Any, what: str) -> list[str]:
     """Return the classes of the rows as names.
 
@@ -236,7 +228,7 @@ def _classes(column: Any, what: str) -> list[str]:
         if not isinstance(value, str | bool | int | float):
             raise DataError(f"{what} holds {value!r} in row {row}. Classes are names or numbers.")
         names.append(str(value))
-    if not all(map(_is_number, names)):
+    if not all(map(is_number, names)):
         return names
     odd = [row for row, name in enumerate(names) if not float(name).is_integer()]
     if odd:

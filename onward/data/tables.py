@@ -54,6 +54,22 @@ def _names(index: Any) -> tuple[str, ...] | None:
     return None if names == [*range(len(names))] else tuple(map(str, names))
 
 
+def check_order(x: Any, y: Any, what: str) -> None:
+    """Refuse samples and classes of pandas that have one index in two orders.
+
+    Raises:
+        DataError: Both have the same index, in another order.
+    """
+    if not all(hasattr(each, "iloc") for each in (x, y)) or x.index.equals(y.index):
+        return
+    if x.index.is_unique and len(x) == len(y) and x.index.isin(y.index).all():
+        raise DataError(
+            f"{what} and its classes have the same index in another order, and are paired by "
+            f"position. Give y.loc[x.index], or, where positions are right, both with "
+            f".reset_index(drop=True)."
+        )
+
+
 def in_order(values: Any, names: Sequence[str] | None, what: str) -> Any:
     """Return a table with the columns that are named, in this order; what is no table, as it is.
 
@@ -132,6 +148,7 @@ def table_numbers(table: Any, what: str) -> NDArray[Any]:
     columns = [_column_numbers(table[name]) for name in names]
     odd = [name for name, column in zip(names, columns, strict=True) if column is None]
     if odd:
+        _check_mostly_none(table[odd[0]], f"{what}: {columns_listed(odd[:1])}")
         raise DataError(
             f"{what} has no numbers in {columns_listed(odd)}. Leave them out, or make numbers of "
             f"them, such as a column of 0 and 1 for each of their values."
@@ -143,6 +160,31 @@ def table_numbers(table: Any, what: str) -> NDArray[Any]:
     for number, column in enumerate(found):
         whole[:, number] = column
     return whole
+
+
+def _check_mostly_none(column: Any, what: str) -> None:
+    """Refuse a column that has no numbers in a few places only.
+
+    Raises:
+        DataError: It is one.
+    """
+    values = enumerate(column.to_numpy().tolist())
+    texts = {row: str(value) for row, value in values if not is_missing(value)}
+    odd = [row for row, text in texts.items() if not is_number(text)]
+    if 0 < 2 * len(odd) <= len(texts):
+        raise DataError(
+            f"{what} has numbers, but for {len(odd)} of {len(texts)} values, the first "
+            f"{text_of(texts[odd[0]])} in row {odd[0]}, counted from 0. Leave out these rows, or "
+            f"write numbers."
+        )
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number, and not NaN."""
+    try:
+        return not math.isnan(float(text))
+    except ValueError:
+        return False
 
 
 def _column_numbers(column: Any) -> NDArray[Any] | None:

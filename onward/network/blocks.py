@@ -366,7 +366,7 @@ def _rules(
     """Return the rule of each parameter.
 
     Raises:
-        SettingError: One is for no parameter, or a parameter has none.
+        SettingError: One is for no parameter, or a parameter that learns has none.
     """
     for chosen in rules:
         fits = [name for name, p in parameters.items() if _is_chosen(chosen, name, p)]
@@ -378,6 +378,8 @@ def _rules(
     found: dict[str, Optimizer] = {}
     for name, parameter in parameters.items():
         own = [rule for chosen, rule in rules.items() if _is_chosen(chosen, name, parameter)]
+        if not own and not parameter.requires_grad:
+            continue
         if not own:
             raise SettingError(
                 f"No optimizer is given for the parameter {name}: those given are for "

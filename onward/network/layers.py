@@ -67,8 +67,10 @@ class Dense(nn.Module):
         out_features: Units.
         dropout: Share of the normalised inputs that is set to zero in training.
         generator: Draws the weights: normal with standard deviation `gain` / sqrt(in_features).
-            None: they are to come from elsewhere, and are in no memory until then.
+            None: torch's default generator.
         gain: 1 as Hinton's code does it, sqrt(2) for He initialisation.
+        held: Whether it has weights; otherwise they are to come from elsewhere, and are in no
+            memory until then.
     """
 
     def __init__(
@@ -76,12 +78,13 @@ class Dense(nn.Module):
         in_features: int,
         out_features: int,
         *,
-        generator: torch.Generator | None,
+        generator: torch.Generator | None = None,
         dropout: float = 0.0,
         gain: float = 1.0,
+        held: bool = True,
     ) -> None:
         super().__init__()
-        if generator is None:
+        if not held:
             weight = torch.full((), math.nan).expand(out_features, in_features)
         else:
             weight = torch.randn(out_features, in_features, generator=generator)

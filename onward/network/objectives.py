@@ -99,7 +99,11 @@ class Objective(nn.Module, ABC):
 
         Such as `module`, `module.encoder` or `objective.decoder`.
         """
-        raise NotImplementedError(f"Say which parameters the loss {loss} trains.")
+        raise NotImplementedError(
+            f"{type(self).__name__} has several losses, {loss} among them, and needs a method "
+            f"`group(loss)`, as ow.Objective.group is: it says which parameters each of them "
+            f'trains, such as return ("module",).'
+        )
 
     @property
     def has_extra_gradient(self) -> bool:

@@ -128,11 +128,10 @@ def dense_layers(
         return [
             Dense(
                 *sizes,
-                generator=seeds.generator(seed, "weights", number)
-                if held is None or number in held
-                else None,
+                generator=seeds.generator(seed, "weights", number),
                 dropout=dropout,
                 gain=gain,
+                held=held is None or number in held,
             )
             for number, sizes in enumerate(pairwise(widths))
         ]

@@ -17,6 +17,12 @@ weights, where others may be released). Where it returns stages, also `training`
 `TrainingConfig`) and, where it has it, `plan` (a `PlanConfig`): those of the run, of which it makes
 those of each stage."""
 
+BESIDE = ("optimizer", "held", "training", "plan")
+"""Parameters that a function may have beside settings and a description of the data."""
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""Kinds of parameters that need not be given."""
+
 ONE_BLOCK = {"network.layers_per_block": "all"}
 """What makes a twin of recipes whose layers are grouped into blocks."""
 
@@ -46,9 +52,9 @@ class Recipe:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What differs from the defaults of a run, by full name."""
 
-    twin: str | Mapping[str, Any] = "backprop"
-    """What trains the same layers by backpropagation: a recipe, by its name, or this one with some
-    settings, by full name. Settings that do so already say it by `is_backpropagation`."""
+    twin: "str | Mapping[str, Any] | Recipe" = "backprop"
+    """What trains the same layers by backpropagation: a recipe, itself or by its name, or this one
+    with some settings, by full name. Settings that do so already say it by `is_backpropagation`."""
 
     is_twin_alike: bool = True
     """Whether that has the same layers; where not, it is only a network of similar size."""
@@ -74,7 +80,7 @@ def recipe(
     source: str = "",
     name: str | None = None,
     defaults: Mapping[str, Any] | None = None,
-    twin: str | Mapping[str, Any] = "backprop",
+    twin: str | Mapping[str, Any] | Recipe = "backprop",
     is_twin_alike: bool = True,
 ) -> Callable[[Function], Recipe]:
     """Make a recipe of a function from settings and a `DataInfo` to a network.
@@ -90,7 +96,8 @@ def recipe(
         name: What to type. None: the name of the function.
         defaults: What differs from the defaults of a run, by full name.
         twin: What trains the same layers by backpropagation: the name of a recipe that comes with
-            Onward, or settings of this one, such as `{"network.layers_per_block": "all"}`.
+            Onward, a recipe of your own, or settings of this one, such as
+            `{"network.layers_per_block": "all"}`.
         is_twin_alike: Whether that has the same layers.
 
     Raises:
@@ -145,7 +152,8 @@ def recipe(
 
 def _settings(function: Function) -> type:
     """Return the settings that a function takes."""
-    names = [*inspect.signature(function).parameters]
+    parameters = inspect.signature(function).parameters
+    names = [*parameters]
     hints = typing.get_type_hints(function)
     owner = hints.get(names[0]) if len(names) > 1 else None
     if not (isinstance(owner, type) and is_dataclass(owner) and _is_frozen(owner)):
@@ -153,6 +161,14 @@ def _settings(function: Function) -> type:
             f"The recipe {function.__name__} takes settings and a description of the data, and "
             f"its first parameter is annotated with a frozen dataclass: "
             f"def {function.__name__}(settings: Settings, data: ow.DataInfo) -> ow.Network."
+        )
+    needed = [n for n in names[2:] if parameters[n].default is inspect.Parameter.empty]
+    unknown = [n for n in needed if n not in BESIDE and parameters[n].kind not in VARIADIC]
+    if unknown:
+        raise SettingError(
+            f"The recipe {function.__name__} has the parameter {unknown[0]}, which nothing is "
+            f"given for. Beside settings and data it may have {', '.join(BESIDE)}; make it a "
+            f"setting, a field of {owner.__name__}."
         )
     for name, kind in kinds(owner).items():
         if not is_readable(kind):

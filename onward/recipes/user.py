@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 from onward.errors import SettingError, told
+from onward.recipes.catalog import RECIPES
 from onward.recipes.recipe import Recipe
+from onward.values import nearest
 
 GROUP = "onward.recipes"
 """Entry points under which installed packages offer recipes."""
@@ -57,12 +59,26 @@ def load_recipe(text: str) -> Recipe:
         raise SettingError(
             f"{where} has no recipe {name}. {there} A recipe is a function under @ow.recipe(...)."
         )
-    source = inspect.getsourcefile(inspect.unwrap(found.function)) or module.__file__
-    assert source is not None
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     # Where the file lies does not matter, as long as it is the same.
-    called = f"{Path(where).name if where.endswith('.py') else where}:{name}"
-    return replace(found, name=called, sha256=digest)
+    where = Path(where).name if where.endswith(".py") else where
+    twin = found.twin
+    if isinstance(twin, Recipe):
+        twin = _recorded(twin, f"{where}:{twin.function.__name__}")
+    elif isinstance(twin, str) and twin not in RECIPES:
+        raise SettingError(
+            f"The twin of {where}:{name} is to be {twin}, which does not come with Onward."
+            f"{nearest(twin, RECIPES)} A recipe of your own is given itself, and not by its name: "
+            f"twin=FUNCTION."
+        )
+    return replace(_recorded(found, f"{where}:{name}"), twin=twin)
+
+
+def _recorded(found: Recipe, called: str) -> Recipe:
+    """Return a recipe with the name and the digest of its file, by which runs know it."""
+    function = inspect.unwrap(found.function)
+    source = inspect.getsourcefile(function) or sys.modules[function.__module__].__file__
+    assert source is not None
+    return replace(found, name=called, sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest())
 
 
 def _module_of_file(path: Path) -> ModuleType:

@@ -13,6 +13,9 @@ SILENT = 0.9
 LUCK = 1.0
 """Standard deviations above chance up to which a result may be chance."""
 
+BELOW = -3.0
+"""Standard deviations below chance from which on a result is no chance either."""
+
 FEW = 20
 """Test samples below which nothing can be said of chance."""
 
@@ -125,11 +128,16 @@ def _worse_than_a_block(
 
 
 def _no_better(who: str, tallies: Sequence[Tally]) -> str:
+    advice = (
+        "That is far below chance: scores may have the wrong sign, or classes the wrong order."
+        if min(tally.lead for tally in tallies) < BELOW
+        else "Check the learning rate, training.epochs, training.batch_size and the scale of the "
+        "inputs."
+    )
     return (
         f"No better than chance: {who}, with an accuracy of {_shares(t.accuracy for t in tallies)} "
         f"on {sum(tallies[0].samples):,} test samples. The same answers, shuffled, would have "
-        f"{_shares(t.by_chance for t in tallies)}. Check the learning rate, training.epochs, "
-        f"training.batch_size and the scale of the inputs."
+        f"{_shares(t.by_chance for t in tallies)}. {advice}"
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from onward.config import RunConfig
 from onward.costs import budget, memory
 from onward.data import Dataset
-from onward.data.quoting import class_name
+from onward.data.quoting import class_name, listed
 from onward.devices import device_name, find_device, resolve_precision
 from onward.digests import tensors_sha256
 from onward.errors import FileError, OnwardWarning, SettingError, name_of
@@ -140,6 +140,8 @@ def get_ready(
         common = [text for text in idles[-1] if all(text in others for others in idles)]
         for text in (*common, *_not_learned(dataset, summary)):
             warnings.warn(text, OnwardWarning, stacklevel=5)
+        if summary.class_names is not None:
+            listener.note(f"{summary.num_classes} classes: {listed(summary.class_names)}.")
     if max_restarts() > 0 and not keeps and transport.rank == 0:
         listener.note(
             "Nothing is kept, and a restart would begin anew. Name a folder: --out RUN, or "
