@@ -62,8 +62,8 @@ class Sampler(ABC):
         Args:
             batch: Samples with their targets. A view may set other targets.
             draw: Draws whatever is random, on the device of the batch: give `device=batch.device`
-                beside `generator=draw`. Where `draws_once` is true, it begins with the same seed for
-                each batch of a run: draw for all ids, and take those of `batch.ids`.
+                beside `generator=draw`. Where `draws_once` is true, it begins with the same seed
+                for each batch of a run: draw for all ids, and take those of `batch.ids`.
             hints: Class scores of these samples, by an earlier network; None before there are any.
         """
 
