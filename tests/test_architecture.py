@@ -82,6 +82,7 @@ ORDER = [
     "network.networks",
     "network.passes",
     "network.moving",
+    "network.unsaved",
     "network.stages",
     "engine",
     "engine.steps",
