@@ -199,6 +199,7 @@ ORDER = [
     "runs",
     "runs.sharding",
     "runs.fitting",
+    "runs.first_step",
     "runs.trial",
     "runs.preparation",
     "runs.results",
