@@ -26,6 +26,7 @@ from onward.network.blocks import Block
 from onward.network.layers import Dense
 from onward.network.networks import Network
 from onward.network.trained_on import TrainedOn
+from onward.network.unsaved import unsaved
 from onward.recipes import BUILT_IN, Recipe
 from onward.recipes.blueprint import Blueprint, build
 from onward.recipes.dense import dense
@@ -94,6 +95,7 @@ def save(network: Network, path: Path | str) -> None:
         "inputs": network.inputs.to_json(),
         "class_names": network.class_names,
         "weights_sha256": weights_sha256(network),
+        "unsaved": unsaved(network, _weights(network).values()),
     }
     header["header_sha256"] = _header_digest(header)
     # Clones, since safetensors refuses tensors that share memory.
@@ -180,8 +182,12 @@ def load(
         known = header.get("modules")
         if known is not None and not fits(known, list[str]):
             raise ValueError(f"modules is {known!r}")
+        beside = header.get("unsaved", {})
+        if not fits(beside, dict[str, str]):
+            raise ValueError(f"unsaved is {beside!r}")
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise FileError(f"The model file {path} is damaged: {error!r}.") from error
+    _check_unsaved(path, beside, unsaved(network, wanted.values()))
     with torch.no_grad():
         for name, tensor in weights.items():
             wanted[name].copy_(tensor)
@@ -273,14 +279,15 @@ def _rebuild(
             },
         )
         found = Blueprint(recipe, settings, data, int(blueprint.get("stage", -1)))
+        seed = int(blueprint.get("seed", 0))
         if isinstance(settings, NetworkConfig):
             _check_size(path, settings, data)
         if recipe.name in BUILT_IN:
-            return build(found)
+            return build(found, seed=seed)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileError(f"The model file {path} describes no known network: {error}.") from error
     # What fails in a user's code is not the file's fault.
-    return build(found)
+    return build(found, seed=seed)
 
 
 def _current(settings: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,6 +328,20 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Ten
                 f"The model file {path} does not fit the network: {name} has shape "
                 f"{tuple(tensor.shape)} and type {tensor.dtype}, expected "
                 f"{tuple(wanted[name].shape)} and {wanted[name].dtype}."
+            )
+
+
+def _check_unsaved(path: Path, known: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Refuse a network whose plain attributes are others than those it was trained with."""
+    # What is there on one side only is a cache, filled by use.
+    for name, digest in known.items():
+        if own.get(name, digest) != digest:
+            raise FileError(
+                f"The model file {path} does not fit the network: {name} has other values than "
+                f"when it was saved. It is in a plain attribute, which no file holds. "
+                f"Make it a buffer (register_buffer) or a submodule of a module that is, or draw "
+                f"it from a generator with a seed of its own, torch.Generator().manual_seed(0); "
+                f"then train again."
             )
 
 

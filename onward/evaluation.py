@@ -16,7 +16,7 @@ from onward.data import Dataset
 from onward.data.labels import as_names, check_shape, column, numbers_of, whole_numbers
 from onward.data.numbers import Numbers
 from onward.data.tables import places
-from onward.errors import DataError
+from onward.errors import DataError, SettingError
 from onward.network.networks import Network
 from onward.network.passes import passes
 from onward.network.readouts import Readout, Scores
@@ -129,6 +129,9 @@ class Evaluation:
     """Of two classes: pairs of a sample of each whose scores are in the right order, counted twice,
     and once where scores are the same. None where there are not two, or each has no samples."""
 
+    unscored: int = 0
+    """Samples whose largest score is not finite, such as NaN: their answers are no choice."""
+
     def __repr__(self) -> str:
         """Return it in a line."""
         share = "" if self.accuracy is None else f", {self.accuracy:.2%}"
@@ -145,6 +148,17 @@ class Evaluation:
         if self.ordered is None or self.tally is None:
             return None
         return self.ordered / (2 * math.prod(self.tally.samples))
+
+    @property
+    def told_unscored(self) -> str | None:
+        """What to say of samples whose scores are not finite; None where there are none."""
+        if not self.unscored:
+            return None
+        return (
+            f"{self.unscored:,} of {self.samples:,} samples have scores that are not finite, such "
+            f"as NaN, so their classes are no choice and mostly count as wrong. Look at the scores "
+            f"of the objectives: the logarithm or root of a negative number may be the cause."
+        )
 
     def merit(self, monitor: Monitor) -> int:
         """Return how good this is, to compare with others of the same samples: more is better.
@@ -171,6 +185,7 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
 
     Raises:
         DataError: The classes are not those of the network.
+        SettingError: No sample has scores that are finite.
     """
     is_asked = network.readout is not None and "label" in batch.targets
     if not is_asked or not batch.num_counted:
@@ -187,7 +202,12 @@ def evaluate(network: Network, batch: Batch, readout: Readout | None = None) -> 
     tallies = dict(zip(blocks, each, strict=False))
     correct = {block: sum(tally.right) for block, tally in tallies.items()}
     order = ordered(scores.network[index], label)
-    return Evaluation(len(label), sum(whole.right), correct, whole, tallies, order)
+    # A class may be impossible, and have a logarithm of 0.
+    unscored = int((~scores.network[index].amax(dim=1).isfinite()).sum())
+    counts = Evaluation(len(label), sum(whole.right), correct, whole, tallies, order, unscored)
+    if unscored == len(label):
+        raise SettingError(f"Nothing can be counted: {counts.told_unscored}")
+    return counts
 
 
 def merit(correct: int, order: int | None, monitor: Monitor) -> int:

@@ -72,6 +72,7 @@ def evaluate(
 
     Raises:
         DataError: Samples or classes are not like those of the training, or there are no classes.
+        SettingError: No sample has scores that are finite.
     """
     asked = opened(trained, network)
     if isinstance(x, Dataset):
@@ -87,7 +88,10 @@ def evaluate(
         batch = batch.with_targets(label=labels)
     elif not isinstance(x, Batch | Dataset):
         raise DataError("These samples have no classes to be compared with. Give them as y.")
-    return evaluation.evaluate(asked, batch, readout)
+    found = evaluation.evaluate(asked, batch, readout)
+    if found.told_unscored is not None:
+        warnings.warn(found.told_unscored, OnwardWarning, stacklevel=2)
+    return found
 
 
 def told_known(network: Network, dataset: Dataset) -> str | None:

@@ -42,14 +42,20 @@ def generator(
 
 
 @contextmanager
-def global_generator_kept(device: torch.device = CPU) -> Iterator[None]:
-    """Restore torch's global generators, of the processor and of a device, at the end.
+def global_generators_kept(device: torch.device = CPU) -> Iterator[None]:
+    """Restore the global generators of torch, on a device too, of numpy and random at the end.
 
     Modules such as `torch.nn.Dropout` know no other generator, so it is seeded before each of
     their steps; the caller of the library should not notice.
     """
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-        yield
+    before = random.getstate(), np.random.get_state()
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def seed_global_generator(seed: int, device: torch.device) -> None:
@@ -61,16 +67,16 @@ def seed_global_generator(seed: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
+def seed_global_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators of torch, on a device too, of numpy and random."""
+    seed_global_generator(seed, device)
+    np.random.seed(seed % (1 << 32))
+    random.seed(seed)
+
+
 @contextmanager
 def global_generators_seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, numpy and random, and restore them at the end."""
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed % (1 << 32))
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+    with global_generators_kept():
+        seed_global_generators(seed, CPU)
+        yield

@@ -16,7 +16,7 @@ from onward.runs.preparation import make_plan, make_settings, make_stages, of_st
 from onward.runs.sharding import load_data, load_shards, seen, split
 from onward.runs.trial import block_costs
 from onward.runtime.workers import Settings, Shard
-from onward.seeds import global_generator_kept
+from onward.seeds import global_generators_kept
 from onward.transport.messages import SingleProcessTransport
 
 SMALL = {
@@ -234,7 +234,7 @@ class Prepared:
         """Run a placement in this process; return its runtimes, rank 0 first."""
         placement = place(self.plan, name, num_ranks, self.costs(), replicas)
         networks = [copy.deepcopy(self.network) for _ in range(num_ranks)]
-        with global_generator_kept():
+        with global_generators_kept():
             return run_in_memory(self.plan, placement, networks, self.shards, self.settings, way)
 
 

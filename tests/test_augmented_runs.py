@@ -92,9 +92,13 @@ def test_views_of_each_augmented_mini_batch_are_drawn_anew_and_alike_for_all_blo
             drawn.setdefault(tuple(batch.ids.tolist()), []).append(draw.initial_seed())
             return super().views(batch, draw, hints)
 
+    class Begun(ow.Listener):
+        def begin(self, plan, placement):
+            drawn.clear()  # Those of the trial.
+
     made = network()
     made.sampler = Recorded()
-    trained(ow.Flip(), made=made)
+    trained(ow.Flip(), made=made, listener=Begun())
 
     # Four epochs of five mini-batches, in one portion, which the second block reads again.
     assert [len(seeds) for seeds in drawn.values()] == [1] * 20

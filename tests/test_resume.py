@@ -30,7 +30,7 @@ from onward.placement import place
 from onward.plan.tasks import Product, ProductKind
 from onward.runtime.resume import agree_on_rest, open_store
 from onward.runtime.runtime import Runtime, make_worker
-from onward.seeds import global_generator_kept
+from onward.seeds import global_generators_kept
 from onward.transport.directory import DirectoryTransport
 from onward.transport.messages import OPEN
 
@@ -56,7 +56,7 @@ def go_on(prepared, name, num_ranks, folder, *, most=None, shared=True, every=1)
         for worker, transport, store in zip(workers, transports, stores, strict=True)
     ]
     done = []
-    with global_generator_kept():
+    with global_generators_kept():
         for runtime in runtimes:
             runtime.restore()
         for task in list(plan.tasks())[:most]:

@@ -1,5 +1,8 @@
+import random
 from itertools import product
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -11,7 +14,7 @@ from onward.checkpoint import weights_sha256
 from onward.engine.steps import Step, StepReport
 from onward.engine.stretches import Position, Training, learn
 from onward.errors import DivergedError
-from onward.seeds import derive, generator, global_generator_kept
+from onward.seeds import derive, generator, global_generators_kept
 
 several = settings(max_examples=60, deadline=None, derandomize=True)
 whole = st.integers(-(2**70), 2**70)
@@ -22,7 +25,7 @@ arguments = st.tuples(whole, st.text(max_size=8), st.lists(whole, max_size=4)).m
 
 def draws_from_torch():
     """Make a network whose module draws from torch's global generator in training."""
-    with global_generator_kept():
+    with global_generators_kept():
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU())
         block = ow.Block(module, ow.CrossEntropy(nn.Linear(8, 2)), ow.Adam(lr=0.01))
@@ -141,7 +144,7 @@ def test_the_steps_of_another_run_draw_other_numbers():
 def test_the_global_generator_is_restored_after_use():
     before = torch.get_rng_state()
 
-    with global_generator_kept():
+    with global_generators_kept():
         torch.manual_seed(7)
         torch.rand(3)
 
@@ -151,7 +154,7 @@ def test_the_global_generator_is_restored_after_use():
 def test_the_global_generator_is_restored_after_an_error():
     before = torch.get_rng_state()
 
-    with pytest.raises(RuntimeError, match="must match"), global_generator_kept():
+    with pytest.raises(RuntimeError, match="must match"), global_generators_kept():
         torch.rand(3) + torch.rand(4)
 
     assert torch.get_rng_state().equal(before)
@@ -194,9 +197,34 @@ def test_training_does_not_depend_on_the_state_of_the_global_generator(dataset):
     digests = set()
     for state in (1, 2):
         network.load_state_dict(first_weights)
-        with global_generator_kept():
+        with global_generators_kept():
             torch.manual_seed(state)
             train(network, dataset)
+        digests.add(weights_sha256(network))
+
+    assert len(digests) == 1
+
+
+class Noisy(ow.Plain):
+    """Draws noise from the global generators of numpy and random."""
+
+    def views(self, batch, draw, hints):
+        noise = torch.from_numpy(np.random.standard_normal(batch.tensor.shape)).float()
+        return {"input": batch.replace(inputs=batch.tensor + noise * random.random())}
+
+
+def test_samplers_may_draw_from_numpy_and_random_which_are_as_they_were(monkeypatch, dataset):
+    # What checks types draws from `random`.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    digests = set()
+    for state in (1, 2):
+        network = draws_from_torch()
+        network.sampler = Noisy()
+        np.random.seed(state)
+        random.seed(state)
+        before = str(np.random.get_state()), random.getstate()
+        train(network, dataset)
+        assert (str(np.random.get_state()), random.getstate()) == before
         digests.add(weights_sha256(network))
 
     assert len(digests) == 1
@@ -217,7 +245,7 @@ def test_first_weights_do_not_depend_on_the_state_of_the_global_generator(object
     settings = {"negatives": "hard", "readout": "goodness"} if objective == "threshold" else {}
     digests = set()
     for state in (1, 2):
-        with global_generator_kept():
+        with global_generators_kept():
             torch.manual_seed(state)
             network = ow.mlp((4,), num_classes=2, widths=(8, 8), objective=objective, **settings)
         digests.add(weights_sha256(network))

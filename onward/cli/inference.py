@@ -81,6 +81,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     console = Output()
     console.print(f"{options.run} on the {len(y):,} test samples of {dataset.name}", soft_wrap=True)
     console.print(shown)
+    if found.told_unscored is not None:
+        print(f"onward: note: {found.told_unscored}", file=sys.stderr)
     if calibrated is not None:
         costs = stage_costs(network, test if test.structure else None)
         cost = macs_spent(costs, answers)[counted]

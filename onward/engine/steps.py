@@ -181,6 +181,10 @@ class Step(ABC):
 class AutogradStep(Step):
     """Any block, by automatic differentiation of its loss."""
 
+    def __init__(self, block: Block) -> None:
+        super().__init__(block)
+        self.groups: dict[str, tuple[str, ...]] = {}
+
     def __call__(
         self, views: Views, *, seed: int, lr_scale: float
     ) -> tuple[dict[str, Batch], StepReport]:
@@ -240,7 +244,7 @@ class AutogradStep(Step):
         else:
             named = {}
             for name, part in losses.items():
-                own = self._derivatives(part, objective.group(name))
+                own = self._derivatives(part, self._group(name))
                 both = sorted(named.keys() & own.keys())
                 if both:
                     raise SettingError(
@@ -252,6 +256,21 @@ class AutogradStep(Step):
         samples = sum(view.num_counted for view in inputs.values())
         report = StepReport.of(loss, samples, metrics, partial(active_units, detached, objective))
         return Gradients(detached, named, report)
+
+    def _group(self, loss: str) -> tuple[str, ...]:
+        """Return what a loss trains, which is looked at once."""
+        if loss not in self.groups:
+            known = {"", *(name for name, _ in self.block.named_modules())}
+            known |= {name for name, _ in self.block.named_parameters()}
+            self.groups[loss] = self.block.objective.group(loss)
+            unknown = [name for name in self.groups[loss] if name not in known]
+            if unknown:
+                raise SettingError(
+                    f"{type(self.block.objective).__name__}.group says that the loss {loss} trains "
+                    f"{unknown[0]}, which is no part of the block. It has module, objective, and "
+                    f"in them {', '.join(name for name, _ in self.block.named_parameters())}."
+                )
+        return self.groups[loss]
 
     def _forward(self, inputs: Views) -> tuple[dict[str, Batch], Tensor]:
         """Return the outputs of each view, and what an extra gradient is added to, all joined."""

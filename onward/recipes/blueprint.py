@@ -30,6 +30,9 @@ class Blueprint:
     stage: int = -1
     """Which of the trainings of the recipe it is of; -1: the last."""
 
+    seed: int = 0
+    """The one with which torch, numpy and random were seeded for the recipe."""
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data, the recipe by name and digest."""
         return {
@@ -38,6 +41,7 @@ class Blueprint:
             "settings": asdict(self.settings),
             "data": asdict(self.data),
             "stage": self.stage,
+            "seed": self.seed,
         }
 
 
@@ -100,7 +104,7 @@ def build_stages(
     else:
         stages = _checked(recipe, built)
     for number, stage in enumerate(stages):
-        stage.network.blueprint = replace(blueprint, stage=number)
+        stage.network.blueprint = replace(blueprint, stage=number, seed=training.seed)
     return stages
 
 

@@ -68,7 +68,7 @@ def doubts(
         and (figures["loss"] or 0.0) >= (first[block]["loss"] or 0.0)
         and (figures.get("accuracy") or figures.get("told_apart") or 0.0) <= LEARNED
     ]
-    found = []
+    found = [] if test.told_unscored is None else [f"In the test, {test.told_unscored}"]
     if silent:
         shares = _shares(silent.values())
         found.append(

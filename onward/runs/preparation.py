@@ -38,6 +38,7 @@ from onward.runs.trial import (
     block_costs,
     check_augmentation,
     check_parts,
+    check_sampler,
     check_samples,
     check_single_samples,
     check_weights,
@@ -142,6 +143,7 @@ def arrange(
     check_parts(network, training, plan)
     check_samples(network, training, config)
     check_augmentation(network, training, make_settings(config), plan.batch_size)
+    check_sampler(network, training)
     is_balanced = num_ranks > 1 and (config.placement.name or plan.usual_placement) in BALANCED
     costs = block_costs(network, training, is_counted=is_balanced)
     check_single_samples(network, training, plan)

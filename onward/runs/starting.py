@@ -21,6 +21,7 @@ from onward.network.networks import Network
 from onward.network.stages import Stage
 from onward.placement import Placement
 from onward.plan.tasks import Plan
+from onward.runs.first_step import signs
 from onward.runs.idle import idle
 from onward.runs.preparation import arrange, make_settings, resolve_memory_format
 from onward.runs.results import Listener
@@ -341,6 +342,20 @@ def _first_weights(network: Network) -> list[str | None]:
         None if block.is_released else tensors_sha256(block.state_dict())
         for block in network.all_blocks
     ]
+
+
+def check_start(ready: Ready) -> None:
+    """Refuse ranks that are not alike, and parts that cannot be meant; warn of what hardly is."""
+    stage, config, transport = ready.stage, ready.config, ready.transport
+    check_alike(stage, config, ready.placement, transport)
+    training = next((shard.training for shard in ready.shards.values()), None)
+    own = signs(stage.network, training, config.training.seed)
+    notes = transport.all_gather("signs", [(sign.is_certain, sign.text) for sign in own])
+    for is_certain, text in dict.fromkeys(tuple(sign) for note in notes for sign in note):
+        if is_certain:
+            raise SettingError(text)
+        if transport.rank == 0:
+            warnings.warn(text, OnwardWarning, stacklevel=5)
 
 
 def check_alike(

@@ -49,10 +49,10 @@ from onward.runs.sharding import (
     split,
     with_data,
 )
-from onward.runs.starting import Ready, check_alike, closed_on_error, get_ready, num_done
+from onward.runs.starting import Ready, check_start, closed_on_error, get_ready, num_done
 from onward.runtime.runtime import Runtime, make_worker
 from onward.runtime.workers import report_fields
-from onward.seeds import global_generator_kept
+from onward.seeds import global_generators_kept
 from onward.settings import DataConfig, PlacementConfig, PlanConfig, Standardize, TrainingConfig
 from onward.timeline import Recorder, Span, is_whole, merged, spans_kept
 from onward.version import VERSION
@@ -312,7 +312,7 @@ def _train_stages(
                     with threads_kept(part.training.threads):
                         fit_preprocessing(network, part, ready.shards, transport)
                     ready = replace(ready, stage=replace(ready.stage, network=network))
-                    check_alike(ready.stage, part, ready.placement, transport)
+                    check_start(ready)
                     device = find_device(part.training.device)
                     with memory.advice(ready.on_device), moved(network, device):
                         trained = _train(network, ready, listener)
@@ -389,7 +389,7 @@ def _train(network: Network, ready: Ready, listener: Listener) -> Trained:
             listener.begin(plan, placement)
             if config.training.device == "auto" and worker.device.type == "cpu":
                 listener.note(f"training.device is auto, and {why_no_gpu()}; so it is cpu.")
-        with global_generator_kept(network.device), threads_kept(config.training.threads):
+        with global_generators_kept(network.device), threads_kept(config.training.threads):
             runtime.run()
         if store is not None:
             store.close()

@@ -2,7 +2,9 @@
 
 import math
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from onward.network.blocks import Block
 from onward.network.networks import Network
 from onward.network.passes import passes
 from onward.plan.tasks import Plan
+from onward.runs.first_step import IN_PLACE, few, versions
 from onward.runtime.workers import Settings
 
 
@@ -146,6 +149,34 @@ def check_augmentation(network: Network, training: Batch, settings: Settings, si
         network.transformed(batch, tried)
 
 
+def check_sampler(network: Network, training: Batch) -> None:
+    """Refuse samplers that change samples in place. What fails is left to the training.
+
+    Raises:
+        SettingError: One does.
+    """
+    if training.structure:
+        return
+    # It may count its calls.
+    sampler, batch = copy(network.sampler), network.transformed(few(training))
+    asked: dict[str, Callable[[], object]] = {
+        "views": lambda: sampler.views(batch, seeds.generator(0, "trial"), None),
+        "neutral": lambda: sampler.neutral(batch),
+    }
+    if network.is_sweep:
+        asked["candidates"] = lambda: sampler.candidates(batch)
+    for name, ask in asked.items():
+        before = versions({"": batch})
+        with suppress(Exception), seeds.global_generators_seeded(0):
+            ask()
+        if versions({"": batch}) != before:
+            raise SettingError(
+                f"{type(sampler).__name__}.{name} changes the samples it gets in place, which are "
+                f"those of the data set, or of whoever asks. Let its first operation make a new "
+                f"tensor, such as batch.tensor.clone()."
+            )
+
+
 def _is_finite(batch: Batch) -> bool:
     return all(bool(part.isfinite().all()) for part in parts(batch.inputs))
 
@@ -189,6 +220,7 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
                     )
                 raise SettingError(says) from error
             try:
+                before = versions({"": outputs})
                 if block.objective.has_scores:
                     scores = block.scores(outputs)
             except Exception as error:
@@ -199,6 +231,11 @@ def block_costs(network: Network, training: Batch, *, is_counted: bool = True) -
                     f"The objective of block {number} cannot score what the block puts out, of "
                     f"shape {shape}: {told(error)}{_head_advice(block, shape)}"
                 ) from error
+        if versions({"": outputs}) != before:
+            raise SettingError(
+                f"{type(block.objective).__name__}.scores, of block {number}, changes what the "
+                f"block puts out {IN_PLACE}"
+            )
         if scores is not None and scores.ndim > 2:
             raise SettingError(
                 f"Block {number} scores each sample with shape {tuple(scores.shape[1:])}; class "

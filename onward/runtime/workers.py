@@ -309,10 +309,9 @@ class Worker(ABC):
         sampler = self.network.sampler
         drawn_at = (0, shard) if sampler.draws_once else (time, shard, *mini_batch)
         draw = seeds.generator(self.settings.seed, "negatives", *drawn_at, device=self.device)
-        with seeds.global_generator_kept(self.device):
-            # A sampler that draws from it after all draws the same on every rank.
-            seeds.seed_global_generator(draw.initial_seed(), self.device)
-            views = sampler.views(batch, draw, hints)
+        # A sampler that draws from these after all draws the same on every rank.
+        seeds.seed_global_generators(draw.initial_seed(), self.device)
+        views = sampler.views(batch, draw, hints)
         if not fits(views, dict[str, Batch]):
             raise SettingError(
                 f"The sampler {type(sampler).__name__} makes {said(views)}; its `views` returns a "

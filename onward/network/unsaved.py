@@ -1,0 +1,76 @@
+"""What hangs on the parts of a network as plain attributes, and so is not saved with it."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onward.digests import tensors_sha256
+from onward.network.networks import Network
+
+OWN = {"_parameters", "_buffers", "_modules"}
+"""Attributes of modules in which torch keeps what is saved."""
+
+
+def unsaved(network: Network, saved: Iterable[Tensor]) -> dict[str, str]:
+    """Return digests, by name, of tensors and arrays that answers may need and no file holds.
+
+    Those of samplers, readouts, layers and objectives that score, also in lists, tuples and dicts,
+    and those of modules that hang there.
+
+    Args:
+        network: What is looked at.
+        saved: What a file holds of it.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in saved}
+    found: dict[str, str] = {}
+    for name, tensor in _hanging(network):
+        is_held = tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0
+        if is_held and tensor.untyped_storage().data_ptr() not in known:
+            found[name] = tensors_sha256({"": tensor})
+    return found
+
+
+def _hanging(network: Network) -> Iterator[tuple[str, Tensor]]:
+    for name, part in (("sampler", network.sampler), ("readout", network.readout)):
+        whole = part if isinstance(part, nn.Module) else getattr(part, "__dict__", {})
+        yield from _inside(name, whole, frozenset())
+    for number, block in enumerate(network.all_blocks):
+        yield from _of_module(f"block {number}: module", block.module, frozenset())
+        if block.objective.has_scores:
+            yield from _of_module(f"block {number}: objective", block.objective, frozenset())
+
+
+def _of_module(path: str, whole: nn.Module, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield what hangs on a module, and on those that are registered in it."""
+    helpers = getattr(whole, "helpers", ())
+    for name, module in whole.named_modules():
+        for attribute, value in vars(module).items():
+            # torch makes a plain weight of weight_orig, and of weight_g and weight_v.
+            is_made = any(known.startswith(f"{attribute}_") for known in module._parameters)
+            is_helper = (name or attribute).partition(".")[0] in helpers
+            if not (is_made or is_helper or attribute in OWN):
+                where = ".".join(part for part in (path, name, attribute) if part)
+                yield from _inside(where, value, above)
+
+
+def _inside(path: str, value: object, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a value with where they are: those of lists, tuples, dicts, modules."""
+    if id(value) in above:
+        return
+    above |= {id(value)}
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        yield path, torch.from_numpy(value.astype(np.float64))
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            yield from _inside(f"{path}[{number}]", each, above)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            inner = f"{path}.{key}" if isinstance(key, str) else f"{path}[{key}]"
+            yield from _inside(inner, each, above)
+    elif isinstance(value, nn.Module):
+        yield from _inside(path, value.state_dict(), above)
+        yield from _of_module(path, value, above)
