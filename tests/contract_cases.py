@@ -159,7 +159,7 @@ CASES = {
     "channel-goodness": Case(recipe_of("channel-goodness", channels=(6, 6)), images, 2),
     "ff-conv": Case(recipe_of("ff-conv", channels=(4, 6)), images, 2),
     "ff-conv, hard": Case(
-        recipe_of("ff-conv", channels=(4, 6), negatives="hard", readout="softmax"), images, 1
+        recipe_of("ff-conv", channels=(4, 6), negatives="hard", readout="softmax"), images, 2
     ),
     "stages": Case(stages, vectors, 2),
     "frozen": Case(frozen, vectors, 3),
