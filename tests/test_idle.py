@@ -181,7 +181,7 @@ def graph_without_validation():
 
 def samples_with_validation():
     x, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
-    return ow.dataset(x, y, x_val=x, y_val=y, name="pairs")
+    return ow.dataset(x, y, x_val=x + 1, y_val=y, name="pairs")
 
 
 @pytest.mark.parametrize(
