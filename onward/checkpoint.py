@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -300,9 +300,9 @@ def _current(settings: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str,
         own.pop(name, None)
     if "one_block" in own.keys() - known.keys():
         own["layers_per_block"] = "all" if own.pop("one_block") else 1
-    if own.get("layers_per_block") == "one":
+    if own.get("layers_per_block") == "one" and "one" not in get_args(known["layers_per_block"]):
         own["layers_per_block"] = 1
-    if "heads" in own and "attention_heads" in known:
+    if "heads" in own.keys() - known.keys() and "attention_heads" in known:
         own["attention_heads"] = own.pop("heads")
     return own
 
@@ -332,16 +332,18 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Ten
 
 
 def _check_unsaved(path: Path, known: Mapping[str, str], own: Mapping[str, str]) -> None:
-    """Refuse a network whose plain attributes are others than those it was trained with."""
+    """Warn of a network whose plain attributes are others than those it was trained with."""
     # What is there on one side only is a cache, filled by use.
     for name, digest in known.items():
         if own.get(name, digest) != digest:
-            raise FileError(
-                f"The model file {path} does not fit the network: {name} has other values than "
-                f"when it was saved. It is in a plain attribute, which no file holds. "
-                f"Make it a buffer (register_buffer) or a submodule of a module that is, or draw "
-                f"it from a generator with a seed of its own, torch.Generator().manual_seed(0); "
-                f"then train again."
+            warnings.warn(
+                f"The network may not be as it was when {path} was saved: {name} has other values. "
+                f"It is in a plain attribute, which no file holds. If answers depend on it, make "
+                f"it a buffer (register_buffer) or a submodule of a module that is, or draw it "
+                f"from a generator with a seed of its own, torch.Generator().manual_seed(0); then "
+                f"train again.",
+                OnwardWarning,
+                stacklevel=3,
             )
 
 

@@ -1,5 +1,6 @@
-"""Plain attributes of parts, which no model file holds: rebuilt alike, or refused."""
+"""Plain attributes of parts, which no model file holds: rebuilt alike, or told of."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch import nn
 
 import onward as ow
 from onward.checkpoint import load, save
-from onward.errors import FileError
 from onward.recipes.blueprint import Blueprint, build
 
 
@@ -84,22 +84,20 @@ def linear(seed):
         (lambda seed: {"p": [linear(seed)]}, "block 0: objective.p[0].weight"),
     ],
 )
-def test_a_network_with_other_plain_attributes_is_refused(path, made, name):
+def test_other_plain_attributes_are_told_of(path, made, name):
     save(network(**made(1.0)), path)
     load(path, network(**made(1.0)))
     other = network(**made(2.0))
-    before = {n: t.clone() for n, t in other.state_dict().items()}
 
-    with pytest.raises(FileError) as refused:
+    with pytest.warns(ow.OnwardWarning) as told:
         load(path, other)
 
-    assert f"not fit the network: {name} has other values than when it was saved" in str(
-        refused.value
-    )
-    assert "register_buffer" in str(refused.value)
-    assert all(t.equal(before[n]) for n, t in other.state_dict().items())
+    (text,) = [str(each.message) for each in told if "register_buffer" in str(each.message)]
+    assert f"{name} has other values" in text
     rewrite(path, unsaved={})
-    load(path, other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, other)
 
 
 @pytest.mark.parametrize(

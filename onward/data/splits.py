@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import Counter
 
 import numpy as np
 import torch
@@ -29,12 +30,15 @@ def warn_of_same(training: Tensor, others: Tensor, part: str, name: str) -> None
     """
     if training.nbytes > MOST_BYTES:
         return
-    others = others[:1000]
-    known = {hash(sample.tobytes()) for sample in training.numpy()}
-    same = sum(hash(sample.tobytes()) in known for sample in others.numpy())
-    if same >= SAME * len(others):
+    known = Counter(hash(sample.tobytes()) for sample in others[:1000].numpy())
+    num_others = known.total()
+    if len(known) < (1 - SAME) * num_others:
+        return  # Few values make samples the same by chance.
+    shared = known.keys() & (hash(sample.tobytes()) for sample in training.numpy())
+    same = sum(known[each] for each in shared)
+    if same >= SAME * num_others:
         warnings.warn(
-            f"{name}: {same:,} of {len(others):,} {part} samples are training samples too, byte "
+            f"{name}: {same:,} of {num_others:,} {part} samples are training samples too, byte "
             f"for byte. The {part} accuracy says little of new samples then: leave these out on "
             f"one side, or give x alone, from which samples are held out.",
             OnwardWarning,

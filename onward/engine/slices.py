@@ -20,7 +20,7 @@ from onward.network.blocks import Block
 from onward.network.layers import Dense
 from onward.network.readouts import is_head
 from onward.network.samplers import Views
-from onward.seeds import seed_global_generator
+from onward.seeds import seed_global_generators
 from onward.settings import Cut
 
 
@@ -109,7 +109,7 @@ class SampleSlicesStep(Step):
             )
         every = self.team.share(own)
         # A rule that draws then draws the same on every rank, whichever slices were its own.
-        seed_global_generator(seed, self.block.device)
+        seed_global_generators(seed, self.block.device)
         self.follow(every, names, [len(part) / samples for part in parts], lr_scale)
         active = torch.stack([active for _, active, *_ in every]).amax(dim=0).bool()
         return {}, StepReport(in_order([sums for sums, *_ in every]), active)

@@ -14,7 +14,7 @@ from onward.network.blocks import Block, is_inside
 from onward.network.objectives import Metrics, Objective
 from onward.network.optimizers import with_strides
 from onward.network.samplers import Views
-from onward.seeds import seed_global_generator
+from onward.seeds import seed_global_generators
 
 CLIP_EPSILON = 1e-6
 """Added to the length of a gradient before it is clipped, as torch does."""
@@ -183,7 +183,7 @@ class AutogradStep(Step):
 
     def __init__(self, block: Block) -> None:
         super().__init__(block)
-        self.groups: dict[str, tuple[str, ...]] = {}
+        self.known: set[tuple[str, ...]] = set()
 
     def __call__(
         self, views: Views, *, seed: int, lr_scale: float
@@ -201,8 +201,8 @@ class AutogradStep(Step):
     @torch.enable_grad()
     def gradients(self, views: Views, *, seed: int) -> Gradients:
         block, objective = self.block, self.block.objective
-        # Modules such as Dropout know the global generator only.
-        seed_global_generator(seed, block.device)
+        # Modules such as Dropout know the global generators only.
+        seed_global_generators(seed, block.device)
         draw = torch.Generator(block.device).manual_seed(seed)
         block.train()
         inputs = self.learned(views)
@@ -258,19 +258,20 @@ class AutogradStep(Step):
         return Gradients(detached, named, report)
 
     def _group(self, loss: str) -> tuple[str, ...]:
-        """Return what a loss trains, which is looked at once."""
-        if loss not in self.groups:
+        """Return what a loss trains; its names are looked at once."""
+        group = self.block.objective.group(loss)
+        if group not in self.known:
             known = {"", *(name for name, _ in self.block.named_modules())}
             known |= {name for name, _ in self.block.named_parameters()}
-            self.groups[loss] = self.block.objective.group(loss)
-            unknown = [name for name in self.groups[loss] if name not in known]
+            unknown = [name for name in group if name not in known]
             if unknown:
                 raise SettingError(
                     f"{type(self.block.objective).__name__}.group says that the loss {loss} trains "
                     f"{unknown[0]}, which is no part of the block. It has module, objective, and "
                     f"in them {', '.join(name for name, _ in self.block.named_parameters())}."
                 )
-        return self.groups[loss]
+            self.known.add(group)
+        return group
 
     def _forward(self, inputs: Views) -> tuple[dict[str, Batch], Tensor]:
         """Return the outputs of each view, and what an extra gradient is added to, all joined."""

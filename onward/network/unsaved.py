@@ -33,44 +33,46 @@ def unsaved(network: Network, saved: Iterable[Tensor]) -> dict[str, str]:
 
 
 def _hanging(network: Network) -> Iterator[tuple[str, Tensor]]:
+    seen: set[int] = set()
     for name, part in (("sampler", network.sampler), ("readout", network.readout)):
         whole = part if isinstance(part, nn.Module) else getattr(part, "__dict__", {})
-        yield from _inside(name, whole, frozenset())
+        yield from _inside(name, whole, seen)
     for number, block in enumerate(network.all_blocks):
-        yield from _of_module(f"block {number}: module", block.module, frozenset())
+        yield from _of_module(f"block {number}: module", block.module, seen)
         if block.objective.has_scores:
-            yield from _of_module(f"block {number}: objective", block.objective, frozenset())
+            yield from _of_module(f"block {number}: objective", block.objective, seen)
 
 
-def _of_module(path: str, whole: nn.Module, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+def _of_module(path: str, whole: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Yield what hangs on a module, and on those that are registered in it."""
     helpers = getattr(whole, "helpers", ())
     for name, module in whole.named_modules():
         for attribute, value in vars(module).items():
             # torch makes a plain weight of weight_orig, and of weight_g and weight_v.
-            is_made = any(known.startswith(f"{attribute}_") for known in module._parameters)
+            own = dict(module.named_parameters(recurse=False))
+            is_made = any(known.startswith(f"{attribute}_") for known in own)
             is_helper = (name or attribute).partition(".")[0] in helpers
             if not (is_made or is_helper or attribute in OWN):
                 where = ".".join(part for part in (path, name, attribute) if part)
-                yield from _inside(where, value, above)
+                yield from _inside(where, value, seen)
 
 
-def _inside(path: str, value: object, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+def _inside(path: str, value: object, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a value with where they are: those of lists, tuples, dicts, modules."""
-    if id(value) in above:
+    if id(value) in seen:
         return
-    above |= {id(value)}
+    seen.add(id(value))
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        yield path, torch.from_numpy(value.astype(np.float64))
+        yield path, torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     elif isinstance(value, list | tuple):
         for number, each in enumerate(value):
-            yield from _inside(f"{path}[{number}]", each, above)
+            yield from _inside(f"{path}[{number}]", each, seen)
     elif isinstance(value, dict):
         for key, each in value.items():
             inner = f"{path}.{key}" if isinstance(key, str) else f"{path}[{key}]"
-            yield from _inside(inner, each, above)
+            yield from _inside(inner, each, seen)
     elif isinstance(value, nn.Module):
-        yield from _inside(path, value.state_dict(), above)
-        yield from _of_module(path, value, above)
+        yield from _inside(path, value.state_dict(), seen)
+        yield from _of_module(path, value, seen)

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from copy import copy, deepcopy
-from typing import NamedTuple
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,13 +33,13 @@ class Sign(NamedTuple):
     text: str
 
 
-def few(training: Batch) -> Batch:
+def few(training: Batch, most: int = SAMPLES) -> Batch:
     """Return copies of a few samples, spread over all."""
-    number = min(SAMPLES, len(training))
+    number = min(most, SAMPLES, len(training))
     return training.take(torch.arange(number) * len(training) // max(number, 1))
 
 
-def signs(network: Network, training: Batch | None, seed: int) -> list[Sign]:
+def signs(network: Network, training: Batch | None, seed: int, batch_size: int) -> list[Sign]:
     """Return what is wrong with the first step of a network, which stays as it is.
 
     What fails is left to the training, which tells of it. Not looked at are samples with a
@@ -52,7 +52,7 @@ def signs(network: Network, training: Batch | None, seed: int) -> list[Sign]:
     if training is not None and not training.structure:
         try:
             with seeds.global_generators_seeded(seeds.derive(seed, "trial")):
-                for sign in _tried(network, few(training), seed):
+                for sign in _tried(network, few(training, batch_size), seed):
                     found.append(sign)
         except Exception:
             return found
@@ -60,32 +60,35 @@ def signs(network: Network, training: Batch | None, seed: int) -> list[Sign]:
 
 
 def _tried(network: Network, samples: Batch, seed: int) -> Iterator[Sign]:
-    sampler, seen = copy(network.sampler), network.transformed(samples)
+    sampler, seen = deepcopy(network.sampler), network.transformed(samples)
     views = sampler.views(seen, seeds.generator(seed, "trial"), None)
-    views |= {NEUTRAL: (neutral := sampler.neutral(seen))}
+    views = {**views, NEUTRAL: (neutral := sampler.neutral(seen))}
     # A view is often what inference sees.
     each = {id(view): passes(network, view) for view in views.values()}
     second = passes(network, neutral)
-    memo = {id(parameter): parameter for parameter in network.parameters()}
+    # What learns is changed by no step that is not applied; the rest may be changed by a pass.
+    memo = {
+        id(parameter): parameter for parameter in network.parameters() if parameter.requires_grad
+    }
     for number, block in enumerate(network.all_blocks):
         if block.is_released:
             return
         done = {view: next(own) for view, own in each.items()}
         passed = {name: done[id(view)] for name, view in views.items()}
         if text := _random(block, passed[NEUTRAL].outputs, next(second).outputs):
-            yield Sign(True, f"{text} of block {number} {RANDOM}")
+            yield Sign(False, f"{text} of block {number} {RANDOM}")
             return
         if any(True for _ in block.trained()):
             # With the same parameters, and running state of its own.
-            own = deepcopy(block, dict(memo))
-            own.optimizer_state = {}
+            state: dict[str, Any] = {}
+            own = deepcopy(block, {**memo, id(block.optimizer_state): state})
             names = [NEUTRAL] if is_head(block) else sampler.names
             yield from _learned(own, number, {name: passed[name] for name in names}, seed)
 
 
 RANDOM = (
-    "draws at random in inference: two passes of the same samples differ. Draw in training alone, "
-    "where self.training is true: F.dropout(x, 0.5, self.training), or nn.Dropout."
+    "answers the same samples in two ways in inference. If it draws at random, do so in training "
+    "alone, where self.training is true: F.dropout(x, 0.5, self.training), or nn.Dropout."
 )
 
 
@@ -123,9 +126,10 @@ def _learned(block: Block, number: int, passed: Mapping[str, Passed], seed: int)
     if left:
         yield Sign(
             False,
-            f"No loss reaches {_named(left)} of block {number}, so nothing is learned there. Does "
-            f"the loss read a detached tensor, or another head than the scores? Where several "
-            f"losses have groups, is it in one? If it is meant, call requires_grad_(False).",
+            f"No loss reaches {_named(left)} of block {number} in a first step on a few samples, "
+            f"so nothing is learned there, unless other samples choose it. Does the loss read a "
+            f"detached tensor, or another head than the scores? Where several losses have groups, "
+            f"is it in one? If it is meant, call requires_grad_(False).",
         )
     odd = [n for n, gradient in found.named.items() if not math.isfinite(float(gradient.sum()))]
     if odd and math.isfinite(found.report.loss):
@@ -142,7 +146,8 @@ IN_PLACE = "in place, which other blocks read too. Let the first operation make 
 
 def versions(views: Mapping[str, Batch]) -> list[int]:
     """Return how often each tensor of some batches was changed."""
-    return [tensor._version for view in views.values() for tensor in view.tensors().values()]
+    tensors = [tensor for view in views.values() for tensor in view.tensors().values()]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 def _named(names: Sequence[str]) -> str:

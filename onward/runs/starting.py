@@ -349,7 +349,8 @@ def check_start(ready: Ready) -> None:
     stage, config, transport = ready.stage, ready.config, ready.transport
     check_alike(stage, config, ready.placement, transport)
     training = next((shard.training for shard in ready.shards.values()), None)
-    own = signs(stage.network, training, config.training.seed)
+    settings = config.training
+    own = signs(stage.network, training, settings.seed, settings.batch_size)
     notes = transport.all_gather("signs", [(sign.is_certain, sign.text) for sign in own])
     for is_certain, text in dict.fromkeys(tuple(sign) for note in notes for sign in note):
         if is_certain:

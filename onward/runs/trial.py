@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from copy import copy
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +158,11 @@ def check_sampler(network: Network, training: Batch) -> None:
     if training.structure:
         return
     # It may count its calls.
-    sampler, batch = copy(network.sampler), network.transformed(few(training))
+    try:
+        sampler = deepcopy(network.sampler)
+    except Exception:  # Such as one with an open file.
+        return
+    batch = network.transformed(few(training))
     asked: dict[str, Callable[[], object]] = {
         "views": lambda: sampler.views(batch, seeds.generator(0, "trial"), None),
         "neutral": lambda: sampler.neutral(batch),
