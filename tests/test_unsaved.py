@@ -12,6 +12,7 @@ from torch import nn
 
 import onward as ow
 from onward.checkpoint import load, save
+from onward.network.unsaved import unsaved
 from onward.recipes.blueprint import Blueprint, build
 
 
@@ -131,3 +132,10 @@ def test_what_hangs_elsewhere_and_is_saved_is_no_reason(path):
     save(trained, path)
 
     load(path, built())
+
+
+def test_every_module_of_a_list_is_looked_at():
+    layers = [nn.Linear(4, 4) for _ in range(20)]
+    made = network(own=layers)
+
+    assert len(unsaved(made, made.parameters())) == 40

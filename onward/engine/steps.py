@@ -259,7 +259,7 @@ class AutogradStep(Step):
 
     def _group(self, loss: str) -> tuple[str, ...]:
         """Return what a loss trains; its names are looked at once."""
-        group = self.block.objective.group(loss)
+        group = tuple(self.block.objective.group(loss))
         if group not in self.known:
             known = {"", *(name for name, _ in self.block.named_modules())}
             known |= {name for name, _ in self.block.named_parameters()}

@@ -74,5 +74,8 @@ def _inside(path: str, value: object, seen: set[int]) -> Iterator[tuple[str, Ten
             inner = f"{path}.{key}" if isinstance(key, str) else f"{path}[{key}]"
             yield from _inside(inner, each, seen)
     elif isinstance(value, nn.Module):
-        yield from _inside(path, value.state_dict(), seen)
+        # These tensors are made anew, and say nothing by their identity.
+        for key, tensor in value.state_dict().items():
+            if isinstance(tensor, Tensor):
+                yield f"{path}.{key}", tensor
         yield from _of_module(path, value, seen)

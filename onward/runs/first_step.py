@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,10 +66,6 @@ def _tried(network: Network, samples: Batch, seed: int) -> Iterator[Sign]:
     # A view is often what inference sees.
     each = {id(view): passes(network, view) for view in views.values()}
     second = passes(network, neutral)
-    # What learns is changed by no step that is not applied; the rest may be changed by a pass.
-    memo = {
-        id(parameter): parameter for parameter in network.parameters() if parameter.requires_grad
-    }
     for number, block in enumerate(network.all_blocks):
         if block.is_released:
             return
@@ -79,9 +75,8 @@ def _tried(network: Network, samples: Batch, seed: int) -> Iterator[Sign]:
             yield Sign(False, f"{text} of block {number} {RANDOM}")
             return
         if any(True for _ in block.trained()):
-            # With the same parameters, and running state of its own.
-            state: dict[str, Any] = {}
-            own = deepcopy(block, {**memo, id(block.optimizer_state): state})
+            # A pass may change whatever a module holds. The state of its optimizer is not needed.
+            own = deepcopy(block, {id(block.optimizer_state): {}})
             names = [NEUTRAL] if is_head(block) else sampler.names
             yield from _learned(own, number, {name: passed[name] for name in names}, seed)
 

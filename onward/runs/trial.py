@@ -175,9 +175,9 @@ def check_sampler(network: Network, training: Batch) -> None:
             ask()
         if versions({"": batch}) != before:
             raise SettingError(
-                f"{type(sampler).__name__}.{name} changes the samples it gets in place, which are "
-                f"those of the data set, or of whoever asks. Let its first operation make a new "
-                f"tensor, such as batch.tensor.clone()."
+                f"{type(sampler).__name__}.{name} changes the samples it gets in place, and so "
+                f"those of the data set or of the caller. Let its first operation make a new tensor, "
+                f"such as batch.tensor.clone()."
             )
 
 
