@@ -176,8 +176,8 @@ def check_sampler(network: Network, training: Batch) -> None:
         if versions({"": batch}) != before:
             raise SettingError(
                 f"{type(sampler).__name__}.{name} changes the samples it gets in place, and so "
-                f"those of the data set or of the caller. Let its first operation make a new tensor, "
-                f"such as batch.tensor.clone()."
+                f"those of the data set or of the caller. Let its first operation make a new "
+                f"tensor, such as batch.tensor.clone()."
             )
 
 
