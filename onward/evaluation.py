@@ -130,7 +130,7 @@ class Evaluation:
     and once where scores are the same. None where there are not two, or each has no samples."""
 
     unscored: int = 0
-    """Samples whose largest score is not finite, such as NaN: their answers are no choice."""
+    """Samples whose largest score is not finite, such as NaN: no class can be chosen for them."""
 
     def __repr__(self) -> str:
         """Return it in a line."""
@@ -156,8 +156,9 @@ class Evaluation:
             return None
         return (
             f"{self.unscored:,} of {self.samples:,} samples have scores that are not finite, such "
-            f"as NaN, so their classes are no choice and mostly count as wrong. Look at the scores "
-            f"of the objectives: the logarithm or root of a negative number may be the cause."
+            f"as NaN, so that no class can be chosen for them, and most count as wrong. Check "
+            f"`scores` of the objectives: the logarithm or the square root of a negative number "
+            f"may be the cause."
         )
 
     def merit(self, monitor: Monitor) -> int:

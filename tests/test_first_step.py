@@ -258,8 +258,8 @@ class NoisyScores(Own):
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ((Own, Noisy), "The module Noisy of block 0 answers the same samples in two ways"),
-        ((NoisyScores,), "The scores of the objective NoisyScores of block 0 answers"),
+        ((Own, Noisy), "Block 0: two passes through the module Noisy give different outputs"),
+        ((NoisyScores,), "Block 0: two calls of NoisyScores.scores give different outputs"),
     ],
 )
 def test_what_draws_at_random_in_inference_is_told_of(parts, says):

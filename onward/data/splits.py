@@ -39,8 +39,8 @@ def warn_of_same(training: Tensor, others: Tensor, part: str, name: str) -> None
     if same >= SAME * num_others:
         warnings.warn(
             f"{name}: {same:,} of {num_others:,} {part} samples are training samples too, byte "
-            f"for byte. The {part} accuracy says little of new samples then: leave these out on "
-            f"one side, or give x alone, from which samples are held out.",
+            f"for byte. The {part} accuracy then says little about new samples: remove these from "
+            f"one of the two, or give x alone, from which samples are held out.",
             OnwardWarning,
             stacklevel=3,
         )

@@ -72,7 +72,7 @@ def _tried(network: Network, samples: Batch, seed: int) -> Iterator[Sign]:
         done = {view: next(own) for view, own in each.items()}
         passed = {name: done[id(view)] for name, view in views.items()}
         if text := _random(block, passed[NEUTRAL].outputs, next(second).outputs):
-            yield Sign(False, f"{text} of block {number} {RANDOM}")
+            yield Sign(False, f"Block {number}: {text} {RANDOM}")
             return
         if any(True for _ in block.trained()):
             # A pass may change whatever a module holds. The state of its optimizer is not needed.
@@ -82,18 +82,19 @@ def _tried(network: Network, samples: Batch, seed: int) -> Iterator[Sign]:
 
 
 RANDOM = (
-    "answers the same samples in two ways in inference. If it draws at random, do so in training "
-    "alone, where self.training is true: F.dropout(x, 0.5, self.training), or nn.Dropout."
+    "give different outputs for the same samples in inference. Random draws, if that is the cause, "
+    "belong in training, where self.training is true: F.dropout(x, 0.5, self.training), or "
+    "nn.Dropout."
 )
 
 
 def _random(block: Block, outputs: Batch, again: Batch) -> str | None:
-    """Return what answers the same samples in two ways, if something does."""
+    """Return what gives different outputs for the same samples, if something does."""
     if not _are_alike(parts(outputs.inputs), parts(again.inputs)):
-        return f"The module {type(block.module).__name__}"
+        return f"two passes through the module {type(block.module).__name__}"
     own = [[block.scores(outputs)] for _ in range(2)] if block.objective.has_scores else [[], []]
     if not _are_alike(*own):
-        return f"The scores of the objective {type(block.objective).__name__}"
+        return f"two calls of {type(block.objective).__name__}.scores"
     return None
 
 
